@@ -1,0 +1,475 @@
+"""argv -> calls.  The only file that prints.
+
+Everything heavy is imported inside the commands, so that ``--help`` answers at once.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from autotune.errors import AutotuneError, UsageError
+
+if TYPE_CHECKING:
+    from autotune.records.budget import Budget, Effort, Limit
+    from autotune.records.report import DeployTrial, Report, TrainTrial
+
+F = TypeVar("F", bound=Callable[..., Any])
+_GOALS = ("quality", "latency", "energy", "throughput", "memory")
+
+
+class _Quantity(click.ParamType[Any, Any]):
+    """A number with an SI unit, e.g. 5ms; with ``relative`` also a factor, e.g. 0.6x."""
+
+    name = "quantity"
+
+    def __init__(self, unit: str, *, relative: bool = False) -> None:
+        self._unit = unit
+        self._relative = relative
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> "float | Limit":
+        from autotune.control import units
+
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        try:
+            if self._relative:
+                return units.parse_limit(value, self._unit)
+            return units.parse(value, self._unit)
+        except AutotuneError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _limits(command: F) -> F:
+    """The budget options, shared by run, execute and verify."""
+    options = (
+        click.option(
+            "--latency",
+            type=_Quantity("s", relative=True),
+            metavar="5ms|0.6x",
+            help="Latency of one call; 0.6x is relative to the dense eager baseline.",
+        ),
+        click.option(
+            "--percentile",
+            type=click.FloatRange(1, 99.99),
+            default=95.0,
+            show_default=True,
+            help="Percentile that the latency limit is for.",
+        ),
+        click.option(
+            "--energy",
+            type=_Quantity("J", relative=True),
+            metavar="20mJ|0.6x",
+            help="Energy per sample.",
+        ),
+        click.option(
+            "--memory",
+            type=_Quantity("B", relative=True),
+            metavar="200MB|0.6x",
+            help="Peak resident memory of the serving process.",
+        ),
+        click.option(
+            "--max-drop",
+            type=float,
+            metavar="0.01",
+            help="How far quality may fall below the baseline's.",
+        ),
+        click.option(
+            "--accept-modelled-energy",
+            is_flag=True,
+            help="Let a modelled energy decide (the verdict says so).",
+        ),
+        click.option(
+            "--powercap-root",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="A powercap tree that the host provides; readings are labelled so.",
+        ),
+        click.option(
+            "--powercap-label",
+            type=click.Choice(["host", "simulated"]),
+            default="host",
+            show_default=True,
+            help="What the --powercap-root tree is.",
+        ),
+        click.option(
+            "--cpu-idle-w",
+            type=_Quantity("W"),
+            metavar="30W",
+            help="Measured idle power of this CPU, to calibrate the model.",
+        ),
+        click.option(
+            "--cpu-max-w",
+            type=_Quantity("W"),
+            metavar="120W",
+            help="Measured full-load power of this CPU, to calibrate the model.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _training_limits(command: F) -> F:
+    options = (
+        click.option(
+            "--train-time",
+            type=_Quantity("s"),
+            metavar="5min",
+            help="Limit for the final training.",
+        ),
+        click.option(
+            "--train-energy",
+            type=_Quantity("J"),
+            metavar="2kJ",
+            help="Limit for the final training.",
+        ),
+        click.option(
+            "--train-memory",
+            type=_Quantity("B"),
+            metavar="4GB",
+            help="Limit for the final training's peak memory.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="autotune")
+def cli() -> None:
+    """Tune a PyTorch model for the machine it runs on, under latency and energy budgets."""
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@_limits
+@_training_limits
+@click.option("--epochs", type=click.IntRange(min=1), help="Epochs of the final training.")
+@click.option("--goal", type=click.Choice(_GOALS), help="What to optimise; see the README.")
+@click.option("--batch", type=click.IntRange(min=1), help="Deployment batch size.  [default: 1]")
+@click.option(
+    "--time",
+    "time_s",
+    type=_Quantity("s"),
+    default="10min",
+    show_default=True,
+    metavar="10min",
+    help="The whole run, over by at most a tenth.",
+)
+@click.option("--trials", type=click.IntRange(min=1), help="At most so many deploy trials.")
+@click.option("--train-trials", type=click.IntRange(min=1), help="At most so many train trials.")
+@click.option("--only", multiple=True, metavar="KIND=NAME", help="Search only these.")
+@click.option("--without", multiple=True, metavar="NAME", help="Leave these out.")
+@click.option("--profile", metavar="NAME|FILE", help="A saved profile instead of probing.")
+@click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--require-measured", is_flag=True, help="Stop where energy cannot be measured.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Report folder.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Go on with an interrupted run.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def run(model: Path, args: tuple[str, ...], **given: Any) -> None:
+    """Find, execute and verify the best plan for MODEL.
+
+    MODEL is a Python file that defines a model and its data.  Arguments after -- reach it.
+    """
+    from autotune.tune import Task, resume, tune
+
+    listener = _listener(given["as_json"])
+    if given["resume"] is not None:
+        with listener:
+            report, folder = resume(given["resume"], listener=listener)
+    else:
+        from autotune.control import store
+
+        profile = store.load_profile(given["profile"]) if given["profile"] else None
+        task = Task.from_file(model, *args)
+        with listener:
+            report, folder = tune(
+                task,
+                _budget(given),
+                _effort(given),
+                profile=profile,
+                out=given["out"],
+                listener=listener,
+            )
+    _finish(report, folder, given["as_json"])
+
+
+@cli.command()
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path))
+@_limits
+@_training_limits
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Report folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def execute(plan: Path, model: Path, **given: Any) -> None:
+    """Replay a PLAN on this machine: train, compress, build, verify, report."""
+    import msgspec
+
+    from autotune.tune import Task
+    from autotune.tune import execute as replay
+    from autotune.control import store
+
+    loaded = store.load_plan(plan)
+    listener = _listener(given["as_json"])
+    task = Task.from_file(model, *loaded.args)
+    budget = msgspec.structs.replace(_budget(given), batch=loaded.deployment.batch_size)
+    with listener:
+        report, folder = replay(
+            loaded, task, budget, _effort(given), out=given["out"], listener=listener
+        )
+    _finish(report, folder, given["as_json"])
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@_limits
+@click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
+def verify(folder: Path, model: Path | None, **given: Any) -> None:
+    """Measure a report's artifact again, in fresh processes, against its budgets or new ones.
+
+    Without MODEL quality is NOT_MEASURED, and the recorded one is shown with its date.
+    """
+    from autotune.control import render
+    from autotune.records import codec
+    from autotune.tune import verify as measure
+
+    new = any(given[name] is not None for name in ("latency", "energy", "memory", "max_drop"))
+    found = measure(folder, model, budget=_budget(given) if new else None, effort=_effort(given))
+    if given["as_json"]:
+        click.echo(codec.encode(found, indent=2).decode(), nl=False)
+    else:
+        click.echo(render.verdicts(found.verdicts, found.percentile))
+        if found.outputs_agree is not None:
+            said = "agree" if found.outputs_agree else "DO NOT agree"
+            click.echo(f"The artifact's outputs {said} with the recorded ones.")
+    sys.exit(found.exit_code)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["text", "md", "html", "json", "csv"]),
+    default="text",
+    show_default=True,
+)
+def report(folder: Path, kind: str) -> None:
+    """Render a report again from its report.json."""
+    from autotune.control import render, store
+    from autotune.records import codec
+
+    loaded = store.load_report(folder)
+    makers: dict[str, Callable[[], str]] = {
+        "text": lambda: render.summary(loaded),
+        "md": lambda: render.markdown(loaded),
+        "html": lambda: render.html(loaded),
+        "csv": lambda: render.csv(loaded),
+        "json": lambda: codec.encode(loaded, indent=2).decode(),
+    }
+    click.echo(makers[kind](), nl=False)
+
+
+@cli.command()
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE")
+@click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
+def profile(out: Path | None, as_json: bool) -> None:
+    """Measure this machine and save its profile."""
+    from autotune import machine
+    from autotune.control import render, store
+    from autotune.records import codec
+
+    found = machine.profile()
+    path = store.save_profile(found, out)
+    if as_json:
+        click.echo(codec.encode(found, indent=2).decode(), nl=False)
+        return
+    click.echo(render.profile(found))
+    click.echo(f"saved as {path}; use it with --profile {path if out else path.stem}")
+
+
+@cli.command()
+def doctor() -> None:
+    """What this machine can measure and run, what is missing, and what mends it."""
+    from autotune import machine
+
+    for line in machine.doctor():
+        click.echo(line)
+
+
+# -- from options to records ---------------------------------------------------------------
+
+
+def _budget(given: dict[str, Any]) -> "Budget":
+    from autotune.records.budget import Budget
+
+    return Budget(
+        latency=given["latency"],
+        percentile=given["percentile"],
+        energy=given["energy"],
+        memory=given["memory"],
+        train_time_s=given.get("train_time"),
+        train_energy_j=given.get("train_energy"),
+        train_memory_bytes=given.get("train_memory"),
+        max_drop=given["max_drop"],
+        goal=given.get("goal"),
+        batch=given.get("batch"),
+        accept_modelled_energy=given["accept_modelled_energy"],
+    )
+
+
+def _effort(given: dict[str, Any]) -> "Effort":
+    from autotune.records.budget import Effort
+
+    root = given["powercap_root"]
+    if root is not None and not root.is_dir():
+        raise UsageError(f"--powercap-root {root}: no such folder; give the tree's own folder")
+    known = {
+        name: given[name]
+        for name in (
+            "time_s",
+            "trials",
+            "train_trials",
+            "epochs",
+            "seed",
+            "device",
+            "only",
+            "without",
+            "cpu_idle_w",
+            "cpu_max_w",
+            "require_measured",
+        )
+        if given.get(name) is not None
+    }
+    return Effort(
+        powercap_root=str(root.resolve()) if root else None,
+        powercap_label=given["powercap_label"],
+        **known,
+    )
+
+
+def _finish(report: "Report", folder: Path, as_json: bool) -> None:
+    from autotune.control import render
+    from autotune.records import codec
+
+    if as_json:
+        click.echo(codec.encode(report, indent=2).decode(), nl=False)
+    else:
+        click.echo(render.summary(report, str(folder)), nl=False)
+    sys.exit(report.exit_code if report.status == "complete" else report.exit_code or 4)
+
+
+# -- progress ------------------------------------------------------------------------------
+
+
+def _listener(quiet: bool) -> "_Plain":
+    if quiet:
+        return _Plain(to=None)
+    return _Bar() if sys.stderr.isatty() else _Plain(to=sys.stderr)
+
+
+class _Plain:
+    """One line a phase, a note and every tenth trial; nothing at all without a stream."""
+
+    def __init__(self, to: Any) -> None:
+        self._to = to
+        self._count = 0
+
+    def __enter__(self) -> "_Plain":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def _line(self, text: str) -> None:
+        if self._to is not None:
+            click.echo(text, file=self._to)
+
+    def phase(self, name: str, share_s: float) -> None:
+        self._count = 0
+        self._line(f"[{name}] about {share_s:.0f} s")
+
+    def note(self, text: str) -> None:
+        self._line(f"  {text}")
+
+    def trial(self, trial: "TrainTrial | DeployTrial", best: str, left_s: float) -> None:
+        self._count += 1
+        if trial.state == "failed" and trial.failure is not None:
+            said = trial.failure.message.splitlines() or [""]
+            self._line(f"  trial {trial.number}: {trial.failure.kind}: {said[0]}")
+        elif self._count % 10 == 1:
+            self._line(f"  trial {trial.number}, {left_s:.0f} s left, best: {best}")
+
+
+class _Bar(_Plain):
+    """A progress bar of the phase with the best plan so far, time left and trials pruned."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        super().__init__(to=None)
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._task: Any = None
+        self._pruned = 0
+
+    def __enter__(self) -> "_Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def phase(self, name: str, share_s: float) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._count = self._pruned = 0
+        self._share = max(share_s, 1.0)
+        self._task = self._bar.add_task(name, total=self._share, text="")
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, style="dim")
+
+    def trial(self, trial: "TrainTrial | DeployTrial", best: str, left_s: float) -> None:
+        self._count += 1
+        self._pruned += trial.state == "pruned"
+        pruned = f", {self._pruned} pruned" if self._pruned else ""
+        text = f"{self._count} trials{pruned}, {max(0, left_s):.0f} s left, best: {best}"
+        if self._task is not None:
+            self._bar.update(self._task, completed=self._share - left_s, text=text)
+
+
+def main() -> None:
+    """The command line, with errors turned into one clear message and the right exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except AutotuneError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,61 @@
+"""Compression plug-ins: one file each, from one form to another.
+
+    module --prune--> module --export (worker.build)--> onnx --int8_static|int8_dynamic--> onnx
+
+A plug-in's top-level imports are the standard library and records; `Compressor` is what it
+must hold, `Tools` what it may use.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from autotune.forms import Form
+from autotune.records.job import Context
+from autotune.records.plan import Value
+from autotune.records.task import Dim
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a step may use.  It writes its form's files into ``workdir``.
+
+    ``module(form)`` is the ``nn.Module`` of a module form, in eval mode; ``fresh()`` a dense
+    one of the same code.  ``example(n)`` is one batch of n rows as positional tensors.
+    ``recover(model)`` trains a model in place as long as the job says and returns the
+    seconds.  ``calibration(n)`` yields batches of at most n rows, input name to array.
+    """
+
+    seed: int
+    batch_size: int
+    workdir: Path
+    module: Callable[[Form], Any]
+    fresh: Callable[[], Any]
+    example: Callable[[int], tuple[Any, ...]]
+    recover: Callable[[Any], float]
+    calibration: Callable[[int], Iterator[dict[str, Any]]]
+
+
+class Compressor(Protocol):
+    """A module under ``compress/``.  Steps of one ``GROUP`` exclude each other."""
+
+    TAKES: str
+    GIVES: str
+    GROUP: str
+
+    def unavailable(self, context: Context) -> str | None:
+        """None, or why it cannot be used, in words that a person can act on."""
+        ...
+
+    def dims(self, context: Context) -> tuple[Dim, ...]:
+        """Its parameters as dimensions of the search."""
+        ...
+
+    def apply(self, form: Form, params: dict[str, Value], tools: Tools) -> Form:
+        """Write the compressed form into ``tools.workdir``.
+
+        Raises:
+            JobError: unsupported.
+        """
+        ...

@@ -1,0 +1,225 @@
+"""`autotune verify`: a report's artifact measured again, in fresh processes.
+
+Its bytes are checked against ``checksums`` first.  Without the model file quality is
+NOT_MEASURED, and the recorded one is shown with its date; with it, the artifact answers
+the *confirm* rows again and is tested against the baseline's recorded scores.
+Relative limits hold against the baseline that the report recorded.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from autotune.control import deploying, examples, store, verdict
+from autotune.control.bridge import Bridge
+from autotune.control.run import Run, Silent, must
+from autotune.control.verifying import LATENCY_ALPHA, QUALITY_ALPHA, Side, deployment_verdicts
+from autotune.errors import OutputError, UsageError
+from autotune.records import job as jobs
+from autotune.records.base import Record
+from autotune.records.budget import Budget, Effort, Limit
+from autotune.records.measurement import Scores, Verdict
+from autotune.records.report import PlanResult, Quantiles, Report
+from autotune.records.task import TaskSpec
+
+_LAUNCHES = 3
+_MOST_LAUNCHES = 6
+_LAUNCH_S = 0.7
+
+
+class Again(Record, frozen=True, kw_only=True):
+    """What was found, beside what the report said."""
+
+    folder: str
+    created_utc: str
+    percentile: float
+    verdicts: tuple[Verdict, ...]
+    recorded: tuple[Verdict, ...]
+    outputs_agree: bool | None
+    exit_code: int
+
+
+def verify(
+    folder: Path,
+    make_bridge: Callable[[Path, Effort], Bridge],
+    *,
+    budget: Budget | None = None,
+    effort: Effort | None = None,
+    spec: TaskSpec | None = None,
+) -> Again:
+    """Measure ``folder/artifact`` against its own budgets, or against ``budget``.
+
+    Raises:
+        UsageError: the folder holds no finished report.
+        OutputError: the artifact's bytes are not those that were verified.
+    """
+    report = store.load_report(folder)
+    if report.chosen is None or report.artifact is None:
+        raise UsageError(f"{folder} is the report of an interrupted run: there is no artifact yet")
+    sha = store.check_artifact(folder / "artifact")
+    if sha != report.artifact.sha256:
+        raise OutputError(
+            f"{folder}/artifact is not the one that this report verified (sha256 {sha[:12]}..., "
+            f"verified was {report.artifact.sha256[:12]}...)"
+        )
+    effort = effort or Effort()
+    with tempfile.TemporaryDirectory(prefix="autotune-verify-") as scratch:
+        work = Path(scratch)
+        shutil.copytree(folder / "artifact", work / "builds" / "artifact")
+        bridge = make_bridge(work, effort)
+        try:
+            return _measure(folder, report, bridge, work, budget, effort, spec)
+        finally:
+            bridge.close()
+
+
+def _measure(
+    folder: Path,
+    report: Report,
+    bridge: Bridge,
+    work: Path,
+    budget: Budget | None,
+    effort: Effort,
+    spec: TaskSpec | None,
+) -> Again:
+    assert report.chosen is not None
+    assert report.artifact is not None
+    budget = _absolute(budget or report.budget, report.baseline)
+    sources = must(bridge, jobs.Sources(), 30.0).answer
+    assert isinstance(sources, jobs.Found)
+    recorded = folder / "artifact" / "recorded.npz"
+    rows = "data/recorded.npz"
+    agreement = examples.rows_file(recorded, work / rows)
+    scored_part = None
+    task = spec or TaskSpec(kind="file", path="")
+    if spec is not None:
+        found = must(bridge, jobs.Inspect(task=spec), 120.0).answer
+        assert isinstance(found, jobs.Inspection)
+        if found.info.source_sha256 != report.survey.task.source_sha256:
+            raise UsageError(f"{spec.path} is not the model file that this report was made from")
+        scored_part, rows = "confirm", "data/select.npz"
+    run = Run(
+        bridge, task, budget, effort, Silent(), report.profile, report.survey, sources.sources
+    )
+    deployment = report.chosen.plan.deployment
+    size = report.artifact.size_bytes
+    built = jobs.Built(
+        artifact="builds/artifact",
+        sha256=report.artifact.sha256,
+        files={},
+        size_bytes=size,
+        stages=(),
+    )
+    side = Side(deployment, built)
+    verdicts: tuple[Verdict, ...] = ()
+    agree: bool | None = None
+    for number in range(_MOST_LAUNCHES):
+        first = number == 0
+        job = jobs.Measure(
+            artifact=built.artifact,
+            rows=rows,
+            batch_size=deployment.batch_size,
+            threads=deployment.threads,
+            seed=7000 + number,
+            min_calls=verdict.samples_needed(budget.percentile, LATENCY_ALPHA),
+            time_s=_LAUNCH_S,
+            score_rows=(f"data/{scored_part}.npz" if scored_part else "data/recorded.npz")
+            if first
+            else None,
+            outputs="outputs/again.npz" if first else None,
+            meter=run.meter,
+        )
+        answer = must(bridge, job, 300.0).answer
+        assert isinstance(answer, jobs.Measured)
+        side.launches.append(answer.launch)
+        if first and scored_part is not None:
+            scoring = jobs.Score(task=task, part=scored_part, outputs="outputs/again.npz")
+            scored = must(bridge, scoring, 120.0).answer
+            assert isinstance(scored, jobs.Scored)
+            side.scores = scored.scores
+        elif first:
+            agree = agreement(work / "outputs" / "again.npz")
+        if number + 1 >= _LAUNCHES:
+            verdicts = deployment_verdicts(run, side, None)
+            if not any(v.verdict == "UNDECIDED" for v in verdicts):
+                break
+    quality = _quality(report, run, side, recorded)
+    verdicts = (*verdicts, quality)
+    return Again(
+        folder=str(folder),
+        created_utc=store.now_utc(),
+        percentile=budget.percentile,
+        verdicts=verdicts,
+        recorded=report.verdicts,
+        outputs_agree=agree,
+        exit_code=verdict.exit_code(verdicts),
+    )
+
+
+def _absolute(budget: Budget, baseline: PlanResult | None) -> Budget:
+    """Relative limits become absolute ones by the report's recorded baseline.
+
+    Raises:
+        UsageError: the report has no figure of the baseline to be relative to.
+    """
+
+    def resolved(name: str, limit: Limit | None, base: float | None) -> Limit | None:
+        if limit is None or not limit.relative:
+            return limit
+        if base is None:
+            raise UsageError(f"--{name} {limit.value:g}x: the report recorded no baseline figure")
+        return Limit(value=limit.value * base)
+
+    latency = energy = memory = None
+    if baseline is not None:
+        if baseline.latency_s is not None:
+            latency = _at(baseline.latency_s, budget.percentile)
+        energy = baseline.energy_j_per_sample
+        if energy is None and baseline.energy_modelled is not None:
+            energy = baseline.energy_modelled.value
+        memory = baseline.memory_bytes
+    return msgspec.structs.replace(
+        budget,
+        latency=resolved("latency", budget.latency, latency),
+        energy=resolved("energy", budget.energy, energy),
+        memory=resolved("memory", budget.memory, memory),
+    )
+
+
+def _at(found: Quantiles, percentile: float) -> float | None:
+    """The recorded latency at a percentile; None where it was not recorded."""
+    known = {50.0: found.p50, 95.0: found.p95, 99.0: found.p99}
+    if found.percentile is not None and found.value is not None:
+        known[found.percentile] = found.value
+    return known.get(percentile)
+
+
+def _quality(report: Report, run: Run, side: Side, recorded: Path) -> Verdict:
+    """Tested again against the baseline's recorded scores, or NOT_MEASURED."""
+    assert report.chosen is not None
+    old = next((v for v in report.verdicts if v.name == "quality"), None)
+    if side.scores is None:
+        quality = report.chosen.quality
+        known = f"{quality:.4g}" if quality is not None else "none"
+        return Verdict(
+            name="quality",
+            unit="",
+            limit=old.limit if old else 0.0,
+            estimate=None,
+            lower=None,
+            upper=None,
+            confidence=0.95,
+            samples=0,
+            verdict="NOT_MEASURED",
+            source="not measured again",
+            note=f"recorded: {known} on {report.created_utc[:10]}; give MODEL.py to measure it",
+        )
+    baseline: Scores = examples.scores(recorded, "baseline")
+    allowed = deploying.max_drop(run, baseline.quality)
+    higher = report.survey.task.higher_is_better
+    return verdict.quality(
+        side.scores, baseline, allowed, higher_is_better=higher, alpha=QUALITY_ALPHA
+    )

@@ -1,0 +1,153 @@
+"""The end of the story: finalists are verified, one is chosen, and its bytes are shipped.
+
+The winner replaces the baseline only if it beats it beyond noise; where nothing keeps every
+limit, the least violating plan is named and the verdicts say by how much.
+"""
+
+import math
+
+from autotune.control import assemble, deploying, examples, store, verdict, verifying
+from autotune.control.assemble import Known
+from autotune.control.deploying import Lab
+from autotune.control.run import Run
+from autotune.control.verifying import Verified
+from autotune.records.plan import Deployment
+from autotune.records.report import PlanResult
+
+_FINALISTS = 3
+
+
+def finalists(lab: Lab) -> list[Deployment]:
+    """The best few distinct deployments; the baseline stands ready after them."""
+    ranked = [t.deployment for t in lab.ranked() if not _dense_eager(t.deployment)]
+    return ranked[:_FINALISTS]
+
+
+def _dense_eager(deployment: Deployment) -> bool:
+    return deployment.lossless and deployment.runtime == "eager"
+
+
+def conclude(
+    known: Known, candidates: list[Deployment], folder: store.RunFolder, *, replace: bool = True
+) -> None:
+    """Verify finalists in order until one keeps every limit and beats the baseline."""
+    run, lab = known.run, known.lab
+    assert lab is not None
+    began = run.bridge.now()
+    run.listener.phase("verification", run.left_s)
+    tested: list[Verified] = []
+    for deployment in candidates:
+        found = verifying.verify(lab, deployment, len(candidates), known.execution)
+        if found.failure is not None:
+            known.messages.append(f"a finalist failed verification: {found.failure}")
+            continue
+        tested.append(found)
+        if found.met or run.left_s < 0.1 * run.effort.time_s:
+            break
+    kept: str | None = None
+    chosen = _pick(tested)
+    if replace or chosen is None:
+        chosen, kept = _against_baseline(known, lab, chosen)
+    _ship(known, chosen, kept, folder)
+    run.timed("verification", began)
+
+
+def _pick(tested: list[Verified]) -> Verified | None:
+    """The first that met everything, else the least violating."""
+    met = [v for v in tested if v.met]
+    if met:
+        return met[0]
+    return min(tested, key=_distance, default=None)
+
+
+def _distance(found: Verified) -> tuple[int, float]:
+    """How far from every limit: first the exit code's severity, then the relative excess."""
+    code = verdict.exit_code(found.verdicts)
+    excess = sum(
+        max(0.0, v.estimate / v.limit - 1)
+        for v in found.verdicts
+        if v.estimate is not None and v.limit > 0
+    )
+    return {0: 0, 4: 1}.get(code, 2), excess
+
+
+def _against_baseline(
+    known: Known, lab: Lab, chosen: Verified | None
+) -> tuple[Verified, str | None]:
+    """The winner replaces the baseline only if it beats it beyond noise."""
+    deployment = chosen.side.deployment if chosen else lab.dense(1, lab.batch)
+    if chosen is not None and chosen.met and _improves(known.run, chosen):
+        return chosen, None
+    plain = lab.dense(deployment.threads, deployment.batch_size)
+    own = verifying.verify(lab, plain, 1, known.execution)
+    if chosen is None:
+        return own, "No candidate could be verified: the baseline is the plan."
+    if own.met and (not chosen.met or not _improves(known.run, chosen)):
+        why = "does not keep every limit" if not chosen.met else "does not beat it beyond noise"
+        return own, f"The baseline keeps every limit and the best candidate {why}."
+    if chosen.met or _distance(chosen) <= _distance(own):
+        return chosen, None
+    return own, "The baseline comes closer to the limits than any candidate."
+
+
+def _improves(run: Run, found: Verified) -> bool:
+    """Better than the baseline beyond noise, in what the goal asks for (or it keeps a limit
+    that the baseline breaks).
+    """
+    comparison = found.comparison
+    if comparison is None:
+        return False
+    base = verifying.judge(run, found.reference, found.reference, verifying.QUALITY_ALPHA)
+    if verdict.exit_code(base) != 0 and found.met:
+        return True
+    goal = run.budget.resolved_goal()
+    batch = found.side.deployment.batch_size
+    if goal == "memory":
+        own = max(launch.peak_memory_bytes for launch in found.side.launches)
+        return own < min(launch.peak_memory_bytes for launch in found.reference.launches)
+    if goal == "energy":
+        own_j = [e for e in deploying.energies(found.side.launches, batch) if e is not None]
+        base_j = [e for e in deploying.energies(found.reference.launches, batch) if e is not None]
+        if own_j and base_j:
+            return max(own_j) < min(base_j)
+    return comparison.beyond_noise and comparison.ratio < 1
+
+
+def _ship(known: Known, chosen: Verified, kept: str | None, folder: store.RunFolder) -> None:
+    """Ship the verified bytes and write down what was found."""
+    run = known.run
+    folder.ship(chosen.side.built.artifact, chosen.side.built.sha256)
+    sha = chosen.side.built.sha256
+    known.artifact = store.artifact(folder.path / "artifact", chosen.side.deployment.runtime)
+    known.chosen = verifying.result(run, chosen.side, known.plan(chosen.side.deployment, sha))
+    reference = chosen.reference
+    known.baseline = verifying.result(run, reference, known.plan(reference.deployment))
+    known.lossless = _lossless(known, chosen)
+    known.verdicts = chosen.verdicts
+    known.why = assemble.explain(known, chosen, kept)
+    examples.record(
+        folder.work,
+        folder.path / "artifact" / "recorded.npz",
+        chosen.side.built.artifact,
+        reference.scores,
+    )
+
+
+def _lossless(known: Known, chosen: Verified) -> PlanResult | None:
+    """The best plan without compression, verified like the others when time allows."""
+    run, lab = known.run, known.lab
+    assert lab is not None
+    if chosen.side.deployment.lossless:
+        return known.chosen
+    found = [t for t in lab.ranked() if t.deployment.lossless]
+    fast = min(
+        (t for t in found if t.latency_s is not None),
+        key=lambda t: t.latency_s.p50 if t.latency_s else math.inf,
+        default=None,
+    )
+    if fast is None or run.left_s < 0.05 * run.effort.time_s:
+        return None
+    if _dense_eager(fast.deployment):
+        return known.baseline
+    side = verifying.alone(lab, fast.deployment)
+    return verifying.result(run, side, known.plan(fast.deployment)) if side else None

@@ -1,0 +1,169 @@
+"""Sentences about plans: what one is, what binds it, what each of its parts is worth."""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from autotune.control import units
+from autotune.records.measurement import Verdict
+from autotune.records.plan import Deployment, Step, Value
+from autotune.records.report import DeployTrial
+from autotune.records.task import Option
+
+Rank = Callable[[Sequence[DeployTrial]], tuple[DeployTrial, ...]]
+_ABSOLUTE_SLACK = 1e-12
+
+
+def describe(deployment: Deployment) -> str:
+    """One readable line: ``prune ratio=0.5 + int8 static, onnxruntime, 2 threads, batch 1``."""
+    steps = " + ".join(_step(step) for step in deployment.compress) or "dense fp32"
+    threads = f"{deployment.threads} thread{'' if deployment.threads == 1 else 's'}"
+    return f"{steps}, {deployment.runtime}, {threads}, batch {deployment.batch_size}"
+
+
+def _step(step: Step) -> str:
+    shown = " ".join(f"{name}={_value(value)}" for name, value in sorted(step.params.items()))
+    name = step.name.replace("_", " ")
+    return f"{name} {shown}" if shown else name
+
+
+def _value(value: Value) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def latency_of(trial: DeployTrial) -> float | None:
+    """Seconds per call at the budget's percentile, else p95."""
+    found = trial.latency_s
+    if found is None:
+        return None
+    return found.value if found.value is not None else found.p95
+
+
+def brief(trial: DeployTrial) -> str:
+    """A plan with the two numbers that matter most."""
+    return f"{describe(trial.deployment)} ({figures(trial)})"
+
+
+def figures(trial: DeployTrial) -> str:
+    """Latency and quality of a trial on *select*."""
+    found = trial.latency_s
+    tail = f"p{found.percentile:g}" if found and found.percentile is not None else "p95"
+    latency = units.show(latency_of(trial), "s")
+    return f"{tail} {latency}, quality {units.metric(trial.quality)}"
+
+
+def slack(verdict: Verdict) -> float | None:
+    """Share of the limit left over by what decides (the upper bound, else the estimate)."""
+    decides = verdict.upper if verdict.upper is not None else verdict.estimate
+    if decides is None or abs(verdict.limit) < _ABSOLUTE_SLACK:
+        return None
+    return (verdict.limit - decides) / abs(verdict.limit)
+
+
+def binding(verdicts: Sequence[Verdict]) -> str | None:
+    """The budget with the least slack, in a sentence."""
+    known = [(s, v) for v in verdicts if (s := slack(v)) is not None]
+    if not known:
+        return None
+    least, verdict = min(known, key=lambda pair: pair[0])
+    decides = verdict.upper if verdict.upper is not None else verdict.estimate
+    kind = " (upper bound)" if verdict.upper not in (None, verdict.estimate) else ""
+    sides = f"{quantity(decides, verdict)}{kind} of {quantity(verdict.limit, verdict)} allowed"
+    slackness = (
+        f"over by {units.percent(-least)}" if least < 0 else f"{units.percent(least)} to spare"
+    )
+    return f"The limit on {verdict.name.replace('_', ' ')} binds: {sides}, {slackness}."
+
+
+def quantity(value: float | None, verdict: Verdict) -> str:
+    """A value in the verdict's unit; quality has none."""
+    if verdict.unit in ("s", "J", "B", "W"):
+        return units.show(value, verdict.unit)
+    return units.metric(value)
+
+
+def margin(picked: DeployTrial, other: DeployTrial) -> str:
+    """How the runner-up differs, in measured numbers."""
+    parts = []
+    mine, theirs = latency_of(picked), latency_of(other)
+    if mine and theirs:
+        if mine <= theirs:
+            word, ratio = "slower", theirs / mine
+        else:
+            word, ratio = "faster", mine / theirs
+        parts.append(
+            f"{ratio:.2f}x {word} ({units.show(theirs, 's')} against {units.show(mine, 's')})"
+        )
+    if picked.quality is not None and other.quality is not None:
+        ours, others = units.metric(picked.quality), units.metric(other.quality)
+        parts.append(f"quality {others} against {ours}")
+    return ", ".join(parts) or "nothing comparable was measured"
+
+
+def knobs(
+    picked: DeployTrial,
+    ranked: Sequence[DeployTrial],
+    rank: Rank,
+    feasible: Callable[[DeployTrial], bool],
+) -> dict[str, str]:
+    """For each knob of the chosen plan: the best plan measured with another setting."""
+    chosen = picked.deployment
+    out: dict[str, str] = {}
+    for name, value, same in _settings(chosen):
+        without = rank([trial for trial in ranked if not same(trial.deployment)])
+        label = f"{name.replace('_', ' ')} {value}".strip()
+        if not without:
+            out[label] = "nothing else was measured"
+        elif feasible(picked) and not feasible(without[0]):
+            out[label] = "without it no plan measured keeps the limits"
+        else:
+            best = without[0]
+            out[label] = f"best without it: {describe(best.deployment)}: {margin(picked, best)}"
+    return out
+
+
+def _settings(
+    chosen: Deployment,
+) -> list[tuple[str, str, Callable[[Deployment], bool]]]:
+    """Every knob of a plan, with a test for plans that share its setting."""
+
+    def has_step(name: str) -> Callable[[Deployment], bool]:
+        return lambda other: any(step.name == name for step in other.compress)
+
+    rows = [(step.name, "", has_step(step.name)) for step in chosen.compress]
+    rows.append(("runtime", chosen.runtime, lambda other: other.runtime == chosen.runtime))
+    rows.append(("threads", str(chosen.threads), lambda other: other.threads == chosen.threads))
+    return rows
+
+
+def refused(options: Sequence[Option]) -> tuple[str, ...]:
+    """What could not be used, the machine's refusals apart from the user's own exclusions."""
+    out = []
+    for option in options:
+        if option.excluded_by_user:
+            out.append(f"{option.kind} {option.name}: excluded by you")
+        elif not option.available:
+            out.append(f"{option.kind} {option.name}: {option.reason or 'no reason given'}")
+    return tuple(out)
+
+
+def failures(trials: Sequence[DeployTrial]) -> tuple[str, ...]:
+    """What was tried and ended badly, or was ruled out by a proven bound."""
+    out = []
+    for trial in trials:
+        if trial.failure is not None:
+            ended = f"{trial.failure.kind}: {trial.failure.message}"
+            out.append(f"trial {trial.number} ({describe(trial.deployment)}): {ended}")
+        elif trial.bound is not None:
+            out.append(f"trial {trial.number} ({describe(trial.deployment)}): {trial.bound}")
+    return tuple(out)
+
+
+def loosened(trial: DeployTrial, name: str, factor: float = 1.1) -> DeployTrial:
+    """The trial as one budget, ``factor`` times as large, would see it."""
+    if name not in trial.constraints:
+        return trial
+    eased = trial.constraints | {name: (trial.constraints[name] + 1) / factor - 1}
+    return msgspec.structs.replace(trial, constraints=eased)

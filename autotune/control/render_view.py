@@ -1,0 +1,244 @@
+"""What a report says of its verdicts and verified plans, as titled tables of plain text.
+
+    Report -> render_tables.sections -> (Section(title, lines, tables), ...) -> render, render_html
+
+Numbers become readable here and in `render_tables`, through `units` alone.  Text is plain;
+whoever writes it into a format escapes it.
+"""
+
+from typing import NamedTuple
+
+from autotune.control import units
+from autotune.control.reasons import describe, quantity
+from autotune.records.measurement import Interval, Verdict
+from autotune.records.plan import Recipe
+from autotune.records.report import PlanResult, Quantiles, Report
+
+NONE = "-"
+ONE_AT_A_TIME = "(one request at a time, warm)"
+_ENDS = {
+    0: "every limit is met",
+    3: "a limit is not met",
+    4: "a limit is undecided or was not measured",
+}
+
+
+class Table(NamedTuple):
+    """``head`` names the columns of ``rows``; the first column is the row's name."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+
+
+class Section(NamedTuple):
+    """``fold`` marks details that a reader may skip."""
+
+    key: str
+    title: str
+    lines: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    fold: bool = False
+
+
+def headline(report: Report) -> str:
+    """How it ended, in one line."""
+    if report.status != "complete":
+        return f"{report.task}: {report.status}; what is known so far"
+    return f"{report.task}: {_ENDS.get(report.exit_code, f'exit {report.exit_code}')}"
+
+
+# -- verdicts ------------------------------------------------------------------------------
+
+
+def label(verdict: Verdict, percentile: float) -> str:
+    """``latency p95``, ``drop of quality``, ``train time``."""
+    if verdict.name == "latency":
+        return f"latency p{percentile:g}"
+    if verdict.name == "quality":
+        return "drop of quality"
+    return verdict.name.replace("_", " ")
+
+
+def _how(verdict: Verdict) -> str:
+    """Where the number is from, and what there is to say about it."""
+    text = f"{verdict.source}; {verdict.note}" if verdict.note else verdict.source
+    return f"{text} {ONE_AT_A_TIME}" if verdict.name == "latency" else text
+
+
+def confidence(verdict: Verdict) -> str:
+    """The level of each bound; none where a model or a single figure decides."""
+    return units.percent(verdict.confidence) if 0 < verdict.confidence < 1 else NONE
+
+
+def bounds(verdict: Verdict) -> str:
+    """Lower and upper bound in the verdict's unit."""
+    if verdict.lower is None and verdict.upper is None:
+        return NONE
+    if verdict.lower == verdict.upper:  # one figure, nothing to bound
+        return NONE
+    return units.span(verdict.lower, verdict.upper, _unit(verdict))
+
+
+def _unit(verdict: Verdict) -> str:
+    return verdict.unit if verdict.unit in ("s", "J", "B", "W") else ""
+
+
+def verdicts(report: Report) -> Section:
+    head = ("Budget", "Verdict", "Limit", "Measured", "Bounds", "Confidence", "Samples", "How")
+    rows = tuple(
+        (
+            label(v, report.budget.percentile),
+            v.verdict,
+            quantity(v.limit, v),
+            quantity(v.estimate, v),
+            bounds(v),
+            confidence(v),
+            str(v.samples),
+            _how(v),
+        )
+        for v in report.verdicts
+    )
+    lines = () if rows else ("No verdict was reached.",)
+    return Section("verdicts", "Verdicts", lines, (Table(head, rows),))
+
+
+def distances(report: Report) -> tuple[str, ...]:
+    """How far the plan is from each limit that it does not keep."""
+    out = []
+    for verdict in report.verdicts:
+        if verdict.verdict == "MET":
+            continue
+        name = label(verdict, report.budget.percentile)
+        limit = quantity(verdict.limit, verdict)
+        if verdict.estimate is None:
+            line = f"{name}: not measured, so the distance to {limit} is unknown"
+        else:
+            line = f"{name}: {quantity(verdict.estimate, verdict)} against {limit}"
+            line += _ratio(verdict)
+        out.append(line)
+    return tuple(out)
+
+
+def _ratio(verdict: Verdict) -> str:
+    if verdict.estimate is None or verdict.limit <= 0:
+        return ""
+    if verdict.estimate <= verdict.limit:
+        return ", within it but not proved"
+    return f", {units.show(verdict.estimate / verdict.limit, 'x').replace(' ', '')} the limit"
+
+
+def distance(report: Report) -> Section:
+    lines = distances(report)
+    if not lines:
+        return Section("distance", "Distance to the limits")
+    if report.chosen is not None:
+        name = describe(report.chosen.plan.deployment)
+        broken = any(verdict.verdict == "NOT_MET" for verdict in report.verdicts)
+        what = "The least-violating plan" if broken else "The plan, not yet proved"
+        lines = (f"{what}: {name}.", *lines)
+    return Section("distance", "Distance to the limits", lines)
+
+
+# -- chosen beside baseline ----------------------------------------------------------------
+
+
+def plans(report: Report) -> tuple[tuple[str, PlanResult], ...]:
+    """The verified plans by the name of their column."""
+    named = (
+        ("baseline", report.baseline),
+        ("best lossless", report.lossless),
+        ("chosen", report.chosen),
+    )
+    return tuple((name, plan) for name, plan in named if plan is not None)
+
+
+def tail(latency: Quantiles | None, percentile: float) -> float | None:
+    """The quantile at ``percentile``, where it is known."""
+    if latency is None:
+        return None
+    if latency.percentile == percentile and latency.value is not None:
+        return latency.value
+    return {50.0: latency.p50, 95.0: latency.p95, 99.0: latency.p99}.get(percentile)
+
+
+def interval_of(latency: Quantiles | None) -> str:
+    """The 95 % interval of the budget percentile."""
+    if latency is None or (latency.low is None and latency.high is None):
+        return NONE
+    return units.span(latency.low, latency.high, "s")
+
+
+def modelled(interval: Interval | None) -> str:
+    """A modelled energy with its range."""
+    if interval is None:
+        return NONE
+    return f"{units.show(interval.value, 'J')} ({units.span(interval.low, interval.high, 'J')})"
+
+
+def quality_interval(plan: PlanResult) -> str:
+    """The 95 % interval of the quality on *confirm*."""
+    if plan.quality_interval is None:
+        return NONE
+    low, high = plan.quality_interval
+    return f"{units.metric(low)} to {units.metric(high)}"
+
+
+def figures(plan: PlanResult, percentile: float) -> tuple[tuple[str, str], ...]:
+    """Every figure of a verified plan with its name; the same names for every plan."""
+    latency = plan.latency_s
+    named = f"p{percentile:g}"
+    rows = [("p50 latency", units.show(latency.p50 if latency else None, "s"))]
+    if percentile not in (50.0, 95.0, 99.0):
+        rows.append((f"{named} latency", units.show(tail(latency, percentile), "s")))
+    rows += [
+        ("p95 latency", units.show(latency.p95 if latency else None, "s")),
+        ("p99 latency", units.show(latency.p99 if latency else None, "s")),
+        (f"{named} 95 % interval", interval_of(latency)),
+        ("calls timed", str(latency.samples) if latency else "0"),
+        ("quality (confirm)", units.metric(plan.quality)),
+        ("quality 95 % interval", quality_interval(plan)),
+        ("worst class recall", units.metric(plan.worst_class_recall)),
+        ("energy per sample", units.show(plan.energy_j_per_sample, "J")),
+        ("energy, modelled", modelled(plan.energy_modelled)),
+        ("throughput", units.per_second(plan.throughput_per_s)),
+        ("memory", units.show(plan.memory_bytes, "B")),
+        ("size on disk", units.show(plan.size_bytes, "B")),
+        ("load", units.show(plan.load_s, "s")),
+        ("first call", units.show(plan.first_call_s, "s")),
+        ("launches", str(plan.launches)),
+    ]
+    return tuple(rows)
+
+
+def recipe(found: Recipe | None) -> str:
+    """``adamw lr=0.003 weight_decay=0.01, batch 64, fp32, single, 2 threads``."""
+    if found is None:
+        return "came trained"
+    names = ("momentum", "beta1", "beta2", "eps")
+    parts = [found.optimizer, f"lr={found.lr:.3g}"]
+    parts += [f"{n}={v:.3g}" for n in names if (v := getattr(found, n)) is not None]
+    if found.weight_decay:
+        parts.append(f"weight_decay={found.weight_decay:.3g}")
+    ranks = f" x {found.ranks} ranks" if found.ranks > 1 else ""
+    plural = "" if found.threads == 1 else "s"
+    return (
+        f"{' '.join(parts)}, batch {found.batch_size}, {found.precision}, "
+        f"{found.parallel}{ranks}, {found.threads} thread{plural}"
+    )
+
+
+def comparison(report: Report) -> Section:
+    named = plans(report)
+    if not named:
+        return Section("comparison", "Chosen beside the baseline")
+    columns = [dict(figures(plan, report.budget.percentile)) for _, plan in named]
+    rows = tuple((key, *(column[key] for column in columns)) for key in columns[0])
+    lines = [f"{name}: {describe(plan.plan.deployment)}" for name, plan in named]
+    if report.chosen is not None:
+        chosen = report.chosen.plan
+        lines.append(f"recipe: {recipe(chosen.recipe)}, {chosen.epochs} epochs")
+    if report.why.kept_baseline:
+        lines.append("The baseline is kept: nothing beat it beyond noise.")
+    head = ("", *(name for name, _ in named))
+    return Section("comparison", "Chosen beside the baseline", tuple(lines), (Table(head, rows),))

@@ -1,0 +1,96 @@
+"""The survey: what is there, what is legal, what cannot be measured, before the first trial."""
+
+from autotune.control import space, verdict
+from autotune.control.bridge import Bridge
+from autotune.control.run import Listener, Run, must
+from autotune.errors import UsageError
+from autotune.records import job as jobs
+from autotune.records.budget import Budget, Effort
+from autotune.records.hardware import Profile
+from autotune.records.task import Survey, TaskSpec
+
+
+def survey(
+    bridge: Bridge,
+    spec: TaskSpec,
+    budget: Budget,
+    effort: Effort,
+    saved: Profile | None,
+    listener: Listener,
+) -> Run:
+    """What is there, what is legal, what it can cost at least."""
+    listener.phase("survey", 20.0)
+    found = must(bridge, jobs.Inspect(task=spec, batch_size=budget.batch or 1), 120.0).answer
+    assert isinstance(found, jobs.Inspection)
+    bridge.preload(found.imports)
+    profile = _profile(bridge, saved, effort.device, listener)
+    context = jobs.Context(info=found.info, traits=found.traits, profile=profile)
+    menu = must(bridge, jobs.Menu(context=context), 60.0).answer
+    assert isinstance(menu, jobs.Options)
+    sources = must(bridge, jobs.Sources(), 30.0).answer
+    assert isinstance(sources, jobs.Found)
+    options = space.restrict(menu.options, effort)
+    least = verdict.smallest_certifiable_drop(found.info.confirm_rows)
+    known = Survey(
+        task=found.info,
+        traits=found.traits,
+        options=options,
+        certifiable_drop=least if found.info.binary else None,
+    )
+    run = Run(bridge, spec, budget, effort, listener, profile, known, sources.sources)
+    run.timed("survey", 0.0)
+    _say_limits(run)
+    return run
+
+
+def _profile(bridge: Bridge, saved: Profile | None, device: str, listener: Listener) -> Profile:
+    """Probe the machine, or check a saved profile's anchors."""
+    job = jobs.Probe(anchors_only=saved is not None, device=device)
+    done = must(bridge, job, 60.0).answer
+    assert isinstance(done, jobs.Probed)
+    if saved is None:
+        return done.profile
+    for warning in anchor_warnings(saved, done.profile):
+        listener.note(warning)
+    return saved
+
+
+def anchor_warnings(saved: Profile, now: Profile) -> tuple[str, ...]:
+    """What no longer fits: other hardware, or an anchor that is off by more than 30 %."""
+    out = []
+    if saved.fingerprint != now.fingerprint:
+        out.append(f"the profile {saved.name} was made on other hardware or software than this")
+    for name, leaf in now.measured.items():
+        old = saved.measured.get(name)
+        if old is None or not old.value or not leaf.value:
+            continue
+        ratio = leaf.value / old.value
+        if not 1 / 1.3 <= ratio <= 1.3:
+            out.append(f"anchor {name} is now {ratio:.2f}x of what the profile says")
+    return tuple(out)
+
+
+def _say_limits(run: Run) -> None:
+    """What cannot be measured or certified is said before the search, with the remedy."""
+    budget, info = run.budget, run.survey.task
+    for warning in (*info.warnings, *run.profile.warnings):
+        run.listener.note(warning)
+    if budget.energy is not None and run.meter is None:
+        why = "; ".join(s.reason or "" for s in run.sources if s.reason)
+        remedy = "; ".join(dict.fromkeys(s.remedy for s in run.sources if s.remedy))
+        end = "" if budget.accept_modelled_energy else " This run will end with exit 4."
+        text = f"Energy cannot be measured here ({why}). {remedy}.{end}"
+        if run.effort.require_measured:
+            raise UsageError(text)
+        run.listener.note(text)
+    least = run.survey.certifiable_drop
+    if least is not None:
+        allowed = run.max_drop or 0.01
+        rows = info.confirm_rows
+        text = (
+            f"{rows} rows to confirm: the smallest drop of quality they can certify is {least:.2%}."
+        )
+        if least > allowed:
+            needed = verdict.rows_needed(allowed)
+            text += f" --max-drop {allowed:g} would need {needed} rows: quality will be UNDECIDED."
+        run.listener.note(text)

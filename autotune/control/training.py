@@ -1,0 +1,388 @@
+"""The train search: the recipe, the batch size and the split, under training budgets.
+
+1. *Splits*: the throughput of every parallelism split is measured, no quality involved.
+2. *Search*: constrained TPE over recipes; successive halving on the validation loss.  The
+   user's recipe and the default (Adam 1e-3, batch 32) are always trained to the end.
+3. *Final*: the winner is trained once more in full, metered, to a checkpoint.
+"""
+
+import math
+from typing import NamedTuple
+
+import msgspec
+
+from autotune.control import cost, space
+from autotune.control.run import Run, must
+from autotune.control.search import Proposal, Search
+from autotune.errors import ContractError
+from autotune.records import job as jobs
+from autotune.records.plan import Recipe
+from autotune.records.report import Execution, Failure, TrainTrial
+from autotune.records.task import Split
+
+WEIGHTS = "weights/dense.safetensors"
+_MOST_EPOCHS = 60
+_ETA = 3
+
+
+class Outcome(NamedTuple):
+    """``winner`` is one of ``trials``; ``epochs`` is the horizon of every schedule."""
+
+    trials: tuple[TrainTrial, ...]
+    baseline: TrainTrial | None
+    winner: TrainTrial | None
+    epochs: int
+
+
+def baseline_recipe(run: Run, threads: int = 1) -> Recipe:
+    """The user's recipe, else Adam, lr 1e-3, batch 32, fp32, one process."""
+    given = dict(run.survey.task.recipe or {})
+    return Recipe(**({"threads": threads} | given))  # type: ignore[arg-type]
+
+
+# -- 1: splits -----------------------------------------------------------------------------
+
+
+def measure_splits(run: Run, budget_s: float) -> tuple[Split, ...]:
+    """Throughput of every legal split at a small and a larger batch, and of bf16 where legal.
+
+    A split that fails is recorded with its reason.  Ranks are started once a batch size, so
+    that a slow start-up is seen; what does not fit into ``budget_s`` is left out, single
+    process first.
+    """
+    legal = space.splits(run.survey.options, run.profile)
+    sizes = space.batch_sizes(run.survey.task.train_rows)
+    chosen = tuple(dict.fromkeys((_nearest(sizes, 32), sizes[-1])))
+    wanted = [(s, chosen[0]) for s in legal] + [(s, b) for s in legal for b in chosen[1:]]
+    started = run.bridge.now()
+    out: list[Split] = []
+    for (parallel, ranks, threads), batch in wanted:
+        if run.bridge.now() - started > budget_s and len(out) >= len(legal):
+            break
+        recipe = Recipe(batch_size=batch, parallel=parallel, ranks=ranks, threads=threads)
+        job = jobs.Throughput(task=run.spec, recipe=recipe, seed=run.effort.seed, budget_s=0.5)
+        result = run.bridge.run(job, timeout_s=60.0)
+        out.append(_split(recipe, result))
+    return tuple(out)
+
+
+def _nearest(sizes: tuple[int, ...], wanted: int) -> int:
+    return min(sizes, key=lambda s: abs(math.log2(s / wanted)))
+
+
+def _split(recipe: Recipe, result: jobs.Result) -> Split:
+    rate = result.answer if isinstance(result.answer, jobs.Rate) else None
+    return Split(
+        parallel=recipe.parallel,
+        ranks=recipe.ranks,
+        threads=recipe.threads,
+        batch_size=recipe.batch_size,
+        precision=recipe.precision,
+        samples_per_s=rate.samples_per_s if rate else None,
+        startup_s=rate.startup_s if rate else None,
+        peak_memory_bytes=rate.peak_memory_bytes if rate else None,
+        failure=f"{result.failure.kind}: {result.failure.message}" if result.failure else None,
+    )
+
+
+def horizon(run: Run, share_s: float) -> int:
+    """Epochs of the final training: asked for, or what ``share_s`` seconds (and the training
+    time budget) allow at the default recipe's measured throughput.
+    """
+    if run.effort.epochs or run.survey.task.epochs:
+        return int(run.effort.epochs or run.survey.task.epochs or 1)
+    rates = [s.samples_per_s for s in run.survey.splits if s.samples_per_s]
+    if not rates:
+        return 10
+    epoch_s = run.survey.task.train_rows / min(max(rates), 4 * min(rates))
+    allowed = min(share_s, run.budget.train_time_s or math.inf)
+    return max(1, min(_MOST_EPOCHS, int(0.9 * allowed / epoch_s)))
+
+
+# -- 2: search -----------------------------------------------------------------------------
+
+
+def search(run: Run, epochs: int, until_s: float) -> Outcome:
+    """Try recipes until the run's clock reads ``until_s`` or the trials are used up."""
+    legal = space.splits(run.survey.options, run.profile)
+    searched = space.train_space(run.survey, run.effort)
+    rungs = _rungs(epochs)
+    study = Search(
+        searched,
+        seed=run.effort.seed,
+        constraints=("train_energy", "train_memory", "train_time"),
+        first_rung=rungs[0] if len(rungs) > 1 else None,
+    )
+    default = baseline_recipe(run, threads=1)
+    trials: list[TrainTrial] = []
+    baseline = _pinned(run, study, default, epochs, rungs, trials, "the baseline recipe")
+    plain = Recipe()
+    if msgspec.structs.replace(default, threads=1) != plain:
+        _pinned(run, study, plain, epochs, rungs, trials, "the default recipe")
+    _enqueue_scaled(study, default)
+    seen = {space.canonical(t.recipe) for t in trials}
+    repeats = 0
+    limit = run.effort.train_trials or run.effort.trials or 10_000
+    while run.bridge.now() < until_s and len(trials) < limit and repeats < 30:
+        proposal = study.ask()
+        recipe = _recipe(run, proposal, legal)
+        if space.canonical(recipe) in seen:
+            repeats += 1
+            study.abandon(proposal.number)
+            continue
+        seen.add(space.canonical(recipe))
+        repeats = 0
+        trial = _skipped(run, recipe, epochs, len(trials), proposal.why) or _train(
+            run, recipe, epochs, rungs, len(trials), proposal, study
+        )
+        trials.append(trial)
+        study.tell(
+            proposal.number,
+            _objective(run, trial),
+            trial.constraints,
+            pruned=trial.state == "pruned",
+        )
+        winner = best(run, tuple(trials))
+        text = f"{winner.recipe.optimizer} lr {winner.recipe.lr:.2g}" if winner else "none yet"
+        run.listener.trial(trial, text, until_s - run.bridge.now())
+        run.on_progress()
+    return Outcome(tuple(trials), baseline, best(run, tuple(trials)), epochs)
+
+
+def _enqueue_scaled(study: Search, default: Recipe) -> None:
+    """The default at larger batches, its learning rate scaled by the square root."""
+    for factor in (1, 4):
+        scaled = msgspec.structs.replace(
+            default, batch_size=default.batch_size * factor, lr=default.lr * math.sqrt(factor) * 2
+        )
+        values = space.values_of(scaled, study.space)
+        if values is not None:
+            study.enqueue(values, "default, scaled")
+
+
+def _recipe(run: Run, proposal: Proposal, legal: tuple[tuple[str, int, int], ...]) -> Recipe:
+    batch = int(proposal.values["batch_size"])
+    precision = str(proposal.values.get("precision", "fp32"))
+    split = space.fastest_split(run.survey.splits, batch, precision, legal)
+    return space.recipe(proposal.values, split)
+
+
+def _pinned(
+    run: Run,
+    study: Search,
+    recipe: Recipe,
+    epochs: int,
+    rungs: tuple[int, ...],
+    trials: list[TrainTrial],
+    why: str,
+) -> TrainTrial:
+    """Train a recipe to the end whatever the others do; tell the study where it lies inside."""
+    legal = space.splits(run.survey.options, run.profile)
+    if (recipe.parallel, recipe.ranks, recipe.threads) not in legal:
+        parallel, ranks, threads = legal[0]
+        recipe = msgspec.structs.replace(recipe, parallel=parallel, ranks=ranks, threads=threads)
+    trial = _train(run, recipe, epochs, rungs, len(trials), None, None, why)
+    trials.append(trial)
+    values = space.values_of(recipe, study.space)
+    if values is not None:
+        study.enqueue(values, why)
+        proposal = study.ask()
+        for step, value in zip(trial.rungs, trial.values, strict=True):
+            study.report(proposal.number, step, value)
+        study.tell(proposal.number, _objective(run, trial), trial.constraints)
+    run.listener.trial(trial, f"{recipe.optimizer} lr {recipe.lr:.2g}", run.left_s)
+    run.on_progress()
+    return trial
+
+
+def _train(
+    run: Run,
+    recipe: Recipe,
+    epochs: int,
+    rungs: tuple[int, ...],
+    number: int,
+    proposal: Proposal | None,
+    study: Search | None,
+    why: str = "",
+) -> TrainTrial:
+    def go_on(step: int, value: float) -> bool:
+        if study is None or proposal is None or not math.isfinite(value):
+            return True
+        return study.report(proposal.number, step, value)
+
+    job = jobs.Train(
+        task=run.spec,
+        recipe=recipe,
+        epochs=epochs,
+        rungs=rungs,
+        seed=run.effort.seed,
+        meter=run.meter,
+    )
+    result = run.bridge.run(job, timeout_s=_timeout(run, epochs), on_report=go_on)
+    overhead = max(0.0, result.wall_s - result.work_s)
+    run.overheads.append(overhead)
+    why = why or (proposal.why if proposal else "")
+    if result.failure is not None:
+        return TrainTrial(
+            number=number,
+            recipe=recipe,
+            state="failed",
+            failure=result.failure,
+            why=why,
+            wall_s=result.wall_s,
+            overhead_s=overhead,
+        )
+    assert isinstance(result.answer, jobs.Trained)
+    return _trial(run, result.answer, recipe, epochs, rungs, number, why, result.wall_s, overhead)
+
+
+def _trial(
+    run: Run,
+    done: jobs.Trained,
+    recipe: Recipe,
+    epochs: int,
+    rungs: tuple[int, ...],
+    number: int,
+    why: str,
+    wall_s: float,
+    overhead_s: float,
+) -> TrainTrial:
+    pruned = done.stopped and done.epochs < epochs
+    energy = done.energy.total_j if done.energy else None
+    whole = epochs / max(1, done.epochs)  # a pruned trial is projected to the full horizon
+    return TrainTrial(
+        number=number,
+        recipe=recipe,
+        state="pruned" if pruned else "complete",
+        rungs=rungs[: len(done.val_losses)],
+        values=done.val_losses[: len(rungs)],
+        quality=done.qualities[-1] if done.qualities else None,
+        train_s=done.train_s,
+        samples_per_s=done.samples_per_s,
+        peak_memory_bytes=done.peak_memory_bytes,
+        energy_j=energy,
+        constraints=_constraints(
+            run, done.train_s * whole, energy * whole if energy else None, done.peak_memory_bytes
+        ),
+        why=why,
+        wall_s=wall_s,
+        overhead_s=overhead_s,
+    )
+
+
+def _constraints(
+    run: Run, time_s: float, energy_j: float | None, memory_bytes: float
+) -> dict[str, float]:
+    """Measured / budget - 1 for each training budget that was given and measured."""
+    limits = run.budget
+    out = {}
+    if limits.train_time_s:
+        out["train_time"] = time_s / limits.train_time_s - 1
+    if limits.train_energy_j and energy_j is not None:
+        out["train_energy"] = energy_j / limits.train_energy_j - 1
+    if limits.train_memory_bytes:
+        out["train_memory"] = memory_bytes / limits.train_memory_bytes - 1
+    return out
+
+
+def _skipped(run: Run, recipe: Recipe, epochs: int, number: int, why: str) -> TrainTrial | None:
+    """A trial that a provable lower bound already rules out."""
+    traits, limits = run.survey.traits, run.budget
+    bound = None
+    least_s = cost.train_bound_s(recipe, epochs, run.survey.task.train_rows, traits, run.profile)
+    least_bytes = cost.train_memory_bound_bytes(recipe, traits)
+    if limits.train_time_s and least_s is not None and least_s > limits.train_time_s:
+        bound = f"training needs at least {least_s:.3g} s"
+    if limits.train_memory_bytes and least_bytes > limits.train_memory_bytes:
+        bound = f"training needs at least {least_bytes:.3g} B"
+    if bound is None:
+        return None
+    return TrainTrial(
+        number=number,
+        recipe=recipe,
+        state="skipped",
+        bound=bound,
+        why=why,
+        constraints={"train_time": 1.0},
+    )
+
+
+def _rungs(epochs: int) -> tuple[int, ...]:
+    """Epochs at which halving decides, the last being the horizon."""
+    steps = sorted({max(1, epochs // _ETA**i) for i in (2, 1, 0)})
+    return tuple(steps)
+
+
+def _timeout(run: Run, epochs: int) -> float:
+    rates = [s.samples_per_s for s in run.survey.splits if s.samples_per_s]
+    whole = epochs * run.survey.task.train_rows / min(rates) if rates else run.effort.time_s
+    return max(20.0, min(3 * whole + 20, max(60.0, run.left_s)))
+
+
+def signed_quality(run: Run, quality: float) -> float:
+    """Higher is better."""
+    return quality if run.survey.task.higher_is_better else -quality
+
+
+def _objective(run: Run, trial: TrainTrial) -> float | None:
+    if trial.quality is None:
+        return None
+    loss = trial.values[-1] if trial.values else 0.0
+    # the loss breaks ties between equal accuracies; tanh keeps it from ever outweighing one
+    return -signed_quality(run, trial.quality) + 1e-3 * math.tanh(loss)
+
+
+def best(run: Run, trials: tuple[TrainTrial, ...]) -> TrainTrial | None:
+    """The fully trained trial of highest quality among those within every budget; among none,
+    the least violating one.
+    """
+    done = [t for t in trials if t.state == "complete" and t.quality is not None]
+    if not done:
+        return None
+    return min(done, key=lambda t: (_violation(t), _objective(run, t)))
+
+
+def _violation(trial: TrainTrial) -> float:
+    return sum(max(0.0, v) for v in trial.constraints.values())
+
+
+# -- 3: final training ---------------------------------------------------------------------
+
+
+def final(run: Run, recipe: Recipe, epochs: int) -> Execution:
+    """Train the winner in full, metered, to `WEIGHTS`.
+
+    Raises:
+        ContractError: it fails (it did not in the search).
+    """
+    job = jobs.Train(
+        task=run.spec,
+        recipe=recipe,
+        epochs=epochs,
+        rungs=(epochs,),
+        seed=run.effort.seed,
+        step_losses=50,
+        weights_out=WEIGHTS,
+        meter=run.meter,
+    )
+    done = must(run.bridge, job, max(600.0, _timeout(run, epochs))).answer
+    assert isinstance(done, jobs.Trained)
+    return Execution(
+        train_s=done.train_s,
+        train_energy_j=done.energy.total_j if done.energy else None,
+        train_energy_label=done.energy.label if done.energy else None,
+        train_memory_bytes=done.peak_memory_bytes,
+        samples_per_s=done.samples_per_s,
+        train_losses=done.train_losses,
+        step_losses=done.step_losses,
+        quality_select=done.qualities[-1] if done.qualities else None,
+    )
+
+
+def nothing_trained(trials: tuple[TrainTrial, ...]) -> ContractError:
+    """No recipe could be trained: the failures, by kind."""
+    failures: list[Failure] = [t.failure for t in trials if t.failure is not None]
+    lines = "\n".join(dict.fromkeys(f"  {f.kind}: {f.message}" for f in failures))
+    return ContractError(
+        f"no recipe could be trained; each of {len(trials)} tried failed:\n{lines}"
+    )

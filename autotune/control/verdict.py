@@ -1,0 +1,367 @@
+"""Budgets against samples: MET, NOT_MET, UNDECIDED or NOT_MEASURED, never better than proved.
+
+    latency       exact binomial over every call (`tail`)
+    energy        Student's t over launches plus the counter's own uncertainty
+    memory, time  one deterministic figure
+    quality       paired non-inferiority on *confirm* (`quality`, over `paired`)
+
+A missing number is never MET.  Every UNDECIDED says what would decide it.  Does not know
+how the samples were taken: independence between launches is the measurer's business.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from autotune.control import tail as tails
+from autotune.control import units
+from autotune.control.quality import interval, quality, rows_needed, smallest_certifiable_drop
+from autotune.control.tail import samples_needed
+from autotune.records.measurement import EnergyLabel, Interval, Verdict, VerdictName
+from autotune.records.report import Quantiles
+
+__all__ = [
+    "Comparison",
+    "energy",
+    "exit_code",
+    "faster",
+    "interval",
+    "memory",
+    "point_quantile",
+    "quality",
+    "quantile",
+    "quantiles",
+    "rows_needed",
+    "samples_needed",
+    "scalar",
+    "smallest_certifiable_drop",
+]
+
+MIN_LAUNCHES = 3
+
+
+class Comparison(NamedTuple):
+    """Candidate over baseline; below 1 is faster.  ``low``..``high`` is a 95 % interval
+    (0 and infinity where there are fewer than two pairs of launches).
+    """
+
+    ratio: float
+    low: float
+    high: float
+    beyond_noise: bool
+
+
+def quantile(
+    launches: Sequence[Sequence[float]],
+    limit: float,
+    percentile: float,
+    *,
+    alpha: float = 0.005,
+    name: str = "latency",
+    unit: str = "s",
+) -> Verdict:
+    """Is the ``percentile`` of single calls at most ``limit``?
+
+    MET needs the pooled test, at least three launches, and each launch's own point quantile
+    within the limit.  ``lower`` and ``upper`` are exact order-statistic bounds, each at
+    ``1 - alpha``.
+    """
+    runs = [tuple(launch) for launch in launches if len(launch)]
+    source = f"p{percentile:g} of single calls, {len(runs)} launches"
+    if not runs:
+        return _verdict(name, unit, limit, alpha=alpha, source=source, note="no call was timed")
+    pooled = tails.Tail(runs, percentile)
+    lower, upper = pooled.bounds(alpha)
+    if pooled.supported(limit, alpha):  # with bursts, the bounds may lag behind the test
+        upper = limit if upper is None else min(upper, limit)
+    doubt = _launch_doubt(runs, limit, percentile, unit)
+    verdict, note = _decide(pooled, limit, alpha, doubt)
+    return Verdict(
+        name=name,
+        unit=unit,
+        limit=limit,
+        estimate=tails.point(pooled.ordered, percentile),
+        lower=lower,
+        upper=upper,
+        confidence=1 - alpha,
+        samples=len(pooled),
+        verdict=verdict,
+        source=source,
+        note=_with_bursts(note, pooled.inflation(limit)),
+    )
+
+
+def _decide(
+    pooled: tails.Tail, limit: float, alpha: float, doubt: str | None
+) -> tuple[VerdictName, str | None]:
+    if pooled.refuted(limit, alpha):
+        return "NOT_MET", None
+    if not pooled.supported(limit, alpha):
+        return "UNDECIDED", _more_calls(pooled, limit, alpha)
+    return ("UNDECIDED", doubt) if doubt else ("MET", None)
+
+
+def _with_bursts(note: str | None, inflation: float) -> str | None:
+    if inflation <= 1:
+        return note
+    worth = f"slow calls come in bursts and count {inflation:.2g} times less"
+    return f"{note}; {worth}" if note else worth
+
+
+def _launch_doubt(
+    runs: Sequence[Sequence[float]], limit: float, percentile: float, unit: str
+) -> str | None:
+    """Why a pooled success is not yet enough, or None."""
+    if len(runs) < MIN_LAUNCHES:
+        return f"{len(runs)} of the {MIN_LAUNCHES} launches that a verdict needs: launch again"
+    for number, run in enumerate(runs, start=1):
+        own = tails.point(sorted(run), percentile)
+        if own > limit:
+            return (
+                f"launch {number} alone has p{percentile:g} {units.show(own, unit)}, over the "
+                "limit: launches differ, more of them would decide"
+            )
+    return None
+
+
+def _more_calls(pooled: tails.Tail, limit: float, alpha: float) -> str:
+    more = pooled.more_calls(limit, alpha)
+    if more is None:
+        return (
+            "the quantile lies at the limit: no number of calls would decide, another limit would"
+        )
+    return f"about {more} more calls would decide"
+
+
+def quantiles(launches: Sequence[Sequence[float]], percentile: float) -> Quantiles | None:
+    """Pooled quantiles in seconds, with the 95 % interval of the ``percentile`` one; None
+    where no call was timed.
+    """
+    pooled = tails.Tail(launches, percentile)
+    if not len(pooled):
+        return None
+    low, high = pooled.bounds(0.025)
+    p50, p95, p99, value = (tails.point(pooled.ordered, p) for p in (50, 95, 99, percentile))
+    return Quantiles(
+        p50=p50,
+        p95=p95,
+        p99=p99,
+        samples=len(pooled),
+        low=low,
+        high=high,
+        percentile=percentile,
+        value=value,
+    )
+
+
+def point_quantile(values: Sequence[float], percentile: float) -> float:
+    """The smallest of ``values`` that at least ``percentile`` % of them do not exceed.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not len(values):
+        raise ValueError("no values: a quantile needs at least one")
+    return tails.point(sorted(values), percentile)
+
+
+def energy(
+    per_launch: Sequence[float | None],
+    limit: float,
+    *,
+    label: EnergyLabel,
+    uncertainty: float | None = None,
+    modelled: Interval | None = None,
+    accept_modelled: bool = False,
+    origin: str = "local",
+    domains: Sequence[str] = (),
+    alpha: float = 0.05,
+    reason: str | None = None,
+    name: str = "energy",
+) -> Verdict:
+    """Joules per sample of each launch against ``limit``.
+
+    ``uncertainty`` (J per sample) is the half-width of the counter and widens the bound.
+    ``reason`` says why nothing was read, and the remedy.  ``modelled`` decides only with
+    ``accept_modelled``, and never where something was measured.
+    """
+    values = [value for value in per_launch if value is not None]
+    measured = bool(values) and len(values) == len(per_launch) and label.startswith("measured")
+    if measured:
+        return _measured_energy(
+            values, limit, uncertainty or 0.0, _source(label, origin, domains), alpha, name
+        )
+    if modelled is not None and accept_modelled:
+        kind = label if label.startswith("modelled") else "modelled"
+        return _modelled_energy(modelled, limit, f"{kind} (modelled, not measured)", name)
+    if values and label.startswith("measured"):
+        why = f"{len(per_launch) - len(values)} of {len(per_launch)} launches could not be read"
+    else:
+        why = "no energy counter could be read"
+    note = f"{why}: {reason}" if reason else f"{why}; `autotune doctor` names the remedy"
+    if modelled is not None:
+        shown = units.show(modelled.value, "J")
+        note += f"; the model says {shown} ({units.span(modelled.low, modelled.high, 'J')})"
+        note += ", which decides only with --accept-modelled-energy"
+    source = _source(label, origin, domains)
+    return _verdict(name, "J", limit, alpha=alpha, source=source, note=note)
+
+
+def _source(label: str, origin: str, domains: Sequence[str]) -> str:
+    where = "" if origin == "local" else f" ({origin})"
+    return f"{label}{where}: {', '.join(domains)}" if domains else f"{label}{where}"
+
+
+def _measured_energy(
+    values: Sequence[float], limit: float, uncertainty: float, source: str, alpha: float, name: str
+) -> Verdict:
+    n, mean = len(values), math.fsum(values) / len(values)
+    lower = upper = None
+    verdict: VerdictName = "UNDECIDED"
+    note: str | None = None
+    if n < 2:
+        note = f"one launch has no spread: {MIN_LAUNCHES} launches would decide"
+    else:
+        spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+        half = _student(alpha, n - 1) * spread / math.sqrt(n) + uncertainty
+        lower, upper = mean - half, mean + half
+        if upper <= limit:
+            verdict = "MET"
+        elif lower > limit:
+            verdict = "NOT_MET"
+        elif uncertainty >= half / 2:
+            note = "the counter is too coarse: longer windows would decide"
+        else:
+            note = f"more launches than {n} would decide"
+    if mean < 3 * uncertainty:
+        note = (
+            f"{note + '; ' if note else ''}below the counter's resolution: measure longer windows"
+        )
+    return Verdict(
+        name=name,
+        unit="J",
+        limit=limit,
+        estimate=mean,
+        lower=lower,
+        upper=upper,
+        confidence=1 - alpha,
+        samples=n,
+        verdict=verdict,
+        source=source,
+        note=note,
+    )
+
+
+def _student(alpha: float, degrees: int) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 1 - alpha))
+
+
+def _modelled_energy(modelled: Interval, limit: float, source: str, name: str) -> Verdict:
+    """The model's whole interval must lie on one side; it has no confidence level."""
+    verdict: VerdictName = "UNDECIDED"
+    note = "modelled, accepted by --accept-modelled-energy"
+    if modelled.high <= limit:
+        verdict = "MET"
+    elif modelled.low > limit:
+        verdict = "NOT_MET"
+    else:
+        note += "; the limit lies inside the model's range: a counter, or the machine's own idle"
+        note += " and full watts, would decide"
+    return Verdict(
+        name=name,
+        unit="J",
+        limit=limit,
+        estimate=modelled.value,
+        lower=modelled.low,
+        upper=modelled.high,
+        confidence=0.0,
+        samples=0,
+        verdict=verdict,
+        source=source,
+        note=note,
+    )
+
+
+def memory(per_launch: Sequence[float | None], limit: float, *, name: str = "memory") -> Verdict:
+    """Peak resident bytes of each serving process: the largest counts."""
+    values = [value for value in per_launch if value is not None]
+    source = f"peak resident memory of the serving process, {len(values)} launches"
+    if not values or len(values) < len(per_launch):
+        note = "the peak memory of a launch could not be read"
+        return _verdict(name, "B", limit, alpha=0.0, source=source, note=note)
+    verdict: VerdictName = "MET" if max(values) <= limit else "NOT_MET"
+    return _verdict(name, "B", limit, verdict=verdict, values=values, alpha=0.0, source=source)
+
+
+def scalar(
+    name: str, unit: str, value: float | None, limit: float, source: str, *, note: str | None = None
+) -> Verdict:
+    """One deterministic figure, such as the seconds that the final training took."""
+    if value is None:
+        note = note or "not measured in this run"
+        return _verdict(name, unit, limit, alpha=0.0, source=source, note=note)
+    verdict: VerdictName = "MET" if value <= limit else "NOT_MET"
+    return _verdict(
+        name, unit, limit, verdict=verdict, values=[value], alpha=0.0, source=source, note=note
+    )
+
+
+def _verdict(
+    name: str,
+    unit: str,
+    limit: float,
+    *,
+    alpha: float,
+    source: str,
+    verdict: VerdictName = "NOT_MEASURED",
+    values: Sequence[float] = (),
+    note: str | None = None,
+) -> Verdict:
+    """A verdict from bare figures, the largest of which counts, or from none."""
+    return Verdict(
+        name=name,
+        unit=unit,
+        limit=float(limit),
+        estimate=float(max(values)) if values else None,
+        lower=float(min(values)) if values else None,
+        upper=float(max(values)) if values else None,
+        confidence=1 - alpha,
+        samples=len(values),
+        verdict=verdict,
+        source=source,
+        note=note,
+    )
+
+
+def faster(
+    candidate: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]], percentile: float
+) -> Comparison:
+    """Compare interleaved launches pairwise: the mean log-ratio of their quantiles, with
+    Student's 95 % interval.  Launches are paired in order; an empty one drops its pair.
+    """
+    logs = [
+        math.log(tails.point(sorted(mine), percentile) / tails.point(sorted(theirs), percentile))
+        for mine, theirs in zip(candidate, baseline, strict=False)
+        if len(mine) and len(theirs)
+    ]
+    if not logs:
+        return Comparison(1.0, 0.0, math.inf, False)
+    n, mean = len(logs), math.fsum(logs) / len(logs)
+    if n < 2:
+        return Comparison(math.exp(mean), 0.0, math.inf, False)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in logs) / (n - 1))
+    half = _student(0.025, n - 1) * spread / math.sqrt(n)
+    low, high = math.exp(mean - half), math.exp(mean + half)
+    return Comparison(math.exp(mean), low, high, high < 1)
+
+
+def exit_code(verdicts: Iterable[Verdict]) -> int:
+    """0 when every budget is MET, 3 when any is NOT_MET, else 4; no verdict at all proves
+    nothing and is 4.
+    """
+    names = {verdict.verdict for verdict in verdicts}
+    if "NOT_MET" in names:
+        return 3
+    return 0 if names == {"MET"} else 4

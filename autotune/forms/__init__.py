@@ -1,0 +1,81 @@
+"""What a model can be on its way to the artifact: one folder on disk a form.
+
+    module    weights.safetensors, structure.json[, model.py]
+      |--export--> onnx      model.onnx
+      `--export--> program   model.pt2 (for a module whose source cannot stand alone)
+
+Each folder also holds ``about.json``, an `Interface`: how the model is called and what it
+gives.  Whoever has the folder needs neither the task nor the user's file to ship it.
+"""
+
+import contextlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from autotune.records import codec
+from autotune.records.base import Record
+
+ABOUT = "about.json"
+
+
+class Interface(Record, frozen=True, kw_only=True):
+    """How a model is called.  Shapes are per sample (no batch dimension).
+
+    ``input_names`` are those of the dict, or made up for tensors and tuples.
+    ``output_names`` name the tensors of the output in order; for an ``output_kind`` of
+    ``dict`` they are its keys.  ``standalone``: ``model.py`` in the folder makes the model
+    without the user's folder.  ``batch_size`` is None where any batch may be fed.
+    """
+
+    input_kind: Literal["tensor", "tuple", "dict"]
+    input_names: tuple[str, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
+    input_dtypes: tuple[str, ...]
+    ragged: bool = False
+    output_kind: Literal["tensor", "tuple", "dict"]
+    output_names: tuple[str, ...]
+    args: tuple[str, ...] = ()
+    standalone: bool = False
+    batch_size: int | None = None
+    parameters: int
+    flops_per_sample: float | None = None
+    recovery_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Form:
+    """One model on disk.  ``kind`` is ``module``, ``program`` or ``onnx``."""
+
+    kind: str
+    folder: Path
+    about: Interface
+
+    def save_about(self) -> None:
+        (self.folder / ABOUT).write_bytes(codec.encode(self.about, indent=2))
+
+
+def read_about(folder: Path) -> Interface:
+    """Read a folder's interface.
+
+    Raises:
+        FormatError: the file is damaged.
+    """
+    return codec.decode((folder / ABOUT).read_bytes(), Interface, what=str(folder / ABOUT))
+
+
+def place(source: Path, target: Path) -> None:
+    """Put a file into another folder without copying its bytes where the disk allows it."""
+    with contextlib.suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copyfile(source, target)
+
+
+def changed(about: Interface, **fields: Any) -> Interface:
+    """A copy with some fields changed."""
+    import msgspec
+
+    return msgspec.structs.replace(about, **fields)

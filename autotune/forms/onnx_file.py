@@ -1,0 +1,85 @@
+"""The ``onnx`` form: one ``model.onnx``, exported through torch.export.
+
+The batch dimension is free where the model allows it.  The file says nothing about the
+machine that it was made on: the exporter's stack traces, which name its paths, are removed.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autotune.errors import JobError
+from autotune.forms.exported import dynamic_shapes, last_line, quiet
+from autotune.forms.flat import Flat, plain_attention
+
+MODEL = "model.onnx"
+_PROTOBUF_LIMIT = 2_000_000_000  # bytes; larger weights must lie in a file of their own
+
+
+def export(
+    model: Flat,
+    inputs: Sequence[Tensor],
+    path: Path,
+    names: tuple[Sequence[str], Sequence[str]],
+    *,
+    dynamic: bool,
+    ragged: bool = False,
+) -> None:
+    """Write ``path`` from a model in eval mode; ``names`` are those of inputs and outputs.
+
+    Raises:
+        JobError: unsupported, with the exporter's last line.
+    """
+    big = sum(p.numel() * p.element_size() for p in model.parameters()) >= _PROTOBUF_LIMIT
+    try:
+        with quiet(), plain_attention(), torch.no_grad():
+            torch.onnx.export(
+                model,
+                tuple(inputs),
+                str(path),
+                input_names=list(names[0]),
+                output_names=list(names[1]),
+                dynamic_shapes=dynamic_shapes(inputs, ragged=ragged) if dynamic else None,
+                dynamo=True,
+                external_data=big,
+                verbose=False,
+            )
+        _clean(path, big)
+    except Exception as error:
+        logging.getLogger(__name__).debug("onnx export failed", exc_info=True)
+        raise JobError(
+            "unsupported", f"ONNX export cannot take this model: {last_line(error)}"
+        ) from error
+
+
+def _clean(path: Path, big: bool) -> None:
+    """Drop the exporter's notes and check the model."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=not big)
+    for graph in (model.graph, *model.functions):
+        _forget(graph)
+    del model.metadata_props[:]
+    onnx.save(model, str(path))
+    onnx.checker.check_model(str(path) if big else model)
+
+
+def _forget(graph: Any) -> None:
+    """Remove notes from a graph or function and all graphs within."""
+    del graph.metadata_props[:]
+    graph.doc_string = ""
+    for field in ("input", "output", "value_info", "initializer"):
+        for value in getattr(graph, field, ()):
+            if hasattr(value, "metadata_props"):
+                del value.metadata_props[:]
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.ByteSize():
+                    _forget(inner)

@@ -1,0 +1,1 @@
+"""Ground floor: pure frozen data.  Read this first: `task`, `plan`, `job`, `report`."""

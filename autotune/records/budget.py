@@ -1,0 +1,61 @@
+"""The limits a person gave, in SI units, and the effort they allow."""
+
+from typing import Literal
+
+from autotune.records.base import Record
+
+Goal = Literal["quality", "latency", "energy", "throughput", "memory"]
+
+
+class Limit(Record, frozen=True, kw_only=True):
+    """``value`` in the budget's unit, or a factor of the deploy baseline when ``relative``."""
+
+    value: float
+    relative: bool = False
+
+
+class Budget(Record, frozen=True, kw_only=True):
+    """Every limit is optional.  ``latency`` is in seconds, ``energy`` in joules per sample,
+    ``memory`` in bytes, ``train_*`` in seconds, joules and bytes for the final training.
+
+    ``max_drop`` is the largest fall of quality against the deploy baseline in the metric's
+    own unit; ``None`` means the default (0.01 for a rate, 1 % of the baseline's magnitude
+    for a metric of the user's own).
+    """
+
+    latency: Limit | None = None
+    percentile: float = 95.0
+    energy: Limit | None = None
+    memory: Limit | None = None
+    train_time_s: float | None = None
+    train_energy_j: float | None = None
+    train_memory_bytes: float | None = None
+    max_drop: float | None = None
+    goal: Goal | None = None
+    batch: int | None = None
+    accept_modelled_energy: bool = False
+
+    def resolved_goal(self) -> Goal:
+        """``goal``, or quality under a deployment limit, or latency."""
+        if self.goal is not None:
+            return self.goal
+        limited = self.latency or self.energy or self.memory
+        return "quality" if limited else "latency"
+
+
+class Effort(Record, frozen=True, kw_only=True):
+    """How hard to look, and where.  ``only``/``without`` hold ``kind=name`` or bare names."""
+
+    time_s: float = 600.0
+    trials: int | None = None
+    train_trials: int | None = None
+    epochs: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    only: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    powercap_root: str | None = None
+    powercap_label: Literal["host", "simulated"] = "host"
+    cpu_idle_w: float | None = None
+    cpu_max_w: float | None = None
+    require_measured: bool = False

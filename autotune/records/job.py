@@ -1,0 +1,229 @@
+"""What crosses the bridge: one job out, one result back.
+
+Paths inside jobs are relative to the run's work folder (the bridge resolves them), so
+that a recorded run can be replayed anywhere.  A job that reports progress waits after
+each report for the answer "go" or "stop".
+"""
+
+from autotune.records.base import Record
+from autotune.records.hardware import Profile
+from autotune.records.measurement import EnergySource, EnergyWindow, Launch, Scores
+from autotune.records.plan import Recipe, Step
+from autotune.records.report import Failure
+from autotune.records.task import Option, TaskInfo, TaskSpec, Traits
+
+
+class Context(Record, frozen=True, kw_only=True):
+    """What a plug-in's ``unavailable`` may look at."""
+
+    info: TaskInfo
+    traits: Traits
+    profile: Profile
+
+
+class Inspect(Record, frozen=True, kw_only=True, tag=True):
+    """Load the task, split its data, write the rows of *select* and *confirm* (and
+    calibration rows) under ``data/``, count the model's traits.
+    """
+
+    task: TaskSpec
+    batch_size: int = 1
+    pretrained: bool | None = None
+
+
+class Inspection(Record, frozen=True, kw_only=True, tag=True):
+    """Rows files are ``data/select``, ``data/confirm`` and ``data/calibrate`` (see worker.rows).
+
+    ``imports`` are the packages that loading the task imported: the server imports them
+    once so that later jobs do not pay for them.  ``weights`` is a safetensors file,
+    written where the model came trained.
+    """
+
+    info: TaskInfo
+    traits: Traits
+    imports: tuple[str, ...] = ()
+    weights: str | None = None
+
+
+class Probe(Record, frozen=True, kw_only=True, tag=True):
+    """Profile this machine.  ``anchors_only`` re-measures the three anchors alone."""
+
+    anchors_only: bool = False
+    device: str = "auto"
+    budget_s: float = 10.0
+
+
+class Probed(Record, frozen=True, kw_only=True, tag=True):
+    profile: Profile
+
+
+class Menu(Record, frozen=True, kw_only=True, tag=True):
+    """Ask every plug-in whether it can be used for this task here."""
+
+    context: Context
+
+
+class Options(Record, frozen=True, kw_only=True, tag=True):
+    options: tuple[Option, ...]
+
+
+class Train(Record, frozen=True, kw_only=True, tag=True):
+    """Train a fresh model.  After each of ``rungs`` (epochs, ascending) the job reports the
+    validation loss and asks whether to go on.  ``epochs`` is the horizon.
+
+    ``step_losses`` asks for the first N per-step training losses.  ``weights_out`` gets a
+    safetensors state dict.  ``meter`` is the meter process's socket or None.
+    ``device``: auto (CUDA where there is any), cpu or cuda.
+    """
+
+    task: TaskSpec
+    recipe: Recipe
+    epochs: int
+    rungs: tuple[int, ...] = ()
+    seed: int = 0
+    time_limit_s: float | None = None
+    step_losses: int = 0
+    weights_out: str | None = None
+    meter: str | None = None
+    device: str = "auto"
+
+
+class Trained(Record, frozen=True, kw_only=True, tag=True):
+    """``val_losses`` and ``qualities`` are at the rungs reached (the last at the end).
+    ``train_s`` excludes start-up and evaluation.
+    """
+
+    epochs: int
+    steps: int
+    stopped: bool
+    train_losses: tuple[float, ...]
+    val_losses: tuple[float, ...]
+    qualities: tuple[float, ...]
+    step_losses: tuple[float, ...] = ()
+    train_s: float
+    startup_s: float
+    samples_per_s: float
+    peak_memory_bytes: int
+    weights_sha256: str | None = None
+    energy: EnergyWindow | None = None
+
+
+class Throughput(Record, frozen=True, kw_only=True, tag=True):
+    """Measure training samples per second of one split for about ``budget_s`` seconds."""
+
+    task: TaskSpec
+    recipe: Recipe
+    seed: int = 0
+    budget_s: float = 1.0
+    device: str = "auto"
+
+
+class Rate(Record, frozen=True, kw_only=True, tag=True):
+    samples_per_s: float
+    startup_s: float
+    peak_memory_bytes: int
+
+
+class Build(Record, frozen=True, kw_only=True, tag=True):
+    """Compress, export and write one artifact folder.  Stages are cached under ``cache/`` by
+    content.  ``weights`` is a safetensors file of the dense trained model.
+    """
+
+    task: TaskSpec
+    weights: str
+    compress: tuple[Step, ...]
+    runtime: str
+    threads: int
+    batch_size: int
+    seed: int
+    recipe: Recipe
+    recovery_epochs: int
+    out: str
+
+
+class Stage(Record, frozen=True, kw_only=True):
+    """One stage of a build: ``cached`` stages took no work."""
+
+    name: str
+    key: str
+    cached: bool
+    wall_s: float
+
+
+class Built(Record, frozen=True, kw_only=True, tag=True):
+    artifact: str
+    sha256: str
+    files: dict[str, str]
+    size_bytes: int
+    stages: tuple[Stage, ...]
+    parameters: int | None = None
+    flops_per_sample: float | None = None
+    recovery_s: float = 0.0
+
+
+class Measure(Record, frozen=True, kw_only=True, tag=True):
+    """Load an artifact in a new interpreter and time single calls.
+
+    Rows are drawn from ``rows`` in a seeded order, ``batch_size`` at a time.  Timing goes on
+    for at least ``min_calls`` and until ``time_s`` has passed, at most ``max_calls``.
+    ``outputs`` (a rows file) asks for the outputs of every row of ``score_rows``, untimed,
+    after the timing.  ``meter`` is the meter process's socket, or None.
+    """
+
+    artifact: str
+    rows: str
+    batch_size: int
+    threads: int
+    seed: int = 0
+    min_calls: int = 104
+    max_calls: int = 5000
+    time_s: float = 0.5
+    warmup_s: float = 3.0
+    score_rows: str | None = None
+    outputs: str | None = None
+    meter: str | None = None
+
+
+class Measured(Record, frozen=True, kw_only=True, tag=True):
+    launch: Launch
+
+
+class Score(Record, frozen=True, kw_only=True, tag=True):
+    """Score recorded outputs (a rows file) against the targets of ``part``."""
+
+    task: TaskSpec
+    part: str
+    outputs: str
+    seed: int = 0
+
+
+class Scored(Record, frozen=True, kw_only=True, tag=True):
+    scores: Scores
+
+
+class Sources(Record, frozen=True, kw_only=True, tag=True):
+    """Ask the meter process which energy sources there are."""
+
+
+class Found(Record, frozen=True, kw_only=True, tag=True):
+    sources: tuple[EnergySource, ...]
+
+
+Job = Inspect | Probe | Menu | Train | Throughput | Build | Measure | Score | Sources
+Answer = Inspection | Probed | Options | Trained | Rate | Built | Measured | Scored | Found
+
+
+class Result(Record, frozen=True, kw_only=True):
+    """``answer`` or ``failure``, never both.  ``work_s`` is the time the child itself worked;
+    ``wall_s`` is what the caller waited; their difference is process overhead.
+    ``finished_s`` is the run's clock when the job ended.
+    """
+
+    answer: Answer | None = None
+    failure: Failure | None = None
+    reports: tuple[tuple[int, float], ...] = ()
+    wall_s: float = 0.0
+    work_s: float = 0.0
+    peak_memory_bytes: int = 0
+    cpu_s: float = 0.0
+    finished_s: float = 0.0

@@ -1,0 +1,119 @@
+"""What was measured.  Missing is ``None``; a modelled number stands apart from a measured one."""
+
+from typing import Literal
+
+from autotune.records.base import Record
+
+EnergyLabel = Literal[
+    "measured_counter",
+    "measured_sampled",
+    "modelled_calibrated",
+    "modelled_tdp",
+    "unavailable",
+]
+VerdictName = Literal["MET", "NOT_MET", "UNDECIDED", "NOT_MEASURED"]
+
+
+class Domain(Record, frozen=True, kw_only=True):
+    """One energy domain over one window, e.g. ``rapl:package-0`` or ``nvml:gpu0``.
+
+    ``origin`` is ``local``, ``host`` (a powercap tree that the host provided to a guest)
+    or ``simulated``.  ``uncertainty_j`` is the half-width caused by the counter's
+    resolution and update period.  ``reason`` says why ``energy_j`` is None.
+    """
+
+    name: str
+    energy_j: float | None
+    label: EnergyLabel
+    origin: Literal["local", "host", "simulated"] = "local"
+    uncertainty_j: float | None = None
+    reason: str | None = None
+
+
+class EnergyWindow(Record, frozen=True, kw_only=True):
+    """The meter process's answer for one window.  ``total_j`` is None unless every counted
+    domain was read; ``label`` is the worst label among them.
+    """
+
+    duration_s: float
+    domains: tuple[Domain, ...]
+    total_j: float | None
+    label: EnergyLabel
+    uncertainty_j: float | None = None
+    reason: str | None = None
+    foreign_load: float | None = None
+
+
+class EnergySource(Record, frozen=True, kw_only=True):
+    """One source found (or not) before the run; stands in ``energy_sources``."""
+
+    name: str
+    domains: tuple[str, ...] = ()
+    label: EnergyLabel
+    origin: Literal["local", "host", "simulated"] = "local"
+    reason: str | None = None
+    remedy: str | None = None
+    update_period_s: float | None = None
+
+
+class Interval(Record, frozen=True, kw_only=True):
+    """A modelled or estimated value with its range."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Launch(Record, frozen=True, kw_only=True):
+    """One fresh interpreter that loaded one artifact and timed single calls.
+
+    ``latency_s`` holds every timed call, none dropped.  ``window_s`` and ``cpu_s`` span the
+    timed calls of the energy window, ``window_calls`` of them.  ``work_s`` is the whole time
+    that the interpreter spent after its own start-up.
+    """
+
+    latency_s: tuple[float, ...]
+    load_s: float
+    first_call_s: float
+    warmup_calls: int
+    settled: bool
+    window_s: float
+    window_calls: int
+    cpu_s: float
+    peak_memory_bytes: int
+    energy: EnergyWindow | None = None
+    tags: dict[str, int] = {}
+    environment: dict[str, str | float | None] = {}
+    work_s: float = 0.0
+
+
+class Scores(Record, frozen=True, kw_only=True):
+    """Quality of one artifact on one part of the data.
+
+    Either ``per_sample`` (the mean is ``quality``) or ``replicates``: the metric on
+    bootstrap resamples whose row indices depend on the seed alone, so that two
+    artifacts' replicates are paired.
+    """
+
+    quality: float
+    rows: int
+    per_sample: tuple[float, ...] | None = None
+    replicates: tuple[float, ...] | None = None
+    loss: float | None = None
+    worst_class_recall: float | None = None
+
+
+class Verdict(Record, frozen=True, kw_only=True):
+    """One budget against its samples.  Unit is SI (``s``, ``J``, ``B``, or the metric's)."""
+
+    name: str
+    unit: str
+    limit: float
+    estimate: float | None
+    lower: float | None
+    upper: float | None
+    confidence: float
+    samples: int
+    verdict: VerdictName
+    source: str
+    note: str | None = None

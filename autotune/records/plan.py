@@ -1,0 +1,69 @@
+"""What to do: a training recipe, a deployment, and the two together as a plan file."""
+
+from typing import Literal
+
+from autotune.records.base import Record
+
+Value = float | int | str | bool
+
+
+class Recipe(Record, frozen=True, kw_only=True):
+    """How to train.  ``batch_size`` is the global batch over all ranks; ``threads`` are per rank.
+
+    Fields that an optimizer does not have are ``None``: ``momentum`` for sgd variants,
+    ``beta1``/``beta2``/``eps`` for adam and adamw.
+    """
+
+    optimizer: Literal["sgd", "momentum", "nesterov", "adam", "adamw"] = "adam"
+    lr: float = 1e-3
+    momentum: float | None = None
+    beta1: float | None = None
+    beta2: float | None = None
+    eps: float | None = None
+    weight_decay: float = 0.0
+    batch_size: int = 32
+    precision: Literal["fp32", "bf16"] = "fp32"
+    parallel: str = "single"
+    ranks: int = 1
+    threads: int = 1
+
+
+class Step(Record, frozen=True, kw_only=True):
+    """One compression step: a plug-in's name under ``compress/`` and its parameters."""
+
+    name: str
+    params: dict[str, Value] = {}
+
+
+class Deployment(Record, frozen=True, kw_only=True):
+    """How to ship: compression steps in order, then a runtime under ``runtimes/``."""
+
+    compress: tuple[Step, ...] = ()
+    runtime: str = "eager"
+    threads: int = 1
+    batch_size: int = 1
+    recovery_epochs: int = 0
+
+    @property
+    def lossless(self) -> bool:
+        """True when nothing was compressed."""
+        return not self.compress
+
+
+class Plan(Record, frozen=True, kw_only=True):
+    """A plan file (``autotune.plan/1``): enough to replay train, compress, build and verify.
+
+    ``recipe`` is None for a model that came trained.  ``source_sha256`` is that of the
+    user's file; ``args`` reached it as ``sys.argv[1:]``.
+    """
+
+    schema: str = "autotune.plan/1"
+    task: str
+    source_sha256: str | None
+    args: tuple[str, ...] = ()
+    seed: int
+    recipe: Recipe | None
+    epochs: int
+    deployment: Deployment
+    weights_sha256: str | None = None
+    artifact_sha256: str | None = None

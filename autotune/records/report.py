@@ -1,0 +1,182 @@
+"""The report (``autotune.report/1``): the truth of one run, from which all else is rendered."""
+
+from typing import Literal
+
+from autotune.records.base import Record
+from autotune.records.budget import Budget, Effort
+from autotune.records.hardware import Profile
+from autotune.records.measurement import EnergySource, Interval, Verdict
+from autotune.records.plan import Deployment, Plan, Recipe
+from autotune.records.task import Survey
+
+
+class Failure(Record, frozen=True, kw_only=True):
+    """Why something ended badly.  ``kind``: oom, crash, hang, nan, unsupported, error, exit,
+    killed, contract.  ``log`` holds the last lines of its output.
+    """
+
+    kind: str
+    message: str
+    log: str = ""
+
+
+class Quantiles(Record, frozen=True, kw_only=True):
+    """Seconds per call at the plan's batch size.  ``value`` is the quantile at ``percentile``
+    (the budget's), and ``low``..``high`` its 95 % interval.
+    """
+
+    p50: float
+    p95: float
+    p99: float
+    samples: int
+    low: float | None = None
+    high: float | None = None
+    percentile: float | None = None
+    value: float | None = None
+
+
+class TrainTrial(Record, frozen=True, kw_only=True):
+    """One recipe tried.  ``values`` are the validation losses at the ``rungs`` (epochs)."""
+
+    number: int
+    recipe: Recipe
+    state: Literal["complete", "pruned", "failed", "skipped"]
+    rungs: tuple[int, ...] = ()
+    values: tuple[float, ...] = ()
+    quality: float | None = None
+    train_s: float | None = None
+    samples_per_s: float | None = None
+    peak_memory_bytes: int | None = None
+    energy_j: float | None = None
+    constraints: dict[str, float] = {}
+    failure: Failure | None = None
+    bound: str | None = None
+    why: str = "sampler"
+    wall_s: float = 0.0
+    overhead_s: float = 0.0
+
+
+class DeployTrial(Record, frozen=True, kw_only=True):
+    """One deployment tried on *select*.  ``drop`` is against the deploy baseline."""
+
+    number: int
+    deployment: Deployment
+    state: Literal["complete", "failed", "skipped"]
+    latency_s: Quantiles | None = None
+    energy_j_per_sample: float | None = None
+    energy_modelled: Interval | None = None
+    memory_bytes: int | None = None
+    throughput_per_s: float | None = None
+    size_bytes: int | None = None
+    quality: float | None = None
+    drop: float | None = None
+    drop_upper: float | None = None
+    constraints: dict[str, float] = {}
+    failure: Failure | None = None
+    bound: str | None = None
+    why: str = "sampler"
+    build_s: float = 0.0
+    measure_s: float = 0.0
+    wall_s: float = 0.0
+    overhead_s: float = 0.0
+
+
+class PlanResult(Record, frozen=True, kw_only=True):
+    """A verified plan.  ``quality`` is on *confirm* with its 95 % interval."""
+
+    plan: Plan
+    latency_s: Quantiles | None = None
+    energy_j_per_sample: float | None = None
+    energy_modelled: Interval | None = None
+    throughput_per_s: float | None = None
+    memory_bytes: int | None = None
+    size_bytes: int | None = None
+    load_s: float | None = None
+    first_call_s: float | None = None
+    quality: float | None = None
+    quality_interval: tuple[float, float] | None = None
+    worst_class_recall: float | None = None
+    launches: int = 0
+
+
+class Execution(Record, frozen=True, kw_only=True):
+    """What the final training and build did."""
+
+    train_s: float | None = None
+    train_energy_j: float | None = None
+    train_energy_label: str | None = None
+    train_memory_bytes: int | None = None
+    samples_per_s: float | None = None
+    train_losses: tuple[float, ...] = ()
+    step_losses: tuple[float, ...] = ()
+    quality_select: float | None = None
+    recovery_s: float | None = None
+    build_s: float | None = None
+
+
+class Artifact(Record, frozen=True, kw_only=True):
+    """The shipped folder, relative to the report.  ``sha256`` is of its sorted file hashes."""
+
+    folder: str
+    runtime: str
+    files: dict[str, str] = {}
+    sha256: str
+    size_bytes: int
+    max_abs_error: float | None = None
+
+
+class Why(Record, frozen=True, kw_only=True):
+    """The choice explained, in fields and in words."""
+
+    binding: str | None = None
+    runner_up: str | None = None
+    margin: str | None = None
+    knobs: dict[str, str] = {}
+    refused: tuple[str, ...] = ()
+    looser: str | None = None
+    kept_baseline: bool = False
+    text: tuple[str, ...] = ()
+
+
+class SearchCost(Record, frozen=True, kw_only=True):
+    """What the search itself cost."""
+
+    wall_s: float
+    by_phase_s: dict[str, float] = {}
+    trials: int = 0
+    failed: int = 0
+    skipped_by_bound: int = 0
+    energy_j: float | None = None
+    overhead_s: float = 0.0
+    overhead_median_s: float | None = None
+    break_even_inferences: float | None = None
+
+
+class Report(Record, frozen=True, kw_only=True):
+    """``status`` is ``complete``, ``interrupted`` (Ctrl-C or time) or ``running``."""
+
+    schema: str = "autotune.report/1"
+    status: Literal["complete", "interrupted", "running"]
+    created_utc: str
+    task: str
+    profile: Profile
+    budget: Budget
+    effort: Effort
+    survey: Survey
+    goal: str
+    exit_code: int
+    train_trials: tuple[TrainTrial, ...] = ()
+    deploy_trials: tuple[DeployTrial, ...] = ()
+    train_baseline: TrainTrial | None = None
+    baseline: PlanResult | None = None
+    lossless: PlanResult | None = None
+    chosen: PlanResult | None = None
+    verdicts: tuple[Verdict, ...] = ()
+    energy_sources: tuple[EnergySource, ...] = ()
+    pareto: tuple[int, ...] = ()
+    why: Why = Why()
+    execution: Execution = Execution()
+    artifact: Artifact | None = None
+    search_cost: SearchCost
+    software: dict[str, str] = {}
+    messages: tuple[str, ...] = ()

@@ -1,0 +1,36 @@
+"""Runtime plug-ins: one file each, from a form to an artifact folder with its own loader.
+
+    form --write--> model files + load.py + artifact.json
+
+A plug-in's top-level imports are the standard library and records; `Runtime` is what it
+must hold, `Tools` what it may use.  ``load.py`` never needs autotune and never unpickles.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from autotune.forms import Form
+from autotune.records.job import Context
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the plan says about serving: CPU threads and rows a call."""
+
+    threads: int
+    batch_size: int
+
+
+class Runtime(Protocol):
+    """A module under ``runtimes/``.  One that takes ``module`` also takes ``program``."""
+
+    TAKES: str
+
+    def unavailable(self, context: Context) -> str | None:
+        """None, or why it cannot be used, in words that a person can act on."""
+        ...
+
+    def write(self, form: Form, out: Path, tools: Tools) -> None:
+        """Write the artifact into the empty folder ``out``."""
+        ...

@@ -1,0 +1,41 @@
+"""What every artifact folder has: ``artifact.json`` and a ``load.py`` put together from text."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from autotune.forms import Form, place
+from autotune.runtimes import Tools
+
+MODEL_FILES = ("weights.safetensors", "structure.json", "model.pt2", "model.onnx")
+
+
+def write(form: Form, out: Path, tools: Tools, *, runtime: str, loader: str) -> None:
+    """Place the form's files beside ``artifact.json`` and ``load.py``."""
+    for source in sorted(path for path in form.folder.rglob("*") if path.is_file()):
+        name = source.relative_to(form.folder)
+        if str(name) == "about.json":
+            continue
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        place(source, out / name)
+    facts = json.dumps(_facts(form, tools, runtime), indent=2)
+    (out / "artifact.json").write_text(facts + "\n")
+    (out / "load.py").write_text(loader)
+
+
+def _facts(form: Form, tools: Tools, runtime: str) -> dict[str, Any]:
+    about = form.about
+    return {
+        "schema": "autotune.artifact/1",
+        "runtime": runtime,
+        "threads": tools.threads,
+        "batch_size": tools.batch_size,
+        "input_kind": about.input_kind,
+        "input_names": about.input_names,
+        "input_shapes": about.input_shapes,
+        "input_dtypes": about.input_dtypes,
+        "output_kind": about.output_kind,
+        "output_names": about.output_names,
+        "dynamic_batch": about.batch_size is None,
+        "args": about.args,
+    }

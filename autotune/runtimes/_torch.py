@@ -1,0 +1,137 @@
+"""The loader of the runtimes that run the module itself in PyTorch: `eager`, `compiled`.
+
+The text below is put together into an artifact's ``load.py``: a model from its source
+(``model.py``), or from an exported program where the source cannot stand alone.
+"""
+
+from autotune.errors import JobError
+from autotune.forms import Form
+
+_HEAD = '''"""Loads this model by itself: ``predict = load()``, then ``y = predict(x)``.
+
+NumPy arrays in (positional, or by name), NumPy out.  Needs {needs}; not autotune.
+"""
+'''
+
+_SOURCE = '''
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+HERE = Path(__file__).resolve().parent
+
+
+def _module(args):
+    """Runs model.py, as it stands, with the arguments it was tuned with."""
+    argv, path = sys.argv, sys.path
+    sys.argv, sys.path = [str(HERE / "model.py"), *args], [str(HERE), *path]
+    try:
+        spec = importlib.util.spec_from_file_location("autotuned_model", HERE / "model.py")
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.make_model() if hasattr(module, "make_model") else module.model
+    finally:
+        sys.argv, sys.path = argv, path
+
+
+def _restored(args):
+    """The model with the shapes that pruning left, and its weights."""
+    model = _module(args)
+    changes = json.loads((HERE / "structure.json").read_text())
+    for name, values in changes["modules"].items():
+        for key, value in values.items():
+            value = tuple(value) if isinstance(value, list) else value
+            setattr(model.get_submodule(name), key, value)
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    tensors |= dict(model.named_buffers(remove_duplicate=False))
+    for name, shape in changes["tensors"].items():
+        tensors[name].data = tensors[name].new_empty(shape)
+    weights = load_file(HERE / "weights.safetensors")
+    model.load_state_dict(weights, strict=False)  # of tied weights one name is stored
+    return model.eval()
+
+
+def load():
+    """predict(*arrays, **arrays) -> array, or tuple or dict of arrays."""
+    info = json.loads((HERE / "artifact.json").read_text())
+    torch.set_num_threads(info["threads"])
+    model = _restored(info["args"])
+{compile}
+    def predict(*arrays, **named):
+        named = {{name: _tensor(array) for name, array in named.items()}}
+        with torch.{mode}():
+            return _numpy(model(*map(_tensor, arrays), **named))
+
+    return predict
+
+
+def _tensor(array):
+    return torch.from_numpy(np.require(array, requirements=("C", "W")))
+
+
+def _numpy(output):
+    if isinstance(output, torch.Tensor):
+        return output.numpy()
+    if hasattr(output, "__dataclass_fields__"):
+        output = {{name: getattr(output, name) for name in output.__dataclass_fields__}}
+    if hasattr(output, "items"):
+        return {{k: v.numpy() for k, v in output.items() if isinstance(v, torch.Tensor)}}
+    return tuple(v.numpy() for v in output if isinstance(v, torch.Tensor))
+'''
+
+_PROGRAM = '''
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).resolve().parent
+
+
+def load():
+    """predict(*arrays, **arrays) -> array, or tuple or dict of arrays."""
+    info = json.loads((HERE / "artifact.json").read_text())
+    torch.set_num_threads(info["threads"])
+    model = torch.export.load(HERE / "model.pt2").module(check_guards=False)
+{compile}    names, kind, keys = info["input_names"], info["output_kind"], info["output_names"]
+
+    def predict(*arrays, **named):
+        arrays = [_tensor(a) for a in (*arrays, *(named[n] for n in names if n in named))]
+        with torch.{mode}():
+            outputs = [tensor.numpy() for tensor in model(*arrays)]
+        if kind == "dict":
+            return dict(zip(keys, outputs, strict=True))
+        return outputs[0] if kind == "tensor" else tuple(outputs)
+
+    return predict
+
+
+def _tensor(array):
+    return torch.from_numpy(np.require(array, requirements=("C", "W")))
+'''
+
+_COMPILE = """\
+    torch._inductor.config.freezing = True  # weights become constants of the generated code
+    model = torch.compile(model)
+"""
+
+
+def loader(form: Form, *, compiled: bool) -> str:
+    """The text of ``load.py``."""
+    if form.kind == "module" and not form.about.standalone:
+        raise JobError("unsupported", "the model's source cannot stand alone: export it first")
+    body, needs = _PROGRAM, "PyTorch"
+    if form.kind == "module":
+        body, needs = _SOURCE, "PyTorch, safetensors and what model.py imports"
+    if compiled:
+        needs += ", and a C++ compiler at run time"
+        body = body.replace("\nimport torch\n", "\nimport torch\nimport torch._inductor.config\n")
+    # Freezing works under no_grad only; inference_mode is the faster one for eager code.
+    mode = "no_grad" if compiled else "inference_mode"
+    return _HEAD.format(needs=needs) + body.format(mode=mode, compile=_COMPILE if compiled else "")

@@ -1,0 +1,92 @@
+"""Runtime ``onnxruntime``: ONNX Runtime on the CPU, with no PyTorch in the process."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from autotune.forms import Form
+from autotune.records.job import Context
+from autotune.runtimes import Tools, _artifact
+
+TAKES = "onnx"
+_NEEDS = ("onnx", "onnxruntime", "onnxscript")
+
+_LOADER = '''"""Loads this model by itself: ``predict = load()``, then ``y = predict(x)``.
+
+NumPy arrays in (positional, or by name), NumPy out.  Needs onnxruntime; not autotune, not PyTorch.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+HERE = Path(__file__).resolve().parent
+
+
+def load():
+    """predict(*arrays, **arrays) -> array, or tuple or dict of arrays."""
+    info = json.loads((HERE / "artifact.json").read_text())
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = info["threads"]
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    session = ort.InferenceSession(
+        str(HERE / "model.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+    names, kind, keys = info["input_names"], info["output_kind"], info["output_names"]
+    used = {i.name for i in session.get_inputs()}  # an input the model ignores is not there
+    run = session.run
+
+    def predict(*arrays, **named):
+        named.update(zip(names, arrays))
+        outputs = run(None, {n: np.ascontiguousarray(a) for n, a in named.items() if n in used})
+        if kind == "dict":
+            return dict(zip(keys, outputs))
+        return outputs[0] if kind == "tensor" else tuple(outputs)
+
+    return PREDICT
+'''
+
+_FIXED = '''
+
+def _padded(predict, size):
+    """This model takes exactly ``size`` rows: fewer are filled up, and cut off again."""
+
+    def call(*arrays, **named):
+        rows = len((*arrays, *named.values())[0])
+        fill = [(0, size - rows)]
+        arrays = [np.pad(a, fill + [(0, 0)] * (a.ndim - 1), mode="edge") for a in arrays]
+        named = {
+            n: np.pad(a, fill + [(0, 0)] * (a.ndim - 1), mode="edge") for n, a in named.items()
+        }
+        outputs = predict(*arrays, **named)
+        if isinstance(outputs, dict):
+            return {k: v[:rows] for k, v in outputs.items()}
+        if isinstance(outputs, tuple):
+            return tuple(v[:rows] for v in outputs)
+        return outputs[:rows]
+
+    return lambda *arrays, **named: (
+        predict if len((*arrays, *named.values())[0]) == size else call
+    )(*arrays, **named)
+'''
+
+
+def unavailable(context: Context) -> str | None:
+    """Needs the onnx extra."""
+    del context
+    missing = [name for name in _NEEDS if find_spec(name) is None]
+    if missing:
+        return f"needs `pip install autotune[onnx]` ({', '.join(missing)} missing)"
+    return None
+
+
+def write(form: Form, out: Path, tools: Tools) -> None:
+    """Write ``model.onnx`` and a loader."""
+    size = form.about.batch_size
+    predict = "predict" if size is None else f"_padded(predict, {size})"
+    loader = _LOADER.replace("PREDICT", predict) + ("" if size is None else _FIXED)
+    _artifact.write(form, out, tools, runtime="onnxruntime", loader=loader)

@@ -1,0 +1,371 @@
+"""The whole story, top to bottom.
+
+    model.py -> Task -> Survey -> Space -> Trials -> Finalists -> Artifact + Plan + Report
+
+Data travels one way; nothing upstream is changed later.  The story talks to the workers
+through a bridge and to the person through a listener; it never imports torch.
+"""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from autotune.control import again, assemble, concluding, space, store, surveying, training
+from autotune.control.assemble import Known
+from autotune.control.bridge import Bridge, Recorder, ReplayBridge, load_recording
+from autotune.control.deploying import Lab
+from autotune.control.processbridge import ProcessBridge
+from autotune.control.run import Listener, Run, Silent
+from autotune.errors import UsageError
+from autotune.records import codec
+from autotune.records.base import Record
+from autotune.records.budget import Budget, Effort
+from autotune.records.hardware import Profile
+from autotune.records.plan import Plan, Recipe
+from autotune.records.report import Report
+from autotune.records.task import TaskSpec
+
+# Shares of --time.  Verification comes last and is never cut short by the searches.
+_TRAIN_SHARE = 0.30
+_FINAL_SHARE = 0.08
+_DEPLOY_SHARE = 0.70  # of what is left after training
+
+
+class Task:
+    """What to tune: a file, or the contract's names as keyword arguments (from a notebook).
+
+    Args:
+        **contract: ``make_model`` or ``model``, ``train_data``, ``eval_data``, ``loss``,
+            ``score``, ... as `docs/contract.md` describes them.
+
+    Example:
+        >>> task = Task(make_model=Net, train_data=lambda: train, eval_data=lambda: test)
+    """
+
+    def __init__(self, *, name: str = "task", **contract: Any) -> None:
+        if not contract:
+            raise UsageError(
+                "Task() needs make_model=... and train_data=..., or Task.from_file(path)"
+            )
+        self.name = name
+        self._contract = contract
+        self._path: Path | None = None
+        self._args: tuple[str, ...] = ()
+
+    @classmethod
+    def from_file(cls, path: str | Path, *args: str) -> "Task":
+        """A model file; ``args`` reach it as ``sys.argv[1:]``.
+
+        Raises:
+            UsageError: there is no such file.
+        """
+        found = Path(path)
+        if not found.is_file():
+            raise UsageError(
+                f"no file {found}: give the path of a Python file that defines a model"
+            )
+        task = cls.__new__(cls)
+        task.name = store.slug(found.stem)
+        task._contract = {}
+        task._path = found.resolve()
+        task._args = args
+        return task
+
+    @contextlib.contextmanager
+    def spec(self, seed: int) -> Iterator[TaskSpec]:
+        """What workers load; a notebook's task lives in a private temporary file meanwhile."""
+        if self._path is not None:
+            yield TaskSpec(kind="file", path=str(self._path), args=self._args, seed=seed)
+            return
+        import cloudpickle
+
+        handle, name = tempfile.mkstemp(prefix="autotune-task-", suffix=".pkl")  # mode 0600
+        try:
+            with os.fdopen(handle, "wb") as file:
+                cloudpickle.dump({"name": self.name, **self._contract}, file)
+            yield TaskSpec(kind="pickle", path=name, seed=seed)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+class _Request(Record, frozen=True, kw_only=True):
+    """What an interrupted run was asked for; kept in its work folder."""
+
+    path: str
+    args: tuple[str, ...]
+    budget: Budget
+    effort: Effort
+    profile: Profile | None = None
+    plan: Plan | None = None
+
+
+# -- the three entry points ----------------------------------------------------------------
+
+
+def tune(
+    task: Task,
+    budget: Budget | None = None,
+    effort: Effort | None = None,
+    *,
+    profile: Profile | None = None,
+    out: Path | None = None,
+    listener: Listener | None = None,
+    bridge: Callable[[Path], Bridge] | None = None,
+) -> tuple[Report, Path]:
+    """Survey, search, verify, execute and report.
+
+    Args:
+        task: what to tune.
+        budget: the limits; none by default.
+        effort: how long and where to look; ten minutes by default.
+        profile: a saved profile; only its anchors are measured again.
+        out: the report folder, ``reports/<name>-<UTC time>`` by default.
+        listener: told what happens, as it happens.
+        bridge: makes the bridge from the work folder (for replays); the real one by default.
+
+    Returns:
+        The report and its folder.
+
+    Raises:
+        ContractError: the task is wrong.  OutputError: the folder cannot be written.
+    """
+    budget, effort = budget or Budget(), effort or Effort()
+    folder = store.RunFolder.create(out, task.name)
+    with task.spec(effort.seed) as spec:
+        request = _Request(
+            path=spec.path, args=spec.args, budget=budget, effort=effort, profile=profile
+        )
+        store.write(folder.work / "request.json", codec.encode(request).decode())
+        return _story(spec, request, folder, listener or Silent(), bridge)
+
+
+def resume(
+    path: Path, *, time_s: float | None = None, listener: Listener | None = None
+) -> tuple[Report, Path]:
+    """Go on with an interrupted run: its recording is replayed, then the work goes on live.
+
+    ``time_s`` allows more time than the run was given at first.
+    """
+    folder = store.RunFolder.reopen(path)
+    data = (folder.work / "request.json").read_bytes()
+    request = codec.decode(data, _Request, what=f"{path}/work/request.json")
+    if time_s is not None:
+        effort = msgspec.structs.replace(request.effort, time_s=time_s)
+        request = msgspec.structs.replace(request, effort=effort)
+    with Task.from_file(request.path, *request.args).spec(request.effort.seed) as spec:
+        return _story(spec, request, folder, listener or Silent(), None)
+
+
+def execute(
+    plan: Plan,
+    task: Task,
+    budget: Budget | None = None,
+    effort: Effort | None = None,
+    *,
+    out: Path | None = None,
+    listener: Listener | None = None,
+) -> tuple[Report, Path]:
+    """Replay a plan's chain on this machine: train, compress, build, verify, report."""
+    budget = budget or Budget(batch=plan.deployment.batch_size)
+    effort = msgspec.structs.replace(effort or Effort(), seed=plan.seed)
+    folder = store.RunFolder.create(out, task.name)
+    with task.spec(plan.seed) as spec:
+        request = _Request(path=spec.path, args=spec.args, budget=budget, effort=effort, plan=plan)
+        store.write(folder.work / "request.json", codec.encode(request).decode())
+        return _story(spec, request, folder, listener or Silent(), None)
+
+
+def verify(
+    folder: Path,
+    model: Path | None = None,
+    *,
+    budget: Budget | None = None,
+    effort: Effort | None = None,
+) -> again.Again:
+    """Measure a report's artifact again; with the model file, its quality too."""
+
+    def make(work: Path, how: Effort) -> Bridge:
+        return ProcessBridge(work, meter=_meter_args(how))
+
+    if model is None:
+        return again.verify(folder, make, budget=budget, effort=effort)
+    plan = store.load_plan(folder)
+    with Task.from_file(model, *plan.args).spec(plan.seed) as spec:
+        return again.verify(folder, make, budget=budget, effort=effort, spec=spec)
+
+
+# -- the story -----------------------------------------------------------------------------
+
+
+def _story(
+    spec: TaskSpec,
+    request: _Request,
+    folder: store.RunFolder,
+    listener: Listener,
+    make_bridge: Callable[[Path], Bridge] | None,
+) -> tuple[Report, Path]:
+    bridge = _bridge(folder, request.effort, listener, make_bridge)
+    known: Known | None = None
+    status = "interrupted"
+    try:
+        run = surveying.survey(
+            bridge, spec, request.budget, request.effort, request.profile, listener
+        )
+        known = Known(run)
+        run.on_progress = lambda: folder.checkpoint(assemble.report(known, "running"))
+        with contextlib.suppress(KeyboardInterrupt):
+            if request.plan is not None:
+                _replay_plan(known, request.plan, folder)
+            else:
+                _search(known, folder)
+            status = "complete"
+    finally:
+        bridge.close()
+        if known is None:  # nothing is known: leave no half-written report
+            folder.clean()
+            with contextlib.suppress(OSError):
+                folder.path.rmdir()
+    report = assemble.report(known, status)
+    folder.save(report)
+    if status == "complete":
+        folder.clean()
+    return report, folder.path
+
+
+def _search(known: Known, folder: store.RunFolder) -> None:
+    """The train search and final training, the deploy search, verification."""
+    run = known.run
+    if not run.survey.task.pretrained:
+        _train(known)
+    weights = training.WEIGHTS if known.recipe is not None else "weights.safetensors"
+    recipe = known.recipe or training.baseline_recipe(run)
+    lab = Lab(run, weights, recipe, _recovery_epochs(run, known))
+    known.lab = lab
+    began = run.bridge.now()
+    run.bridge.preload(("onnxscript", "torch_pruning", "onnxruntime.quantization"))
+    until = began + _DEPLOY_SHARE * run.left_s
+    run.listener.phase("deploy search", until - began)
+    lab.search(until)
+    run.timed("deploy search", began)
+    concluding.conclude(known, concluding.finalists(lab), folder)
+
+
+def _replay_plan(known: Known, plan: Plan, folder: store.RunFolder) -> None:
+    """Execute a plan: the same chain, nothing searched."""
+    run = known.run
+    if plan.source_sha256 != run.survey.task.source_sha256:
+        known.messages.append("the model file differs from the one that the plan was made for")
+    known.epochs = plan.epochs
+    if plan.recipe is not None and not run.survey.task.pretrained:
+        known.recipe = _fitting(run, plan.recipe)
+        _final(known, known.recipe)
+    weights = training.WEIGHTS if known.recipe is not None else "weights.safetensors"
+    recipe = known.recipe or training.baseline_recipe(run)
+    known.lab = Lab(run, weights, recipe, plan.deployment.recovery_epochs)
+    for deployment in dict.fromkeys(
+        (known.lab.dense(plan.deployment.threads, plan.deployment.batch_size), plan.deployment)
+    ):
+        known.lab.keep(known.lab.trial(deployment, "the plan"))
+    concluding.conclude(known, [plan.deployment], folder, replace=False)
+
+
+# -- training ------------------------------------------------------------------------------
+
+
+def _train(known: Known) -> None:
+    run = known.run
+    began = run.bridge.now()
+    budget_s = _TRAIN_SHARE * run.effort.time_s
+    run.listener.phase("train search", budget_s)
+    measured = training.measure_splits(run, 0.3 * budget_s)
+    run.survey = msgspec.structs.replace(run.survey, splits=measured)
+    run.timed("splits", began)
+    known.epochs = training.horizon(run, _FINAL_SHARE * run.effort.time_s)
+    run.listener.note(f"Final training: {known.epochs} epochs; every trial's horizon is the same.")
+    searching = run.bridge.now()
+    known.training = training.search(run, known.epochs, began + budget_s)
+    run.timed("train search", searching)
+    winner = known.training.winner
+    if winner is None:
+        raise training.nothing_trained(known.training.trials)
+    known.recipe = winner.recipe
+    _final(known, winner.recipe)
+
+
+def _final(known: Known, recipe: Recipe) -> None:
+    run = known.run
+    began = run.bridge.now()
+    run.listener.phase("final training", _FINAL_SHARE * run.effort.time_s)
+    known.execution = training.final(run, recipe, known.epochs)
+    run.timed("final training", began)
+    run.on_progress()
+
+
+def _fitting(run: Run, recipe: Recipe) -> Recipe:
+    """The plan's recipe, its split replaced where this machine does not have it."""
+    legal = space.splits(run.survey.options, run.profile)
+    if (recipe.parallel, recipe.ranks, recipe.threads) in legal:
+        return recipe
+    parallel, ranks, threads = legal[0]
+    return msgspec.structs.replace(recipe, parallel=parallel, ranks=ranks, threads=threads)
+
+
+def _recovery_epochs(run: Run, known: Known) -> int:
+    """Epochs of recovery training after pruning: a twentieth of the time that is left, by the
+    final training's own speed; 0 without training data.
+    """
+    info = run.survey.task
+    rows = info.train_rows or info.adapt_rows
+    if not rows or not info.has_loss:
+        return 0
+    if known.execution.train_s and known.epochs:
+        epoch_s = known.execution.train_s / known.epochs
+        return max(1, min(known.epochs, 20, int(0.04 * run.left_s / epoch_s)))
+    return 5
+
+
+# -- bridge --------------------------------------------------------------------------------
+
+
+def _bridge(
+    folder: store.RunFolder,
+    effort: Effort,
+    listener: Listener,
+    make: Callable[[Path], Bridge] | None,
+) -> Bridge:
+    """The real bridge behind what is already recorded, itself recorded."""
+    if make is not None:
+        return make(folder.work)
+
+    def live(started_s: float) -> Bridge:
+        inner = ProcessBridge(
+            folder.work,
+            meter=_meter_args(effort),
+            started_s=started_s,
+            waiting=listener.note,
+            memory_bytes=_memory_limit(),
+        )
+        return Recorder(inner, folder.recording)
+
+    return ReplayBridge(load_recording(folder.recording), live)
+
+
+def _meter_args(effort: Effort) -> tuple[str, ...]:
+    if effort.powercap_root is None:
+        return ()
+    return ("--powercap-root", effort.powercap_root, "--origin", effort.powercap_label)
+
+
+def _memory_limit() -> int | None:
+    """What one job may allocate: nine tenths of what is available now (Linux only)."""
+    if sys.platform != "linux":
+        return None
+    import psutil
+
+    return int(0.9 * psutil.virtual_memory().available)

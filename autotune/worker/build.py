@@ -1,0 +1,216 @@
+"""From trained weights to one artifact folder, stage by stage.
+
+    task + weights -> dense -> compress steps (module) -> export -> compress steps (onnx) -> write
+                      `------------- cached under cache/<key>, by content ------------'
+
+A stage's key hashes all that it depends on and nothing else: a pruning level is recovered
+once, exported once, and int8, threads and runtimes branch off it.  Stages appear whole or
+not at all (written aside, then renamed).  Nothing here measures.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from autotune import plugins
+from autotune.errors import JobError
+from autotune.forms import ABOUT, Form, read_about
+from autotune.records.job import Build, Built, Stage
+from autotune.records.plan import Recipe, Step
+from autotune.runtimes import Tools as RuntimeTools
+from autotune.worker import bench
+from autotune.worker.channel import Channel
+
+_KIND = {"dense": "module", "export": "onnx", "export_fixed": "onnx", "program": "program"}
+
+
+def run(job: Build, root: Path, channel: Channel) -> Built:
+    """Build ``job.out``.
+
+    Raises:
+        JobError: unsupported, nan (recovery), or what a plug-in raises.
+        PluginError: a step or runtime that is not there.
+    """
+    return _Chain(job, root, channel).build()
+
+
+class _Chain:
+    """One build: the stages in order, each found in the cache or made."""
+
+    def __init__(self, job: Build, root: Path, channel: Channel) -> None:
+        self.job = job
+        self.root = root
+        self.bench = bench.Bench(job, root, channel)
+        self.stages: list[Stage] = []
+        self.key = ""
+
+    def build(self) -> Built:
+        runtime = plugins.load("runtimes", self.job.runtime)
+        module_steps, onnx_steps = _split(self.job.compress)
+        if onnx_steps and runtime.TAKES != "onnx":
+            raise JobError(
+                "unsupported",
+                f"{onnx_steps[0].name} gives an ONNX model, which the runtime "
+                f"{self.job.runtime} does not take",
+            )
+        form = self._stage("dense", self._origin(), self.bench.dense)
+        for step in module_steps:
+            form = self._step(form, step, self._training())
+        if runtime.TAKES == "onnx":
+            form = self._export(form)
+        elif not form.about.standalone:
+            source = form
+            form = self._stage("program", (), lambda out: self.bench.program(source, out))
+        for step in onnx_steps:
+            form = self._step(form, step, ())
+        return self._write(form, runtime)
+
+    def _origin(self) -> tuple[Any, ...]:
+        task = self.job.task
+        return (
+            _sha256(self.root / self.job.weights),
+            _sha256(Path(task.path)),
+            task.args,
+            task.seed,
+        )
+
+    def _training(self) -> tuple[Any, ...]:
+        """What recovery depends on; nothing when there is none."""
+        if self.job.recovery_epochs <= 0:
+            return ()
+        fields = {name: getattr(self.job.recipe, name) for name in _LEARNING}
+        return (self.job.recovery_epochs, fields, self.job.seed)
+
+    def _step(self, form: Form, step: Step, more: tuple[Any, ...]) -> Form:
+        plugin = plugins.load("compress", step.name)
+        params = {k: _canonical(v) for k, v in sorted(step.params.items())}
+
+        def make(out: Path) -> Form:
+            made: Form = plugin.apply(form, params, self.bench.tools(out))
+            if made.kind == "module":
+                bench.carry_source(form.folder, out)
+            return made
+
+        made = self._stage(step.name, (params, *more), make, kind=plugin.GIVES)
+        return made
+
+    def _export(self, form: Form) -> Form:
+        """With a free batch dimension, or failing that with this plan's batch."""
+        exported = self._stage("export", (), lambda out: self.bench.export(form, out))
+        if exported.about.batch_size is None:
+            return exported
+        size = self.job.batch_size
+        return self._stage(
+            "export_fixed", (size,), lambda out: self.bench.export(form, out, fixed=size)
+        )
+
+    def _stage(
+        self,
+        name: str,
+        depends: tuple[Any, ...],
+        make: Callable[[Path], Form],
+        *,
+        kind: str | None = None,
+    ) -> Form:
+        """The stage's form from the cache, or made there."""
+        started = time.perf_counter()
+        self.key = _key(self.key, name, depends)
+        folder = self.root / "cache" / self.key
+        cached = (folder / ABOUT).is_file()
+        if not cached:
+            scratch = _scratch(folder)
+            form = make(scratch)
+            form.save_about()
+            _rename(scratch, folder)
+        wall = time.perf_counter() - started
+        self.stages.append(Stage(name=name, key=self.key, cached=cached, wall_s=wall))
+        return Form(kind or _KIND[name], folder, read_about(folder))
+
+    def _write(self, form: Form, runtime: Any) -> Built:
+        started = time.perf_counter()
+        out = self.root / self.job.out
+        scratch = _scratch(out)
+        runtime.write(form, scratch, RuntimeTools(self.job.threads, self.job.batch_size))
+        files = {
+            path.relative_to(scratch).as_posix(): _sha256(path)
+            for path in sorted(scratch.rglob("*"))
+            if path.is_file()
+        }
+        text = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
+        (scratch / "checksums").write_text(text)
+        sizes = {name: (scratch / name).stat().st_size for name in files}
+        _rename(scratch, out)
+        wall = time.perf_counter() - started
+        key = _key(self.key, self.job.runtime, (self.job.threads, self.job.batch_size))
+        self.stages.append(
+            Stage(name=f"write {self.job.runtime}", key=key, cached=False, wall_s=wall)
+        )
+        return Built(
+            artifact=self.job.out,
+            sha256=hashlib.sha256(text.encode()).hexdigest(),
+            files=files,
+            size_bytes=sum(size for name, size in sizes.items() if name not in _OURS),
+            stages=tuple(self.stages),
+            parameters=form.about.parameters,
+            flops_per_sample=form.about.flops_per_sample,
+            recovery_s=form.about.recovery_s,
+        )
+
+
+_OURS = ("load.py", "artifact.json")
+_LEARNING = tuple(
+    name for name in Recipe.__struct_fields__ if name not in ("parallel", "ranks", "threads")
+)
+
+
+def _split(steps: tuple[Step, ...]) -> tuple[list[Step], list[Step]]:
+    """Steps that take a module, then steps that take ONNX.
+
+    Raises:
+        JobError: unsupported: a module step after an ONNX one (there is no way back).
+    """
+    takes = [plugins.load("compress", step.name).TAKES for step in steps]
+    first = takes.index("onnx") if "onnx" in takes else len(takes)
+    for step, kind in list(zip(steps, takes, strict=True))[first:]:
+        if kind != "onnx":
+            raise JobError(
+                "unsupported",
+                f"{step.name} needs the module, but {steps[first].name} comes before it and "
+                f"gives an ONNX model: put {step.name} first",
+            )
+    return list(steps[:first]), list(steps[first:])
+
+
+def _canonical(value: Any) -> Any:
+    """0.30000000000000004 and 0.3 are one level."""
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def _key(*parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _scratch(target: Path) -> Path:
+    """An empty folder beside ``target``, whose name no other process uses."""
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    return scratch
+
+
+def _rename(scratch: Path, target: Path) -> None:
+    """Put a finished folder in its place; what stood there is gone."""
+    if target.exists():
+        shutil.rmtree(target)
+    scratch.rename(target)

@@ -1,0 +1,35 @@
+"""How a running job talks to whoever asked for it: report, then wait for go or stop."""
+
+import json
+from typing import BinaryIO, Protocol
+
+
+class Channel(Protocol):
+    """`report` blocks until the asker answers; False means: stop here, keep what you have."""
+
+    def report(self, step: int, value: float) -> bool: ...
+
+
+class NullChannel:
+    """Always goes on; remembers what was reported."""
+
+    def __init__(self) -> None:
+        self.reports: list[tuple[int, float]] = []
+
+    def report(self, step: int, value: float) -> bool:
+        self.reports.append((step, value))
+        return True
+
+
+class PipeChannel:
+    """JSON lines over two byte streams: ``{"event": "report", ...}`` out, ``go``/``stop`` in."""
+
+    def __init__(self, reader: BinaryIO, writer: BinaryIO) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    def report(self, step: int, value: float) -> bool:
+        line = json.dumps({"event": "report", "step": step, "value": value})
+        self._writer.write(line.encode() + b"\n")
+        self._writer.flush()
+        return self._reader.readline().strip() == b"go"

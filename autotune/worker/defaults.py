@@ -1,0 +1,183 @@
+"""The loss and the score that a task gets where the user gave none.
+
+Shapes: B batch, C classes, ... anything (tokens, pixels).
+
+    targets          loss            score (higher is better)        name
+    integers [B]     cross-entropy   1 where argmax is right, else 0 accuracy
+    integers [B,...] cross-entropy   share of right ones per sample  token_accuracy
+    floats           squared error   minus squared error per sample  neg_mse
+    floats 0/1, BCE  the user's      1 where the side is right       accuracy
+
+Outputs are ``[B, C, ...]`` as torch has it, or ``[B, ..., C]`` as transformers has it.
+Labels of -100 are ignored, as torch's cross-entropy does.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from autotune.errors import ContractError
+
+IGNORED = -100
+
+
+class Named(dict[str, Any]):
+    """A dict whose keys are attributes too: an artifact's named outputs look like the model's."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def main_output(output: Any) -> Tensor | None:
+    """The tensor that the defaults look at: the output itself, its ``logits``, or its first."""
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    if isinstance(output, Mapping):
+        first = output.get("logits", next(iter(output.values()), None))
+        return first if isinstance(first, Tensor) else None
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+        return output[0]
+    return None
+
+
+def loss(output: Any, target: Any) -> Tensor:
+    """Cross-entropy for integer targets, mean squared error for floats; a scalar.
+
+    Raises:
+        ContractError: output and target do not fit together.
+    """
+    own = getattr(output, "loss", None)
+    if isinstance(own, Tensor):
+        return own.mean()
+    pred, true = _tensors(output, target, "loss")
+    if not true.is_floating_point():
+        logits = _classes_second(pred, true)
+        return functional.cross_entropy(logits, true.long(), ignore_index=IGNORED)
+    return functional.mse_loss(_alike(pred, true), true.to(pred.dtype))
+
+
+def score(output: Any, target: Any, threshold: float | None = None) -> Tensor:
+    """Quality per sample, ``[B]`` floats, higher is better.
+
+    Args:
+        output: the model's output.
+        target: what it should be.
+        threshold: for float 0/1 targets: where the output turns from class 0 to class 1.
+
+    Raises:
+        ContractError: output and target do not fit together.
+    """
+    pred, true = _tensors(output, target, "score")
+    if not true.is_floating_point():
+        logits = _classes_second(pred, true)
+        right = (logits.argmax(1) == true).float()
+        counted = (true != IGNORED).float()
+        if true.dim() == 1:
+            return right
+        return (right * counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)
+    pred = _alike(pred, true)
+    if threshold is not None:
+        right = ((pred > threshold) == (true > 0.5)).float()
+        return right.flatten(1).mean(1) if right.dim() > 1 else right
+    error = (pred.float() - true.float()).square()
+    return -(error.flatten(1).mean(1) if error.dim() > 1 else error)
+
+
+def predicted(output: Any, target: Any) -> Tensor | None:
+    """Predicted classes ``[B]`` where the task is plain classification, else None."""
+    pred = main_output(output)
+    plain = (
+        pred is not None
+        and isinstance(target, Tensor)
+        and target.dim() == 1
+        and not target.is_floating_point()
+        and pred.dim() == 2
+        and len(pred) == len(target)
+    )
+    return pred.argmax(1) if plain and pred is not None else None
+
+
+def metric(target: Any, criterion: Any) -> str:
+    """The name of the default score for a batch of targets."""
+    if not isinstance(target, Tensor) or target.is_floating_point():
+        if threshold_of(criterion) is None:
+            return "neg_mse"
+        return "accuracy" if target.numel() == len(target) else "label_accuracy"
+    return "accuracy" if target.dim() == 1 else "token_accuracy"
+
+
+def threshold_of(criterion: Any) -> float | None:
+    """Where a binary criterion of torch's turns, or None for anything else."""
+    if isinstance(criterion, torch.nn.BCEWithLogitsLoss):
+        return 0.0
+    return 0.5 if isinstance(criterion, torch.nn.BCELoss) else None
+
+
+def _tensors(output: Any, target: Any, what: str) -> tuple[Tensor, Tensor]:
+    pred = main_output(output)
+    if pred is None or not isinstance(target, Tensor):
+        raise ContractError(
+            f"there is no default {what} for an output of type {type(output).__name__} and a "
+            f"target of type {type(target).__name__}\n"
+            f"  missing: {what}(output, target)\n"
+            f"  mend it with:\n"
+            f"      def {what}(output, target):\n"
+            f"          return ...  # {'a scalar' if what == 'loss' else 'one number per sample'}"
+        )
+    return pred, target
+
+
+def _classes_second(pred: Tensor, true: Tensor) -> Tensor:
+    """``[B, C, ...]`` whichever way the output has its classes."""
+    if pred.dim() == true.dim() + 1 and len(pred) == len(true):
+        if (pred.shape[0], *pred.shape[2:]) == tuple(true.shape):
+            return pred
+        if pred.shape[:-1] == true.shape:
+            return pred.movedim(-1, 1)
+    raise _mismatch(
+        pred,
+        true,
+        "class targets need outputs [batch, classes]",
+        ["def make_model():", "    ...  # end with", "    nn.Linear(hidden, classes)"],
+    )
+
+
+def _alike(pred: Tensor, true: Tensor) -> Tensor:
+    """The output in the target's shape; only dimensions of size one may differ."""
+    if pred.shape == true.shape:
+        return pred
+    squeezed = [size for size in pred.shape[1:] if size != 1]
+    if len(pred) == len(true) and squeezed == [size for size in true.shape[1:] if size != 1]:
+        return pred.reshape(true.shape)
+    raise _mismatch(
+        pred,
+        true,
+        "float targets need outputs of the same shape",
+        [
+            "def loss(output, target):",
+            "    # bring both to one shape",
+            "    return F.mse_loss(output.squeeze(1), target)",
+        ],
+    )
+
+
+def _mismatch(pred: Tensor, true: Tensor, rule: str, mend: list[str]) -> ContractError:
+    return ContractError(
+        f"output and target do not fit together: {rule}\n"
+        f"  found:   output {list(pred.shape)} {_name(pred)}, target {list(true.shape)} "
+        f"{_name(true)}\n"
+        "  mend it with:\n" + "\n".join(f"      {line}" for line in mend)
+    )
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

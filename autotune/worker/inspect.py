@@ -1,0 +1,272 @@
+"""Looks at the task once, early: finds its faults, counts its model, writes its rows.
+
+    load -> make_model -> one forward -> one loss, one score -> traits
+                                     `-> data/*.npz, weights (pretrained), imports
+
+Every fault that this finds is a contract error before any search has started.  It does not
+train, and it times nothing.
+"""
+
+import ast
+import math
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autotune.records.job import Inspect, Inspection
+from autotune.records.task import TaskInfo, TaskSpec
+from autotune.worker import defaults, rows, samples
+from autotune.worker.blame import broken, guard
+from autotune.worker.channel import Channel
+from autotune.worker.contract import Loaded, fields, kind_of, load
+from autotune.worker.evaluate import evaluating
+
+CALIBRATION_ROWS = 256
+WEIGHTS = "weights/pretrained.safetensors"
+_CHECKED_ROWS = 8
+_SCORED_ROWS = 256
+
+
+def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
+    """Inspect ``job.task``; writes ``data/select``, ``data/confirm`` and ``data/calibrate``.
+
+    Raises:
+        ContractError: what is wrong with the task, where, and the lines that mend it.
+    """
+    from autotune.worker.traits import count
+
+    before = set(sys.modules)
+    loaded = load(job.task, pretrained=job.pretrained)
+    torch.manual_seed(job.task.seed)
+    model = loaded.trained_model() if loaded.info.pretrained else loaded.make_model()
+    imports = _imports(job.task, before)
+    info = _check(loaded, model)
+    arguments, named = loaded.model_inputs(loaded.collate([loaded.sample("select", 0)])[0])
+    traits = count(model, arguments, named)
+    weights = None
+    if info.pretrained:
+        from safetensors.torch import save_model
+
+        (root / WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
+        save_model(model, str(root / WEIGHTS))
+        weights = WEIGHTS
+    write_rows(loaded, root)
+    return Inspection(info=info, traits=traits, imports=imports, weights=weights)
+
+
+def write_rows(loaded: Loaded, root: Path) -> None:
+    """The inputs of *select* and *confirm*, and up to `CALIBRATION_ROWS` for calibration.
+
+    Calibration rows come from *train*, else *adapt*, else *select*; evenly spaced.
+    """
+    for part in ("select", "confirm"):
+        count = len(loaded.part(part))  # type: ignore[arg-type]
+        rows.save(root / "data" / f"{part}.npz", _rows(loaded, part, range(count)))
+    part = "train" if loaded.train else "adapt" if loaded.adapt else "select"
+    count = len(loaded.part(part))  # type: ignore[arg-type]
+    spread = np.unique(np.linspace(0, count - 1, min(count, CALIBRATION_ROWS)).astype(int))
+    rows.save(root / "data" / "calibrate.npz", _rows(loaded, part, spread.tolist()))
+
+
+def _rows(loaded: Loaded, part: str, numbers: Iterable[int]) -> rows.Rows:
+    found = []
+    for number in numbers:
+        inputs, _ = loaded.collate([loaded.sample(part, number)])
+        found.append([array[0] for array in loaded.input_arrays(inputs)])
+    info = loaded.info
+    names = info.input_names if info.input_kind == "dict" else ("",) * len(info.input_names)
+    return rows.from_samples(info.input_kind, names, found)
+
+
+def _check(loaded: Loaded, model: nn.Module) -> TaskInfo:
+    """One forward, one loss and one score on real rows; what they tell about the task."""
+    info = loaded.info
+    if not info.pretrained and loaded.train is None:
+        raise broken(
+            loaded.where,
+            "there is evaluation data but no training data, and the model is not pretrained",
+            missing="train_data(), or `pretrained = True`",
+            mend="def train_data():\n"
+            "    X, y = ...  # tensors or arrays, one row a sample\n"
+            "    return torch.utils.data.TensorDataset(X, y)",
+        )
+    inputs, target = _batch(loaded, "select", _CHECKED_ROWS)
+    with evaluating(model):
+        output = _forward(loaded, model, inputs)
+    has_loss = _check_loss(loaded, output, target, inputs)
+    if not info.pretrained:
+        _check_training(loaded, model)
+    binary = _check_score(loaded, model)
+    names = tuple(n for n, m in model.named_modules() if n and not list(m.children()))
+    changed: TaskInfo = msgspec.structs.replace(
+        info, has_loss=has_loss, binary=binary, module_names=names
+    )
+    return changed
+
+
+def _batch(loaded: Loaded, part: str, most: int) -> tuple[Any, Any]:
+    count = 1 if loaded.info.ragged and not loaded.has_own_collate else most
+    count = min(count, len(loaded.part(part)))  # type: ignore[arg-type]
+    return loaded.collate([loaded.sample(part, row) for row in range(count)])
+
+
+def _forward(loaded: Loaded, model: nn.Module, inputs: Any) -> Any:
+    shapes = ", ".join(f"{name} {_shape(value)}" for name, value in fields(inputs))
+    how = {"tensor": "model(x)", "tuple": "model(*inputs)", "dict": "model(**inputs)"}
+    hint = (Exception, f"a batch of your dataset's inputs is passed as {how[kind_of(inputs)]}")
+    with guard(loaded.where, f"the model's forward on a batch ({shapes})", loaded.path, [hint]):
+        return loaded.call(model, inputs)
+
+
+def _check_loss(loaded: Loaded, output: Any, target: Any, inputs: Any) -> bool:
+    """Whether there is a loss; it must be one finite number."""
+    if not loaded.info.has_loss:
+        if not loaded.info.pretrained:
+            defaults.loss(output, target)  # raises, with the lines that mend it
+        return False
+    _check_binary_floats(loaded)
+    _check_classes(loaded, output, target)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with guard(loaded.where, "the loss of the first batch", loaded.path):
+            value = float(loaded.loss(output, target))
+    for warning in caught:
+        if "size" in str(warning.message) and "broadcasting" in str(warning.message):
+            raise _broadcasts(loaded, output, target)
+    if not math.isfinite(value):
+        bad = [name for name, x in fields(inputs) if not _finite(x)]
+        raise broken(
+            loaded.where,
+            f"the loss of the first batch is {value}",
+            found=f"{', '.join(bad)} holds NaN or infinity" if bad else "finite inputs",
+            hint="scale the inputs, and look for log(0) or a division by 0 in the model or loss",
+        )
+    return True
+
+
+def _check_training(loaded: Loaded, model: nn.Module) -> None:
+    """The loss must reach a parameter in training mode."""
+    inputs, target = _batch(loaded, "train", _CHECKED_ROWS)
+    modes = {module: module.training for module in model.modules()}
+    model.train()
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    value = loaded.loss(_forward(loaded, model, inputs), target)
+    for buffer, kept in zip(model.buffers(), buffers, strict=True):
+        buffer.data.copy_(kept)
+    for module, mode in modes.items():
+        module.training = mode
+    if not value.requires_grad:
+        count = sum(p.requires_grad for p in model.parameters())
+        raise broken(
+            loaded.where,
+            "the loss does not depend on any trainable parameter",
+            found=f"{count} trainable parameter tensors in the model",
+            missing="a path of tensor operations from the parameters to the loss",
+            hint="look for .detach(), .item(), torch.no_grad() or argmax in forward and loss",
+        )
+
+
+def _check_score(loaded: Loaded, model: nn.Module) -> bool:
+    """Whether all scores are 0 or 1, so that the exact paired test fits."""
+    inputs, target = _batch(loaded, "select", _SCORED_ROWS)
+    with evaluating(model):
+        output = _forward(loaded, model, inputs)
+        score = loaded.score(output, target)
+        if score is None:
+            loaded.quality(output, target)
+            return False
+    plain = bool(((score == 0) | (score == 1)).all())
+    return loaded.info.binary or (plain and bool((score == 1).any()))
+
+
+def _check_binary_floats(loaded: Loaded) -> None:
+    """Float targets that are all 0 or 1 may be classes or numbers: the user must say which."""
+    if loaded.has_own_loss and (loaded.has_own_score or loaded.info.metric != "neg_mse"):
+        return
+    if loaded.has_own_score and loaded.info.pretrained:
+        return
+    values = samples.targets(loaded.train if loaded.train is not None else loaded.select)
+    if values is None or values.dtype.kind != "f" or not np.isin(values, (0.0, 1.0)).all():
+        return
+    both = not loaded.has_own_loss
+    raise broken(
+        loaded.where,
+        "the targets are floats that are all 0 or 1: classes or numbers?",
+        found=f"float targets {list(values.shape)} with the values "
+        f"{', '.join(str(v) for v in np.unique(values))}",
+        missing="loss(output, target)" if both else "score(output, target)",
+        mend="def loss(output, target):\n"
+        "    # 0 or 1 from one logit a sample; or return integer targets from the dataset\n"
+        "    return F.binary_cross_entropy_with_logits(output, target)"
+        if both
+        else "def score(output, target):\n"
+        "    # right or wrong, one number a sample, for outputs that are logits\n"
+        "    return ((output > 0) == (target > 0.5)).float()",
+    )
+
+
+def _check_classes(loaded: Loaded, output: Any, target: Any) -> None:
+    classes, guess = loaded.info.classes, defaults.main_output(output)
+    if classes is None or guess is None or loaded.has_own_loss or guess.dim() != target.dim() + 1:
+        return
+    if classes > guess.shape[1]:
+        raise broken(
+            loaded.where,
+            "the model has fewer outputs than there are classes",
+            found=f"targets up to {classes - 1}, outputs {_shape(guess)}",
+            missing=f"{classes} outputs (classes count from 0)",
+            mend=f"def make_model():\n    ...  # end with\n    nn.Linear(hidden, {classes})",
+        )
+
+
+def _broadcasts(loaded: Loaded, output: Any, target: Any) -> Exception:
+    return broken(
+        loaded.where,
+        "output and target do not fit together: the loss broadcasts them, which is seldom meant",
+        found=f"output {_shape(defaults.main_output(output))}, target {_shape(target)}",
+        missing="one shape for both",
+        mend="y = y.reshape(-1, 1)  # where the data is made",
+    )
+
+
+def _imports(task: TaskSpec, before: set[str]) -> tuple[str, ...]:
+    """Installed packages that loading the task imported, and the modules of them that the
+    user's file names, so that importing these later saves each job the same time.
+    """
+    from importlib.metadata import packages_distributions
+
+    tops = {name.partition(".")[0] for name in set(sys.modules) - before}
+    installed = packages_distributions() if tops - before else {}
+    fresh = {top for top in tops - before if top in installed and top != "autotune"}
+    found = set(fresh)
+    if task.kind == "file":
+        found |= {name for name in _named(Path(task.path)) if name.partition(".")[0] in fresh}
+    return tuple(sorted(name for name in found if getattr(sys.modules.get(name), "__spec__", None)))
+
+
+def _named(path: Path) -> set[str]:
+    """The modules that a file's import statements name."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _shape(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _finite(value: Any) -> bool:
+    return not (isinstance(value, Tensor) and value.is_floating_point()) or bool(
+        value.isfinite().all()
+    )

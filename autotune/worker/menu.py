@@ -1,0 +1,68 @@
+"""What is legal here: every plug-in's answer, and the precisions that pay on this machine."""
+
+from pathlib import Path
+
+from autotune import plugins
+from autotune.records.hardware import Profile
+from autotune.records.job import Context, Menu, Options
+from autotune.records.task import Option
+from autotune.worker.channel import Channel
+
+_FOLDERS = (("runtime", "runtimes"), ("compress", "compress"), ("parallel", "parallel"))
+
+
+def run(job: Menu, root: Path, channel: Channel) -> Options:
+    """One `Option` per plug-in and precision, refused ones with their reason."""
+    del root, channel
+    found = [
+        _option(kind, folder, name, job.context)
+        for kind, folder in _FOLDERS
+        for name in plugins.names(folder)
+    ]
+    return Options(options=(*found, *precisions(job.context.profile)))
+
+
+def _option(kind: str, folder: str, name: str, context: Context) -> Option:
+    plugin = plugins.load(folder, name)
+    reason = plugin.unavailable(context)
+    return Option(
+        kind=kind,
+        name=name,
+        available=reason is None,
+        reason=reason,
+        takes=getattr(plugin, "TAKES", None),
+        gives=getattr(plugin, "GIVES", None),
+        group=getattr(plugin, "GROUP", None),
+        dims=plugin.dims(context) if hasattr(plugin, "dims") else (),
+    )
+
+
+def precisions(profile: Profile) -> tuple[Option, ...]:
+    """fp32 always; bf16 only where its matrix product was measured to be the faster one.
+
+    Whether a processor "supports" bf16 says nothing: without the instructions for it, it is
+    many times slower than fp32.
+    """
+    reason = _bf16_refusal(profile)
+    return (
+        Option(kind="precision", name="fp32", available=True),
+        Option(kind="precision", name="bf16", available=reason is None, reason=reason),
+    )
+
+
+def _bf16_refusal(profile: Profile) -> str | None:
+    half = _measured(profile, "gemm_bf16_1t_flop_per_s")
+    full = _measured(profile, "gemm_fp32_1t_flop_per_s")
+    if half is None or full is None:
+        return "not measured here: profile this machine again (`autotune profile`)"
+    if half > full:
+        return None
+    return (
+        f"slower here: bf16 GEMM {half / 1e9:.3g} GFLOP/s against fp32 {full / 1e9:.3g} "
+        f"({half / full:.2g}x)"
+    )
+
+
+def _measured(profile: Profile, name: str) -> float | None:
+    leaf = profile.measured.get(name)
+    return leaf.value if leaf is not None else None

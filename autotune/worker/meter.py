@@ -1,0 +1,296 @@
+"""The one meter process: it alone reads energy counters, and only at the ends of windows.
+
+    python -m autotune.worker.meter --socket PATH [--powercap-root DIR] [--origin host]
+                                    [--cuda [UUID,...]]
+
+    client --{"ask": "sources" | "open" | "close", ...}--> Unix socket --> meters
+           <--{"sources": [...]} | {"token": n} | {"window": {...}} | {"error": text}--
+
+One JSON line a request and one an answer.  Several clients may hold windows at once; all
+share the readings.  Between the ends of a window nothing is read except, seldom, to keep
+a wrap of the counter unambiguous.  Torch-free.  Prints ``ready`` when it listens, and
+ends with its parent, at SIGTERM, or when its standard input (if a pipe) is closed.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import stat
+import struct
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from autotune import plugins
+from autotune.meters import Meter, Reading, Tools, calibrate, window
+from autotune.records import codec
+from autotune.records.measurement import Domain, EnergySource, EnergyWindow
+from autotune.worker import system
+from autotune.worker.meterclient import address
+
+_GUARD_S = 10.0
+_GUARD_LEAST_S = 0.2
+_POLL_S = 1.0
+
+
+class Load(NamedTuple):
+    """CPU seconds used so far: by the whole machine, by its cores in total, by one tree."""
+
+    busy_s: float
+    total_s: float
+    tree_s: float
+
+
+class Window:
+    """An open window: the readings so far, one list for each meter."""
+
+    def __init__(self, meters: Sequence[Meter], load: Load | None) -> None:
+        self.load = load
+        self.readings: list[list[Reading]] = [[meter.read()] for meter in meters]
+
+
+class Bench:
+    """The meters, and the windows that are open."""
+
+    def __init__(
+        self,
+        meters: Sequence[Meter],
+        clock: Callable[[], float] = time.monotonic,
+        load: Callable[[int], Load | None] = lambda pid: None,
+    ) -> None:
+        self._meters = tuple(meters)
+        self._clock = clock
+        self._load = load
+        self._windows: dict[int, Window] = {}
+        self._next = 1
+        self._guarded_s = clock()
+        guards = [g for g in (meter.guard_s() for meter in self._meters) if g is not None]
+        self.guard_s = max(_GUARD_LEAST_S, min([_GUARD_S, *guards]))
+
+    def sources(self) -> tuple[EnergySource, ...]:
+        """Every source of every meter."""
+        return tuple(source for meter in self._meters for source in meter.sources())
+
+    def open(self, pid: int = 0) -> int:
+        """Start a window for the process ``pid`` (0: unknown); the token closes it."""
+        token = self._next
+        self._next += 1
+        load = self._load(pid)
+        if not self._windows:
+            self._guarded_s = self._clock()
+        self._windows[token] = Window(self._meters, load)
+        return token
+
+    def close(self, token: int, pid: int = 0) -> EnergyWindow:
+        """End a window.
+
+        Raises:
+            KeyError: no such window is open.
+        """
+        held = self._windows.pop(token)
+        domains: list[Domain] = []
+        duration_s = 0.0
+        for meter, readings in zip(self._meters, held.readings, strict=True):
+            readings.append(meter.read())
+            domains += meter.difference(*readings)
+            duration_s = max(duration_s, readings[-1].at_s - readings[0].at_s)
+        reasons = [source.reason for source in self.sources() if source.label == "unavailable"]
+        foreign = _foreign(held.load, self._load(pid))
+        return window(duration_s, domains, foreign, nothing=next(iter(reasons), None))
+
+    def drop(self, token: int) -> None:
+        """Forget a window whose client is gone."""
+        self._windows.pop(token, None)
+
+    def guard(self) -> None:
+        """Read the counters if a window has waited long enough for a wrap to be near."""
+        now = self._clock()
+        if not self._windows or now - self._guarded_s < self.guard_s:
+            return
+        self._guarded_s = now
+        for place, meter in enumerate(self._meters):
+            reading = meter.read()
+            for held in self._windows.values():
+                held.readings[place].append(reading)
+
+
+class Server:
+    """Answers requests on one listening socket until `stop`."""
+
+    def __init__(self, listener: socket.socket, bench: Bench) -> None:
+        self._bench = bench
+        self._listener = listener
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._running = True
+
+    def watch(self, file: Any) -> None:
+        """Stop at the end of ``file``: the owner's end of a pipe was closed."""
+
+        def read() -> None:
+            if not os.read(file.fileno(), 4096):
+                self.stop()
+
+        self._selector.register(file, selectors.EVENT_READ, read)
+
+    def stop(self) -> None:
+        self._running = False
+
+    def serve(self, alive: Callable[[], bool] = lambda: True) -> None:
+        """Answer until `stop` is called or ``alive`` answers False."""
+        while self._running and alive():
+            for key, _ in self._selector.select(min(_POLL_S, self._bench.guard_s)):
+                key.data()
+            self._bench.guard()
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.fileobj, socket.socket) and key.fileobj is not self._listener:
+                key.fileobj.close()
+        self._selector.close()
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        connection.setblocking(False)
+        client = _Client(connection, self._bench)
+
+        def serve() -> None:
+            if not client.serve():
+                self._selector.unregister(connection)
+                connection.close()
+
+        self._selector.register(connection, selectors.EVENT_READ, serve)
+
+
+class _Client:
+    """One connection and the windows that it holds."""
+
+    def __init__(self, connection: socket.socket, bench: Bench) -> None:
+        self._connection = connection
+        self._bench = bench
+        self._tokens: set[int] = set()
+        self._buffer = b""
+        self._pid = _peer(connection)
+
+    def serve(self) -> bool:
+        """Read what there is and answer whole lines; False when the client has gone."""
+        try:
+            chunk = self._connection.recv(65536)
+        except BlockingIOError:
+            return True
+        except OSError:
+            chunk = b""
+        self._buffer += chunk
+        try:
+            while b"\n" in self._buffer:
+                line, _, self._buffer = self._buffer.partition(b"\n")
+                self._connection.sendall(self._answer(line) + b"\n")
+        except OSError:
+            chunk = b""
+        if not chunk:
+            for token in self._tokens:
+                self._bench.drop(token)
+        return bool(chunk)
+
+    def _answer(self, line: bytes) -> bytes:
+        try:
+            return self._do(json.loads(line))
+        except (ValueError, TypeError, AttributeError) as error:
+            return _error(f"not a request: {error}")
+        except KeyError as error:
+            return _error(f"no window {error} is open here")
+
+    def _do(self, request: dict[str, Any]) -> bytes:
+        ask = request.get("ask")
+        if ask == "sources":
+            parts = [codec.encode(source) for source in self._bench.sources()]
+            return b'{"sources": [' + b", ".join(parts) + b"]}"
+        if ask == "open":
+            token = self._bench.open(self._pid)
+            self._tokens.add(token)
+            return json.dumps({"token": token}).encode()
+        if ask == "close":
+            token = request.get("token", 0)
+            self._tokens.remove(token)
+            return b'{"window": ' + codec.encode(self._bench.close(token, self._pid)) + b"}"
+        raise ValueError(f"ask is {ask!r}, must be sources, open or close")
+
+
+def meters(tools: Tools, *, cuda: bool) -> list[Meter]:
+    """Every plug-in of ``meters/``, NVML only where a GPU is in use; each calibrated."""
+    names = [name for name in plugins.names("meters") if cuda or name != "nvml"]
+    found: list[Meter] = [plugins.load("meters", name).open(tools) for name in names]
+    for meter in found:
+        calibrate(meter, tools.clock)
+    return found
+
+
+def load(pid: int) -> Load | None:
+    """CPU seconds of the machine and of the tree below ``pid``; None where unreadable."""
+    ticks = system.busy_and_total_s()
+    tree = system.tree_cpu_s(pid) if pid else None
+    return None if ticks is None or tree is None else Load(ticks[0], ticks[1], tree)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve as the command line says, until the owner is gone."""
+    args = _parser().parse_args(argv)
+    tools = Tools()
+    if args.powercap_root is not None:
+        tools = tools._replace(powercap=args.powercap_root, origin=args.origin)
+    if args.cuda:
+        tools = tools._replace(devices=tuple(args.cuda.split(",")))
+    bench = Bench(meters(tools, cuda=args.cuda is not None), load=load)
+    parent = os.getppid()
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        args.socket.unlink(missing_ok=True)  # left by a meter process that was killed
+        listener.bind(stack.enter_context(address(args.socket)))
+        stack.callback(args.socket.unlink, missing_ok=True)
+        args.socket.chmod(0o600)
+        listener.listen()
+        server = Server(listener, bench)
+        if stat.S_ISFIFO(os.fstat(0).st_mode):
+            server.watch(sys.stdin)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner decides when a run ends
+        print("ready", flush=True)
+        server.serve(alive=lambda: os.getppid() == parent)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m autotune.worker.meter")
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--powercap-root", type=Path)
+    parser.add_argument("--origin", choices=("host", "simulated"), default="host")
+    parser.add_argument("--cuda", nargs="?", const="", metavar="UUID,...")
+    return parser
+
+
+def _foreign(first: Load | None, last: Load | None) -> float | None:
+    """Share of the machine's CPU time in the window that the client's tree did not use."""
+    if first is None or last is None or last.total_s <= first.total_s:
+        return None
+    foreign = (last.busy_s - first.busy_s) - (last.tree_s - first.tree_s)
+    return min(1.0, max(0.0, foreign / (last.total_s - first.total_s)))
+
+
+def _peer(connection: socket.socket) -> int:
+    """The client's process id; 0 where the system does not tell."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return 0
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid: int = struct.unpack("3i", data)[0]
+    return pid
+
+
+def _error(text: str) -> bytes:
+    return json.dumps({"error": text}).encode()
+
+
+if __name__ == "__main__":
+    main()

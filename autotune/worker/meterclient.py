@@ -1,0 +1,98 @@
+"""The other end of the meter process: open a window, close it, get joules or a reason.
+
+    with MeterClient(path) as meter:
+        token = meter.open()
+        ...
+        window = meter.close(token)
+
+The windows of a client that goes away are forgotten by the meter process.
+"""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from autotune.errors import WorkerError
+from autotune.records.measurement import EnergySource, EnergyWindow
+
+_PATIENCE_S = 10.0
+
+
+class MeterClient:
+    """A connection to the meter process's socket.
+
+    Raises:
+        WorkerError: here and in every method: the meter process does not answer.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(_PATIENCE_S)
+        try:
+            with address(Path(path)) as short:
+                self._socket.connect(short)
+        except OSError as error:
+            self._socket.close()
+            raise WorkerError(f"the meter process at {path} does not answer: {error}") from None
+        self._file = self._socket.makefile("rb")
+
+    def sources(self) -> tuple[EnergySource, ...]:
+        """What the meter process can read, and why not where it cannot."""
+        return msgspec.convert(self._ask(ask="sources")["sources"], tuple[EnergySource, ...])
+
+    def open(self) -> int:
+        """Start a window; wait for the device first if it works asynchronously."""
+        return int(self._ask(ask="open")["token"])
+
+    def close(self, token: int) -> EnergyWindow:
+        """End the window of ``token``."""
+        return msgspec.convert(self._ask(ask="close", token=token)["window"], EnergyWindow)
+
+    def disconnect(self) -> None:
+        """Leave; windows that are still open are forgotten."""
+        self._file.close()
+        self._socket.close()
+
+    def __enter__(self) -> "MeterClient":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.disconnect()
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        try:
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            line = self._file.readline()
+        except OSError as error:
+            raise WorkerError(f"the meter process does not answer: {error}") from None
+        if not line.endswith(b"\n"):
+            raise WorkerError("the meter process ended while it was asked")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(f"the meter process refused: {answer['error']}")
+        return answer
+
+
+@contextlib.contextmanager
+def address(path: Path) -> Iterator[str]:
+    """A Unix socket's address holds 107 bytes; a longer path goes through its folder."""
+    if len(os.fsencode(path)) < 100:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)

@@ -1,0 +1,155 @@
+"""Profile this machine: what it has (read) and what it does (measured), in about 4 seconds.
+
+    system readers -> Cpu, memory            never the host's name, serials, addresses, paths
+    probes.cpu     -> leaves                 GEMM, copy and operator overhead on the CPU
+    probes.cuda    -> Gpu and its leaves     only where there is a device
+
+A leaf's value is the median of its samples, low and high are their extremes.  Samples that
+foreign load spoiled are discarded and taken again, twice; what is still spoiled then stays,
+with its wide interval and a warning.
+
+What this does not know: the machine when it is busy, and behaviour beyond the probed sizes.
+"""
+
+import hashlib
+import platform
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from autotune.records.hardware import Cpu, Gpu, Profile
+from autotune.records.job import Probe, Probed
+from autotune.worker import probes, system
+from autotune.worker.channel import Channel
+
+_SOFTWARE = ("torch", "numpy", "onnx", "onnxruntime", "torch-pruning", "optuna", "autotune")
+_ISA = (
+    *("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl"),
+    *("avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"),
+    *("asimd", "sve", "sve2", "bf16", "i8mm"),
+)
+"""The extensions that decide how fast a model runs, by the kernel's names."""
+_TORCH_NAMES = {"fma3": "fma", "avx512_f": "avx512f", "avx512_bw": "avx512bw",
+                "avx512_vl": "avx512vl", "neon": "asimd"}  # fmt: skip
+
+
+def run(job: Probe, root: Path, channel: Channel) -> Probed:
+    """Read and measure this machine within ``job.budget_s``; torch's threads are restored."""
+    started = time.monotonic()
+    cpu = processor()
+    memory, usable = _memory()
+    bench = probes.Bench(started + job.budget_s, threads=max(1, int(cpu.usable_cores)))
+    with _threads():
+        measure = bench.anchors if job.anchors_only else bench.cpu
+        measured = measure(_buffer_bytes(cpu, usable))
+        gpus = () if job.device == "cpu" else probes.cuda(bench, anchors_only=job.anchors_only)
+    profile = Profile(
+        name=name(cpu, gpus),
+        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        fingerprint=fingerprint(cpu, memory, gpus),
+        cpu=cpu,
+        memory_bytes=memory,
+        usable_memory_bytes=usable,
+        gpus=gpus,
+        measured=measured,
+        software=software(),
+        warnings=tuple(bench.warnings),
+        probe_s=time.monotonic() - started,
+    )
+    return Probed(profile=profile)
+
+
+def processor(root: Path = system.ROOT) -> Cpu:
+    """The processor as this process may use it."""
+    info, caches = system.cpuinfo(root), system.caches(root)
+    return Cpu(
+        vendor=info.vendor,
+        model=info.model,
+        architecture=platform.machine(),
+        logical_cores=system.logical_cores(root),
+        physical_cores=system.physical_cores(root),
+        usable_cores=system.usable_cores(root),
+        isa=isa(info.flags),
+        l1d_bytes=caches.l1d_bytes,
+        l2_bytes=caches.l2_bytes,
+        l3_bytes=caches.l3_bytes,
+        numa_nodes=system.numa_nodes(root),
+        virtualised=system.virtualised(root),
+    )
+
+
+def isa(flags: frozenset[str]) -> tuple[str, ...]:
+    """Instruction set extensions by the kernel's names: its flags and what torch detects."""
+    import torch
+
+    found = set(flags)
+    ask = getattr(torch.cpu, "get_capabilities", dict)
+    found |= {_TORCH_NAMES.get(key, key) for key, value in ask().items() if value is True}
+    return tuple(extension for extension in _ISA if extension in found)
+
+
+def fingerprint(cpu: Cpu, memory_bytes: int, gpus: tuple[Gpu, ...]) -> str:
+    """sha256 over what must agree for a profile to fit a machine."""
+    parts = (
+        cpu.model,
+        cpu.isa,
+        cpu.usable_cores,
+        round(memory_bytes / 2**30),
+        tuple(gpu.name for gpu in gpus),
+        _version("torch"),
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def name(cpu: Cpu, gpus: tuple[Gpu, ...]) -> str:
+    """A slug such as ``amd-epyc-2c`` or ``amd-epyc-16c-nvidia-h100``."""
+    cores = f"{cpu.usable_cores:g}c"
+    words = [cpu.model or cpu.vendor or cpu.architecture, cores, *(gpu.name for gpu in gpus[:1])]
+    text = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*", "", " ".join(words[:1]).lower())
+    slug = " ".join([text, *words[1:]]).lower()
+    return re.sub(r"[^a-z0-9.]+", "-", slug).strip("-")
+
+
+def software() -> dict[str, str]:
+    """Versions that change what a probe measures."""
+    found = {package: version for package in _SOFTWARE if (version := _version(package))}
+    return {"python": platform.python_version(), **found}
+
+
+def _memory() -> tuple[int, int]:
+    """Bytes in total, and bytes that this process may use; psutil answers where /proc does not."""
+    total, usable = system.memory_bytes(), system.usable_memory_bytes()
+    if total is None or usable is None:
+        import psutil
+
+        found = psutil.virtual_memory()
+        return int(found.total), int(found.available)
+    return total, usable
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _buffer_bytes(cpu: Cpu, usable_memory: int) -> int:
+    """Copy buffers that no cache holds, within a sixteenth of the memory."""
+    wanted = min(512 << 20, max(64 << 20, 4 * (cpu.l3_bytes or 0)))
+    return max(1 << 20, min(wanted, usable_memory // 16))
+
+
+@contextmanager
+def _threads() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,282 @@
+"""Readers of /proc, /sys and cgroups: what this machine is and what this process may use.
+
+Every reader takes ``root`` so that tests can give it a tree of their own, answers None
+for what cannot be read, and never raises for it.  Stdlib only.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path("/")
+_UNLIMITED = 1 << 60
+"""cgroup v1 writes "no limit" as 9223372036854771712, the largest page-aligned number."""
+
+
+class CpuInfo(NamedTuple):
+    """What /proc/cpuinfo says; ``flags`` is empty where it says nothing."""
+
+    vendor: str | None
+    model: str | None
+    flags: frozenset[str]
+
+
+class Caches(NamedTuple):
+    """Data cache sizes in bytes: one core's L1d and L2, one L3."""
+
+    l1d_bytes: int | None
+    l2_bytes: int | None
+    l3_bytes: int | None
+
+
+def cpuinfo(root: Path = ROOT) -> CpuInfo:
+    """Vendor, model name and flags of the first processor."""
+    text = _text(root / "proc/cpuinfo") or ""
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip().lower(), value.strip())
+    flags = fields.get("flags") or fields.get("features") or ""
+    vendor = fields.get("vendor_id") or fields.get("cpu implementer")
+    model = fields.get("model name") or fields.get("cpu part")
+    return CpuInfo(vendor or None, model or None, frozenset(flags.split()))
+
+
+def virtualised(root: Path = ROOT) -> bool | None:
+    """True if the processor's flags tell of a hypervisor; None where there are no flags."""
+    flags = cpuinfo(root).flags
+    return "hypervisor" in flags if flags else None
+
+
+def logical_cores(root: Path = ROOT) -> int:
+    """Processors that are online, whoever may use them."""
+    text = _text(root / "sys/devices/system/cpu/online")
+    return len(ranges(text)) if text and ranges(text) else (os.cpu_count() or 1)
+
+
+def physical_cores(root: Path = ROOT) -> int | None:
+    """Distinct (package, core) pairs."""
+    found = set()
+    for cpu in (root / "sys/devices/system/cpu").glob("cpu[0-9]*"):
+        package = _text(cpu / "topology/physical_package_id")
+        core = _text(cpu / "topology/core_id")
+        if package is not None and core is not None:
+            found.add((package, core))
+    return len(found) or None
+
+
+def numa_nodes(root: Path = ROOT) -> int | None:
+    return len(list((root / "sys/devices/system/node").glob("node[0-9]*"))) or None
+
+
+def caches(root: Path = ROOT) -> Caches:
+    """Data and unified caches of processor 0."""
+    sizes: dict[int, int] = {}
+    for index in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index[0-9]*")):
+        level, size = _integer(index / "level"), _size(_text(index / "size"))
+        if level is not None and size is not None and _text(index / "type") != "Instruction":
+            sizes[level] = size
+    return Caches(sizes.get(1), sizes.get(2), sizes.get(3))
+
+
+def affinity() -> int | None:
+    """Processors that the scheduler may put this process on."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    return len(os.sched_getaffinity(0))
+
+
+def usable_cores(root: Path = ROOT, affinity_count: int | None = None) -> float:
+    """The smallest of affinity, cpuset and the quota of every ancestor cgroup, as a float."""
+    count = affinity() if affinity_count is None else affinity_count
+    limits = [float(count if count is not None else logical_cores(root))]
+    for group in groups(root):
+        quota = _quota(group)
+        if quota is not None:
+            limits.append(quota)
+        text = _text(group / "cpuset.cpus.effective") or _text(group / "cpuset.effective_cpus")
+        if text and ranges(text):
+            limits.append(float(len(ranges(text))))
+    return min(limits)
+
+
+def memory_bytes(root: Path = ROOT) -> int | None:
+    return _meminfo(root).get("MemTotal")
+
+
+def usable_memory_bytes(root: Path = ROOT) -> int | None:
+    """The smaller of what is available and the tightest cgroup limit."""
+    limits = [value for value in (_meminfo(root).get("MemAvailable"),) if value is not None]
+    for group in groups(root):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            value = _integer(group / name)
+            if value is not None and 0 < value < _UNLIMITED:
+                limits.append(value)
+    return min(limits) if limits else memory_bytes(root)
+
+
+def groups(root: Path = ROOT) -> tuple[Path, ...]:
+    """The cgroup folders of this process and all their ancestors, in every hierarchy, v1 and v2."""
+    mounts = list(_mounts(root))
+    found: list[Path] = []
+    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        for kind, options, below, mount in mounts:
+            if kind == "cgroup2" if not controllers else set(controllers.split(",")) & options:
+                found += _ancestors(mount, path, below)
+    return tuple(dict.fromkeys(found))
+
+
+def governor(root: Path = ROOT) -> str | None:
+    return _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+def load_average(root: Path = ROOT) -> float | None:
+    """Load over the last minute."""
+    words = (_text(root / "proc/loadavg") or "").split()
+    return _float(words[0]) if words else None
+
+
+def steal_s(root: Path = ROOT) -> float | None:
+    """Seconds that the hypervisor took from all processors together."""
+    ticks = _ticks(root)
+    return None if len(ticks) < 8 else ticks[7] / _hertz()
+
+
+def throttled(root: Path = ROOT) -> int | None:
+    """How often a cgroup quota stopped this process's group or an ancestor."""
+    counts = []
+    for group in groups(root):
+        for line in (_text(group / "cpu.stat") or "").splitlines():
+            name, _, value = line.partition(" ")
+            if name == "nr_throttled" and value.isdigit():
+                counts.append(int(value))
+    return sum(counts) if counts else None
+
+
+def peak_memory_bytes(root: Path = ROOT) -> int | None:
+    """Largest resident size of this process so far (VmHWM)."""
+    match = re.search(r"^VmHWM:\s*(\d+) kB", _text(root / "proc/self/status") or "", re.MULTILINE)
+    return int(match[1]) * 1024 if match else None
+
+
+def busy_and_total_s(root: Path = ROOT) -> tuple[float, float] | None:
+    """CPU seconds spent working, and in total, by all processors (coarse: clock ticks)."""
+    ticks = _ticks(root)[:8]
+    if len(ticks) < 8:
+        return None
+    idle = ticks[3] + ticks[4]
+    return (sum(ticks) - idle) / _hertz(), sum(ticks) / _hertz()
+
+
+def tree_cpu_s(pid: int, root: Path = ROOT) -> float | None:
+    """CPU seconds of a process, its descendants, and those of them that ended."""
+    parents: dict[int, int] = {}
+    used: dict[int, float] = {}
+    for entry in (root / "proc").glob("[0-9]*"):
+        words = (_text(entry / "stat") or "").rpartition(")")[2].split()
+        if len(words) > 14:
+            parents[int(entry.name)] = int(words[1])
+            used[int(entry.name)] = sum(int(word) for word in words[11:15]) / _hertz()
+    if pid not in used:
+        return None
+    return sum(used[child] for child in used if _below(child, pid, parents))
+
+
+def ranges(text: str) -> set[int]:
+    """The numbers in a list such as ``0-3,8``; empty where it is not one."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        low, _, high = part.strip().partition("-")
+        if not low.isdigit() or not (high or low).isdigit():
+            return set()
+        numbers.update(range(int(low), int(high or low) + 1))
+    return numbers
+
+
+def _below(pid: int, top: int, parents: dict[int, int]) -> bool:
+    for _ in range(len(parents)):
+        if pid == top:
+            return True
+        if pid not in parents:
+            return False
+        pid = parents[pid]
+    return False
+
+
+def _quota(group: Path) -> float | None:
+    """CPUs by quota: v2 ``cpu.max`` (absent or empty at the root) or v1 ``cpu.cfs_*``."""
+    words = (_text(group / "cpu.max") or "").split()
+    if len(words) == 2:
+        quota, period = _float(words[0]), _float(words[1])
+    else:
+        quota = _float(_text(group / "cpu.cfs_quota_us"))
+        period = _float(_text(group / "cpu.cfs_period_us"))
+    return quota / period if quota and period and quota > 0 and period > 0 else None
+
+
+def _mounts(root: Path) -> Iterator[tuple[str, set[str], str, Path]]:
+    """(type, options, the hierarchy's folder that is mounted, mount point) of each cgroup mount."""
+    for line in (_text(root / "proc/self/mountinfo") or "").splitlines():
+        left, _, right = line.partition(" - ")
+        before, after = left.split(), right.split()
+        if len(before) >= 5 and len(after) >= 3 and after[0] in ("cgroup", "cgroup2"):
+            yield after[0], set(after[2].split(",")), before[3], root / before[4].lstrip("/")
+
+
+def _ancestors(mount: Path, path: str, below: str) -> list[Path]:
+    """From the group up to the mount point.  In a container the mount shows only a part."""
+    if below != "/":
+        inside = path == below or path.startswith(below + "/")
+        path = path[len(below) :] if inside else "/"
+    parts = [part for part in path.split("/") if part and part != ".."]
+    return [mount.joinpath(*parts[:n]) for n in range(len(parts), -1, -1)]
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    found = {}
+    for line in (_text(root / "proc/meminfo") or "").splitlines():
+        words = line.split()
+        if len(words) == 3 and words[1].isdigit():
+            found[words[0].rstrip(":")] = int(words[1]) * 1024
+    return found
+
+
+def _ticks(root: Path) -> list[int]:
+    """The numbers of /proc/stat's first line: user nice system idle iowait irq softirq steal."""
+    words = (_text(root / "proc/stat") or "").partition("\n")[0].split()
+    return [int(word) for word in words[1:] if word.isdigit()] if words[:1] == ["cpu"] else []
+
+
+@cache
+def _hertz() -> int:
+    return os.sysconf("SC_CLK_TCK")
+
+
+def _size(text: str | None) -> int | None:
+    match = re.fullmatch(r"(\d+)([KMG]?)", text or "")
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]] if match else None
+
+
+def _integer(path: Path) -> int | None:
+    text = _text(path)
+    return int(text) if text and text.isdigit() else None
+
+
+def _float(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
+
+
+def _text(path: Path) -> str | None:
+    """The file's text without surrounding space; None where it cannot be read."""
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return None

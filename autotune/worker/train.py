@@ -1,0 +1,367 @@
+"""Training: one loop for every number of ranks, measured as it runs.
+
+    run(job) --launch--> fit, on each rank, with its group
+                           epoch -> rung? evaluate on select, report, go or stop -> epoch ...
+                           weights, losses, time, memory, energy -> Trained
+
+The gradient of a global batch of n rows over W ranks is that of one process: DDP takes the
+mean over ranks, so a rank with k rows scales its mean loss by k W / n.  Losses are taken to
+be means over the batch, as the task contract says.  Not known here: losses that are not
+(contrastive ones, or weighted means) differ between splits as they do under plain DDP, and
+so does batch norm, whose statistics are each rank's own.
+
+Clocks: ``train_s`` is the sum of the epochs; loading, start-up and evaluation are
+outside.  The energy window spans the loop with its rung evaluations, and
+neither start-up nor the last evaluation.
+"""
+
+import contextlib
+import copy
+import hashlib
+import itertools
+import math
+import random
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from autotune import plugins
+from autotune.errors import ContractError, JobError
+from autotune.parallel import Group
+from autotune.records.job import Rate, Throughput, Train, Trained
+from autotune.records.measurement import EnergyWindow
+from autotune.records.plan import Recipe
+from autotune.worker import contract, optimizers
+from autotune.worker.batches import Batch, Batches
+from autotune.worker.channel import Channel
+from autotune.worker.contract import Loaded
+
+_DRY_ROWS = 4
+_LONGEST_UNCHECKED_S = 0.25
+
+
+def run(job: Train, root: Path, channel: Channel) -> Trained:
+    """Train a fresh model by ``job.recipe`` and measure it.
+
+    Raises:
+        JobError: ``nan`` where a loss is not finite (with its step), ``unsupported`` where
+            nothing can be trained, ``crash`` where a rank died.
+        ContractError: the task has no training data.
+    """
+    answer = plugins.load("parallel", job.recipe.parallel).launch(job, root, channel, fit)
+    assert isinstance(answer, Trained)
+    return answer
+
+
+def throughput(job: Throughput, root: Path, channel: Channel) -> Rate:
+    """Training samples per second of one split, after a first step; no quality involved."""
+    answer = plugins.load("parallel", job.recipe.parallel).launch(job, root, channel, rate)
+    assert isinstance(answer, Rate)
+    return answer
+
+
+def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
+    """The body of `run`: what one rank does."""
+    if job.epochs < 1:
+        raise JobError("unsupported", f"epochs is {job.epochs}; training needs at least 1")
+    loaded = contract.load(job.task)
+    loop = Loop(job.recipe, loaded, group, seed=job.seed, limit_s=job.time_limit_s)
+    loop.wanted_step_losses = job.step_losses
+    judge = _Judge(loop, channel)
+    done, go, rung = 0, True, False
+    with contextlib.ExitStack() as stack:
+        meter = _Meter(job.meter if group.rank == 0 else None, stack)
+        while go and done < job.epochs and not loop.late:
+            whole = loop.epoch(done + 1)
+            done += whole
+            rung = whole and done in job.rungs
+            if rung and done < job.epochs and not loop.late:
+                go = judge.report(done)
+        energy = meter.close()
+    if go and rung:
+        judge.report(done)
+    elif go:
+        judge.look()
+    return Trained(
+        epochs=done,
+        steps=loop.steps,
+        stopped=done < job.epochs,
+        train_losses=tuple(loop.epoch_losses),
+        val_losses=tuple(judge.losses),
+        qualities=tuple(judge.qualities),
+        step_losses=tuple(loop.step_losses),
+        train_s=loop.train_s,
+        startup_s=loop.startup_s,
+        samples_per_s=loop.samples_per_s,
+        weights_sha256=_save(loop.model, root, job.weights_out) if group.rank == 0 else None,
+        peak_memory_bytes=int(group.largest(peak_memory_bytes())),
+        energy=energy,
+    )
+
+
+def rate(job: Throughput, root: Path, channel: Channel, group: Group) -> Rate:
+    """The body of `throughput`: epochs until the budget, counted from the second step, is used.
+
+    A loss that is not finite does not matter here.
+    """
+    loaded = contract.load(job.task)
+    loop = Loop(job.recipe, loaded, group, seed=job.seed, limit_s=job.budget_s, strict=False)
+    for number in itertools.count(1):
+        loop.epoch(number)
+        if loop.late:
+            break
+    return Rate(
+        samples_per_s=loop.samples_per_s,
+        startup_s=loop.startup_s,
+        peak_memory_bytes=int(group.largest(peak_memory_bytes())),
+    )
+
+
+class Loop:
+    """A fresh model, its optimizer and its batches, stepped and timed.
+
+    Args:
+        limit_s: training time allowed; with ``strict`` from the first step on, otherwise
+            from the second.
+        strict: raise on a loss that is not finite.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        loaded: Loaded,
+        group: Group,
+        *,
+        seed: int,
+        limit_s: float | None = None,
+        strict: bool = True,
+    ) -> None:
+        self.loaded, self.group = loaded, group
+        self._recipe, self._limit_s, self._strict = recipe, limit_s, strict
+        seed_all(seed)
+        self.model: nn.Module = loaded.make_model().to(group.device)
+        self.model.train()
+        self._batches = Batches(
+            _rows(loaded),
+            loaded.collate,
+            batch_size=recipe.batch_size,
+            seed=seed,
+            rank=group.rank,
+            world=group.world,
+            paired=_has_batch_norm(self.model),
+            device=group.device,
+        )
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        if not trainable:
+            raise JobError("unsupported", "the model has no parameter that requires a gradient")
+        self._optimizer = optimizers.build(recipe, trainable)
+        self._wrapped = group.wrap(self.model, find_unused=self._leaves_some_unused())
+        seed_all(seed + group.rank)  # ranks drop out different units of their different rows
+        self.steps = 0
+        self.late = False
+        self.train_s = self.startup_s = 0.0
+        self.wanted_step_losses = 0
+        self.step_losses: list[float] = []
+        self.epoch_losses: list[float] = []
+        self._samples = self._first_samples = 0
+        self._first_s = 0.0
+        self._next_check = 1
+
+    @property
+    def samples_per_s(self) -> float:
+        """Over all steps but the first, or over the first if there is no other."""
+        if self.steps > 1:
+            return (self._samples - self._first_samples) / (self.train_s - self._first_s)
+        return self._samples / self.train_s
+
+    def epoch(self, number: int) -> bool:
+        """Train epoch ``number``; False when the time limit (``late``) cut it short.
+
+        Raises:
+            JobError: a loss is not finite, or no batch can be made of the data.
+        """
+        total = count = 0.0
+        whole = True
+        began = time.perf_counter()
+        if not self.steps:
+            self.startup_s = time.monotonic() - self.group.started_s
+        before = self.steps
+        earlier_s = self.train_s
+        for batch in self._batches.epoch(number):
+            if self.late:
+                whole = False
+                break
+            value = self._step(batch)
+            total += value * batch.rows
+            count += batch.rows
+            self.train_s = earlier_s + time.perf_counter() - began
+            self.late = self._time_is_up(batch)
+        if self.steps == before:
+            raise JobError(
+                "unsupported",
+                f"{self._batches.rows} training rows over {self.group.world} ranks make no "
+                "batch of two rows a rank, which batch norm needs",
+            )
+        self.epoch_losses.append(self.group.mean(total, count))
+        return whole
+
+    def _step(self, batch: Batch) -> float:
+        """One optimizer step; returns this rank's mean loss."""
+        self._optimizer.zero_grad()
+        with self._precision():
+            output = self.loaded.call(self._wrapped, batch.input)
+            loss = self.loaded.loss(output, batch.target)
+        value = float(loss.detach())
+        if self._strict and not math.isfinite(value):
+            raise JobError(
+                "nan",
+                f"the training loss is {value} at step {self.steps + 1} "
+                f"({self._recipe.optimizer}, lr {self._recipe.lr:g}, {self._recipe.precision})",
+            )
+        if self.group.world > 1:
+            loss = loss * (batch.rows * self.group.world / batch.of)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self.steps += 1
+        self._samples += batch.of
+        if len(self.step_losses) < self.wanted_step_losses:
+            self.step_losses.append(self.group.mean(value * batch.rows, batch.rows))
+        return value
+
+    def _time_is_up(self, batch: Batch) -> bool:
+        """Whether the time is up, as rank 0 sees it; asked only as often as it matters."""
+        if self.steps == 1:
+            self._first_s, self._first_samples = self.train_s, batch.of
+        if self._limit_s is None or self.steps < self._next_check:
+            return False
+        left = self._limit_s - self.train_s + (0.0 if self._strict else self._first_s)
+        gap = 0.0
+        if left > 0:
+            step_s = (self.train_s - self._first_s) / max(self.steps - 1, 1) or self._first_s
+            gap = max(1.0, min(left / 2, _LONGEST_UNCHECKED_S) / step_s // 1)
+        gap = self.group.share(gap)
+        self._next_check = self.steps + int(gap)
+        return gap == 0
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        if self._recipe.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.group.device.partition(":")[0], dtype=torch.bfloat16)
+
+    def _leaves_some_unused(self) -> bool:
+        """Whether DDP must look for parameters that got no gradient: tried on a copy, once.
+
+        Looking costs a collective a step.  A model that uses other parameters from batch to
+        batch is not seen by this; torch then stops with a message that says so.
+        """
+        if self.group.world == 1:
+            return False
+        try:
+            model = copy.deepcopy(self.model)
+        except Exception:  # a module that cannot be copied
+            return bool(self.group.share(1.0))
+        batch = self._batches.first(_DRY_ROWS)
+        loss = self.loaded.loss(self.loaded.call(model, batch.input), batch.target)
+        loss.backward()  # type: ignore[no-untyped-call]
+        unused = any(p.requires_grad and p.grad is None for p in model.parameters())
+        return bool(self.group.share(float(unused)))
+
+
+class _Judge:
+    """Evaluates on *select*, on rank 0 alone; every rank hears the decision."""
+
+    def __init__(self, loop: Loop, channel: Channel) -> None:
+        self._loop = loop
+        self._channel = channel
+        self.losses: list[float] = []
+        self.qualities: list[float] = []
+
+    def report(self, epoch: int) -> bool:
+        """Evaluate and report; whether to go on."""
+        self.look()
+        go = self._loop.group.rank != 0 or self._channel.report(epoch, self.losses[-1])
+        return self._loop.group.agree(go)
+
+    def look(self) -> None:
+        """Evaluate.
+
+        Raises:
+            JobError: ``nan``: the validation loss or the quality is not finite.
+        """
+        if self._loop.group.rank != 0:
+            return
+        from autotune.worker.evaluate import evaluate
+
+        loaded = self._loop.loaded
+        scores = evaluate(self._loop.model, loaded, "select")
+        loss = scores.loss
+        if loss is None:  # the metric stands in, turned so that less is better
+            loss = 1.0 - scores.quality if loaded.higher_is_better else scores.quality
+        self.losses.append(loss)
+        self.qualities.append(scores.quality)
+
+
+class _Meter:
+    """One energy window, opened at once; nothing where there is no meter."""
+
+    def __init__(self, path: str | None, stack: contextlib.ExitStack) -> None:
+        self._client = None
+        if path is not None:
+            from autotune.worker.meterclient import MeterClient
+
+            self._client = stack.enter_context(MeterClient(path))
+            self._token = self._client.open()
+
+    def close(self) -> EnergyWindow | None:
+        return None if self._client is None else self._client.close(self._token)
+
+
+def seed_all(seed: int) -> None:
+    """Seed torch, NumPy and random."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size that this process has had."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _rows(loaded: Loaded) -> Any:
+    rows = loaded.adapt if loaded.train is None else loaded.train
+    if rows is None:
+        raise ContractError(
+            f"{loaded.info.name} has no training data: define train_data(), or set "
+            "pretrained = True to keep the weights as they are"
+        )
+    return rows
+
+
+def _has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+def _save(model: nn.Module, root: Path, out: str | None) -> str | None:
+    """Write the state dict (tied weights once, as safetensors does) and hash the file."""
+    if out is None:
+        return None
+    from safetensors.torch import save_model
+
+    path = root / out
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".part")
+    save_model(model.cpu(), str(scratch))
+    scratch.replace(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

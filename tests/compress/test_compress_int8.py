@@ -1,0 +1,160 @@
+"""Int8 steps: near the float model, smaller, silent; the reduced range follows the processor."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from autotune.compress import Tools, _int8, int8_dynamic, int8_static
+from autotune.errors import JobError
+from autotune.forms import Form, Interface, onnx_file
+from autotune.forms.flat import Flat
+from autotune.records.hardware import Cpu, Profile
+from autotune.records.job import Context
+from autotune.records.task import TaskInfo, Traits
+
+RNG = np.random.default_rng(0)
+ROWS = RNG.standard_normal((64, 20)).astype(np.float32)
+
+
+def context(isa: tuple[str, ...] = (), machine: str = "x86_64", **types: int) -> Context:
+    cpu = Cpu(
+        vendor=None,
+        model=None,
+        architecture=machine,
+        logical_cores=2,
+        physical_cores=2,
+        usable_cores=2.0,
+        isa=isa,
+    )
+    profile = Profile(
+        name="p", created_utc="", fingerprint="f", cpu=cpu, memory_bytes=1, usable_memory_bytes=1
+    )
+    info = TaskInfo(
+        name="t",
+        form="contract",
+        source_sha256=None,
+        input_kind="tensor",
+        input_names=("input",),
+        input_shapes=((20,),),
+        input_dtypes=("float32",),
+        ragged=False,
+        train_rows=1,
+        select_rows=1,
+        confirm_rows=1,
+        adapt_rows=0,
+        classes=3,
+        metric="accuracy",
+        higher_is_better=True,
+        per_sample=True,
+        binary=True,
+        pretrained=False,
+        has_loss=True,
+    )
+    traits = Traits(
+        parameters=1,
+        parameter_bytes=4,
+        buffer_bytes=0,
+        flops_per_sample=1.0,
+        activation_bytes_per_sample=1.0,
+        largest_op_bytes=1,
+        module_types=types,
+    )
+    return Context(info=info, traits=traits, profile=profile)
+
+
+@pytest.fixture(scope="module")
+def form(tmp_path_factory) -> Form:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 256), nn.ReLU(), nn.Linear(256, 3))
+    flat = Flat(model, "tensor", ("input",)).eval()
+    folder = tmp_path_factory.mktemp("onnx")
+    names = (("input",), ("output",))
+    onnx_file.export(flat, [torch.randn(2, 20)], folder / "model.onnx", names, dynamic=True)
+    about = Interface(
+        input_kind="tensor",
+        input_names=("input",),
+        input_shapes=((20,),),
+        input_dtypes=("float32",),
+        output_kind="tensor",
+        output_names=("output",),
+        parameters=1,
+    )
+    return Form("onnx", folder, about)
+
+
+def tools(workdir: Path, rows: np.ndarray = ROWS) -> Tools:
+    def refuse(*_: object) -> None:
+        raise AssertionError("an ONNX step needs no module")
+
+    def calibration(size):
+        for start in range(0, len(rows), size):
+            yield {"input": rows[start : start + size]}
+
+    return Tools(
+        seed=0,
+        batch_size=1,
+        workdir=workdir,
+        module=refuse,
+        fresh=refuse,
+        example=refuse,
+        recover=refuse,
+        calibration=calibration,
+    )
+
+
+def outputs(folder: Path) -> np.ndarray:
+    session = ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    return session.run(None, {"input": ROWS})[0]
+
+
+@pytest.mark.parametrize(
+    ("step", "params"),
+    [
+        (int8_static, {"method": "percentile", "reduce_range": True}),
+        (int8_static, {"method": "minmax"}),
+        (int8_dynamic, {"reduce_range": True}),
+    ],
+)
+def test_int8_is_near_smaller_and_silent(form, tmp_path, capfd, step, params):
+    made = step.apply(form, params, tools(tmp_path))
+    exact, found = outputs(form.folder), outputs(made.folder)
+    assert np.abs(exact - found).max() < 0.1 * np.abs(exact).max()
+    small, big = ((f.folder / "model.onnx").stat().st_size for f in (made, form))
+    assert small < 0.6 * big
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+    assert capfd.readouterr().out == ""
+
+
+def test_quantizing_again_gives_the_same_bytes(form, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        int8_static.apply(form, {}, tools(tmp_path / name))
+    assert (tmp_path / "a/model.onnx").read_bytes() == (tmp_path / "b/model.onnx").read_bytes()
+
+
+def test_no_calibration_rows_is_unsupported(form, tmp_path):
+    with pytest.raises(JobError) as found:
+        int8_static.apply(form, {}, tools(tmp_path, ROWS[:0]))
+    assert found.value.kind == "unsupported"
+
+
+@pytest.mark.parametrize(
+    ("isa", "machine", "reduced"),
+    [
+        (("avx2",), "x86_64", True),
+        (("avx512_vnni",), "x86_64", False),
+        (("avx_vnni",), "AMD64", False),
+        (("asimd",), "aarch64", False),
+    ],
+)
+def test_the_range_is_reduced_where_the_product_would_saturate(isa, machine, reduced):
+    assert _int8.reduce_range(context(isa, machine)).choices == (reduced,)
+
+
+def test_dynamic_int8_needs_a_linear_layer():
+    assert "Linear" in (int8_dynamic.unavailable(context(Conv2d=3)) or "")
+    assert int8_dynamic.unavailable(context(Linear=1)) is None

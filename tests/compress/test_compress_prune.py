@@ -1,0 +1,179 @@
+"""Structured pruning reaches its share of operations and leaves the output alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from autotune.compress import _channels
+from autotune.errors import JobError
+from autotune.forms.flat import Flat, flops
+from autotune.forms.module import load, parameters, save, ties
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 24, 3, padding=1),
+        nn.BatchNorm2d(24),
+        nn.ReLU(),
+        nn.Conv2d(24, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * 16, 40),
+        nn.ReLU(),
+        nn.Linear(40, 10),
+    )
+
+
+class Pair(nn.Module):
+    """A tuple in, a tuple out; a residual ties widths together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(6, 64), nn.Linear(4, 64)
+        self.middle = nn.Linear(64, 64)
+        self.classes, self.size = nn.Linear(64, 5), nn.Linear(64, 1)
+
+    def forward(self, a, b):
+        h = torch.relu(self.left(a) + self.right(b))
+        h = h + torch.relu(self.middle(h))
+        return self.classes(h), self.size(h)
+
+
+class Words(nn.Module):
+    """Token ids in a dict, embeddings tied to the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 16)
+        self.hidden = nn.Linear(16, 96)
+        self.back = nn.Linear(96, 16)
+        self.head = nn.Linear(16, 50, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids, mask):
+        h = self.embed(ids) * mask[..., None]
+        return {"logits": self.head(h + self.back(torch.relu(self.hidden(h))))}
+
+
+def flat_cnn() -> tuple[Flat, tuple[torch.Tensor, ...]]:
+    return Flat(cnn().eval(), "tensor", ("input",)), (torch.randn(1, 1, 8, 8),)
+
+
+def flat_pair() -> tuple[Flat, tuple[torch.Tensor, ...]]:
+    return Flat(Pair().eval(), "tuple", ("a", "b")), (torch.randn(1, 6), torch.randn(1, 4))
+
+
+def flat_words() -> tuple[Flat, tuple[torch.Tensor, ...]]:
+    ids, mask = torch.randint(0, 50, (1, 7)), torch.ones(1, 7)
+    return Flat(Words().eval(), "dict", ("ids", "mask")), (ids, mask)
+
+
+def flat_transformer() -> tuple[Flat, tuple[torch.Tensor, ...]]:
+    layer = nn.TransformerEncoderLayer(16, 4, 64, batch_first=True)
+    model = nn.Sequential(
+        nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(16, 3)
+    )
+    return Flat(model.eval(), "tensor", ("input",)), (torch.randn(1, 6, 16),)
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("make", [flat_cnn, flat_pair])
+def test_the_share_of_operations_is_met(make, kept):
+    torch.manual_seed(0)
+    model, inputs = make()
+    before = parameters(model)
+    pruned = _channels.prune(model, inputs, kept)
+    share = flops(lambda: pruned(*inputs)) / flops(lambda: model(*inputs))
+    assert abs(share - kept) <= 0.05
+    assert parameters(pruned) < before == parameters(model)
+    assert [o.shape for o in pruned(*inputs)] == [o.shape for o in model(*inputs)]
+
+
+def test_the_same_model_is_pruned_the_same_way():
+    torch.manual_seed(0)
+    model, inputs = flat_cnn()
+    first, second = (_channels.prune(model, inputs, 0.4) for _ in range(2))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
+
+
+def test_a_pruned_model_comes_back_through_its_structure(tmp_path):
+    model, inputs = flat_cnn()
+    pruned = _channels.prune(model, inputs, 0.5).model
+    save(pruned, cnn(), tmp_path)
+    again = load(cnn(), tmp_path)
+    x = torch.randn(4, 1, 8, 8)
+    assert torch.equal(again(x), pruned(x))
+
+
+def test_ties_and_token_ids_survive_pruning():
+    model, inputs = flat_words()
+    pruned = _channels.prune(model, inputs, 0.7)
+    assert ties(pruned) == ties(model)
+    assert pruned(*inputs)[0].shape == (1, 7, 50)
+
+
+def test_attention_keeps_its_width_and_the_rest_is_pruned():
+    model, inputs = flat_transformer()
+    pruned = _channels.prune(model, inputs, 0.6)
+    encoder = pruned.model[0].layers[0]
+    assert encoder.self_attn.embed_dim == 16
+    assert encoder.linear1.out_features < 64
+    with torch.inference_mode():
+        assert pruned(*inputs)[0].shape == (1, 6, 3)
+
+
+class Reshapes(nn.Module):
+    """Heads with a fixed width beside layers that may be pruned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.outside = nn.Linear(8, 32), nn.Linear(8, 32)
+        self.wide, self.head = nn.Linear(8, 64), nn.Linear(64, 2)
+
+    def forward(self, x):
+        heads = self.inside(x).view(len(x), 4, 8) * self.outside(x).view(len(x), 4, 8)
+        return self.head(torch.relu(self.wide(heads.sum(1))))
+
+
+def test_layers_that_a_reshape_fixes_are_left_and_the_rest_is_pruned():
+    model = Flat(Reshapes().eval(), "tensor", ("input",))
+    pruned = _channels.prune(model, (torch.randn(1, 8),), 0.7)
+    assert pruned.model.inside.out_features == 32
+    assert pruned.model.wide.out_features < 64
+
+
+class OnlyFixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(8, 32), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.first(x).view(len(x), 4, 8).sum(1))
+
+
+@pytest.mark.parametrize("make", [OnlyFixed, lambda: nn.Linear(8, 3)])
+def test_what_cannot_be_pruned_is_unsupported_with_a_reason(make):
+    model = Flat(make().eval(), "tensor", ("input",))
+    with pytest.raises(JobError, match="prun") as found:
+        _channels.prune(model, (torch.randn(1, 8),), 0.5)
+    assert found.value.kind == "unsupported"
+
+
+class Bound(nn.Module):
+    """Nearly all operations are in the layer that makes the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(64, 2), nn.Linear(2, 64), nn.Linear(64, 64)
+
+    def forward(self, x):
+        return self.head(x + self.second(self.first(x)))
+
+
+def test_a_level_out_of_reach_says_what_is_the_least():
+    model = Flat(Bound().eval(), "tensor", ("input",))
+    with pytest.raises(JobError, match=r"cannot reach macs_kept 0.3: 0.9\d is the least"):
+        _channels.prune(model, (torch.randn(1, 64),), 0.3)

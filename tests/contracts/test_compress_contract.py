@@ -1,0 +1,198 @@
+"""What every file under compress/ must keep; a new file joins by itself."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from autotune import plugins
+from autotune.compress import Tools
+from autotune.forms import Form, Interface, flat, module, onnx_file
+from autotune.records.hardware import Cpu, Profile
+from autotune.records.job import Context
+from autotune.records.task import TaskInfo, Traits
+
+NAMES = plugins.names("compress")
+SAMPLE = torch.linspace(-1, 1, 36).reshape(1, 1, 6, 6)
+
+
+def dense() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 64),
+        nn.ReLU(),
+        nn.Linear(64, 3),
+    )
+
+
+def context(**types: int) -> Context:
+    cpu = Cpu(
+        vendor=None,
+        model=None,
+        architecture="x86_64",
+        logical_cores=2,
+        physical_cores=2,
+        usable_cores=2.0,
+    )
+    profile = Profile(
+        name="p", created_utc="", fingerprint="f", cpu=cpu, memory_bytes=1, usable_memory_bytes=1
+    )
+    info = TaskInfo(
+        name="t",
+        form="contract",
+        source_sha256=None,
+        input_kind="tensor",
+        input_names=("input",),
+        input_shapes=((1, 6, 6),),
+        input_dtypes=("float32",),
+        ragged=False,
+        train_rows=9,
+        select_rows=9,
+        confirm_rows=9,
+        adapt_rows=0,
+        classes=3,
+        metric="accuracy",
+        higher_is_better=True,
+        per_sample=True,
+        binary=True,
+        pretrained=False,
+        has_loss=True,
+    )
+    traits = Traits(
+        parameters=1,
+        parameter_bytes=4,
+        buffer_bytes=0,
+        flops_per_sample=1.0,
+        activation_bytes_per_sample=1.0,
+        largest_op_bytes=1,
+        module_types=types,
+    )
+    return Context(info=info, traits=traits, profile=profile)
+
+
+CONTEXT = context(Conv2d=1, BatchNorm2d=1, Linear=2, ReLU=2)
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory) -> dict[str, Form]:
+    about = Interface(
+        input_kind="tensor",
+        input_names=("input",),
+        input_shapes=((1, 6, 6),),
+        input_dtypes=("float32",),
+        output_kind="tensor",
+        output_names=("output",),
+        parameters=module.parameters(dense()),
+        flops_per_sample=flat.flops(lambda: dense().eval()(SAMPLE)),
+    )
+    as_module, as_onnx = tmp_path_factory.mktemp("module"), tmp_path_factory.mktemp("onnx")
+    module.save(dense(), dense(), as_module)
+    model = flat.Flat(dense(), "tensor", ("input",)).eval()
+    names = about.input_names, about.output_names
+    onnx_file.export(
+        model, [SAMPLE.repeat(2, 1, 1, 1)], as_onnx / "model.onnx", names, dynamic=True
+    )
+    return {"module": Form("module", as_module, about), "onnx": Form("onnx", as_onnx, about)}
+
+
+def tools(workdir: Path) -> Tools:
+    def calibration(size):
+        for i in range(4):
+            yield {"input": np.repeat(SAMPLE.numpy() * (1 + i), size, axis=0)}
+
+    return Tools(
+        seed=0,
+        batch_size=1,
+        workdir=workdir,
+        module=lambda form: module.load(dense(), form.folder),
+        fresh=dense,
+        example=lambda n: (SAMPLE.repeat(n, 1, 1, 1),),
+        recover=lambda model: 0.0,
+        calibration=calibration,
+    )
+
+
+def answer(form: Form) -> np.ndarray:
+    if form.kind == "module":
+        with torch.no_grad():
+            return module.load(dense(), form.folder)(SAMPLE).numpy()
+    import onnxruntime
+
+    path = str(form.folder / "model.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {"input": SAMPLE.numpy()})[0]
+
+
+def params(plugin) -> dict[str, float | int | str | bool]:
+    """The first choice, or the middle, of every dimension."""
+    return {
+        d.name: d.choices[0] if d.kind == "choice" else (d.low + d.high) / 2
+        for d in plugin.dims(CONTEXT)
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_declares_its_forms_and_its_group(name):
+    plugin = plugins.load("compress", name)
+    assert plugin.TAKES in ("module", "onnx")
+    assert plugin.GIVES in ("module", "onnx")
+    assert plugin.GROUP
+    assert plugin.__doc__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_dimensions_are_legal_and_named_once(name):
+    dims = plugins.load("compress", name).dims(CONTEXT)
+    assert len({d.name for d in dims}) == len(dims)
+    for dim in dims:
+        if dim.kind == "choice":
+            assert dim.choices
+            assert len(set(dim.choices)) == len(dim.choices)
+        else:
+            assert dim.low < dim.high
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_available_or_says_what_to_do(name, monkeypatch):
+    plugin = plugins.load("compress", name)
+    assert plugin.unavailable(CONTEXT) is None
+    monkeypatch.setattr(plugin, "find_spec", lambda module: None)
+    assert "pip install autotune[" in plugin.unavailable(CONTEXT)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_gives_a_smaller_form_of_the_same_outputs_in_the_same_bytes(name, forms, tmp_path):
+    plugin = plugins.load("compress", name)
+    given = forms[plugin.TAKES]
+    before = {p: p.read_bytes() for p in given.folder.iterdir()}
+    made = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        made.append(plugin.apply(given, params(plugin), tools(folder)))
+    assert made[0].kind == plugin.GIVES
+    assert made[0].folder == tmp_path / "a"
+    assert answer(made[0]).shape == answer(given).shape
+    assert np.isfinite(answer(made[0])).all()
+    assert _size(made[0].folder) < _size(given.folder)
+    assert {p: p.read_bytes() for p in given.folder.iterdir()} == before
+    for path in made[0].folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_importing_a_compressor_imports_nothing_heavy():
+    names = ", ".join(f"autotune.compress.{name}" for name in NAMES)
+    heavy = "{'torch', 'numpy', 'onnx', 'onnxruntime', 'torch_pruning'}"
+    code = f"import sys, {names}; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,65 @@
+"""Every file in ``meters/`` keeps the meter protocol; a new one joins by itself."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autotune import meters, plugins
+from autotune.meters import Fault, Meter, Tools
+
+NAMES = plugins.names("meters")
+
+
+@pytest.fixture(params=NAMES)
+def meter(request: pytest.FixtureRequest, tmp_path: Path) -> Meter:
+    """A meter on a machine that has nothing to read."""
+    tools = Tools(powercap=tmp_path / "none", proc=tmp_path, devices=("GPU-none",))
+    opened: Meter = plugins.load("meters", request.param).open(tools)
+    return opened
+
+
+def test_sources_say_why_and_what_helps(meter: Meter) -> None:
+    for source in meter.sources():
+        if source.label == "unavailable":
+            assert meters.code(source.reason) in meters.REASONS
+            assert source.remedy
+        else:
+            assert source.label.startswith(("measured", "modelled"))
+
+
+def test_nothing_read_is_never_zero_joules(meter: Meter) -> None:
+    before, after = meter.read(), meter.read()
+    domains = meter.difference(before, after)
+    for domain in domains:
+        assert domain.energy_j is None
+        assert domain.label == "unavailable"
+        assert meters.code(domain.reason) in meters.REASONS
+    window = meters.window(1.0, domains)
+    assert window.total_j is None
+    assert window.label == "unavailable"
+    assert meters.code(window.reason) in meters.REASONS
+
+
+def test_difference_is_pure(meter: Meter) -> None:
+    before, after = meter.read(), meter.read()
+    assert meter.difference(before, after) == meter.difference(before, after)
+
+
+def test_read_gives_numbers_or_faults(meter: Meter) -> None:
+    for value in meter.read().counters.values():
+        assert isinstance(value, int | Fault)
+
+
+def test_guard_is_positive_or_none(meter: Meter) -> None:
+    guard = meter.guard_s()
+    assert guard is None or guard > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_importing_a_meter_is_light(name: str) -> None:
+    heavy = "torch pynvml numpy psutil onnxruntime".split()  # noqa: SIM905
+    code = f"import sys, autotune.meters.{name}; print([m for m in {heavy} if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"

@@ -1,0 +1,136 @@
+"""Search spaces: every sampled plan is legal, restrictions are obeyed, equal plans are equal."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.control import space
+from autotune.errors import UsageError
+from autotune.records.budget import Effort
+from autotune.records.hardware import Profile
+from autotune.records.plan import Recipe
+from autotune.records.task import Dim, Option, Split, Survey
+from tests.support.simulated import OPTIONS, TRAITS, info
+
+
+def survey(options: tuple[Option, ...] = OPTIONS) -> Survey:
+    return Survey(task=info(), traits=TRAITS, options=options)
+
+
+def picker(seed: int) -> "space.Callable[[Dim], space.Value]":
+    rng = random.Random(seed)
+
+    def pick(dim: Dim) -> space.Value:
+        if dim.kind == "choice":
+            return rng.choice(dim.choices)
+        assert dim.low is not None
+        assert dim.high is not None
+        return rng.uniform(dim.low, dim.high)
+
+    return pick
+
+
+@given(seed=st.integers(0, 10_000))
+def test_every_sampled_deployment_is_legal(seed: int) -> None:
+    legal = {o.name: o for o in OPTIONS if o.available}
+    profile = _profile()
+    searched = space.deploy_space(survey(), profile, (1, 4))
+    found = space.deployment(
+        searched.sample(picker(seed)), OPTIONS, batch_size=1, recovery_epochs=3
+    )
+    runtime = legal[found.runtime]
+    assert runtime.kind == "runtime"
+    groups = [legal[step.name].group for step in found.compress]
+    assert len(groups) == len(set(groups))
+    assert all(space.reaches(legal[step.name], runtime) for step in found.compress)
+    assert found.threads in space.thread_counts(profile)
+    assert (found.recovery_epochs > 0) == any(s.name == "prune" for s in found.compress)
+
+
+@given(seed=st.integers(0, 10_000))
+def test_every_sampled_recipe_is_legal_and_comes_back(seed: int) -> None:
+    searched = space.train_space(survey(), Effort())
+    values = searched.sample(picker(seed))
+    recipe = space.recipe(values, ("single", 1, 2))
+    assert (recipe.momentum is not None) == (recipe.optimizer in ("momentum", "nesterov"))
+    assert (recipe.beta1 is not None) == (recipe.optimizer in ("adam", "adamw"))
+    back = space.values_of(recipe, searched)
+    assert back == values
+
+
+def test_the_hash_changes_with_the_space_alone(profile: Profile) -> None:
+    one = space.deploy_space(survey(), profile, (1,))
+    same = space.deploy_space(survey(), profile, (1,))
+    other = space.deploy_space(survey(), profile, (1, 4))
+    assert one.hash == same.hash != other.hash
+
+
+def test_the_default_recipe_lies_inside() -> None:
+    searched = space.train_space(survey(), Effort())
+    assert space.values_of(Recipe(), searched) is not None
+    assert space.values_of(Recipe(lr=5.0), searched) is None
+
+
+def test_only_keeps_and_without_drops() -> None:
+    kept = space.restrict(OPTIONS, Effort(only=("runtime=eager,compiled",), without=("prune",)))
+    assert [o.name for o in kept if o.kind == "runtime" and o.available] == ["compiled", "eager"]
+    assert not any(o.name == "prune" and o.available for o in kept)
+    assert space.optimizers(Effort(without=("sgd,adam",))) == ("momentum", "nesterov", "adamw")
+    assert space.optimizers(Effort(only=("optimizer=adamw",))) == ("adamw",)
+
+
+def test_nothing_left_is_an_error(profile: Profile) -> None:
+    kept = space.restrict(OPTIONS, Effort(without=("eager", "compiled", "onnxruntime")))
+    with pytest.raises(UsageError, match="excluded by you"):
+        space.deploy_space(survey(kept), profile, (1,))
+    with pytest.raises(UsageError, match="no such choice"):
+        space.restrict(OPTIONS, Effort(without=("openvino",)))
+
+
+def test_the_fastest_split_wins_and_ties_go_to_fewer_cores() -> None:
+    legal = (("single", 1, 1), ("single", 1, 2), ("ddp", 2, 1))
+
+    def split(parallel: str, ranks: int, threads: int, rate: float | None, batch: int) -> Split:
+        return Split(
+            parallel=parallel, ranks=ranks, threads=threads, batch_size=batch,
+            precision="fp32", samples_per_s=rate,
+        )  # fmt: skip
+
+    measured = (
+        split("single", 1, 1, 1000, 32),
+        split("single", 1, 2, 1030, 32),
+        split("ddp", 2, 1, 400, 32),
+        split("single", 1, 1, 1000, 256),
+        split("single", 1, 2, 1500, 256),
+        split("ddp", 2, 1, 1900, 256),
+    )
+    assert space.fastest_split(measured, 32, "fp32", legal) == ("single", 1, 1)
+    assert space.fastest_split(measured, 512, "fp32", legal) == ("ddp", 2, 1)
+    assert space.fastest_split((), 32, "fp32", legal) == legal[0]
+
+
+def test_seeds_are_inside_and_combine(profile: Profile) -> None:
+    searched = space.deploy_space(survey(), profile, (1,))
+    seeds = space.seeds(searched, OPTIONS, 2)
+    plans = [space.deployment(values, OPTIONS, batch_size=1, recovery_epochs=1) for values in seeds]
+    assert len({space.canonical(p) for p in plans}) == len(plans)
+    assert any(len(p.compress) == 2 for p in plans)
+    assert all(p.threads == 2 for p in plans)
+
+
+def _profile() -> Profile:
+    from autotune.records.hardware import Cpu
+
+    cpu = Cpu(
+        vendor=None, model=None, architecture="x86_64", logical_cores=3, physical_cores=3,
+        usable_cores=3.0,
+    )  # fmt: skip
+    return Profile(
+        name="p", created_utc="", fingerprint="", cpu=cpu, memory_bytes=1, usable_memory_bytes=1
+    )
+
+
+def test_thread_counts_follow_the_usable_cores() -> None:
+    assert space.thread_counts(_profile()) == (1, 2, 3)

@@ -1,0 +1,270 @@
+"""NVML's faults through an injected binding."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from autotune import meters
+from autotune.meters import Tools, nvml
+
+
+class NVMLError(Exception):
+    """As pynvml's: a number and a text."""
+
+    def __init__(self, value: int) -> None:
+        super().__init__(f"error {value}")
+        self.value = value
+
+
+class Fake(SimpleNamespace):
+    """pynvml's names over a dict of boards by UUID: millijoules, MIG mode."""
+
+    NVMLError = NVMLError
+    NVML_ERROR_NO_PERMISSION = 4
+
+    def __init__(self, **boards: int) -> None:
+        super().__init__()
+        self.energy = {f"GPU-{name}": mj for name, mj in boards.items()}
+        self.mig: dict[str, int] = {}
+        self.errors: dict[str, int] = {}
+
+    def _may(self, name: str) -> None:
+        if name in self.errors:
+            raise NVMLError(self.errors[name])
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        self._may("init")
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return len(self.energy)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802
+        return sorted(self.energy)[index]
+
+    def nvmlDeviceGetUUID(self, handle: str) -> str:  # noqa: N802
+        return handle
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        self._may("handle")
+        if uuid not in self.energy:
+            raise NVMLError(6)
+        return uuid
+
+    def nvmlDeviceGetMigMode(self, handle: str) -> tuple[int, int]:  # noqa: N802
+        if handle not in self.mig:
+            raise NVMLError(3)
+        return self.mig[handle], self.mig[handle]
+
+    def nvmlDeviceGetPowerManagementLimitConstraints(  # noqa: N802
+        self, handle: str
+    ) -> tuple[int, int]:
+        self._may("limit")
+        return 100_000, 700_000
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
+        self._may("energy")
+        return self.energy[handle]
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def meter(fake: Any, clock: Callable[[], float] | None = None, *uuids: str) -> nvml.Nvml:
+    found = nvml.open(Tools(nvml=fake, clock=clock or Clock(), devices=uuids or None))
+    found.periods_s = dict.fromkeys(found.read().counters, 0.02)
+    return found
+
+
+def test_boards_are_found_by_uuid_in_torch_order() -> None:
+    fake, clock = Fake(a=1000, b=5000), Clock()
+    found = meter(fake, clock, "b", "GPU-a")
+    before = found.read()
+    clock.now = 2.0
+    fake.energy["GPU-b"] += 600_000
+    fake.energy["GPU-a"] += 100_000
+    first, second = found.difference(before, found.read())
+    assert (first.name, first.energy_j) == ("nvml:gpu0", pytest.approx(600.0))
+    assert (second.name, second.energy_j) == ("nvml:gpu1", pytest.approx(100.0))
+    assert first.uncertainty_j == pytest.approx(2 * 0.02 * 300, rel=0.01)
+    assert [s.label for s in found.sources()] == ["measured_counter"] * 2
+    assert found.sources()[0].update_period_s == 0.02
+    assert found.guard_s() is None
+
+
+@pytest.mark.parametrize("number", [1, 3, 9, 12, 13, 15, 18, 999])
+@pytest.mark.parametrize("call", ["init", "handle", "energy"])
+def test_each_error_is_a_reason_and_never_zero_joules(call: str, number: int) -> None:
+    fake, clock = Fake(a=1000), Clock()
+    fake.errors[call] = number
+    found = meter(fake, clock, "a")
+    before = found.read()
+    clock.now = 1.0
+    domains = found.difference(before, found.read())
+    assert [d.energy_j for d in domains] == [None]
+    assert meters.code(domains[0].reason) == "no_interface"
+    assert [(s.label, s.remedy is not None) for s in found.sources()] == [("unavailable", True)]
+    assert meters.window(1.0, domains).total_j is None
+
+
+@pytest.mark.parametrize("call", ["init", "energy"])
+def test_no_permission(call: str) -> None:
+    fake = Fake(a=1000)
+    fake.errors[call] = 4
+    (source,) = meter(fake).sources()
+    assert meters.code(source.reason) == "permission"
+
+
+def test_error_after_the_window_opened() -> None:
+    fake, clock = Fake(a=1000), Clock()
+    found = meter(fake, clock)
+    before = found.read()
+    clock.now, fake.errors["energy"] = 1.0, 15
+    (domain,) = found.difference(before, found.read())
+    assert (domain.energy_j, meters.code(domain.reason)) == (None, "no_interface")
+
+
+def test_mig() -> None:
+    fake = Fake(a=1000)
+    fake.mig["GPU-a"] = 1
+    (source,) = meter(fake).sources()
+    assert source.reason == "mig"
+    (slice_source,) = meter(Fake(a=1), Clock(), "MIG-1").sources()
+    assert slice_source.reason == "mig"
+    fake.mig["GPU-a"] = 0
+    assert meter(fake).sources()[0].label == "measured_counter"
+
+
+def test_reset_stale_short_and_implausible() -> None:
+    fake, clock = Fake(a=1_000_000), Clock()
+    found = meter(fake, clock)
+
+    def reason(seconds: float, delta: int) -> str | None:
+        before = found.read()
+        clock.now += seconds
+        fake.energy["GPU-a"] += delta
+        (domain,) = found.difference(before, found.read())
+        assert domain.energy_j is None
+        return meters.code(domain.reason)
+
+    assert reason(1.0, -500_000) == "counter_reset"
+    assert reason(1.0, 0) == "stale_counter"
+    assert reason(0.05, 15_000) == "window_too_short"
+    assert reason(1.0, 5_000_000) == "implausible"
+
+
+def test_garbage_answer() -> None:
+    fake = Fake(a=-1)
+    assert meters.code(meter(fake).sources()[0].reason) == "implausible"
+
+
+def test_unknown_power_limit_is_generous() -> None:
+    fake, clock = Fake(a=0), Clock()
+    fake.errors["limit"] = 3
+    found = meter(fake, clock)
+    before = found.read()
+    clock.now, fake.energy["GPU-a"] = 1.0, 1_500_000
+    assert found.difference(before, found.read())[0].energy_j == pytest.approx(1500.0)
+
+
+def test_several_boards_and_none_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (source,) = meter(Fake(a=1, b=2)).sources()
+    assert source.label == "unavailable"
+    assert source.remedy is not None
+    assert "UUID" in source.remedy.upper()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b")
+    assert meter(Fake(a=1, b=2)).sources()[0].label == "measured_counter"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")  # an index of CUDA's is not one of NVML's
+    assert meter(Fake(a=1, b=2)).sources()[0].label == "unavailable"
+
+
+def test_library_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(nvml, "import_module", missing)
+    found = nvml.open(Tools())
+    (source,) = found.sources()
+    assert (source.label, meters.code(source.reason)) == ("unavailable", "no_interface")
+    (domain,) = found.difference(found.read(), found.read())
+    assert domain.energy_j is None
+
+
+def test_real_binding_without_a_driver() -> None:
+    """Where there is no library the genuine pynvml says so; where there is one it may work."""
+    (source, *_) = nvml.open(Tools()).sources()
+    assert source.label in ("measured_counter", "unavailable")
+    assert (source.reason is None) == (source.label == "measured_counter")
+
+
+STUB = """
+#include <stdlib.h>
+static int fails(const char *name) { const char *v = getenv(name); return v ? atoi(v) : 0; }
+static unsigned long long energy = 5000;
+int nvmlInitWithFlags(unsigned flags) { return fails("STUB_INIT"); }
+const char *nvmlErrorString(int code) { return "stub error"; }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle) {
+    *handle = &energy; return fails("STUB_HANDLE"); }
+int nvmlDeviceGetMigMode(void *handle, unsigned *now, unsigned *next) {
+    *now = *next = fails("STUB_MIG"); return 0; }
+int nvmlDeviceGetPowerManagementLimitConstraints(void *handle, unsigned *low, unsigned *high) {
+    *low = 100000; *high = 700000; return 0; }
+int nvmlDeviceGetTotalEnergyConsumption(void *handle, unsigned long long *mj) {
+    *mj = energy += 100000; return fails("STUB_ENERGY"); }
+"""
+ASK = """
+from autotune.meters import Tools, code, nvml
+now = iter((0.0, 1.0))
+meter = nvml.open(Tools(devices=("GPU-x",), clock=lambda: next(now)))
+meter.periods_s["nvml:gpu0"] = 0.02
+(domain,) = meter.difference(meter.read(), meter.read())
+print(domain.energy_j, code(domain.reason))
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small ``libnvidia-ml.so.1``, for the genuine binding to load."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs a C compiler")
+    folder = tmp_path_factory.mktemp("nvml")
+    (folder / "stub.c").write_text(STUB)
+    command = [compiler, "-shared", "-fPIC", "-o", "libnvidia-ml.so.1", "stub.c"]
+    subprocess.run(command, cwd=folder, check=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("faults", "shown"),
+    [
+        ({}, "100.0 None"),
+        ({"STUB_INIT": "9"}, "None no_interface"),
+        ({"STUB_HANDLE": "6"}, "None no_interface"),
+        ({"STUB_ENERGY": "3"}, "None no_interface"),
+        ({"STUB_ENERGY": "4"}, "None permission"),
+        ({"STUB_MIG": "1"}, "None mig"),
+    ],
+)
+def test_genuine_binding_on_a_stub_library(
+    library: Path, faults: dict[str, str], shown: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ASK],
+        env={**os.environ, "LD_LIBRARY_PATH": str(library), **faults},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == shown

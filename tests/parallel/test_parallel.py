@@ -1,0 +1,299 @@
+"""One process against two ranks, and what happens when a rank does not live."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from autotune import plugins
+from autotune.errors import JobError
+from autotune.records.hardware import Cpu, Profile
+from autotune.records.job import Context, Rate, Throughput, Train
+from autotune.records.plan import Recipe
+from autotune.records.task import TaskInfo, TaskSpec, Traits
+from autotune.worker import train
+from autotune.worker.channel import NullChannel
+
+# 33 rows in batches of 8: the last has one row, so that one of two ranks has none.
+# `spare` never gets a gradient; `tied` shares the first layer's weight.
+MODEL = """
+import os
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.tied = nn.Linear(6, 6)
+        self.tied.weight = self.first.weight
+        self.last = nn.Linear(6, 3)
+        {spare}
+
+    def forward(self, x):
+        {forward}
+        return self.last(torch.tanh(self.tied(torch.tanh(self.first(x)))))
+
+def make_model():
+    return Net()
+
+def _data(rows, seed):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 6, generator=g)
+    return TensorDataset(x, (x[:, :3] + 0.1 * torch.randn(rows, 3, generator=g)).argmax(1))
+
+def train_data():
+    return _data(33, 0)
+
+def eval_data():
+    return _data(40, 1)
+"""
+
+
+def task(root: Path, *, forward: str = "pass", spare: str = "pass", more: str = "") -> TaskSpec:
+    path = root / "model.py"
+    path.write_text(MODEL.format(forward=forward, spare=spare) + more)
+    return TaskSpec(kind="file", path=str(path))
+
+
+def job(spec: TaskSpec, *, ranks: int = 1, lr: float = 0.05, rule: str = "sgd", **more) -> Train:
+    recipe = Recipe(
+        optimizer=rule,
+        lr=lr,
+        batch_size=8,
+        parallel="single" if ranks == 1 else "ddp",
+        ranks=ranks,
+    )
+    more = {"epochs": 2, "step_losses": 100, "seed": 3, **more}
+    return Train(task=spec, recipe=recipe, **more)
+
+
+class StopAt(NullChannel):
+    """Says stop at one step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self._step = step
+
+    def report(self, step: int, value: float) -> bool:
+        return super().report(step, value) and step < self._step
+
+
+def ranks_of(root: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if "autotune.worker.rank" in line and str(root) in line:
+            found.append(process)
+    return found
+
+
+def assert_nobody_left(root: Path, before: set[int]) -> None:
+    assert not ranks_of(root)
+    assert {p.pid for p in psutil.Process().children(recursive=True)} <= before
+
+
+def family() -> set[int]:
+    return {p.pid for p in psutil.Process().children(recursive=True)}
+
+
+def close(one, other, rel: float = 1e-5) -> None:
+    assert list(one) == pytest.approx(list(other), rel=rel)
+
+
+def same_weights(one: Path, other: Path) -> None:
+    first, second = load_file(one), load_file(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert first[name] == pytest.approx(second[name], abs=1e-5)
+
+
+def test_two_ranks_train_as_one_process_does_with_sgd(tmp_path: Path) -> None:
+    spec = task(tmp_path)
+    before = family()
+    alone = train.run(job(spec, weights_out="one.st"), tmp_path, NullChannel())
+    pair = train.run(job(spec, ranks=2, weights_out="two.st"), tmp_path, NullChannel())
+
+    assert alone.steps == pair.steps == len(pair.step_losses) == 10
+    close(alone.step_losses, pair.step_losses)
+    close(alone.train_losses, pair.train_losses)
+    close(alone.val_losses, pair.val_losses)
+    same_weights(tmp_path / "one.st", tmp_path / "two.st")
+    assert_nobody_left(tmp_path, before)
+
+
+def test_two_ranks_stop_at_a_rung_as_one_does_with_adam(tmp_path: Path) -> None:
+    spec = task(tmp_path, spare="self.spare = nn.Linear(2, 2)")
+    rungs = {"epochs": 9, "rungs": (1, 3, 5), "time_limit_s": 60.0}
+    channels = StopAt(3), StopAt(3)
+    alone = train.run(
+        job(spec, rule="adam", lr=0.01, weights_out="one.st", **rungs), tmp_path, channels[0]
+    )
+    pair = train.run(
+        job(spec, rule="adam", lr=0.01, ranks=2, weights_out="two.st", **rungs),
+        tmp_path,
+        channels[1],
+    )
+
+    assert [step for step, _ in channels[1].reports] == [1, 3]
+    close([v for _, v in channels[0].reports], [v for _, v in channels[1].reports])
+    assert alone.stopped
+    assert pair.stopped
+    assert alone.epochs == pair.epochs == 3
+    close(alone.step_losses, pair.step_losses)
+    assert len(pair.val_losses) == len(pair.qualities) == 2
+    same_weights(tmp_path / "one.st", tmp_path / "two.st")
+    assert pair.peak_memory_bytes > 0
+    assert pair.startup_s > 0
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_loss_that_is_not_finite_ends_the_job(tmp_path: Path, ranks: int) -> None:
+    more = "\ndef loss(output, target):\n    return output.sum() * float('nan')\n"
+    before = family()
+    with pytest.raises(JobError, match="loss is nan at step 1") as caught:
+        train.run(job(task(tmp_path, more=more), ranks=ranks), tmp_path, NullChannel())
+    assert caught.value.kind == "nan"
+    assert_nobody_left(tmp_path, before)
+
+
+def test_a_rank_that_exits_is_a_crash(tmp_path: Path, capfd) -> None:
+    leave = (
+        "if os.environ.get('RANK') == '1':\n"
+        "            print('goodbye from rank 1', flush=True)\n"
+        "            os._exit(3)"
+    )
+    before = family()
+    with pytest.raises(JobError) as caught:
+        train.run(job(task(tmp_path, forward=leave), ranks=2), tmp_path, NullChannel())
+    assert caught.value.kind == "crash"
+    assert "rank 1 of 2 exited with status 3" in str(caught.value)
+    assert "goodbye from rank 1" in str(caught.value)
+    assert "goodbye from rank 1" in capfd.readouterr().err
+    assert_nobody_left(tmp_path, before)
+
+
+LAUNCHER = """
+import sys
+from pathlib import Path
+from autotune.records import codec
+from autotune.records.job import Train
+from autotune.worker import train
+from autotune.worker.channel import NullChannel
+root = Path(sys.argv[1])
+train.run(codec.decode((root / "job.json").read_bytes(), Train), root, NullChannel())
+"""
+
+
+def test_ranks_die_with_a_killed_launcher(tmp_path: Path) -> None:
+    from autotune.records import codec
+
+    mark = tmp_path / "hung"
+    hang = f"open({str(mark)!r}, 'w').close(); import time; time.sleep(600)"
+    order = job(task(tmp_path, forward=hang), ranks=2)
+    (tmp_path / "job.json").write_bytes(codec.encode(order))
+    command = [sys.executable, "-c", LAUNCHER, str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as launcher:
+        _until(mark.exists, 60)
+        assert len(ranks_of(tmp_path)) >= 2
+        launcher.kill()
+    _until(lambda: not ranks_of(tmp_path), 10)
+
+
+def _until(done, limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_throughput_of_two_ranks(tmp_path: Path) -> None:
+    recipe = Recipe(optimizer="sgd", batch_size=8, parallel="ddp", ranks=2, lr=1e9)
+    order = Throughput(task=task(tmp_path), recipe=recipe, budget_s=0.2)
+    rate = train.throughput(order, tmp_path, NullChannel())
+    assert isinstance(rate, Rate)
+    assert rate.samples_per_s > 0
+
+
+def test_single_refuses_two_ranks(tmp_path: Path) -> None:
+    order = job(task(tmp_path))
+    recipe = Recipe(parallel="single", ranks=2)
+    with pytest.raises(JobError, match="ddp"):
+        train.run(Train(task=order.task, recipe=recipe, epochs=1), tmp_path, NullChannel())
+
+
+def context(cores: float, rows: int = 100) -> Context:
+    cpu = Cpu(
+        vendor=None,
+        model=None,
+        architecture="x",
+        logical_cores=4,
+        physical_cores=None,
+        usable_cores=cores,
+    )
+    profile = Profile(
+        name="p", created_utc="", fingerprint="", cpu=cpu, memory_bytes=1, usable_memory_bytes=1
+    )
+    info = TaskInfo(
+        name="t",
+        form="contract",
+        source_sha256=None,
+        input_kind="tensor",
+        input_names=("x",),
+        input_shapes=((1,),),
+        input_dtypes=("float32",),
+        ragged=False,
+        train_rows=rows,
+        select_rows=1,
+        confirm_rows=1,
+        adapt_rows=0,
+        classes=None,
+        metric="m",
+        higher_is_better=True,
+        per_sample=True,
+        binary=True,
+        pretrained=False,
+        has_loss=True,
+    )
+    traits = Traits(
+        parameters=1,
+        parameter_bytes=4,
+        buffer_bytes=0,
+        flops_per_sample=1.0,
+        activation_bytes_per_sample=1.0,
+        largest_op_bytes=1,
+    )
+    return Context(info=info, traits=traits, profile=profile)
+
+
+def test_ddp_says_why_not() -> None:
+    ddp = plugins.load("parallel", "ddp")
+    assert ddp.unavailable(context(2.0)) is None
+    assert "1.5 cores" in ddp.unavailable(context(1.5))
+    assert "1" in ddp.unavailable(context(2.0, rows=1))
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(3, "status 3"), (-9, "SIGKILL (the kernel"), (-11, "SIGSEGV")]
+)
+def test_how_a_rank_ended_is_said_in_words(status: int, words: str) -> None:
+    from autotune.parallel import ddp
+
+    assert words in ddp._ending(status)
+
+
+def test_a_long_root_does_not_break_the_socket(tmp_path: Path) -> None:
+    from autotune.parallel import ddp
+
+    root = tmp_path / ("long" * 30)
+    root.mkdir()
+    near, far = ddp._private_folder(tmp_path), ddp._private_folder(root)
+    assert len(str(far)) < 100
+    assert not list(root.iterdir())
+    near.rmdir()
+    far.rmdir()

@@ -1,0 +1,275 @@
+"""A simulated machine: answers every job from formulas, in no time, without torch.
+
+Latency, quality, memory and energy are simple functions of the plan, so that a test knows
+which plan is best.  It writes the small files that the story ships and records.
+"""
+
+import math
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from autotune.records import job as jobs
+from autotune.records.hardware import Profile
+from autotune.records.job import Job, Result
+from autotune.records.measurement import (
+    Domain,
+    EnergySource,
+    EnergyWindow,
+    Launch,
+    Scores,
+)
+from autotune.records.report import Failure
+from autotune.records.task import Dim, Option, TaskInfo, Traits
+
+ROWS = 450
+
+
+def info(**changes: object) -> TaskInfo:
+    fields: dict[str, object] = {
+        "name": "simulated",
+        "form": "contract",
+        "source_sha256": "ab" * 32,
+        "input_kind": "tensor",
+        "input_names": ("",),
+        "input_shapes": ((4,),),
+        "input_dtypes": ("float32",),
+        "ragged": False,
+        "train_rows": 900,
+        "select_rows": ROWS,
+        "confirm_rows": ROWS,
+        "adapt_rows": 0,
+        "classes": 10,
+        "metric": "accuracy",
+        "higher_is_better": True,
+        "per_sample": True,
+        "binary": True,
+        "pretrained": False,
+        "has_loss": True,
+    }
+    return TaskInfo(**(fields | changes))  # type: ignore[arg-type]
+
+
+TRAITS = Traits(
+    parameters=1000,
+    parameter_bytes=4000,
+    buffer_bytes=0,
+    flops_per_sample=1e6,
+    activation_bytes_per_sample=1e4,
+    largest_op_bytes=4000,
+)
+
+OPTIONS = (
+    Option(kind="runtime", name="compiled", available=True, takes="module"),
+    Option(kind="runtime", name="eager", available=True, takes="module"),
+    Option(kind="runtime", name="onnxruntime", available=True, takes="onnx"),
+    Option(
+        kind="compress",
+        name="prune",
+        available=True,
+        takes="module",
+        gives="module",
+        group="prune",
+        dims=(Dim(name="macs_kept", kind="float", low=0.1, high=0.9, step=0.05),),
+    ),
+    Option(
+        kind="compress",
+        name="int8_static",
+        available=True,
+        takes="onnx",
+        gives="onnx",
+        group="quantize",
+    ),
+    Option(
+        kind="compress",
+        name="int8_dynamic",
+        available=False,
+        takes="onnx",
+        gives="onnx",
+        group="quantize",
+        reason="the model has no Linear layers",
+    ),
+    Option(kind="parallel", name="single", available=True),
+    Option(kind="parallel", name="ddp", available=True),
+    Option(kind="precision", name="fp32", available=True),
+)
+
+RUNTIME = {"eager": 1.0, "compiled": 0.7, "onnxruntime": 0.4}
+
+
+@dataclass
+class Simulation:
+    """``answer`` is what a `FunctionBridge` needs.
+
+    ``fail`` maps a predicate's name (``train:3`` the third training, ``runtime:compiled``) to a
+    failure.  ``power_w`` None means that energy cannot be measured.
+    """
+
+    root: Path
+    profile: Profile
+    task: TaskInfo = field(default_factory=info)
+    power_w: float | None = None
+    fail: dict[str, Failure] = field(default_factory=dict)
+    options: tuple[Option, ...] = OPTIONS
+    spread: float = 0.02
+    seen: dict[str, int] = field(default_factory=dict)
+    built: dict[str, jobs.Build] = field(default_factory=dict)
+
+    def answer(self, job: Job) -> Result:
+        kind = type(job).__name__.lower()
+        count = self.seen[kind] = self.seen.get(kind, 0) + 1
+        failure = self.fail.get(f"{kind}:{count}")
+        if failure is not None:
+            return Result(failure=failure, wall_s=0.2, work_s=0.2)
+        result = getattr(self, f"_{kind}")(job)
+        assert isinstance(result, Result)
+        return result
+
+    def _inspect(self, job: jobs.Inspect) -> Result:
+        for part in ("select", "confirm", "calibrate"):
+            self._rows(f"data/{part}.npz", np.zeros((ROWS, 4), np.float32))
+        return Result(
+            answer=jobs.Inspection(info=self.task, traits=TRAITS, weights="weights.safetensors"),
+            wall_s=1.0,
+            work_s=1.0,
+        )
+
+    def _rows(self, name: str, array: np.ndarray) -> None:  # type: ignore[type-arg]
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, kind="tensor", names=np.array([""]), f0=array)
+
+    def _probe(self, job: jobs.Probe) -> Result:
+        return Result(answer=jobs.Probed(profile=self.profile), wall_s=2.0, work_s=2.0)
+
+    def _menu(self, job: jobs.Menu) -> Result:
+        return Result(answer=jobs.Options(options=self.options), wall_s=0.1, work_s=0.1)
+
+    def _sources(self, job: jobs.Sources) -> Result:
+        if self.power_w is None:
+            source = EnergySource(
+                name="rapl", label="unavailable", reason="vm_guest", remedy="ask the host"
+            )
+        else:
+            source = EnergySource(
+                name="rapl", label="measured_counter", domains=("package-0",), origin="simulated"
+            )
+        return Result(answer=jobs.Found(sources=(source,)), wall_s=0.1, work_s=0.1)
+
+    def _throughput(self, job: jobs.Throughput) -> Result:
+        rate = 1000.0 * job.recipe.threads * job.recipe.ranks**0.5
+        answer = jobs.Rate(samples_per_s=rate, startup_s=0.1, peak_memory_bytes=10**8)
+        return Result(answer=answer, wall_s=0.6, work_s=0.6)
+
+    def _train(self, job: jobs.Train) -> Result:
+        recipe = job.recipe
+        gap = abs(math.log10(recipe.lr / 3e-3)) if recipe.optimizer.startswith("adam") else 1.0
+        quality = 0.97 - 0.05 * gap
+        losses = tuple(float(gap + 1.0 / rung) for rung in job.rungs)
+        seconds = job.epochs * self.task.train_rows / 4000.0
+        if job.weights_out:
+            path = self.root / job.weights_out
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"weights")
+        answer = jobs.Trained(
+            epochs=job.epochs,
+            steps=job.epochs * 10,
+            stopped=False,
+            train_losses=losses,
+            val_losses=losses,
+            qualities=(quality,) * len(losses),
+            train_s=seconds,
+            startup_s=0.1,
+            samples_per_s=4000.0,
+            peak_memory_bytes=2 * 10**8,
+            energy=self._window(seconds),
+        )
+        reports = tuple(zip(job.rungs, losses, strict=True))
+        return Result(answer=answer, wall_s=seconds + 0.2, work_s=seconds + 0.1, reports=reports)
+
+    def _build(self, job: jobs.Build) -> Result:
+        failure = self.fail.get(f"runtime:{job.runtime}")
+        if failure is not None:
+            return Result(failure=failure, wall_s=0.2, work_s=0.2)
+        folder = self.root / job.out
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.bin").write_bytes(repr(job).encode())
+        digest = sha256((folder / "model.bin").read_bytes()).hexdigest()
+        text = f"{digest}  model.bin\n"
+        (folder / "checksums").write_text(text)
+        self.built[job.out] = job
+        answer = jobs.Built(
+            artifact=job.out,
+            sha256=sha256(text.encode()).hexdigest(),
+            files={"model.bin": digest},
+            size_bytes=1000,
+            stages=(),
+        )
+        return Result(answer=answer, wall_s=0.5, work_s=0.5)
+
+    def latency_s(self, build: jobs.Build) -> float:
+        """1 ms dense eager."""
+        kept = 1.0
+        for step in build.compress:
+            kept *= 0.2 + 0.8 * float(step.params.get("macs_kept", 1.0))
+            kept *= 0.5 if step.name.startswith("int8") else 1.0
+        threads = 1.0 if build.threads == 1 else 0.9
+        return 1e-3 * RUNTIME[build.runtime] * kept * threads * build.batch_size**0.7
+
+    def wrong(self, build: jobs.Build) -> int:
+        """Rows that go wrong beyond the dense model's ten."""
+        lost = 10
+        for step in build.compress:
+            kept = float(step.params.get("macs_kept", 1.0))
+            lost += round(max(0.0, 0.5 - kept) * 40) + (1 if step.name == "int8_static" else 0)
+        return lost
+
+    def _measure(self, job: jobs.Measure) -> Result:
+        build = self.built[job.artifact]
+        center = self.latency_s(build)
+        noise = np.random.default_rng(job.seed).uniform(-self.spread, self.spread, job.min_calls)
+        latency = tuple(float(x) for x in center * (1 + noise))
+        if job.outputs and job.score_rows:
+            self._rows(job.outputs, np.full((ROWS, 1), self.wrong(build), np.float32))
+        launch = Launch(
+            latency_s=latency,
+            load_s=0.3,
+            first_call_s=0.01,
+            warmup_calls=10,
+            settled=True,
+            window_s=sum(latency),
+            window_calls=len(latency),
+            cpu_s=sum(latency),
+            peak_memory_bytes=10**8 if build.runtime == "onnxruntime" else 3 * 10**8,
+            energy=self._window(sum(latency)),
+            work_s=1.0,
+        )
+        return Result(answer=jobs.Measured(launch=launch), wall_s=1.1, work_s=1.0)
+
+    def _score(self, job: jobs.Score) -> Result:
+        with np.load(self.root / job.outputs) as data:
+            wrong = int(data["f0"][0, 0])
+        scores = (0.0,) * wrong + (1.0,) * (ROWS - wrong)
+        answer = jobs.Scored(scores=Scores(quality=1 - wrong / ROWS, rows=ROWS, per_sample=scores))
+        return Result(answer=answer, wall_s=0.02, work_s=0.02)
+
+    def _window(self, seconds: float) -> EnergyWindow | None:
+        if self.power_w is None:
+            return None
+        joules = self.power_w * seconds
+        domain = Domain(
+            name="rapl:package-0",
+            energy_j=joules,
+            label="measured_counter",
+            origin="simulated",
+            uncertainty_j=0.0,
+        )
+        return EnergyWindow(
+            duration_s=seconds,
+            domains=(domain,),
+            total_j=joules,
+            label="measured_counter",
+            uncertainty_j=0.0,
+        )

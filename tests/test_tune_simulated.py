@@ -1,0 +1,258 @@
+"""The whole story on a simulated machine: what is chosen, and what the verdicts say."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.control.bridge import (
+    FunctionBridge,
+    Recorded,
+    Recorder,
+    ReplayBridge,
+    key,
+    load_recording,
+)
+from autotune.errors import UsageError
+from autotune.records import job as jobs
+from autotune.records.budget import Budget, Effort, Limit
+from autotune.records.hardware import Profile
+from autotune.records.report import Failure, Report
+from autotune.tune import Task, tune
+from tests.support.simulated import OPTIONS, Simulation, info
+
+Go = Callable[..., Report]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.py"
+    path.write_text("raise SystemExit('never loaded here')\n")
+    return path
+
+
+@pytest.fixture
+def go(tmp_path: Path, model: Path, profile: Profile) -> Go:
+    count = 0
+
+    def run(budget: Budget | None = None, effort: Effort | None = None, **sim: Any) -> Report:
+        nonlocal count
+        count += 1
+
+        def make(work: Path) -> FunctionBridge:
+            run.simulation = Simulation(work, profile, **sim)  # type: ignore[attr-defined]
+            run.bridge = FunctionBridge(run.simulation.answer)  # type: ignore[attr-defined]
+            return run.bridge  # type: ignore[attr-defined,no-any-return]
+
+        report, folder = tune(
+            Task.from_file(model),
+            budget,
+            effort or Effort(time_s=120, trials=30),
+            out=tmp_path / f"out{count}",
+            bridge=make,
+        )
+        run.folder = folder  # type: ignore[attr-defined]
+        return report
+
+    return run
+
+
+def chosen(report: Report) -> Any:
+    assert report.chosen is not None
+    return report.chosen.plan.deployment
+
+
+def verdicts(report: Report) -> dict[str, str]:
+    return {v.name: v.verdict for v in report.verdicts}
+
+
+def test_a_relative_latency_limit_is_met_and_verified(go: Go) -> None:
+    report = go(Budget(latency=Limit(value=0.6, relative=True), goal="latency", max_drop=0.02))
+    assert report.exit_code == 0
+    assert verdicts(report) == {"latency": "MET", "quality": "MET"}
+    assert chosen(report).runtime == "onnxruntime"
+    assert any(s.name == "int8_static" for s in chosen(report).compress)
+    latency = next(v for v in report.verdicts if v.name == "latency")
+    assert latency.samples >= 3 * 104
+
+
+def test_loose_and_tight_limits_choose_different_plans(go: Go) -> None:
+    loose = go(Budget(latency=Limit(value=1.0, relative=True), max_drop=0.05))
+    tight = go(Budget(latency=Limit(value=0.1, relative=True), max_drop=0.05))
+    assert loose.goal == tight.goal == "quality"
+    assert loose.exit_code == tight.exit_code == 0
+    assert chosen(loose) != chosen(tight)
+
+
+def test_an_impossible_limit_names_the_least_violating_plan(go: Go) -> None:
+    report = go(Budget(latency=Limit(value=1e-6)))
+    assert report.exit_code == 3
+    assert verdicts(report)["latency"] == "NOT_MET"
+    assert report.chosen is not None
+    assert report.why.text
+
+
+def test_energy_that_cannot_be_measured_is_never_met(go: Go) -> None:
+    report = go(Budget(energy=Limit(value=1e-3)))
+    assert report.exit_code == 4
+    assert verdicts(report)["energy"] == "NOT_MEASURED"
+    assert report.chosen is not None
+    assert report.chosen.energy_j_per_sample is None
+    assert report.chosen.energy_modelled is not None
+    assert report.chosen.energy_modelled.low < report.chosen.energy_modelled.high
+
+
+def test_a_modelled_energy_decides_only_when_asked_to(go: Go) -> None:
+    report = go(Budget(energy=Limit(value=10.0), accept_modelled_energy=True))
+    energy = next(v for v in report.verdicts if v.name == "energy")
+    assert energy.verdict == "MET"
+    assert "modelled" in energy.source
+
+
+def test_a_measured_energy_budget_steers_the_choice(go: Go) -> None:
+    loose = go(Budget(energy=Limit(value=1.0), max_drop=0.05), power_w=20.0)
+    tight = go(Budget(energy=Limit(value=0.003), max_drop=0.05), power_w=20.0)
+    broken = go(Budget(energy=Limit(value=0.0003), max_drop=0.05), power_w=20.0)
+    assert verdicts(loose)["energy"] == verdicts(tight)["energy"] == "MET"
+    assert chosen(loose) != chosen(tight)
+    assert broken.exit_code == 3
+    energy = next(v for v in tight.verdicts if v.name == "energy")
+    assert "simulated" in energy.source
+
+
+def test_a_training_energy_budget_ends_in_a_verdict(go: Go) -> None:
+    assert verdicts(go(Budget(train_energy_j=1e4), power_w=20.0))["train_energy"] == "MET"
+    report = go(Budget(train_energy_j=1.0), power_w=20.0)
+    assert verdicts(report)["train_energy"] == "NOT_MET"
+    assert report.exit_code == 3
+
+
+def test_the_baseline_stays_where_nothing_beats_it(go: Go) -> None:
+    only = tuple(o for o in OPTIONS if o.kind != "compress" and o.name in ("eager", "single"))
+    report = go(Budget(), options=only)
+    assert report.why.kept_baseline
+    assert chosen(report).runtime == "eager"
+    assert report.exit_code == 0
+
+
+def test_only_and_without_are_obeyed(go: Go) -> None:
+    report = go(Budget(), Effort(time_s=120, trials=20, only=("runtime=eager",)))
+    assert {t.deployment.runtime for t in report.deploy_trials} == {"eager"}
+    report = go(Budget(), Effort(time_s=120, trials=20, without=("prune",)))
+    assert not any(s.name == "prune" for t in report.deploy_trials for s in t.deployment.compress)
+    excluded = [o for o in report.survey.options if o.excluded_by_user]
+    assert [o.name for o in excluded] == ["prune"]
+
+
+def test_an_unknown_name_lists_those_there_are(go: Go) -> None:
+    with pytest.raises(UsageError, match="runtime=eager"):
+        go(Budget(), Effort(only=("runtime=tensorrt",)))
+
+
+def test_failures_are_data(go: Go) -> None:
+    failures = {
+        "train:4": Failure(kind="killed", message="SIGKILL"),
+        "train:5": Failure(kind="hang", message="no answer"),
+        "runtime:compiled": Failure(kind="oom", message="out of memory"),
+    }
+    report = go(Budget(), fail=failures)
+    kinds = {t.failure.kind for t in report.train_trials if t.failure}
+    assert kinds == {"killed", "hang"}
+    assert {t.failure.kind for t in report.deploy_trials if t.failure} == {"oom"}
+    assert report.search_cost.failed == len(failures) or report.search_cost.failed > 2
+    assert report.exit_code == 0
+
+
+def test_a_pretrained_model_skips_the_train_search(go: Go) -> None:
+    report = go(Budget(), task=info(pretrained=True))
+    assert report.train_trials == ()
+    assert report.chosen is not None
+    assert report.chosen.plan.recipe is None
+
+
+def test_an_energy_budget_can_be_required_to_be_measured(go: Go) -> None:
+    with pytest.raises(UsageError, match="vm_guest"):
+        go(Budget(energy=Limit(value=1.0)), Effort(require_measured=True))
+
+
+def test_no_report_is_left_when_nothing_is_known(go: Go, tmp_path: Path) -> None:
+    from autotune.errors import ContractError
+
+    with pytest.raises(ContractError, match="no model"):
+        go(Budget(), fail={"inspect:1": Failure(kind="contract", message="no model")})
+    assert not (tmp_path / "out1").exists()
+
+
+def _plans(bridge: FunctionBridge | ReplayBridge) -> list[str]:
+    return [key(j) for j in bridge.asked if isinstance(j, jobs.Train | jobs.Build)]
+
+
+def test_the_same_seed_gives_the_same_plans_through_a_replay(
+    tmp_path: Path, model: Path, profile: Profile
+) -> None:
+    effort = Effort(time_s=120, trials=25, seed=3)
+    recording = tmp_path / "recording.jsonl"
+    live: list[FunctionBridge] = []
+
+    def record(work: Path) -> Recorder:
+        live.append(FunctionBridge(Simulation(work, profile).answer))
+        return Recorder(live[0], recording)
+
+    first, _ = tune(Task.from_file(model), None, effort, out=tmp_path / "a", bridge=record)
+    replays: list[ReplayBridge] = []
+
+    def replay(work: Path) -> ReplayBridge:
+        bridge = ReplayBridge(load_recording(recording))
+        replays.append(bridge)
+        # the files that jobs leave behind are not in a recording: make them again
+        simulation = Simulation(work, profile)
+        for job in live[0].asked:
+            simulation.answer(job)
+        return bridge
+
+    second, _ = tune(Task.from_file(model), None, effort, out=tmp_path / "b", bridge=replay)
+    assert _plans(live[0]) == _plans(replays[0])
+    assert first.chosen == second.chosen
+    assert first.verdicts == second.verdicts
+    assert replays[0].replayed == len(live[0].asked)
+
+
+def test_a_replayed_run_imports_no_torch(tmp_path: Path) -> None:
+    import subprocess
+
+    script = tmp_path / "replayed.py"
+    script.write_text(
+        "import sys, pathlib\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\n"
+        "from tests.conftest import profile as made\n"
+        "from autotune.control.bridge import FunctionBridge\n"
+        "from autotune.records.budget import Effort\n"
+        "from autotune.tune import Task, tune\n"
+        "from tests.support.simulated import Simulation\n"
+        "profile = made.__wrapped__() if hasattr(made, '__wrapped__') else None\n"
+        "root = pathlib.Path(sys.argv[1])\n"
+        "(root / 'm.py').write_text('')\n"
+        "bridge = lambda work: FunctionBridge(Simulation(work, profile).answer)\n"
+        "tune(Task.from_file(root / 'm.py'), None, Effort(time_s=60, trials=10),\n"
+        "     out=root / 'o', bridge=bridge)\n"
+        "loaded = {'torch', 'onnxruntime', 'pynvml'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_torn_recording_loses_only_the_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "recording.jsonl"
+    from autotune.records import codec
+
+    line = codec.encode(Recorded(key="k", result=jobs.Result(wall_s=1.0)))
+    path.write_bytes(line + b"\n" + line[:20])
+    assert len(load_recording(path)) == 1
+    assert path.read_bytes() == line + b"\n"
+    assert json.loads(line)["key"] == "k"

@@ -1,0 +1,249 @@
+"""Profiles: facts on hand-written trees, probes on simulated timers, one quick real run."""
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from autotune.records import codec
+from autotune.records.hardware import Cpu, Gpu
+from autotune.records.job import Probe
+from autotune.worker import probes, profiler
+from autotune.worker.channel import NullChannel
+
+ANCHORS = {"gemm_fp32_1t_flop_per_s", "copy_1t_bytes_per_s", "op_overhead_s"}
+
+
+class Steps:
+    """A timer whose n-th timed call takes ``durations[n]`` seconds (the last one repeats)."""
+
+    def __init__(self, *durations: float) -> None:
+        self.durations = list(durations)
+        self.now = 0.0
+        self.odd = False
+
+    def __call__(self) -> float:
+        if self.odd:
+            self.now += self.durations.pop(0) if len(self.durations) > 1 else self.durations[0]
+        self.odd = not self.odd
+        return self.now
+
+
+def bench(timer: Callable[[], float], deadline: float = 1e9, threads: int = 2) -> probes.Bench:
+    return probes.Bench(deadline, threads, clock=lambda: 0.0, timer=timer)
+
+
+def cpu(**changes: object) -> Cpu:
+    facts: dict[str, object] = {
+        "vendor": "AuthenticAMD",
+        "model": "AMD EPYC",
+        "architecture": "x86_64",
+        "logical_cores": 2,
+        "physical_cores": 2,
+        "usable_cores": 2.0,
+    }
+    return Cpu(**facts | changes)  # type: ignore[arg-type]
+
+
+def gpu(name: str = "NVIDIA H100 80GB HBM3") -> Gpu:
+    return Gpu(index=0, name=name, memory_bytes=1)
+
+
+def nothing() -> None:
+    pass
+
+
+def test_quiet_samples_are_taken_once() -> None:
+    timer = Steps(1.0, 1.01, 1.02, 1.0, 1.0, 1.0, 1.0, 99.0)
+    samples, spoilt = bench(timer).rates(nothing, 2.0)
+    assert not spoilt
+    assert len(samples) == 7
+    assert max(samples) == pytest.approx(2.0)
+
+
+def test_spoilt_samples_are_discarded_and_taken_again() -> None:
+    loaded = [1.0, 9.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    samples, spoilt = bench(Steps(*loaded, 1.0)).rates(nothing, 1.0)
+    assert not spoilt
+    assert samples == pytest.approx([1.0] * 7)
+
+
+def test_lasting_load_is_a_warning_and_a_wide_interval() -> None:
+    tester = bench(Steps(*([1.0, 2.0] * 50)))
+    leaf = tester.leaf("x", "B/s", nothing, 1.0)["x"]
+    assert (leaf.low, leaf.high, leaf.samples, leaf.source) == (0.5, 1.0, 7, "measured")
+    assert "x is uncertain" in tester.warnings[0]
+
+
+def test_more_threads_that_are_slower_are_spoilt() -> None:
+    samples, spoilt = bench(Steps(1.0)).rates(nothing, 1.0, floor=5.0)
+    assert spoilt
+    assert samples == [1.0] * 7
+    recovered = bench(Steps(*[1.0] * 7, 0.1)).rates(nothing, 1.0, floor=5.0)
+    assert not recovered[1]
+
+
+def test_spent_budget_leaves_values_out_and_says_so() -> None:
+    tester = bench(Steps(1.0), deadline=-1.0)
+    assert tester.cpu(1 << 20) == {}
+    assert len(tester.warnings) >= 5
+
+
+def test_ladder_stops_at_the_first_call_over_its_budget() -> None:
+    sizes: list[int] = []
+
+    def make(size: int) -> Callable[[], object]:
+        sizes.append(size)
+        return nothing
+
+    tester = bench(Steps(*[0.001] * 8, 0.2))  # N=32: one call and seven samples; N=64: too slow
+    leaf = tester._ladder("slow", "op/s", make)["slow"]
+    assert sizes == [32, 64]
+    assert (leaf.value, leaf.samples) == (pytest.approx(2 * 64**3 / 0.2), 1)
+
+
+def test_ladder_climbs_past_128_only_where_it_is_affordable() -> None:
+    now = 0.0
+    sizes: list[int] = []
+
+    def largest(rate: float) -> int:
+        def make(size: int) -> Callable[[], object]:
+            def call() -> None:
+                nonlocal now
+                now += 2 * size**3 / rate
+
+            sizes.append(size)
+            return call
+
+        bench(lambda: now)._ladder("bf16", "op/s", make)
+        return sizes[-1]
+
+    assert largest(1.4e9) == 256  # 24 ms; the next would take 192 ms
+    assert largest(1e12) == 1024
+    assert largest(2e7) == 128  # 210 ms, and no further
+
+
+def test_an_operator_that_is_missing_is_a_warning() -> None:
+    def make(size: int) -> Callable[[], object]:
+        raise RuntimeError("not built\nC++ trace")
+
+    tester = bench(Steps(1.0))
+    assert tester._ladder("int8", "op/s", make) == {}
+    assert tester.warnings == ["int8 was not measured: not built"]
+
+
+def test_processor_of_a_tree(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("vendor_id: GenuineIntel\nmodel name: Xeon\nflags: x\n")
+    found = profiler.processor(tmp_path)
+    assert (found.vendor, found.model, found.virtualised) == ("GenuineIntel", "Xeon", False)
+    assert found.l3_bytes is None
+
+
+def test_isa_has_one_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "fma3": False})
+    assert profiler.isa(frozenset({"avx2", "sse"})) == ("avx2", "avx512f")
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert profiler.isa(frozenset({"avx2"})) == ("avx2",)
+
+
+@pytest.mark.parametrize(
+    ("model", "cores", "gpus", "expected"),
+    [
+        ("AMD EPYC", 2.0, (), "amd-epyc-2c"),
+        ("AMD EPYC", 1.5, (), "amd-epyc-1.5c"),
+        (
+            "Intel(R) Xeon(R) Gold 6430 CPU @ 2.10GHz",
+            64.0,
+            (gpu("NVIDIA L4"),),
+            "intel-xeon-gold-6430-64c-nvidia-l4",
+        ),
+        (None, 4.0, (), "authenticamd-4c"),
+    ],
+)
+def test_names(model: str | None, cores: float, gpus: tuple[Gpu, ...], expected: str) -> None:
+    assert profiler.name(cpu(model=model, usable_cores=cores), gpus) == expected
+
+
+def test_fingerprint_holds_what_must_agree() -> None:
+    gib = 1 << 30
+    base = profiler.fingerprint(cpu(), 16 * gib, ())
+    assert base == profiler.fingerprint(cpu(l3_bytes=5), 16 * gib + 1000, ())
+    others = {
+        profiler.fingerprint(cpu(model="x"), 16 * gib, ()),
+        profiler.fingerprint(cpu(usable_cores=1.0), 16 * gib, ()),
+        profiler.fingerprint(cpu(isa=("avx2",)), 16 * gib, ()),
+        profiler.fingerprint(cpu(), 32 * gib, ()),
+        profiler.fingerprint(cpu(), 16 * gib, (gpu(),)),
+    }
+    assert len(others | {base}) == 6
+
+
+def test_no_cuda_device() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert probes.cuda(bench(Steps(1.0)), anchors_only=False) == ()
+
+
+def test_rates_of_a_device_wait_for_it() -> None:
+    waits = 0
+
+    def wait() -> None:
+        nonlocal waits
+        waits += 1
+
+    found = probes.device_leaves(
+        bench(Steps(1.0)),
+        torch.device("cpu"),
+        wait,
+        copy_bytes=4096,
+        kinds=("fp32", "bf16", "fp16"),
+        size=8,
+    )
+    assert {name: leaf.value for name, leaf in found.items()} == {
+        "copy_bytes_per_s": pytest.approx(8192.0),
+        "gemm_fp32_flop_per_s": pytest.approx(1024.0),
+        "gemm_bf16_flop_per_s": pytest.approx(1024.0),
+        "gemm_fp16_flop_per_s": pytest.approx(1024.0),
+    }
+    assert waits == 4 * 8
+
+
+def test_a_device_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = SimpleNamespace(
+        name="GPU X", total_memory=1 << 30, major=9, minor=0, multi_processor_count=132, uuid="u"
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts)
+    monkeypatch.setattr(probes, "device_leaves", lambda *args, **kwargs: {})
+    (found,) = probes.cuda(bench(Steps(1.0)), anchors_only=True)
+    assert (found.name, found.compute_capability, found.multiprocessors) == ("GPU X", "9.0", 132)
+    assert "u" not in codec.encode(found).decode().split('"')
+
+
+def test_anchors_alone_for_real() -> None:
+    threads = torch.get_num_threads()
+    probed = profiler.run(Probe(anchors_only=True), Path(), NullChannel())
+    assert set(probed.profile.measured) == ANCHORS
+    assert torch.get_num_threads() == threads
+
+
+def test_whole_profile_for_real() -> None:
+    profile = profiler.run(Probe(device="cpu", budget_s=6.0), Path(), NullChannel()).profile
+    assert set(profile.measured) >= ANCHORS
+    for leaf in profile.measured.values():
+        assert leaf.value is not None
+        assert leaf.low is not None
+        assert leaf.high is not None
+        assert 0 < leaf.low <= leaf.value <= leaf.high
+    assert profile.probe_s is not None
+    text = codec.encode(profile).decode()
+    for private in (socket.gethostname(), str(Path.home()), str(Path.cwd())):
+        assert len(private) < 4 or private not in json.loads(text).values()
+    assert f"/{os.environ.get('USER', 'home')}/" not in text

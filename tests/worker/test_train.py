@@ -1,0 +1,306 @@
+"""The training loop in one process: what it measures, when it stops, what it refuses."""
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_model
+from torch import nn
+
+from autotune.errors import ContractError, JobError
+from autotune.records.job import Throughput, Train
+from autotune.records.measurement import EnergyWindow
+from autotune.records.plan import Recipe
+from autotune.records.task import TaskSpec
+from autotune.worker import contract, meterclient, train
+from autotune.worker.channel import NullChannel
+
+HEAD = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+def _data(rows, seed):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 6, generator=g)
+    return TensorDataset(x, (x[:, :3] + 0.1 * torch.randn(rows, 3, generator=g)).argmax(1))
+
+def train_data():
+    return _data(33, 0)
+
+def eval_data():
+    return _data(40, 1)
+"""
+PLAIN = """
+def make_model():
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 3))
+"""
+NORMED = """
+def make_model():
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+"""
+TIED = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))
+
+def make_model():
+    return Net()
+"""
+
+
+def task(root: Path, text: str = PLAIN) -> TaskSpec:
+    path = root / "model.py"
+    path.write_text(HEAD + text)
+    return TaskSpec(kind="file", path=str(path))
+
+
+def run(root: Path, text: str = PLAIN, channel: Any = None, **more: Any) -> Any:
+    recipe = {"optimizer": "adam", "lr": 0.02, "batch_size": 8, **more.pop("recipe", {})}
+    job = Train(
+        task=task(root, text),
+        recipe=Recipe(**recipe),
+        **{"epochs": 3, "step_losses": 1000, **more},
+    )
+    return train.run(job, root, channel or NullChannel())
+
+
+def test_it_learns_and_says_what_it_did(tmp_path: Path) -> None:
+    done = run(tmp_path, epochs=20)
+    assert (done.epochs, done.steps, done.stopped) == (20, 100, False)
+    assert len(done.train_losses) == 20
+    assert done.train_losses[-1] < 0.6 * done.train_losses[0]
+    assert len(done.val_losses) == len(done.qualities) == 1
+    assert done.qualities[0] > 0.8
+    assert len(done.step_losses) == 100
+    # 33 rows: the mean of an epoch weighs its steps by their rows
+    first = sum(loss * rows for loss, rows in zip(done.step_losses, [8, 8, 8, 8, 1], strict=False))
+    assert done.train_losses[0] == pytest.approx(first / 33)
+    assert done.train_s > 0
+    assert done.startup_s > 0
+    assert done.samples_per_s > 0
+    assert done.peak_memory_bytes > 10_000_000
+    assert done.energy is None
+    assert done.weights_sha256 is None
+
+
+def test_the_seed_decides_everything(tmp_path: Path) -> None:
+    one, again, other = (run(tmp_path, seed=seed) for seed in (1, 1, 2))
+    assert one.step_losses == again.step_losses
+    assert one.val_losses == again.val_losses
+    assert one.step_losses != other.step_losses
+
+
+def test_rungs_are_reported_and_the_horizon_ends_it(tmp_path: Path) -> None:
+    channel = NullChannel()
+    done = run(tmp_path, channel=channel, epochs=4, rungs=(1, 2, 4))
+    assert [step for step, _ in channel.reports] == [1, 2, 4]
+    assert tuple(value for _, value in channel.reports) == done.val_losses
+    assert len(done.qualities) == 3
+    assert not done.stopped
+
+
+def test_a_last_epoch_that_is_no_rung_is_evaluated_too(tmp_path: Path) -> None:
+    channel = NullChannel()
+    done = run(tmp_path, channel=channel, epochs=3, rungs=(1,))
+    assert [step for step, _ in channel.reports] == [1]
+    assert len(done.val_losses) == 2
+
+
+def test_evaluating_does_not_change_the_training(tmp_path: Path) -> None:
+    assert run(tmp_path, rungs=(1, 2)).step_losses == run(tmp_path).step_losses
+
+
+def test_stop_at_a_rung_keeps_what_there_is(tmp_path: Path) -> None:
+    class Stop(NullChannel):
+        def report(self, step: int, value: float) -> bool:
+            return super().report(step, value) and step < 2
+
+    done = run(tmp_path, channel=Stop(), epochs=50, rungs=(1, 2, 3), weights_out="w.st")
+    assert (done.epochs, done.stopped, len(done.val_losses)) == (2, True, 2)
+    assert (tmp_path / "w.st").exists()
+
+
+@pytest.mark.parametrize("batch", [8, 33])
+def test_the_time_limit_ends_it_with_weights_and_a_score(tmp_path: Path, batch: int) -> None:
+    done = run(
+        tmp_path,
+        epochs=10**6,
+        time_limit_s=0.2,
+        weights_out="w.st",
+        recipe={"batch_size": batch},
+    )
+    assert done.stopped
+    assert done.epochs < 10**6
+    assert len(done.val_losses) == 1
+    assert 0.2 <= done.train_s < 2.0
+    assert done.weights_sha256
+
+
+@pytest.mark.parametrize("text", [PLAIN, NORMED, TIED])
+def test_the_weights_file_is_the_model(tmp_path: Path, text: str) -> None:
+    done = run(tmp_path, text, weights_out="deep/w.safetensors", rungs=(1,))
+    path = tmp_path / "deep" / "w.safetensors"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == done.weights_sha256
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+    from autotune.worker.evaluate import evaluate
+
+    loaded = contract.load(task(tmp_path, text))
+    model = loaded.make_model()
+    load_model(model, path)
+    assert evaluate(model, loaded, "select").loss == pytest.approx(done.val_losses[-1], abs=1e-6)
+
+
+def test_batch_norm_drops_a_last_row_alone(tmp_path: Path) -> None:
+    assert run(tmp_path, NORMED, epochs=1).steps == 4
+    assert run(tmp_path, PLAIN, epochs=1).steps == 5
+
+
+def test_one_row_and_batch_norm_cannot_be_trained(tmp_path: Path) -> None:
+    text = NORMED + "\ndef train_data():\n    return _data(1, 0)\n"
+    with pytest.raises(JobError, match="1 training rows") as caught:
+        run(tmp_path, text)
+    assert caught.value.kind == "unsupported"
+
+
+def test_no_epochs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="epochs is 0"):
+        run(tmp_path, epochs=0)
+
+
+def test_nothing_to_train_is_refused(tmp_path: Path) -> None:
+    text = "\ndef make_model():\n    return nn.Linear(6, 3).requires_grad_(False)\n"
+    with pytest.raises(JobError, match="requires a gradient"):
+        run(tmp_path, text)
+
+
+def test_a_diverging_run_is_nan_with_its_step(tmp_path: Path) -> None:
+    text = PLAIN + "\ndef loss(output, target):\n    return (output ** 4).mean()\n"
+    with pytest.raises(JobError, match=r"loss is (nan|inf) at step \d+ \(sgd, lr 1e\+10, fp32\)"):
+        run(tmp_path, text, recipe={"optimizer": "sgd", "lr": 1e10})
+
+
+def test_no_training_data_says_what_to_define(tmp_path: Path) -> None:
+    text = PLAIN + "\ndel train_data\n"
+    with pytest.raises(ContractError, match="train_data"):
+        run(tmp_path, text)
+
+
+def test_a_pretrained_task_can_still_be_trained(tmp_path: Path) -> None:
+    assert run(tmp_path, PLAIN + "\npretrained = True\n").steps == 15
+
+
+def test_bf16_is_close_to_fp32(tmp_path: Path) -> None:
+    full, half = run(tmp_path), run(tmp_path, recipe={"precision": "bf16"})
+    assert full.step_losses != half.step_losses
+    assert half.train_losses[-1] == pytest.approx(full.train_losses[-1], rel=0.05)
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_metric_stands_in_for_a_missing_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, higher: bool
+) -> None:
+    from autotune.records.measurement import Scores
+
+    scores = Scores(quality=0.75, rows=4)
+    monkeypatch.setattr("autotune.worker.evaluate.evaluate", lambda *_, **__: scores)
+    done = run(tmp_path, PLAIN + f"\nhigher_is_better = {higher}\n", epochs=1)
+    assert done.val_losses == (0.25 if higher else 0.75,)
+    assert done.qualities == (0.75,)
+
+
+def test_a_validation_loss_that_is_not_finite_is_nan(tmp_path: Path) -> None:
+    text = (
+        PLAIN + "\ndef loss(output, target):\n"
+        "    base = nn.functional.cross_entropy(output, target)\n"
+        "    return base if torch.is_grad_enabled() else base * float('inf')\n"
+    )
+    with pytest.raises(JobError, match="is inf") as caught:
+        run(tmp_path, text)
+    assert caught.value.kind == "nan"
+
+
+def test_the_energy_window_spans_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    window = EnergyWindow(duration_s=1.0, domains=(), total_j=None, label="unavailable")
+
+    class Meter:
+        def __init__(self, path: str) -> None:
+            events.append(path)
+
+        def __enter__(self) -> "Meter":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            events.append("gone")
+
+        def open(self) -> int:
+            events.append("open")
+            return 5
+
+        def close(self, token: int) -> EnergyWindow:
+            events.append(f"close {token}")
+            return window
+
+    class Channel(NullChannel):
+        def report(self, step: int, value: float) -> bool:
+            events.append(f"rung {step}")
+            return True
+
+    monkeypatch.setattr(meterclient, "MeterClient", Meter)
+    done = run(tmp_path, epochs=2, rungs=(1, 2), meter="sock", channel=Channel())
+    assert done.energy == window
+    assert events == ["sock", "open", "rung 1", "close 5", "gone", "rung 2"]
+
+
+def test_throughput_counts_samples_and_minds_no_loss(tmp_path: Path) -> None:
+    text = PLAIN + "\ndef loss(output, target):\n    return output.mean() * float('nan')\n"
+    job = Throughput(task=task(tmp_path, text), recipe=Recipe(batch_size=8), budget_s=0.1)
+    rate = train.throughput(job, tmp_path, NullChannel())
+    assert math.isfinite(rate.samples_per_s)
+    assert rate.samples_per_s > 100
+    assert rate.peak_memory_bytes > 0
+
+
+class Pair:
+    """Stands for one of two ranks, to see what is asked of the group."""
+
+    rank, world, device, started_s = 1, 2, "cpu", 0.0
+
+    def __init__(self) -> None:
+        self.find_unused: bool | None = None
+
+    def wrap(self, model: nn.Module, *, find_unused: bool = False) -> nn.Module:
+        self.find_unused = find_unused
+        return model
+
+    def share(self, value: float) -> float:
+        return value
+
+
+@pytest.mark.parametrize("spare", [True, False])
+def test_unused_parameters_are_found_by_one_dry_run(tmp_path: Path, spare: bool) -> None:
+    text = TIED + ("\nNet.extra = None\n" if not spare else "")
+    text += "\ndef make_model():\n    net = Net()\n"
+    text += "    net.spare = nn.Linear(1, 1)\n" if spare else ""
+    text += "    return net\n"
+    group: Any = Pair()
+    loop = train.Loop(Recipe(), contract.load(task(tmp_path, text)), group, seed=0)
+    assert group.find_unused is spare
+    assert all(p.grad is None for p in loop.model.parameters())
+
+
+def test_peak_memory_follows_an_allocation() -> None:
+    before = train.peak_memory_bytes()
+    block = torch.ones(20_000_000)
+    assert train.peak_memory_bytes() >= before
+    assert block.numel() == 20_000_000
