@@ -419,14 +419,27 @@ class _Bar(_Plain):
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress, ProgressColumn, Task, TextColumn
+        from rich.progress_bar import ProgressBar
+
+        class Elapsed(ProgressColumn):
+            """The bar follows the clock: a phase is a share of --time."""
+
+            def render(self, task: Task) -> ProgressBar:
+                total = task.total or 1.0
+                return ProgressBar(total, min(total, task.elapsed or 0.0), width=20)
+
+        class Left(ProgressColumn):
+            def render(self, task: Task) -> str:
+                left = (task.total or 0.0) - (task.elapsed or 0.0)
+                return f"{left:4.0f} s left" if left > 0 else "   finishing"
 
         super().__init__(to=None)
         self._console = Console(stderr=True)
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
+            TextColumn("{task.description:<15}"),
+            Elapsed(),
+            Left(),
             TextColumn("{task.fields[text]}"),
             console=self._console,
             transient=True,
@@ -445,8 +458,7 @@ class _Bar(_Plain):
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._count = self._pruned = 0
-        self._share = max(share_s, 1.0)
-        self._task = self._bar.add_task(name, total=self._share, text="")
+        self._task = self._bar.add_task(name, total=max(share_s, 1.0), text="")
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, style="dim")
@@ -455,9 +467,8 @@ class _Bar(_Plain):
         self._count += 1
         self._pruned += trial.state == "pruned"
         pruned = f", {self._pruned} pruned" if self._pruned else ""
-        text = f"{self._count} trials{pruned}, {max(0, left_s):.0f} s left, best: {best}"
         if self._task is not None:
-            self._bar.update(self._task, completed=self._share - left_s, text=text)
+            self._bar.update(self._task, text=f"{self._count} trials{pruned}, best: {best}")
 
 
 def main() -> None:

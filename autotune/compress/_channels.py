@@ -23,6 +23,7 @@ from autotune.forms.module import tie, ties
 _STEPS = 9  # bisections: 1/512 of the ratio
 _CLOSE = 0.03  # of the dense operations
 _MOST = 0.95  # of a layer's channels
+_ODD = (0.29, 0.37)  # leave widths that no fixed head width or head count divides
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.LSTM, nn.Embedding)
 
 
@@ -42,7 +43,10 @@ def prune(model: Flat, inputs: Sequence[Tensor], kept: float) -> Flat:
     best: tuple[float, Flat] | None = None
     dense = flops(lambda: model(*inputs))
     for rounded in (8, 4, 1):
-        share, pruned = _search(model, inputs, ignored, (kept, dense, rounded))
+        try:
+            share, pruned = _search(model, inputs, ignored, (kept, dense, rounded))
+        except (RuntimeError, ValueError, AssertionError) as broken:
+            raise _unsupported(broken) from broken
         if best is None or abs(share - kept) < abs(best[0] - kept):
             best = share, pruned
         if abs(best[0] - kept) <= _CLOSE:
@@ -78,21 +82,33 @@ def _search(
 
 
 def _pruned(
-    model: Flat, inputs: Sequence[Tensor], ignored: set[str], ratio: float, rounded: int
+    model: Flat,
+    inputs: Sequence[Tensor],
+    ignored: set[str],
+    ratio: float,
+    rounded: int = 1,
+    *,
+    evenly: bool = False,
 ) -> Flat:
-    """A copy without the share ``ratio`` of the channels of the layers that may lose some."""
-    duplicate = copy.deepcopy(model)
-    pruner = _pruner(duplicate, inputs, ignored, ratio, rounded)
-    pruner.step()
+    """A copy without the share ``ratio`` of the channels of the layers that may lose some;
+    ``evenly`` takes that share from each of them.
+    """
+    duplicate = copy.deepcopy(model).requires_grad_(True)  # the graph is autograd's
+    _pruner(duplicate, inputs, ignored, (ratio, rounded, evenly)).step()
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    for name, parameter in duplicate.named_parameters():
+        parameter.requires_grad_(trained.get(name, True))
     if not tie(duplicate, ties(model)):
         raise JobError("unsupported", "pruning would separate weights that the model ties")
     return duplicate
 
 
 def _pruner(
-    model: Flat, inputs: Sequence[Tensor], ignored: set[str], ratio: float, rounded: int
+    model: Flat, inputs: Sequence[Tensor], ignored: set[str], level: tuple[float, int, bool]
 ) -> Any:
     import torch_pruning
+
+    ratio, rounded, evenly = level
 
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about loose parameters: the check of the output decides
@@ -100,7 +116,7 @@ def _pruner(
             model,
             tuple(inputs),
             importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-            global_pruning=True,
+            global_pruning=not evenly,
             pruning_ratio=ratio,
             max_pruning_ratio=_MOST,
             round_to=rounded,
@@ -111,6 +127,7 @@ def _pruner(
 
 def _ignored(model: Flat, inputs: Sequence[Tensor]) -> set[str]:
     """Names of layers that make the output, and attention blocks: their heads fix their width."""
+    model = copy.deepcopy(model).requires_grad_(True)
     names = {module: name for name, module in model.named_modules()}
     made: dict[Any, nn.Module] = {}
     hooks = [
@@ -146,9 +163,10 @@ def _root(output: Any) -> Any:
 def _trial(
     model: Flat, inputs: Sequence[Tensor], ignored: set[str], shapes: list[torch.Size]
 ) -> Exception | None:
-    """Prune half of a copy and run it: what went wrong, or None."""
+    """Prune every allowed layer of a copy and run it: what went wrong, or None."""
     try:
-        _checked(_pruned(model, inputs, ignored, 0.5, 1), inputs, shapes)
+        for ratio in _ODD:
+            _checked(_pruned(model, inputs, ignored, ratio, evenly=True), inputs, shapes)
     except Exception as error:  # torch-pruning raises whatever its graph walk meets
         return error
     return None
@@ -174,11 +192,13 @@ def _probe(
         if name not in ignored and _trial(model, inputs, refused - {name}, shapes) is None:
             refused.discard(name)
     if refused >= set(layers):
-        text = (str(error).strip().splitlines() or [""])[0]
-        raise JobError(
-            "unsupported", f"this model cannot be pruned: {type(error).__name__}: {text}"
-        ) from error
+        raise _unsupported(error) from error
     return refused
+
+
+def _unsupported(error: Exception) -> JobError:
+    text = (str(error).strip().splitlines() or [""])[0]
+    return JobError("unsupported", f"this model cannot be pruned: {type(error).__name__}: {text}")
 
 
 def _checked(pruned: Flat, inputs: Sequence[Tensor], shapes: list[torch.Size]) -> Flat:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from autotune.control import deploying, examples, store, verdict
+from autotune.control import examples, figures, store, verdict
 from autotune.control.bridge import Bridge
 from autotune.control.run import Run, Silent, must
 from autotune.control.verifying import LATENCY_ALPHA, QUALITY_ALPHA, Side, deployment_verdicts
@@ -218,7 +218,7 @@ def _quality(report: Report, run: Run, side: Side, recorded: Path) -> Verdict:
             note=f"recorded: {known} on {report.created_utc[:10]}; give MODEL.py to measure it",
         )
     baseline: Scores = examples.scores(recorded, "baseline")
-    allowed = deploying.max_drop(run, baseline.quality)
+    allowed = figures.max_drop(run, baseline.quality)
     higher = report.survey.task.higher_is_better
     return verdict.quality(
         side.scores, baseline, allowed, higher_is_better=higher, alpha=QUALITY_ALPHA

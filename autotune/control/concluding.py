@@ -6,7 +6,7 @@ limit, the least violating plan is named and the verdicts say by how much.
 
 import math
 
-from autotune.control import assemble, deploying, examples, store, verdict, verifying
+from autotune.control import assemble, examples, figures, store, verdict, verifying
 from autotune.control.assemble import Known
 from autotune.control.deploying import Lab
 from autotune.control.run import Run
@@ -106,8 +106,8 @@ def _improves(run: Run, found: Verified) -> bool:
         own = max(launch.peak_memory_bytes for launch in found.side.launches)
         return own < min(launch.peak_memory_bytes for launch in found.reference.launches)
     if goal == "energy":
-        own_j = [e for e in deploying.energies(found.side.launches, batch) if e is not None]
-        base_j = [e for e in deploying.energies(found.reference.launches, batch) if e is not None]
+        own_j = [e for e in figures.energies(found.side.launches, batch) if e is not None]
+        base_j = [e for e in figures.energies(found.reference.launches, batch) if e is not None]
         if own_j and base_j:
             return max(own_j) < min(base_j)
     return comparison.beyond_noise and comparison.ratio < 1

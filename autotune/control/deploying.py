@@ -7,20 +7,15 @@ writing its outputs), *score* (the outputs against the targets).  Its constraint
 that what the search calls feasible is what verification can certify.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import NamedTuple
 
-from autotune import plugins
-from autotune.control import choose, cost, space, verdict
+from autotune.control import choose, space, verdict
+from autotune.control.figures import Tried, broken_bound, constraints, describe, objective
 from autotune.control.run import Run
 from autotune.control.search import Search
 from autotune.errors import ContractError
 from autotune.records import job as jobs
-from autotune.records.budget import Limit
-from autotune.records.measurement import Interval, Launch, Scores
 from autotune.records.plan import Deployment, Recipe, Value
 from autotune.records.report import DeployTrial, Failure
 
@@ -28,15 +23,7 @@ CONSTRAINTS = ("energy", "latency", "memory", "quality")
 _BUILD_TIMEOUT_S = 300.0
 _SCREEN_S = 0.4
 _MOST_REPEATS = 40
-
-
-class Tried(NamedTuple):
-    """A trial with what does not go into the report."""
-
-    trial: DeployTrial
-    built: jobs.Built | None = None
-    launch: Launch | None = None
-    scores: Scores | None = None
+_HOPELESS = 1.5  # a thread count this much slower on the dense model is not searched
 
 
 @dataclass
@@ -183,49 +170,89 @@ class Lab:
         space is exhausted.
         """
         run = self.run
-        goal = run.budget.resolved_goal()
-        batches: tuple[int, ...] = (self.batch,)
-        if goal in ("energy", "throughput") and run.budget.batch is None:
-            batches = tuple(b for b in (1, 4, 16, 64, 256) if b <= run.survey.task.select_rows)
-        searched = space.deploy_space(run.survey, run.profile, batches)
+        batches = self._batches()
+        counts, fastest = self._threads(batches[0])
+        searched = space.deploy_space(run.survey, counts, batches)
         study = Search(searched, seed=run.effort.seed, constraints=CONSTRAINTS)
-        threads = self._baselines(batches[0])
-        seeds = space.seeds(searched, run.survey.options, threads)
+        seeds = space.seeds(searched, run.survey.options, fastest)
         for values in seeds:
             study.enqueue(values, "seed")
         limit = run.effort.trials or 10_000
-        repeats = 0
-        asked = 0
+        repeats = asked = 0
         while run.bridge.now() < until_s and len(self.tried) < limit and repeats < _MOST_REPEATS:
             proposal = study.ask()
             asked += 1
             deployment = self.deployment(proposal.values)
-            known = self._known(deployment)
-            repeats = repeats + 1 if known else 0
-            tried = known or self._bounded(deployment) if asked > len(seeds) else known
-            if tried is None:
-                tried = self.trial(deployment, proposal.why)
+            tried = self._known(deployment)
+            if tried is not None:  # a repeat buys an unseen neighbour of the best
+                repeats += 1
+                self._enqueue_neighbour(study, searched, asked)
+            elif asked > 1 and self._expected_s(deployment) > until_s - run.bridge.now():
+                repeats += 1
+                study.abandon(proposal.number)
+                continue
+            else:
+                repeats = 0
+                tried = self._bounded(deployment) if asked > len(seeds) else None
+                tried = tried or self.trial(deployment, proposal.why)
+                tried = tried._replace(values=proposal.values)
                 self.keep(tried)
                 self._tell_listener(until_s)
-            elif tried is not known:
-                self.keep(tried)
-            study.tell(
-                proposal.number,
-                objective(run, tried, self.baseline(deployment)),
-                tried.trial.constraints,
-            )
+            value = objective(run, tried, self.baseline(deployment))
+            study.tell(proposal.number, value, tried.trial.constraints)
 
-    def _baselines(self, batch: int) -> int:
-        """Measure the baseline at every thread count; return the fastest one's threads."""
+    def _batches(self) -> tuple[int, ...]:
+        """Batch sizes that are searched: one, but for the goals that are about many samples."""
+        budget = self.run.budget
+        if budget.batch is not None or budget.resolved_goal() not in ("energy", "throughput"):
+            return (self.batch,)
+        most = self.run.survey.task.select_rows
+        return tuple(b for b in (1, 4, 16, 64, 256) if b <= most)
+
+    def _threads(self, batch: int) -> tuple[tuple[int, ...], int]:
+        """Measure the baseline at every thread count; keep those that are not clearly slower
+        than the fastest, and say which were refused.
+
+        Returns:
+            The thread counts to search, and the fastest.
+
+        Raises:
+            ContractError: the baseline cannot be served at any.
+        """
         counts = space.thread_counts(self.run.profile)
-        found = [self.baseline(self.dense(threads, batch)) for threads in counts]
-        known = [t.trial for t in found if t.trial.latency_s is not None]
-        if not known:
-            failure = found[0].trial.failure
+        found = [self.baseline(self.dense(threads, batch)).trial for threads in counts]
+        times = {t.deployment.threads: t.latency_s.p50 for t in found if t.latency_s is not None}
+        if not times:
+            failure = found[0].failure
             why = f"{failure.kind}: {failure.message}\n{failure.log}" if failure else "no answer"
             raise ContractError(f"the trained model cannot be served even as it stands. {why}")
-        fastest = min(known, key=lambda t: t.latency_s.p50 if t.latency_s else math.inf)
-        return fastest.deployment.threads
+        fastest = min(times, key=lambda threads: times[threads])
+        for threads, time_s in times.items():
+            if time_s > _HOPELESS * times[fastest]:
+                self.run.listener.note(
+                    f"{threads} threads refused: {time_s / times[fastest]:.1f}x slower than "
+                    f"{fastest} on the dense model"
+                )
+        kept = tuple(t for t, time_s in times.items() if time_s <= _HOPELESS * times[fastest])
+        return kept, fastest
+
+    def _expected_s(self, deployment: Deployment) -> float:
+        """What a trial like this took at most so far (same runtime, same kind of compression)."""
+        kinds = [step.name for step in deployment.compress]
+        like = [
+            t.trial.wall_s
+            for t in self.tried
+            if t.trial.deployment.runtime == deployment.runtime
+            and [step.name for step in t.trial.deployment.compress] == kinds
+        ]
+        return max(like, default=0.0)
+
+    def _enqueue_neighbour(self, study: Search, searched: space.Space, salt: int) -> None:
+        ranked = self.ranked()
+        best = self.tried[ranked[0].number] if ranked else None
+        if best is not None and best.values is not None:
+            seed = self.run.effort.seed * 7919 + salt
+            study.enqueue(space.neighbour(searched, best.values, seed), "neighbour of the best")
 
     def deployment(self, values: dict[str, Value]) -> Deployment:
         return space.deployment(
@@ -242,7 +269,7 @@ class Lab:
 
     def _bounded(self, deployment: Deployment) -> Tried | None:
         """A trial that a provable bound rules out, unmeasured."""
-        bound = _broken_bound(self.run, deployment, self.baseline(deployment))
+        bound = broken_bound(self.run, deployment, self.baseline(deployment))
         if bound is None:
             return None
         trial = DeployTrial(
@@ -290,151 +317,3 @@ def outputs_of(built: jobs.Built, part: str | None) -> str:
 
 def _of(result: jobs.Result) -> Failure:
     return result.failure or Failure(kind="error", message="no answer")
-
-
-def describe(run: Run, launches: Sequence[Launch], deployment: Deployment) -> dict[str, object]:
-    """Figures of a deployment from its launches."""
-    latencies = [launch.latency_s for launch in launches]
-    batch = deployment.batch_size
-    busy = sum(sum(latency) for latency in latencies)
-    modelled = None
-    if run.meter is None:
-        modelled = modelled_energy(run, launches, batch)
-    return {
-        "latency_s": verdict.quantiles(latencies, run.budget.percentile),
-        "energy_j_per_sample": energy_per_sample(launches, batch),
-        "energy_modelled": modelled,
-        "memory_bytes": max(launch.peak_memory_bytes for launch in launches),
-        "throughput_per_s": batch * sum(map(len, latencies)) / busy if busy else None,
-    }
-
-
-def energies(launches: Sequence[Launch], batch: int) -> list[float | None]:
-    """Joules per sample of each launch; None where a launch was not measured."""
-    out: list[float | None] = []
-    for launch in launches:
-        total = launch.energy.total_j if launch.energy else None
-        out.append(total / (launch.window_calls * batch) if total is not None else None)
-    return out
-
-
-def energy_per_sample(launches: Sequence[Launch], batch: int) -> float | None:
-    """Mean over launches; None unless every one was measured."""
-    known = [e for e in energies(launches, batch) if e is not None]
-    return sum(known) / len(known) if launches and len(known) == len(launches) else None
-
-
-def modelled_energy(run: Run, launches: Sequence[Launch], batch: int) -> Interval:
-    """The power model's joules per sample; never a measurement."""
-    cpu = sum(launch.cpu_s for launch in launches)
-    window = sum(launch.window_s for launch in launches)
-    samples = batch * sum(launch.window_calls for launch in launches)
-    effort = run.effort
-    found, _ = plugins.load("meters", "modelled").energy(
-        run.profile, cpu, window, idle_w=effort.cpu_idle_w, max_w=effort.cpu_max_w
-    )
-    return Interval(value=found.value / samples, low=found.low / samples, high=found.high / samples)
-
-
-# -- limits --------------------------------------------------------------------------------
-
-
-def resolve(limit: Limit | None, baseline: float | None) -> float | None:
-    """A limit in SI units; None where it is relative to something that was not measured."""
-    if limit is None:
-        return None
-    if not limit.relative:
-        return limit.value
-    return limit.value * baseline if baseline is not None else None
-
-
-def at_percentile(run: Run, tried: Tried) -> float | None:
-    """The latency at the budget's percentile, in seconds."""
-    if tried.launch is None:
-        return None
-    return verdict.point_quantile(tried.launch.latency_s, run.budget.percentile)
-
-
-def max_drop(run: Run, baseline_quality: float) -> float:
-    """Allowed fall of quality, in the metric's unit."""
-    given = run.max_drop
-    return given if given is not None else 0.01 * abs(baseline_quality)
-
-
-def known_energy(trial: DeployTrial) -> float | None:
-    """Measured joules per sample, else the model's value (which orders and never decides)."""
-    if trial.energy_j_per_sample is not None:
-        return trial.energy_j_per_sample
-    return trial.energy_modelled.value if trial.energy_modelled else None
-
-
-def constraints(run: Run, tried: Tried, reference: Tried) -> dict[str, object]:
-    """``constraints``, ``drop`` and ``drop_upper`` of a trial against the baseline."""
-    trial, base = tried.trial, reference.trial
-    limits = run.budget
-    out: dict[str, float] = {}
-    latency = at_percentile(run, tried)
-    limit = resolve(limits.latency, at_percentile(run, reference))
-    if limit and latency is not None:
-        out["latency"] = latency / limit - 1
-    limit = resolve(limits.memory, base.memory_bytes)
-    if limit and trial.memory_bytes is not None:
-        out["memory"] = trial.memory_bytes / limit - 1
-    measured = trial.energy_j_per_sample
-    if measured is None and limits.accept_modelled_energy:
-        measured = known_energy(trial)
-    limit = resolve(limits.energy, known_energy(base))
-    if limit and measured is not None:
-        out["energy"] = measured / limit - 1
-    drop = upper = None
-    if tried.scores is not None and reference.scores is not None:
-        allowed = max_drop(run, reference.scores.quality)
-        higher = run.survey.task.higher_is_better
-        found = verdict.quality(tried.scores, reference.scores, allowed, higher_is_better=higher)
-        drop, upper = found.estimate, found.upper
-        judged = upper if _certifiable(run, allowed) else drop
-        if judged is not None and allowed > 0:
-            out["quality"] = judged / allowed - 1
-        elif judged is not None:
-            out["quality"] = judged - allowed
-    return {"constraints": out, "drop": drop, "drop_upper": upper}
-
-
-def _certifiable(run: Run, allowed: float) -> bool:
-    """Whether *select* has rows enough to certify the allowed drop at all."""
-    least = verdict.smallest_certifiable_drop(run.survey.task.select_rows)
-    return run.survey.task.binary and least is not None and least < allowed
-
-
-def _broken_bound(run: Run, deployment: Deployment, reference: Tried) -> str | None:
-    traits = run.survey.traits
-    least_s = cost.latency_bound_s(deployment, traits, run.profile)
-    limit_s = resolve(run.budget.latency, at_percentile(run, reference))
-    if limit_s is not None and least_s is not None and least_s > limit_s:
-        return f"latency is at least {least_s:.3g} s, the limit is {limit_s:.3g} s"
-    least_bytes = cost.memory_bound_bytes(deployment, traits)
-    limit_bytes = resolve(run.budget.memory, reference.trial.memory_bytes)
-    if limit_bytes is not None and least_bytes > limit_bytes:
-        return f"memory is at least {least_bytes:.3g} B, the limit is {limit_bytes:.3g} B"
-    return None
-
-
-def objective(run: Run, tried: Tried, reference: Tried) -> float | None:
-    """What the sampler minimises; None for a trial that failed or was skipped."""
-    trial, base = tried.trial, reference.trial
-    latency, base_latency = at_percentile(run, tried), at_percentile(run, reference)
-    if trial.state != "complete" or not latency or not base_latency:
-        return None
-    speed = math.log(latency / base_latency)
-    goal = run.budget.resolved_goal()
-    if goal == "quality" and trial.drop is not None and reference.scores is not None:
-        scale = max_drop(run, reference.scores.quality) or 1.0
-        return trial.drop / scale + 0.1 * speed
-    if goal == "energy":
-        energy, other = known_energy(trial), known_energy(base)
-        return math.log(energy / other) if energy and other else speed
-    if goal == "throughput":
-        return -math.log(trial.throughput_per_s) if trial.throughput_per_s else speed
-    if goal == "memory":
-        return math.log(trial.memory_bytes) if trial.memory_bytes else speed
-    return speed

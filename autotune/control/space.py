@@ -10,6 +10,7 @@ be recognised.
 
 import json
 import math
+import random
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 
@@ -261,7 +262,7 @@ def fastest_split(
 # -- deployment ----------------------------------------------------------------------------
 
 
-def deploy_space(survey: Survey, profile: Profile, batches: tuple[int, ...]) -> Space:
+def deploy_space(survey: Survey, threads: tuple[int, ...], batches: tuple[int, ...]) -> Space:
     """Compression by group, runtime, threads, batch.
 
     The runtime comes first: a group whose steps need a form that the runtime does not take
@@ -293,7 +294,6 @@ def deploy_space(survey: Survey, profile: Profile, batches: tuple[int, ...]) -> 
                     | {"name": f"{member.name}.{dim.name}"}
                 )
                 nodes.append(Node(dim=named, parent=group, values=(member.name,)))
-    threads = thread_counts(profile)
     if len(threads) > 1:
         nodes.append(Node(dim=choice("threads", threads)))
     if len(batches) > 1:
@@ -355,12 +355,38 @@ def seeds(space: Space, options: tuple[Option, ...], threads: int) -> list[dict[
     others = [o for o in steps if o.gives != "module"]
     late = [o.name for o in options if o.kind == "runtime" and o.takes != "module"]
     fast = [r for r in runtimes if r in late] or runtimes[-1:]
-    wanted: list[dict[str, Value]] = [{"runtime": r} for r in runtimes]
+    # cheap and promising first: a compiler costs ten times what an export does
+    wanted: list[dict[str, Value]] = [{"runtime": r} for r in fast]
     wanted += [{"runtime": r, **_with(q)} for r in fast for q in others]
     for pruning in modules:
-        wanted += [{"runtime": r, **_with(pruning)} for r in fast]
         wanted += [{"runtime": r, **_with(pruning), **_with(q)} for r in fast for q in others]
+        wanted += [{"runtime": r, **_with(pruning)} for r in fast]
+    wanted += [{"runtime": r} for r in runtimes if r not in fast]
     return [_complete(space, values | {"threads": threads}) for values in wanted]
+
+
+def neighbour(space: Space, values: Values, seed: int) -> dict[str, Value]:
+    """One value of ``values`` changed: a choice to another, a number by a fifth of its range."""
+    rng = random.Random(seed)
+    active = {n.dim.name: n.dim for n in space.nodes if n.dim.name in values}
+    free = [d for d in active.values() if d.kind != "choice" or len(d.choices) > 1]
+    changed = dict(values)
+    if free:
+        dim = rng.choice(free)
+        changed[dim.name] = _moved(dim, values[dim.name], rng)
+    return _complete(space, changed)
+
+
+def _moved(dim: Dim, value: Value, rng: random.Random) -> Value:
+    if dim.kind == "choice":
+        return rng.choice([c for c in dim.choices if c != value])
+    low, high = float(dim.low or 0.0), float(dim.high or 0.0)
+    step = dim.step or (1.0 if dim.kind == "int" else 0.0)
+    moved = float(value) + rng.uniform(-0.2, 0.2) * (high - low)
+    if step:
+        moved = low + round((moved - low) / step) * step
+    moved = min(high, max(low, moved))
+    return round(moved, 6) if dim.kind == "float" else round(moved)
 
 
 def _with(option: Option) -> dict[str, Value]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from autotune.control import deploying, verdict
+from autotune.control import figures, verdict
 from autotune.control.deploying import Lab
 from autotune.control.run import Run
 from autotune.records import job as jobs
@@ -128,12 +128,12 @@ def deployment_verdicts(run: Run, side: Side, reference: Side | None) -> tuple[V
         base_s = verdict.point_quantile(calls, budget.percentile)
         base_bytes = float(max(launch.peak_memory_bytes for launch in reference.launches))
     out = []
-    limit = deploying.resolve(budget.latency, base_s)
+    limit = figures.resolve(budget.latency, base_s)
     if limit is not None:
         out.append(verdict.quantile(side.latencies, limit, budget.percentile, alpha=LATENCY_ALPHA))
     if budget.energy is not None:
         out.append(_energy(run, side, reference))
-    limit = deploying.resolve(budget.memory, base_bytes)
+    limit = figures.resolve(budget.memory, base_bytes)
     if limit is not None:
         own = [launch.peak_memory_bytes for launch in side.launches]
         out.append(verdict.memory(own, limit))
@@ -143,7 +143,7 @@ def deployment_verdicts(run: Run, side: Side, reference: Side | None) -> tuple[V
 def _quality(run: Run, side: Side, reference: Side, alpha: float) -> Verdict:
     assert side.scores is not None
     assert reference.scores is not None
-    allowed = deploying.max_drop(run, reference.scores.quality)
+    allowed = figures.max_drop(run, reference.scores.quality)
     higher = run.survey.task.higher_is_better
     found = verdict.quality(
         side.scores, reference.scores, allowed, higher_is_better=higher, alpha=alpha
@@ -160,13 +160,13 @@ def _energy(run: Run, side: Side, reference: Side | None) -> Verdict:
     windows = [launch.energy for launch in side.launches]
     base = modelled = None
     if run.meter is None:
-        modelled = deploying.modelled_energy(run, side.launches, batch)
+        modelled = figures.modelled_energy(run, side.launches, batch)
     if reference is not None:
-        base = deploying.energy_per_sample(reference.launches, batch)
+        base = figures.energy_per_sample(reference.launches, batch)
         if base is None and modelled is not None:
-            base = deploying.modelled_energy(run, reference.launches, batch).value
+            base = figures.modelled_energy(run, reference.launches, batch).value
     assert run.budget.energy is not None
-    limit = deploying.resolve(run.budget.energy, base)
+    limit = figures.resolve(run.budget.energy, base)
     if limit is None:  # relative to a baseline that was not measured
         limit = run.budget.energy.value
     per_sample = [
@@ -177,7 +177,7 @@ def _energy(run: Run, side: Side, reference: Side | None) -> Verdict:
     known = [w for w in windows if w is not None]
     domains = tuple(d.name for d in known[0].domains) if known else ()
     return verdict.energy(
-        deploying.energies(side.launches, batch),
+        figures.energies(side.launches, batch),
         limit,
         label=known[0].label if known else "unavailable",
         uncertainty=max(per_sample, default=0.0),
@@ -218,7 +218,7 @@ def training_verdicts(budget: Budget, done: Execution, run: Run) -> tuple[Verdic
 
 def result(run: Run, side: Side, plan: Plan) -> PlanResult:
     """Everything measured about one verified deployment."""
-    fields = deploying.describe(run, side.launches, side.deployment)
+    fields = figures.describe(run, side.launches, side.deployment)
     scores = side.scores
     return PlanResult(
         plan=plan,

@@ -162,11 +162,7 @@ def _alike(pred: Tensor, true: Tensor) -> Tensor:
         pred,
         true,
         "float targets need outputs of the same shape",
-        [
-            "def loss(output, target):",
-            "    # bring both to one shape",
-            "    return F.mse_loss(output.squeeze(1), target)",
-        ],
+        ["def make_model():", "    ...  # end with", f"    nn.Linear(hidden, {true[0].numel()})"],
     )
 
 

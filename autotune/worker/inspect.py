@@ -29,7 +29,7 @@ from autotune.worker.contract import Loaded, fields, kind_of, load
 from autotune.worker.evaluate import evaluating
 
 CALIBRATION_ROWS = 256
-WEIGHTS = "weights/pretrained.safetensors"
+WEIGHTS = "weights.safetensors"
 _CHECKED_ROWS = 8
 _SCORED_ROWS = 256
 

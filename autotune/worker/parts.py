@@ -48,14 +48,7 @@ def collect(origin: Source, seed: int) -> Parts:
     select = pool.take(found.select)
     confirm = Part(own_confirm) if found.confirm is None else pool.take(found.confirm)
     adapt = None if found.adapt is None else pool.take(found.adapt)
-    for name, part in (("train", fit), ("select", select), ("confirm", confirm)):
-        if part is not None and len(part) == 0:
-            raise broken(
-                origin.where,
-                f"too few rows: none is left for {name}",
-                found=f"{len(pool)} evaluation rows",
-                missing="rows; 60 for evaluation are a sensible least",
-            )
+    _refuse_empty(origin, {"train": fit, "select": select, "confirm": confirm}, len(pool))
     if train is None and adapt is None:
         warnings.append(
             f"no train_data() and fewer than {splits.MIN_ADAPT_ROWS} rows for a part of its own: "
@@ -69,6 +62,17 @@ def collect(origin: Source, seed: int) -> Parts:
     learned = samples.labels(fit if fit is not None else pool)
     warnings += _rare_classes(learned)
     return Parts(fit, select, confirm, adapt, learned, tuple(warnings))
+
+
+def _refuse_empty(origin: Source, parts: dict[str, Part | None], pool: int) -> None:
+    for name, part in parts.items():
+        if part is not None and len(part) == 0:
+            raise broken(
+                origin.where,
+                f"too few rows: none is left for {name}",
+                found=f"{pool} evaluation rows",
+                missing="rows; 60 for evaluation are a sensible least",
+            )
 
 
 def _hold_back(

@@ -63,44 +63,13 @@ def check(dataset: Any, name: str, where: str, path: str | None) -> Any:
     Raises:
         ContractError: not map-style, empty, or its first sample has another form.
     """
-    mend = f"""
-        def {name}():
-            X, y = ...  # tensors or arrays, one row a sample
-            return torch.utils.data.TensorDataset(X, y)
-    """
-    if isinstance(dataset, DataLoader):
-        raise broken(
-            where,
-            f"{name}() returned a DataLoader; autotune chooses the batch size itself",
-            missing="the dataset inside it",
-            mend=f"def {name}():\n    loader = ...\n    return loader.dataset",
-        )
-    if (
-        isinstance(dataset, tuple | list)
-        and dataset
-        and isinstance(dataset[0], Tensor | np.ndarray)
-    ):
-        raise broken(
-            where,
-            f"{name}() returned a {type(dataset).__name__} of arrays, not a dataset",
-            missing="a map-style dataset that yields (input, target)",
-            mend=mend,
-        )
-    iterable = isinstance(dataset, IterableDataset)
-    if iterable or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        methods = ("__iter__", "__len__") if iterable else ("__iter__", "__len__", "__getitem__")
-        has = [m for m in methods if callable(getattr(type(dataset), m, None))]
-        raise broken(
-            where,
-            f"{name}() returned a {type(dataset).__name__}, which is not map-style",
-            found=", ".join(has) or "no dataset methods",
-            missing="__len__ and __getitem__ (rows are split, shuffled and drawn by number)",
-            mend=mend,
-        )
+    wrong = _not_map_style(dataset, name)
+    if wrong is not None:
+        raise broken(where, f"{name}() returned {wrong[0]}", **{"mend": _mend(name), **wrong[1]})
     with guard(where, f"len({name}())", path):
         rows = len(dataset)
     if rows == 0:
-        raise broken(where, f"{name}() is empty", found="0 rows", missing="rows", mend=mend)
+        raise broken(where, f"{name}() is empty", found="0 rows", missing="rows", mend=_mend(name))
     with guard(where, f"{name}()[0]", path):
         sample = dataset[0]
     if not _is_pair(sample):
@@ -109,9 +78,41 @@ def check(dataset: Any, name: str, where: str, path: str | None) -> Any:
             f"{name}() yields samples of the wrong form",
             found=describe(sample),
             missing="(input, target); input is a tensor, a tuple or a dict of tensors",
-            mend=mend,
+            mend=_mend(name),
         )
     return dataset
+
+
+def _not_map_style(dataset: Any, name: str) -> tuple[str, dict[str, str]] | None:
+    """What a dataset is instead, and what to say about it; None where it is map-style."""
+    kind = type(dataset).__name__
+    if isinstance(dataset, DataLoader):
+        mend = f"def {name}():\n    loader = ...\n    return loader.dataset"
+        return "a DataLoader; autotune chooses the batch size itself", {
+            "missing": "the dataset inside it",
+            "mend": mend,
+        }
+    few = isinstance(dataset, tuple | list) and 0 < len(dataset) < 4
+    if few and isinstance(dataset[0], Tensor | np.ndarray):
+        missing = "a map-style dataset that yields (input, target)"
+        return f"a {kind} of arrays, not a dataset", {"missing": missing}
+    iterable = isinstance(dataset, IterableDataset)
+    if not iterable and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        return None
+    methods = ("__iter__", "__len__") if iterable else ("__iter__", "__len__", "__getitem__")
+    has = [m for m in methods if callable(getattr(type(dataset), m, None))]
+    return f"a {kind}, which is not map-style", {
+        "found": ", ".join(has) or "no dataset methods",
+        "missing": "__len__ and __getitem__ (rows are split, shuffled and drawn by number)",
+    }
+
+
+def _mend(name: str) -> str:
+    return (
+        f"def {name}():\n"
+        "    X, y = ...  # tensors or arrays, one row a sample\n"
+        "    return torch.utils.data.TensorDataset(X, y)"
+    )
 
 
 def describe(value: Any) -> str:

@@ -177,3 +177,12 @@ def test_a_level_out_of_reach_says_what_is_the_least():
     model = Flat(Bound().eval(), "tensor", ("input",))
     with pytest.raises(JobError, match=r"cannot reach macs_kept 0.3: 0.9\d is the least"):
         _channels.prune(model, (torch.randn(1, 64),), 0.3)
+
+
+def test_frozen_layers_are_pruned_too_and_stay_frozen():
+    model, inputs = flat_cnn()
+    model.model[0].requires_grad_(False)
+    pruned = _channels.prune(model, inputs, 0.5)
+    assert parameters(pruned) < parameters(model)
+    flags = [p.requires_grad for p in pruned.parameters()]
+    assert flags == [p.requires_grad for p in model.parameters()]

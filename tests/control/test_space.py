@@ -36,7 +36,7 @@ def picker(seed: int) -> "space.Callable[[Dim], space.Value]":
 def test_every_sampled_deployment_is_legal(seed: int) -> None:
     legal = {o.name: o for o in OPTIONS if o.available}
     profile = _profile()
-    searched = space.deploy_space(survey(), profile, (1, 4))
+    searched = space.deploy_space(survey(), (1, 2, 3), (1, 4))
     found = space.deployment(
         searched.sample(picker(seed)), OPTIONS, batch_size=1, recovery_epochs=3
     )
@@ -61,9 +61,9 @@ def test_every_sampled_recipe_is_legal_and_comes_back(seed: int) -> None:
 
 
 def test_the_hash_changes_with_the_space_alone(profile: Profile) -> None:
-    one = space.deploy_space(survey(), profile, (1,))
-    same = space.deploy_space(survey(), profile, (1,))
-    other = space.deploy_space(survey(), profile, (1, 4))
+    one = space.deploy_space(survey(), (1, 2), (1,))
+    same = space.deploy_space(survey(), (1, 2), (1,))
+    other = space.deploy_space(survey(), (1, 2, 3), (1, 4))
     assert one.hash == same.hash != other.hash
 
 
@@ -84,7 +84,7 @@ def test_only_keeps_and_without_drops() -> None:
 def test_nothing_left_is_an_error(profile: Profile) -> None:
     kept = space.restrict(OPTIONS, Effort(without=("eager", "compiled", "onnxruntime")))
     with pytest.raises(UsageError, match="excluded by you"):
-        space.deploy_space(survey(kept), profile, (1,))
+        space.deploy_space(survey(kept), (1,), (1,))
     with pytest.raises(UsageError, match="no such choice"):
         space.restrict(OPTIONS, Effort(without=("openvino",)))
 
@@ -112,7 +112,7 @@ def test_the_fastest_split_wins_and_ties_go_to_fewer_cores() -> None:
 
 
 def test_seeds_are_inside_and_combine(profile: Profile) -> None:
-    searched = space.deploy_space(survey(), profile, (1,))
+    searched = space.deploy_space(survey(), (1, 2), (1,))
     seeds = space.seeds(searched, OPTIONS, 2)
     plans = [space.deployment(values, OPTIONS, batch_size=1, recovery_epochs=1) for values in seeds]
     assert len({space.canonical(p) for p in plans}) == len(plans)

@@ -167,6 +167,17 @@ class Project:
         return output.numpy()
 
 
+@pytest.fixture(autouse=True)
+def _process(monkeypatch):
+    """A job has a process of its own; here it must leave this one as it was."""
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def cnn(tmp_path: Path) -> Project:
     return Project(tmp_path, CNN).prepare()
@@ -245,6 +256,28 @@ def test_a_dict_model_with_token_ids_and_tied_weights(tmp_path):
     pruned = words.build(Step(name="prune", params={"macs_kept": 0.6}))
     assert pruned.parameters < built.parameters
     assert words.predict(pruned).shape == (8, 3)
+
+
+SCRIPT = """
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+X = torch.randn(90, 5)
+y = torch.arange(90) % 3
+model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3))
+criterion = nn.CrossEntropyLoss()
+for _ in range(3):
+    raise SystemExit("its own loop is not run")
+"""
+
+
+def test_a_plain_script_is_shipped_as_its_own_source(tmp_path):
+    script = Project(tmp_path, SCRIPT).prepare()
+    built = script.build(PRUNE)
+    assert {"model.py", "structure.json", "weights.safetensors"} <= set(built.files)
+    assert script.predict(built).shape == (8, 3)
+    np.testing.assert_allclose(script.predict(script.build()), script.expected(), atol=1e-5)
 
 
 RAGGED = """

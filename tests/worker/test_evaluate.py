@@ -172,3 +172,21 @@ def test_the_score_job(load, tmp_path):
     job = Score(task=loaded.spec, part="confirm", outputs="out.npz")
     scored = score.run(job, tmp_path, NullChannel())
     assert scored.scores.rows == 45
+
+
+def test_default_losses_are_left_out_where_they_do_not_fit(load):
+    """A detector with a quality of its own needs no loss to be scored."""
+
+    class Wide(nn.Module):
+        def forward(self, x):
+            return {"boxes": torch.ones(len(x), 2, 2, 2)}
+
+    loaded = load("def quality(output, target):\n    return float(output['boxes'].mean())\n")
+    scores = evaluate.evaluate(Wide(), loaded, "select")
+    assert (scores.quality, scores.loss, scores.worst_class_recall) == (1.0, None, None)
+
+
+def test_a_loss_of_ones_own_that_breaks_the_contract_is_told(load):
+    loaded = load("def loss(output, target):\n    return output\n")
+    with pytest.raises(ContractError, match="one number, the mean over the batch"):
+        evaluate.evaluate(loaded.make_model(), loaded, "select")

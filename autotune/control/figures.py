@@ -1,0 +1,176 @@
+"""What is known of a candidate, and how it stands to the limits.
+
+launches --describe--> figures        measured / budget - 1 --constraints--> search
+                                      what the goal asks for --objective--> search
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from autotune import plugins
+from autotune.control import cost, verdict
+from autotune.control.run import Run
+from autotune.records import job as jobs
+from autotune.records.budget import Limit
+from autotune.records.measurement import Interval, Launch, Scores
+from autotune.records.plan import Deployment, Value
+from autotune.records.report import DeployTrial
+
+
+class Tried(NamedTuple):
+    """A trial with what does not go into the report."""
+
+    trial: DeployTrial
+    built: jobs.Built | None = None
+    launch: Launch | None = None
+    scores: Scores | None = None
+    values: Mapping[str, Value] | None = None
+
+
+def describe(run: Run, launches: Sequence[Launch], deployment: Deployment) -> dict[str, object]:
+    """Figures of a deployment from its launches."""
+    latencies = [launch.latency_s for launch in launches]
+    batch = deployment.batch_size
+    busy = sum(sum(latency) for latency in latencies)
+    modelled = None
+    if run.meter is None:
+        modelled = modelled_energy(run, launches, batch)
+    return {
+        "latency_s": verdict.quantiles(latencies, run.budget.percentile),
+        "energy_j_per_sample": energy_per_sample(launches, batch),
+        "energy_modelled": modelled,
+        "memory_bytes": max(launch.peak_memory_bytes for launch in launches),
+        "throughput_per_s": batch * sum(map(len, latencies)) / busy if busy else None,
+    }
+
+
+def energies(launches: Sequence[Launch], batch: int) -> list[float | None]:
+    """Joules per sample of each launch; None where a launch was not measured."""
+    out: list[float | None] = []
+    for launch in launches:
+        total = launch.energy.total_j if launch.energy else None
+        out.append(total / (launch.window_calls * batch) if total is not None else None)
+    return out
+
+
+def energy_per_sample(launches: Sequence[Launch], batch: int) -> float | None:
+    """Mean over launches; None unless every one was measured."""
+    known = [e for e in energies(launches, batch) if e is not None]
+    return sum(known) / len(known) if launches and len(known) == len(launches) else None
+
+
+def modelled_energy(run: Run, launches: Sequence[Launch], batch: int) -> Interval:
+    """The power model's joules per sample; never a measurement."""
+    cpu = sum(launch.cpu_s for launch in launches)
+    window = sum(launch.window_s for launch in launches)
+    samples = batch * sum(launch.window_calls for launch in launches)
+    effort = run.effort
+    found, _ = plugins.load("meters", "modelled").energy(
+        run.profile, cpu, window, idle_w=effort.cpu_idle_w, max_w=effort.cpu_max_w
+    )
+    return Interval(value=found.value / samples, low=found.low / samples, high=found.high / samples)
+
+
+# -- limits --------------------------------------------------------------------------------
+
+
+def resolve(limit: Limit | None, baseline: float | None) -> float | None:
+    """A limit in SI units; None where it is relative to something that was not measured."""
+    if limit is None:
+        return None
+    if not limit.relative:
+        return limit.value
+    return limit.value * baseline if baseline is not None else None
+
+
+def at_percentile(run: Run, tried: Tried) -> float | None:
+    """The latency at the budget's percentile, in seconds."""
+    if tried.launch is None:
+        return None
+    return verdict.point_quantile(tried.launch.latency_s, run.budget.percentile)
+
+
+def max_drop(run: Run, baseline_quality: float) -> float:
+    """Allowed fall of quality, in the metric's unit."""
+    given = run.max_drop
+    return given if given is not None else 0.01 * abs(baseline_quality)
+
+
+def known_energy(trial: DeployTrial) -> float | None:
+    """Measured joules per sample, else the model's value (which orders and never decides)."""
+    if trial.energy_j_per_sample is not None:
+        return trial.energy_j_per_sample
+    return trial.energy_modelled.value if trial.energy_modelled else None
+
+
+def constraints(run: Run, tried: Tried, reference: Tried) -> dict[str, object]:
+    """``constraints``, ``drop`` and ``drop_upper`` of a trial against the baseline."""
+    trial, base = tried.trial, reference.trial
+    limits = run.budget
+    out: dict[str, float] = {}
+    latency = at_percentile(run, tried)
+    limit = resolve(limits.latency, at_percentile(run, reference))
+    if limit and latency is not None:
+        out["latency"] = latency / limit - 1
+    limit = resolve(limits.memory, base.memory_bytes)
+    if limit and trial.memory_bytes is not None:
+        out["memory"] = trial.memory_bytes / limit - 1
+    measured = trial.energy_j_per_sample
+    if measured is None and limits.accept_modelled_energy:
+        measured = known_energy(trial)
+    limit = resolve(limits.energy, known_energy(base))
+    if limit and measured is not None:
+        out["energy"] = measured / limit - 1
+    drop = upper = None
+    if tried.scores is not None and reference.scores is not None:
+        allowed = max_drop(run, reference.scores.quality)
+        higher = run.survey.task.higher_is_better
+        found = verdict.quality(tried.scores, reference.scores, allowed, higher_is_better=higher)
+        drop, upper = found.estimate, found.upper
+        judged = upper if _certifiable(run, allowed) else drop
+        if judged is not None and allowed > 0:
+            out["quality"] = judged / allowed - 1
+        elif judged is not None:
+            out["quality"] = judged - allowed
+    return {"constraints": out, "drop": drop, "drop_upper": upper}
+
+
+def _certifiable(run: Run, allowed: float) -> bool:
+    """Whether *select* has rows enough to certify the allowed drop at all."""
+    least = verdict.smallest_certifiable_drop(run.survey.task.select_rows)
+    return run.survey.task.binary and least is not None and least < allowed
+
+
+def broken_bound(run: Run, deployment: Deployment, reference: Tried) -> str | None:
+    traits = run.survey.traits
+    least_s = cost.latency_bound_s(deployment, traits, run.profile)
+    limit_s = resolve(run.budget.latency, at_percentile(run, reference))
+    if limit_s is not None and least_s is not None and least_s > limit_s:
+        return f"latency is at least {least_s:.3g} s, the limit is {limit_s:.3g} s"
+    least_bytes = cost.memory_bound_bytes(deployment, traits)
+    limit_bytes = resolve(run.budget.memory, reference.trial.memory_bytes)
+    if limit_bytes is not None and least_bytes > limit_bytes:
+        return f"memory is at least {least_bytes:.3g} B, the limit is {limit_bytes:.3g} B"
+    return None
+
+
+def objective(run: Run, tried: Tried, reference: Tried) -> float | None:
+    """What the sampler minimises; None for a trial that failed or was skipped."""
+    trial, base = tried.trial, reference.trial
+    latency, base_latency = at_percentile(run, tried), at_percentile(run, reference)
+    if trial.state != "complete" or not latency or not base_latency:
+        return None
+    speed = math.log(latency / base_latency)
+    goal = run.budget.resolved_goal()
+    if goal == "quality" and trial.drop is not None and reference.scores is not None:
+        scale = max_drop(run, reference.scores.quality) or 1.0
+        return trial.drop / scale + 0.1 * speed
+    if goal == "energy":
+        energy, other = known_energy(trial), known_energy(base)
+        return math.log(energy / other) if energy and other else speed
+    if goal == "throughput":
+        return -math.log(trial.throughput_per_s) if trial.throughput_per_s else speed
+    if goal == "memory":
+        return math.log(trial.memory_bytes) if trial.memory_bytes else speed
+    return speed
