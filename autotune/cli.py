@@ -3,7 +3,6 @@
 Everything heavy is imported inside the commands, so that ``--help`` answers at once.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -166,6 +165,8 @@ def cli() -> None:
 @click.option("--train-trials", type=click.IntRange(min=1), help="At most so many train trials.")
 @click.option("--only", multiple=True, metavar="KIND=NAME", help="Search only these.")
 @click.option("--without", multiple=True, metavar="NAME", help="Leave these out.")
+@click.option("--fix", multiple=True, metavar="NAME=VALUE", help="Hold a search dimension fast.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of training and serving.")
 @click.option("--profile", metavar="NAME|FILE", help="A saved profile instead of probing.")
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -217,9 +218,9 @@ def execute(plan: Path, model: Path, **given: Any) -> None:
     """Replay a PLAN on this machine: train, compress, build, verify, report."""
     import msgspec
 
+    from autotune.control import store
     from autotune.tune import Task
     from autotune.tune import execute as replay
-    from autotune.control import store
 
     loaded = store.load_plan(plan)
     listener = _listener(given["as_json"])
@@ -348,6 +349,8 @@ def _effort(given: dict[str, Any]) -> "Effort":
             "device",
             "only",
             "without",
+            "fix",
+            "threads",
             "cpu_idle_w",
             "cpu_max_w",
             "require_measured",

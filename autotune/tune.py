@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from autotune.control import again, assemble, concluding, space, store, surveying, training
+from autotune.control import again, assemble, concluding, recipes, store, surveying, training
 from autotune.control.assemble import Known
 from autotune.control.bridge import Bridge, Recorder, ReplayBridge, load_recording
 from autotune.control.deploying import Lab
@@ -225,17 +225,26 @@ def _story(
             else:
                 _search(known, folder)
             status = "complete"
+    except BaseException:
+        _leave(folder, known)
+        raise
     finally:
         bridge.close()
-        if known is None:  # nothing is known: leave no half-written report
-            folder.clean()
-            with contextlib.suppress(OSError):
-                folder.path.rmdir()
     report = assemble.report(known, status)
     folder.save(report)
     if status == "complete":
         folder.clean()
     return report, folder.path
+
+
+def _leave(folder: store.RunFolder, known: Known | None) -> None:
+    """After an error: a valid report of what is known, or no folder at all."""
+    if known is not None:
+        folder.save(assemble.report(known, "interrupted"))
+        return
+    folder.clean()
+    with contextlib.suppress(OSError):
+        folder.path.rmdir()
 
 
 def _search(known: Known, folder: store.RunFolder) -> None:
@@ -268,10 +277,9 @@ def _replay_plan(known: Known, plan: Plan, folder: store.RunFolder) -> None:
     weights = training.WEIGHTS if known.recipe is not None else "weights.safetensors"
     recipe = known.recipe or training.baseline_recipe(run)
     known.lab = Lab(run, weights, recipe, plan.deployment.recovery_epochs)
-    for deployment in dict.fromkeys(
-        (known.lab.dense(plan.deployment.threads, plan.deployment.batch_size), plan.deployment)
-    ):
-        known.lab.keep(known.lab.trial(deployment, "the plan"))
+    known.lab.baseline(plan.deployment)
+    if not concluding.dense_eager(plan.deployment):
+        known.lab.keep(known.lab.trial(plan.deployment, "the plan"))
     concluding.conclude(known, [plan.deployment], folder, replace=False)
 
 
@@ -309,7 +317,7 @@ def _final(known: Known, recipe: Recipe) -> None:
 
 def _fitting(run: Run, recipe: Recipe) -> Recipe:
     """The plan's recipe, its split replaced where this machine does not have it."""
-    legal = space.splits(run.survey.options, run.profile)
+    legal = recipes.splits(run.survey.options, run.profile, run.effort)
     if (recipe.parallel, recipe.ranks, recipe.threads) in legal:
         return recipe
     parallel, ranks, threads = legal[0]

@@ -19,11 +19,11 @@ _FINALISTS = 3
 
 def finalists(lab: Lab) -> list[Deployment]:
     """The best few distinct deployments; the baseline stands ready after them."""
-    ranked = [t.deployment for t in lab.ranked() if not _dense_eager(t.deployment)]
+    ranked = [t.deployment for t in lab.ranked() if not dense_eager(t.deployment)]
     return ranked[:_FINALISTS]
 
 
-def _dense_eager(deployment: Deployment) -> bool:
+def dense_eager(deployment: Deployment) -> bool:
     return deployment.lossless and deployment.runtime == "eager"
 
 
@@ -42,7 +42,7 @@ def conclude(
             known.messages.append(f"a finalist failed verification: {found.failure}")
             continue
         tested.append(found)
-        if found.met or run.left_s < 0.1 * run.effort.time_s:
+        if found.met or _no_other_helps(found) or run.left_s < 0.1 * run.effort.time_s:
             break
     kept: str | None = None
     chosen = _pick(tested)
@@ -50,6 +50,14 @@ def conclude(
         chosen, kept = _against_baseline(known, lab, chosen)
     _ship(known, chosen, kept, folder)
     run.timed("verification", began)
+
+
+def _no_other_helps(found: Verified) -> bool:
+    """Whether what is not MET does not depend on the deployment: the training's own limits, and
+    what cannot be measured.
+    """
+    bad = [v for v in found.verdicts if v.verdict != "MET"]
+    return all(v.name.startswith("train_") or v.verdict == "NOT_MEASURED" for v in bad)
 
 
 def _pick(tested: list[Verified]) -> Verified | None:
@@ -75,19 +83,35 @@ def _against_baseline(
     known: Known, lab: Lab, chosen: Verified | None
 ) -> tuple[Verified, str | None]:
     """The winner replaces the baseline only if it beats it beyond noise."""
-    deployment = chosen.side.deployment if chosen else lab.dense(1, lab.batch)
-    if chosen is not None and chosen.met and _improves(known.run, chosen):
-        return chosen, None
-    plain = lab.dense(deployment.threads, deployment.batch_size)
-    own = verifying.verify(lab, plain, 1, known.execution)
     if chosen is None:
+        own = verifying.verify(lab, lab.dense(_fastest_threads(lab), lab.batch), 1, known.execution)
         return own, "No candidate could be verified: the baseline is the plan."
+    if chosen.met and _improves(known.run, chosen):
+        return chosen, None
+    own = _baseline_of(known, chosen)
     if own.met and (not chosen.met or not _improves(known.run, chosen)):
         why = "does not keep every limit" if not chosen.met else "does not beat it beyond noise"
         return own, f"The baseline keeps every limit and the best candidate {why}."
     if chosen.met or _distance(chosen) <= _distance(own):
         return chosen, None
     return own, "The baseline comes closer to the limits than any candidate."
+
+
+def _baseline_of(known: Known, found: Verified) -> Verified:
+    """The baseline as a plan of its own, from the launches that it already had."""
+    run, own = known.run, found.reference
+    verdicts = (
+        *verifying.judge(run, own, own, verifying.QUALITY_ALPHA),
+        *verifying.training_verdicts(run.budget, known.execution, run),
+    )
+    return Verified(own, own, verdicts, None)
+
+
+def _fastest_threads(lab: Lab) -> int:
+    """Threads of the fastest baseline that was measured."""
+    timed = [t.trial for t in lab.baselines.values() if t.trial.latency_s is not None]
+    best = min(timed, key=lambda t: t.latency_s.p50 if t.latency_s else math.inf, default=None)
+    return best.deployment.threads if best else 1
 
 
 def _improves(run: Run, found: Verified) -> bool:
@@ -147,7 +171,7 @@ def _lossless(known: Known, chosen: Verified) -> PlanResult | None:
     )
     if fast is None or run.left_s < 0.05 * run.effort.time_s:
         return None
-    if _dense_eager(fast.deployment):
+    if dense_eager(fast.deployment):
         return known.baseline
     side = verifying.alone(lab, fast.deployment)
     return verifying.result(run, side, known.plan(fast.deployment)) if side else None

@@ -10,7 +10,7 @@ that what the search calls feasible is what verification can certify.
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from autotune.control import choose, space, verdict
+from autotune.control import choose, deployments, recipes, space, verdict
 from autotune.control.figures import Tried, broken_bound, constraints, describe, objective
 from autotune.control.run import Run
 from autotune.control.search import Search
@@ -172,9 +172,9 @@ class Lab:
         run = self.run
         batches = self._batches()
         counts, fastest = self._threads(batches[0])
-        searched = space.deploy_space(run.survey, counts, batches)
+        searched = deployments.deploy_space(run.survey, counts, batches, run.effort)
         study = Search(searched, seed=run.effort.seed, constraints=CONSTRAINTS)
-        seeds = space.seeds(searched, run.survey.options, fastest)
+        seeds = deployments.seeds(searched, run.survey.options, fastest)
         for values in seeds:
             study.enqueue(values, "seed")
         limit = run.effort.trials or 10_000
@@ -219,7 +219,7 @@ class Lab:
         Raises:
             ContractError: the baseline cannot be served at any.
         """
-        counts = space.thread_counts(self.run.profile)
+        counts = recipes.thread_counts(self.run.profile, self.run.effort)
         found = [self.baseline(self.dense(threads, batch)).trial for threads in counts]
         times = {t.deployment.threads: t.latency_s.p50 for t in found if t.latency_s is not None}
         if not times:
@@ -255,7 +255,7 @@ class Lab:
             study.enqueue(space.neighbour(searched, best.values, seed), "neighbour of the best")
 
     def deployment(self, values: dict[str, Value]) -> Deployment:
-        return space.deployment(
+        return deployments.deployment(
             values,
             self.run.survey.options,
             batch_size=self.batch,

@@ -1,6 +1,8 @@
 """The survey: what is there, what is legal, what cannot be measured, before the first trial."""
 
-from autotune.control import space, verdict
+import math
+
+from autotune.control import deployments, recipes, space, verdict
 from autotune.control.bridge import Bridge
 from autotune.control.run import Listener, Run, must
 from autotune.errors import UsageError
@@ -38,6 +40,7 @@ def survey(
         certifiable_drop=least if found.info.binary else None,
     )
     run = Run(bridge, spec, budget, effort, listener, profile, known, sources.sources)
+    _check_restrictions(run)
     run.timed("survey", 0.0)
     _say_limits(run)
     return run
@@ -68,6 +71,18 @@ def anchor_warnings(saved: Profile, now: Profile) -> tuple[str, ...]:
         if not 1 / 1.3 <= ratio <= 1.3:
             out.append(f"anchor {name} is now {ratio:.2f}x of what the profile says")
     return tuple(out)
+
+
+def _check_restrictions(run: Run) -> None:
+    """What the user restricts exists, before anything is spent on it."""
+    effort, cores = run.effort, max(1, math.floor(run.profile.cpu.usable_cores))
+    if effort.threads is not None and not 1 <= effort.threads <= cores:
+        raise UsageError(f"--threads {effort.threads}: this process may use {cores} cores")
+    counts = recipes.thread_counts(run.profile, effort)
+    spaces = [deployments.deploy_space(run.survey, counts, (1, 4), effort)]
+    if not run.survey.task.pretrained:
+        spaces.append(recipes.train_space(run.survey, effort))
+    space.check_fixed(effort.fix, tuple(spaces))
 
 
 def _say_limits(run: Run) -> None:

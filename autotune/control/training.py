@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from autotune.control import cost, space
+from autotune.control import cost, recipes, space
 from autotune.control.run import Run, must
 from autotune.control.search import Proposal, Search
 from autotune.errors import ContractError
@@ -50,8 +50,8 @@ def measure_splits(run: Run, budget_s: float) -> tuple[Split, ...]:
     that a slow start-up is seen; what does not fit into ``budget_s`` is left out, single
     process first.
     """
-    legal = space.splits(run.survey.options, run.profile)
-    sizes = space.batch_sizes(run.survey.task.train_rows)
+    legal = recipes.splits(run.survey.options, run.profile, run.effort)
+    sizes = recipes.batch_sizes(run.survey.task.train_rows)
     chosen = tuple(dict.fromkeys((_nearest(sizes, 32), sizes[-1])))
     wanted = [(s, chosen[0]) for s in legal] + [(s, b) for s in legal for b in chosen[1:]]
     started = run.bridge.now()
@@ -104,8 +104,8 @@ def horizon(run: Run, share_s: float) -> int:
 
 def search(run: Run, epochs: int, until_s: float) -> Outcome:
     """Try recipes until the run's clock reads ``until_s`` or the trials are used up."""
-    legal = space.splits(run.survey.options, run.profile)
-    searched = space.train_space(run.survey, run.effort)
+    legal = recipes.splits(run.survey.options, run.profile, run.effort)
+    searched = recipes.train_space(run.survey, run.effort)
     rungs = _rungs(epochs)
     study = Search(
         searched,
@@ -155,7 +155,7 @@ def _enqueue_scaled(study: Search, default: Recipe) -> None:
         scaled = msgspec.structs.replace(
             default, batch_size=default.batch_size * factor, lr=default.lr * math.sqrt(factor) * 2
         )
-        values = space.values_of(scaled, study.space)
+        values = recipes.values_of(scaled, study.space)
         if values is not None:
             study.enqueue(values, "default, scaled")
 
@@ -163,8 +163,8 @@ def _enqueue_scaled(study: Search, default: Recipe) -> None:
 def _recipe(run: Run, proposal: Proposal, legal: tuple[tuple[str, int, int], ...]) -> Recipe:
     batch = int(proposal.values["batch_size"])
     precision = str(proposal.values.get("precision", "fp32"))
-    split = space.fastest_split(run.survey.splits, batch, precision, legal)
-    return space.recipe(proposal.values, split)
+    split = recipes.fastest_split(run.survey.splits, batch, precision, legal)
+    return recipes.recipe(proposal.values, split)
 
 
 def _pinned(
@@ -177,13 +177,13 @@ def _pinned(
     why: str,
 ) -> TrainTrial:
     """Train a recipe to the end whatever the others do; tell the study where it lies inside."""
-    legal = space.splits(run.survey.options, run.profile)
+    legal = recipes.splits(run.survey.options, run.profile, run.effort)
     if (recipe.parallel, recipe.ranks, recipe.threads) not in legal:
         parallel, ranks, threads = legal[0]
         recipe = msgspec.structs.replace(recipe, parallel=parallel, ranks=ranks, threads=threads)
     trial = _train(run, recipe, epochs, rungs, len(trials), None, None, why)
     trials.append(trial)
-    values = space.values_of(recipe, study.space)
+    values = recipes.values_of(recipe, study.space)
     if values is not None:
         study.enqueue(values, why)
         proposal = study.ask()
@@ -316,7 +316,7 @@ def _rungs(epochs: int) -> tuple[int, ...]:
 def _timeout(run: Run, epochs: int) -> float:
     rates = [s.samples_per_s for s in run.survey.splits if s.samples_per_s]
     whole = epochs * run.survey.task.train_rows / min(rates) if rates else run.effort.time_s
-    return max(20.0, min(3 * whole + 20, max(60.0, run.left_s)))
+    return min(3 * whole + 15, max(60.0, run.left_s))
 
 
 def signed_quality(run: Run, quality: float) -> float:

@@ -1,6 +1,6 @@
 """Budgets against samples: MET, NOT_MET, UNDECIDED or NOT_MEASURED, never better than proved.
 
-    latency       exact binomial over every call (`tail`)
+    latency       exact binomial over every call (`tail`), one look of a fixed number
     energy        Student's t over launches plus the counter's own uncertainty
     memory, time  one deterministic figure
     quality       paired non-inferiority on *confirm* (`quality`, over `paired`)
@@ -11,10 +11,10 @@ how the samples were taken: independence between launches is the measurer's busi
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
+from autotune.control import comparing, units
 from autotune.control import tail as tails
-from autotune.control import units
+from autotune.control.comparing import Comparison, faster
 from autotune.control.quality import interval, quality, rows_needed, smallest_certifiable_drop
 from autotune.control.tail import samples_needed
 from autotune.records.measurement import EnergyLabel, Interval, Verdict, VerdictName
@@ -38,17 +38,8 @@ __all__ = [
 ]
 
 MIN_LAUNCHES = 3
-
-
-class Comparison(NamedTuple):
-    """Candidate over baseline; below 1 is faster.  ``low``..``high`` is a 95 % interval
-    (0 and infinity where there are fewer than two pairs of launches).
-    """
-
-    ratio: float
-    low: float
-    high: float
-    beyond_noise: bool
+_TOLD = 1.5
+"""Calls worth one independent call, from which on a note says so."""
 
 
 def quantile(
@@ -59,52 +50,59 @@ def quantile(
     alpha: float = 0.005,
     name: str = "latency",
     unit: str = "s",
+    what: str = "single calls",
+    step: float = 0.0,
 ) -> Verdict:
-    """Is the ``percentile`` of single calls at most ``limit``?
+    """Is the ``percentile`` of single calls at most ``limit``?  One look, at level ``alpha``.
 
     MET needs the pooled test, at least three launches, and each launch's own point quantile
     within the limit.  ``lower`` and ``upper`` are exact order-statistic bounds, each at
-    ``1 - alpha``.
+    ``1 - alpha``.  A call that timed out is infinite.  ``step`` is the resolution of the
+    clock: a call may have taken that much more, or less.
     """
-    runs = [tuple(launch) for launch in launches if len(launch)]
-    source = f"p{percentile:g} of single calls, {len(runs)} launches"
+    runs = [launch for launch in launches if len(launch)]
+    source = f"p{percentile:g} of {what}, {len(runs)} launches"
     if not runs:
         return _verdict(name, unit, limit, alpha=alpha, source=source, note="no call was timed")
     pooled = tails.Tail(runs, percentile)
     lower, upper = pooled.bounds(alpha)
-    if pooled.supported(limit, alpha):  # with bursts, the bounds may lag behind the test
+    lower = None if lower is None else max(min(lower, 0.0), lower - step)
+    upper = None if upper is None else upper + step
+    if pooled.supported(limit - step, alpha):  # with bursts, the bounds may lag behind the test
         upper = limit if upper is None else min(upper, limit)
-    doubt = _launch_doubt(runs, limit, percentile, unit)
-    verdict, note = _decide(pooled, limit, alpha, doubt)
+    verdict, note = _decide(pooled, limit, step, alpha, percentile, unit)
     return Verdict(
         name=name,
         unit=unit,
         limit=limit,
-        estimate=tails.point(pooled.ordered, percentile),
+        estimate=tails.finite(tails.point(pooled.ordered, percentile)),
         lower=lower,
         upper=upper,
         confidence=1 - alpha,
         samples=len(pooled),
         verdict=verdict,
         source=source,
-        note=_with_bursts(note, pooled.inflation(limit)),
+        note=_with_worth(note, len(pooled), pooled.inflation(limit)),
     )
 
 
 def _decide(
-    pooled: tails.Tail, limit: float, alpha: float, doubt: str | None
+    pooled: tails.Tail, limit: float, step: float, alpha: float, percentile: float, unit: str
 ) -> tuple[VerdictName, str | None]:
-    if pooled.refuted(limit, alpha):
+    if pooled.refuted(limit + step, alpha):
         return "NOT_MET", None
-    if not pooled.supported(limit, alpha):
+    if not pooled.supported(limit - step, alpha):
+        if step and pooled.supported(limit, alpha):
+            return "UNDECIDED", "the clock is too coarse: a finer one would decide"
         return "UNDECIDED", _more_calls(pooled, limit, alpha)
+    doubt = _launch_doubt(pooled.runs, limit - step, percentile, unit)
     return ("UNDECIDED", doubt) if doubt else ("MET", None)
 
 
-def _with_bursts(note: str | None, inflation: float) -> str | None:
-    if inflation <= 1:
+def _with_worth(note: str | None, calls: int, inflation: float) -> str | None:
+    if inflation < _TOLD:
         return note
-    worth = f"slow calls come in bursts and count {inflation:.2g} times less"
+    worth = f"calls come in bursts: {calls} of them are worth {calls / inflation:.0f}"
     return f"{note}; {worth}" if note else worth
 
 
@@ -117,8 +115,9 @@ def _launch_doubt(
     for number, run in enumerate(runs, start=1):
         own = tails.point(sorted(run), percentile)
         if own > limit:
+            shown = units.show(tails.finite(own), unit) if own < math.inf else "without an answer"
             return (
-                f"launch {number} alone has p{percentile:g} {units.show(own, unit)}, over the "
+                f"launch {number} alone has p{percentile:g} {shown}, over the "
                 "limit: launches differ, more of them would decide"
             )
     return None
@@ -222,8 +221,8 @@ def _measured_energy(
     if n < 2:
         note = f"one launch has no spread: {MIN_LAUNCHES} launches would decide"
     else:
-        spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-        half = _student(alpha, n - 1) * spread / math.sqrt(n) + uncertainty
+        spread = comparing.deviation(values)
+        half = comparing.student(alpha, n - 1) * spread / math.sqrt(n) + uncertainty
         lower, upper = mean - half, mean + half
         if upper <= limit:
             verdict = "MET"
@@ -250,12 +249,6 @@ def _measured_energy(
         source=source,
         note=note,
     )
-
-
-def _student(alpha: float, degrees: int) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(degrees, 1 - alpha))
 
 
 def _modelled_energy(modelled: Interval, limit: float, source: str, name: str) -> Verdict:
@@ -333,28 +326,6 @@ def _verdict(
         source=source,
         note=note,
     )
-
-
-def faster(
-    candidate: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]], percentile: float
-) -> Comparison:
-    """Compare interleaved launches pairwise: the mean log-ratio of their quantiles, with
-    Student's 95 % interval.  Launches are paired in order; an empty one drops its pair.
-    """
-    logs = [
-        math.log(tails.point(sorted(mine), percentile) / tails.point(sorted(theirs), percentile))
-        for mine, theirs in zip(candidate, baseline, strict=False)
-        if len(mine) and len(theirs)
-    ]
-    if not logs:
-        return Comparison(1.0, 0.0, math.inf, False)
-    n, mean = len(logs), math.fsum(logs) / len(logs)
-    if n < 2:
-        return Comparison(math.exp(mean), 0.0, math.inf, False)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in logs) / (n - 1))
-    half = _student(0.025, n - 1) * spread / math.sqrt(n)
-    low, high = math.exp(mean - half), math.exp(mean + half)
-    return Comparison(math.exp(mean), low, high, high < 1)
 
 
 def exit_code(verdicts: Iterable[Verdict]) -> int:

@@ -1,18 +1,25 @@
 """Verification: finalists against the baseline, as the very bytes that are shipped.
 
-Launches alternate in ABBA order, each a new interpreter on fresh samples, until every
-verdict is decided or the cap is reached.  Quality is tested on *confirm*, once for each
-finalist in order, with the error rate split over them.
+    launch 1   2   3  | look 1 |  4   5   6  | look 2
+    base   A   . A A  |        |  . A A   .  |          ABBA: who goes first alternates
+    plan   . B B   . B|        |B     . B B  |
+
+Each launch is a new interpreter on fresh samples.  Verdicts are given at two looks that are
+fixed beforehand, each at half of the error rate: to look after every launch until a
+verdict pleases would multiply it.  A launch that the machine disturbed is taken again, once;
+both are recorded.  Quality is tested on *confirm*, once for each finalist in order, with
+the error rate split over them.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
 
-from autotune.control import figures, verdict
-from autotune.control.deploying import Lab
+from autotune.control import comparing, disturbed, figures, verdict
+from autotune.control.deploying import Lab, outputs_of
 from autotune.control.run import Run
 from autotune.records import job as jobs
 from autotune.records.budget import Budget
@@ -20,24 +27,32 @@ from autotune.records.measurement import EnergyWindow, Launch, Scores, Verdict
 from autotune.records.plan import Deployment, Plan
 from autotune.records.report import Execution, PlanResult
 
-LATENCY_ALPHA = 0.005  # per look: at most two looks keep the whole at 1 %
+LOOKS = (3, 6)
+"""Launches of each side after which verdicts are given."""
+LATENCY_ALPHA = 0.01 / len(LOOKS)
+ENERGY_ALPHA = 0.05 / len(LOOKS)
 QUALITY_ALPHA = 0.05
-_PAIRS = 3
-_MOST_PAIRS = 6
+EXPECTED_SLOW = 100
+"""Calls over the limit that a plan at the limit would show by the last look, where time
+allows: 2,000 calls for p95.  A plan that has half as many is then MET almost surely."""
 _LAUNCH_S = 0.7
+_MOST_S = (4.0, 8.0)
 
 
 @dataclass
 class Side:
-    """One deployment under verification."""
+    """One deployment under verification.  ``disturbed`` launches were taken again."""
 
     deployment: Deployment
     built: jobs.Built
     launches: list[Launch] = field(default_factory=list)
     scores: Scores | None = None
+    disturbed: list[Launch] = field(default_factory=list)
+    always_disturbed: bool = False
 
     @property
     def latencies(self) -> list[tuple[float, ...]]:
+        """Service times of every launch."""
         return [launch.latency_s for launch in self.launches]
 
 
@@ -55,24 +70,29 @@ class Verified(NamedTuple):
         return bool(self.verdicts) and verdict.exit_code(self.verdicts) == 0
 
 
+def calls_per_launch(percentile: float) -> tuple[int, int]:
+    """Least calls of a launch before the first look, and between the looks."""
+    first = verdict.samples_needed(percentile, LATENCY_ALPHA)
+    wanted = math.ceil(EXPECTED_SLOW / (1 - percentile / 100) - 1e-6)
+    later = math.floor((wanted - LOOKS[0] * first) / (LOOKS[1] - LOOKS[0]))
+    return first, max(first, later)
+
+
 def verify(lab: Lab, deployment: Deployment, finalists: int, execution: Execution) -> Verified:
     """Verify one deployment against the dense eager baseline at its threads and batch."""
     run = lab.run
     reference = _side(lab, lab.dense(deployment.threads, deployment.batch_size))
     side = reference if deployment == reference.deployment else _side(lab, deployment)
     trained = training_verdicts(run.budget, execution, run)
-    for pair in range(_MOST_PAIRS):
-        order = (reference, side) if pair % 2 == 0 else (side, reference)
-        for one in dict.fromkeys(map(id, order)):
-            target = reference if one == id(reference) else side
-            failure = _launch(lab, target, pair)
-            if failure is not None:
-                return Verified(side, reference, (), None, failure)
-        if pair + 1 < _PAIRS:
-            continue
-        verdicts = judge(run, side, reference, QUALITY_ALPHA / finalists)
-        undecided = any(v.verdict == "UNDECIDED" and v.name != "quality" for v in verdicts)
-        if not undecided or run.left_s < 0.08 * run.effort.time_s:
+    verdicts: tuple[Verdict, ...] = ()
+    for launches in LOOKS:
+        before = len(side.launches)
+        failure = _take(lab, side, reference, launches)
+        if failure is not None:
+            return Verified(side, reference, (), None, failure)
+        if len(side.launches) > before:
+            verdicts = judge(run, side, reference, QUALITY_ALPHA / finalists)
+        if not any(v.verdict == "UNDECIDED" and v.name != "quality" for v in verdicts):
             break
     comparison = None
     if side is not reference:
@@ -80,10 +100,26 @@ def verify(lab: Lab, deployment: Deployment, finalists: int, execution: Executio
     return Verified(side, reference, (*verdicts, *trained), comparison)
 
 
+def _take(lab: Lab, side: Side, reference: Side, launches: int) -> str | None:
+    """Launch both sides in turn up to this number.  Past the first look the clock may end
+    it early: never what was measured.
+    """
+    while len(side.launches) < launches:
+        pair = len(side.launches)
+        if pair >= LOOKS[0] and lab.run.left_s < 0.08 * lab.run.effort.time_s:
+            return None
+        order = (reference, side) if pair % 2 == 0 else (side, reference)
+        for one in order[:1] if side is reference else order:
+            failure = _launch(lab, one, pair)
+            if failure is not None:
+                return failure
+    return None
+
+
 def alone(lab: Lab, deployment: Deployment) -> Side | None:
     """Launch one deployment by itself, for the report; None when it fails."""
     side = _side(lab, deployment)
-    for pair in range(_PAIRS):
+    for pair in range(LOOKS[0]):
         if _launch(lab, side, pair) is not None:
             return None
     return side
@@ -96,19 +132,51 @@ def _side(lab: Lab, deployment: Deployment) -> Side:
 
 
 def _launch(lab: Lab, side: Side, pair: int) -> str | None:
-    """One new interpreter; the first also writes the outputs on *confirm*, which are scored."""
+    """One launch, and one more if the machine disturbed it.  The first also writes the
+    outputs on *confirm*, which are scored.
+    """
     part = "confirm" if side.scores is None else None
-    seed = 1000 * (lab.run.effort.seed + 1) + pair  # fresh samples: not the search's order
-    result = lab.measure(side.built, side.deployment, seed, part=part, time_s=_LAUNCH_S)
+    result = _measure(lab, side, pair, part)
     if not isinstance(result.answer, jobs.Measured):
-        return result.failure.message if result.failure else "no answer"
-    side.launches.append(result.answer.launch)
+        return _message(result)
+    launch = result.answer.launch
+    if disturbed.cause(launch) and not side.always_disturbed:
+        side.disturbed.append(launch)
+        again = _measure(lab, side, pair, None)
+        if not isinstance(again.answer, jobs.Measured):
+            return _message(again)
+        launch = again.answer.launch  # whatever it says: to choose would be to peek
+        side.always_disturbed = disturbed.cause(launch) is not None
+    side.launches.append(launch)
     if part is not None:
         scored = lab.score(side.built, part)
         if not isinstance(scored.answer, jobs.Scored):
-            return scored.failure.message if scored.failure else "no answer"
+            return _message(scored)
         side.scores = scored.answer.scores
     return None
+
+
+def _message(result: jobs.Result) -> str:
+    return result.failure.message if result.failure else "no answer"
+
+
+def _measure(lab: Lab, side: Side, pair: int, part: str | None) -> jobs.Result:
+    run, late = lab.run, int(pair >= LOOKS[0])
+    job = jobs.Measure(
+        artifact=side.built.artifact,
+        rows="data/select.npz",
+        batch_size=side.deployment.batch_size,
+        threads=side.deployment.threads,
+        seed=1000 * (run.effort.seed + 1) + pair,  # fresh samples: not the search's order
+        min_calls=calls_per_launch(run.budget.percentile)[late],
+        time_s=_LAUNCH_S,
+        most_s=_MOST_S[late],
+        score_rows=f"data/{part}.npz" if part else None,
+        outputs=outputs_of(side.built, part) if part else None,
+        meter=run.meter,
+        load_per_s=run.budget.load_per_s,
+    )
+    return run.bridge.run(job, timeout_s=150.0)
 
 
 def judge(run: Run, side: Side, reference: Side, quality_alpha: float) -> tuple[Verdict, ...]:
@@ -124,13 +192,16 @@ def deployment_verdicts(run: Run, side: Side, reference: Side | None) -> tuple[V
     budget = run.budget
     base_s = base_bytes = None
     if reference is not None:
-        calls = [x for launch in reference.latencies for x in launch]
-        base_s = verdict.point_quantile(calls, budget.percentile)
+        calls = [x for one in judged(reference.launches) for x in one if x < math.inf]
+        base_s = verdict.point_quantile(calls, budget.percentile) if calls else None
         base_bytes = float(max(launch.peak_memory_bytes for launch in reference.launches))
     out = []
     limit = figures.resolve(budget.latency, base_s)
-    if limit is not None:
-        out.append(verdict.quantile(side.latencies, limit, budget.percentile, alpha=LATENCY_ALPHA))
+    if budget.latency is not None and limit is None:
+        source = "relative to a baseline that answered no request"
+        out.append(verdict.scalar("latency", "s", None, budget.latency.value, source))
+    elif limit is not None:
+        out.append(_latency(budget, side, reference, limit))
     if budget.energy is not None:
         out.append(_energy(run, side, reference))
     limit = figures.resolve(budget.memory, base_bytes)
@@ -138,6 +209,38 @@ def deployment_verdicts(run: Run, side: Side, reference: Side | None) -> tuple[V
         own = [launch.peak_memory_bytes for launch in side.launches]
         out.append(verdict.memory(own, limit))
     return tuple(out)
+
+
+def judged(launches: Sequence[Launch]) -> list[list[float]]:
+    """What a latency limit is about: response times under load, else service times.  A
+    request that was never answered is infinitely slow.
+    """
+    return [
+        [*(launch.response_s or launch.latency_s), *[math.inf] * launch.timeouts]
+        for launch in launches
+    ]
+
+
+def _latency(budget: Budget, side: Side, reference: Side | None, limit: float) -> Verdict:
+    what = "single calls"
+    if budget.load_per_s is not None:
+        what = f"response times at {budget.load_per_s:g} requests per second"
+    found = verdict.quantile(
+        judged(side.launches),
+        limit,
+        budget.percentile,
+        alpha=LATENCY_ALPHA,
+        what=what,
+        step=disturbed.clock_step_s(side.launches),
+    )
+    notes = [found.note] if found.note else []
+    notes += disturbed.notes(side.launches, side.disturbed, budget.percentile)
+    moved = comparing.drift((reference or side).latencies)
+    if moved is not None and moved.found:
+        notes.append(
+            f"drift: the baseline's last launch took {moved.ratio:.2f}x its first one's time"
+        )
+    return msgspec.structs.replace(found, note="; ".join(notes) or None)
 
 
 def _quality(run: Run, side: Side, reference: Side, alpha: float) -> Verdict:
@@ -185,6 +288,7 @@ def _energy(run: Run, side: Side, reference: Side | None) -> Verdict:
         accept_modelled=run.budget.accept_modelled_energy,
         origin=known[0].domains[0].origin if known and known[0].domains else "local",
         domains=domains,
+        alpha=ENERGY_ALPHA,
         reason=_why_no_energy(run, known),
     )
 
@@ -219,7 +323,13 @@ def training_verdicts(budget: Budget, done: Execution, run: Run) -> tuple[Verdic
 def result(run: Run, side: Side, plan: Plan) -> PlanResult:
     """Everything measured about one verified deployment."""
     fields = figures.describe(run, side.launches, side.deployment)
-    scores = side.scores
+    scores, launches, batch = side.scores, side.launches, side.deployment.batch_size
+    rates = [_rate(launch, batch) for launch in launches]
+    peaks = [float(launch.peak_memory_bytes) for launch in launches]
+    response = None
+    if any(launch.response_s for launch in launches):
+        answered = [launch.response_s for launch in launches]
+        response = verdict.quantiles(answered, run.budget.percentile)
     return PlanResult(
         plan=plan,
         size_bytes=side.built.size_bytes,
@@ -229,8 +339,18 @@ def result(run: Run, side: Side, plan: Plan) -> PlanResult:
         quality_interval=verdict.interval(scores) if scores else None,
         worst_class_recall=scores.worst_class_recall if scores else None,
         launches=len(side.launches),
+        response_s=response,
+        throughput_interval=comparing.mean_interval([rate for rate in rates if rate]),
+        memory_interval=comparing.next_interval(peaks),
+        disturbed=len(side.disturbed),
         **fields,  # type: ignore[arg-type]
     )
+
+
+def _rate(launch: Launch, batch: int) -> float | None:
+    """Samples per second, one call after another."""
+    busy = math.fsum(launch.latency_s)
+    return batch * len(launch.latency_s) / busy if busy else None
 
 
 def _median(values: list[float]) -> float:

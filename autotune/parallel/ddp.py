@@ -276,7 +276,10 @@ class _Relay:
     def _obituary(self) -> str:
         text = self._tail.decode(errors="replace")
         who = f"rank {self._lost[0]}" if self._lost and self._lost[0] >= 0 else "a rank"
-        found = re.search(r"Root Cause.*?exitcode\s*:\s*(-?\d+)", text, re.DOTALL)
+        # the lost rank's own status: the survivors of a broken group exit with 1 and may be
+        # the ones that the agent saw first
+        own = rf"^\s*rank\s*:\s*{self._lost[0]} .*?" if self._lost else r"Root Cause.*?"
+        found = re.search(own + r"exitcode\s*:\s*(-?\d+)", text, re.DOTALL | re.MULTILINE)
         how = _ending(int(found[1])) if found else "ended"
         log = re.split(r"^[WE]\d{4} .*torch/distributed/elastic", text, flags=re.MULTILINE)[0]
         lines = [line for line in log.splitlines() if line.strip()][-8:]

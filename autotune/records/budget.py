@@ -20,7 +20,8 @@ class Budget(Record, frozen=True, kw_only=True):
 
     ``max_drop`` is the largest fall of quality against the deploy baseline in the metric's
     own unit; ``None`` means the default (0.01 for a rate, 1 % of the baseline's magnitude
-    for a metric of the user's own).
+    for a metric of the user's own).  ``load_per_s`` is the open-loop load, in requests per
+    second, under which ``latency`` limits the response time.
     """
 
     latency: Limit | None = None
@@ -31,9 +32,11 @@ class Budget(Record, frozen=True, kw_only=True):
     train_energy_j: float | None = None
     train_memory_bytes: float | None = None
     max_drop: float | None = None
+    min_quality: float | None = None
     goal: Goal | None = None
     batch: int | None = None
     accept_modelled_energy: bool = False
+    load_per_s: float | None = None
 
     def resolved_goal(self) -> Goal:
         """``goal``, or quality under a deployment limit, or latency."""
@@ -44,7 +47,12 @@ class Budget(Record, frozen=True, kw_only=True):
 
 
 class Effort(Record, frozen=True, kw_only=True):
-    """How hard to look, and where.  ``only``/``without`` hold ``kind=name`` or bare names."""
+    """How hard to look, and where.
+
+    ``only``/``without`` hold ``kind=name`` or bare names, ``fix`` holds ``name=value`` of a
+    search dimension; ``threads`` fixes the threads of training and serving.  ``search_only``
+    stops before the final training.
+    """
 
     time_s: float = 600.0
     trials: int | None = None
@@ -54,6 +62,9 @@ class Effort(Record, frozen=True, kw_only=True):
     device: str = "auto"
     only: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    fix: tuple[str, ...] = ()
+    threads: int | None = None
+    search_only: bool = False
     powercap_root: str | None = None
     powercap_label: Literal["host", "simulated"] = "host"
     cpu_idle_w: float | None = None

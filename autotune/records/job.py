@@ -5,6 +5,8 @@ that a recorded run can be replayed anywhere.  A job that reports progress waits
 each report for the answer "go" or "stop".
 """
 
+from typing import Literal
+
 from autotune.records.base import Record
 from autotune.records.hardware import Profile
 from autotune.records.measurement import EnergySource, EnergyWindow, Launch, Scores
@@ -168,6 +170,10 @@ class Measure(Record, frozen=True, kw_only=True, tag=True):
     for at least ``min_calls`` and until ``time_s`` has passed, at most ``max_calls``.
     ``outputs`` (a rows file) asks for the outputs of every row of ``score_rows``, untimed,
     after the timing.  ``meter`` is the meter process's socket, or None.
+
+    ``most_s`` caps the timing of a slow candidate, after some 30 calls.  ``load_per_s`` is an
+    open-loop load: requests are due at ``arrivals`` of that rate, seeded, whether or not the
+    last one is answered; without it calls go one after another.
     """
 
     artifact: str
@@ -178,7 +184,10 @@ class Measure(Record, frozen=True, kw_only=True, tag=True):
     min_calls: int = 104
     max_calls: int = 5000
     time_s: float = 0.5
-    warmup_s: float = 3.0
+    warmup_s: float = 1.5
+    most_s: float = 4.0
+    load_per_s: float | None = None
+    arrivals: Literal["poisson", "fixed"] = "poisson"
     score_rows: str | None = None
     outputs: str | None = None
     meter: str | None = None

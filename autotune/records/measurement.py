@@ -70,6 +70,9 @@ class Launch(Record, frozen=True, kw_only=True):
     ``latency_s`` holds every timed call, none dropped.  ``window_s`` and ``cpu_s`` span the
     timed calls of the energy window, ``window_calls`` of them.  ``work_s`` is the whole time
     that the interpreter spent after its own start-up.
+
+    Under an open-loop load ``latency_s`` is the service time of each answered request,
+    ``response_s`` the time since it was due, and ``timeouts`` counts those never answered.
     """
 
     latency_s: tuple[float, ...]
@@ -85,6 +88,8 @@ class Launch(Record, frozen=True, kw_only=True):
     tags: dict[str, int] = {}
     environment: dict[str, str | float | None] = {}
     work_s: float = 0.0
+    response_s: tuple[float, ...] = ()
+    timeouts: int = 0
 
 
 class Scores(Record, frozen=True, kw_only=True):

@@ -82,7 +82,13 @@ class DeployTrial(Record, frozen=True, kw_only=True):
 
 
 class PlanResult(Record, frozen=True, kw_only=True):
-    """A verified plan.  ``quality`` is on *confirm* with its 95 % interval."""
+    """A verified plan.  ``quality`` is on *confirm* with its 95 % interval.
+
+    ``latency_s`` is the service time; ``response_s`` is there under an open-loop load.
+    ``throughput_interval`` is the 95 % interval of the mean over launches, and
+    ``memory_interval`` the range in which a further launch's peak would lie, at 95 %.
+    ``disturbed`` counts launches that were measured again.
+    """
 
     plan: Plan
     latency_s: Quantiles | None = None
@@ -97,6 +103,10 @@ class PlanResult(Record, frozen=True, kw_only=True):
     quality_interval: tuple[float, float] | None = None
     worst_class_recall: float | None = None
     launches: int = 0
+    response_s: Quantiles | None = None
+    throughput_interval: Interval | None = None
+    memory_interval: Interval | None = None
+    disturbed: int = 0
 
 
 class Execution(Record, frozen=True, kw_only=True):

@@ -10,13 +10,34 @@ class TaskSpec(Record, frozen=True, kw_only=True):
 
     ``kind`` is ``file`` (``path`` is a Python file), or ``pickle`` (``path`` is a
     private temporary file that a notebook's `autotune.Task` was written to).
-    ``args`` reach the file as ``sys.argv[1:]``.
+    ``args`` reach the file as ``sys.argv[1:]``, ``params`` reach ``make_model(**params)`` and,
+    as ``trial.params``, the user's own ``train``.  ``weights`` is a checkpoint file and counts
+    as pretrained.  ``pretrained`` overrides the file's own; ``retrain`` says that weights that
+    look trained may be trained over.
     """
 
     kind: Literal["file", "pickle"]
     path: str
     args: tuple[str, ...] = ()
     seed: int = 0
+    weights: str | None = None
+    pretrained: bool | None = None
+    retrain: bool = False
+    params: dict[str, float | int | str | bool] = {}
+
+
+class Dynamic(Record, frozen=True, kw_only=True):
+    """One free dimension of one input: sizes from ``low`` to ``high``.
+
+    ``dim`` counts with the batch as dimension 0.  Dimensions with one ``size`` name always
+    have the same size.
+    """
+
+    input: str
+    dim: int
+    size: str
+    low: int
+    high: int
 
 
 class TaskInfo(Record, frozen=True, kw_only=True):
@@ -24,7 +45,14 @@ class TaskInfo(Record, frozen=True, kw_only=True):
 
     ``form`` is ``contract``, ``script`` or ``object``.  ``input_kind`` is ``tensor``,
     ``tuple`` or ``dict``.  ``per_sample`` says that quality is a mean of per-sample
-    scores; ``binary`` that those are all 0 or 1 (exact paired test).
+    scores; ``binary`` that those are all 0 or 1 (exact paired test); ``rate`` that quality
+    is a share between 0 and 1 (accuracy, balanced or not).
+
+    ``own_train``: the user's ``train()`` runs instead of our loop; ``tunes`` are then the
+    recipe fields that it honours, all others leave the space (None where our loop runs, which
+    honours all).  ``own_loader``: batches come from the user's ``train_loader``.
+    ``weights_sha256`` is that of the checkpoint file.  ``output_bytes_per_row`` is the size of
+    one row's outputs.
     """
 
     name: str
@@ -50,6 +78,13 @@ class TaskInfo(Record, frozen=True, kw_only=True):
     recipe: dict[str, float | int | str | bool] | None = None
     module_names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    weights_sha256: str | None = None
+    rate: bool = False
+    own_train: bool = False
+    own_loader: bool = False
+    tunes: tuple[str, ...] | None = None
+    dynamic: tuple[Dynamic, ...] = ()
+    output_bytes_per_row: int | None = None
 
 
 class Traits(Record, frozen=True, kw_only=True):

@@ -1,40 +1,34 @@
 """Time one artifact in a new interpreter: ``python -m autotune.worker.measure JOB ROOT OUT``.
 
     threads into the environment -> load.py (load) -> first call -> warm-up
-        -> single calls, each timed, inside one energy window -> peak memory -> outputs
+        -> calls, each timed (`timing`, or `load` where requests come by themselves), inside
+           one energy window and two looks at the machine (`environment`) -> peak memory -> outputs
 
 Nothing but the standard library and records is imported before the artifact's own loader,
 so that load time and resident memory are those of a process that serves it.  No call is
 dropped; what disturbed the calls is counted in ``tags``.
 
-What this does not know: latency under load (calls go one at a time, warm).
+What this does not know: a server of several processes, or a network.
 """
 
-import gc
 import importlib.util
 import json
 import os
 import resource
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autotune.errors import JobError, WorkerError
 from autotune.records import codec
 from autotune.records.job import Measure, Measured
 from autotune.records.measurement import EnergyWindow, Launch
-from autotune.worker import system
+from autotune.worker import environment, load, system, timing
+from autotune.worker.timing import Call, Clock, Predict
 
 if TYPE_CHECKING:
     from autotune.worker.meterclient import MeterClient
     from autotune.worker.rows import Array, Rows
-
-Predict = Callable[..., Any]
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 OUT_OF_MEMORY = 75
 """Exit status that tells the bridge: memory ran out."""
@@ -47,21 +41,12 @@ _THREAD_VARIABLES = (
 )
 _POOL = 256
 _POOL_BYTES = 64 << 20
-_SETTLED = 0.02
-_WARM_CALLS = 10
-_WARM_S = 0.02
 _PERIODS = 40
 """The energy window spans this many update periods: 5 % from the counter's edges."""
 _ENERGY_CAP_S = 5.0
 _PERIOD_S = 0.05
 _SCORE_BATCH = 64
-
-
-class Clock(NamedTuple):
-    """Time as the measurement sees it; tests put simulated clocks in its place."""
-
-    now_ns: Callable[[], int] = time.perf_counter_ns
-    cpu_ns: Callable[[], int] = time.process_time_ns
+_COARSE = 0.01
 
 
 class Timed(NamedTuple):
@@ -73,6 +58,19 @@ class Timed(NamedTuple):
     cpu_ns: int
     energy: EnergyWindow | None
     tags: dict[str, int]
+    surroundings: environment.Environment
+    response_ns: list[int]
+    timeouts: int
+
+
+class Bench(NamedTuple):
+    """What is timed, and how."""
+
+    predict: Predict
+    calls: list[Call]
+    job: Measure
+    clock: Clock
+    warm: timing.Warm
 
 
 def run(job: Measure, root: Path, clock: Clock | None = None) -> Launch:
@@ -83,7 +81,7 @@ def run(job: Measure, root: Path, clock: Clock | None = None) -> Launch:
     """
     clock = clock or Clock()
     began = clock.now_ns()
-    before = _environment()
+    before = environment.state()
     limit_threads(job.threads)
     folder = root / job.artifact
     started = clock.now_ns()
@@ -91,29 +89,42 @@ def run(job: Measure, root: Path, clock: Clock | None = None) -> Launch:
     load_ns = clock.now_ns() - started
     calls = _pool(root / job.rows, job)
     started = clock.now_ns()
-    predict(*calls[0][0], **calls[0][1])
+    answers = _in_host_memory(predict(*calls[0][0], **calls[0][1]))
     first_ns = clock.now_ns() - started
-    warmup_calls, settled = _warm_up(predict, calls, job, clock)
-    timed = _metered(predict, calls, job, clock)
+    if not answers:
+        predict = _synchronised(predict)
+    warm = timing.warm_up(predict, calls, job.warmup_s, clock)
+    timed = _metered(Bench(predict, calls, job, clock, warm))
     peak = system.peak_memory_bytes() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    environment = _changes(before, _environment())  # before scoring, whose load is not ours
-    if job.score_rows and job.outputs:
+    step = timing.resolution_ns(clock)
+    around = before | timed.surroundings | {"threads": environment.threads()}
+    around["timer_resolution_s"] = None if step is None else step * 1e-9
+    tags = timed.tags | {"coarse_timer": int(_coarse(step, timed.latency_ns))}
+    if job.score_rows and job.outputs:  # last: its load and its memory are not the server's
         _score(predict, job, folder, root)
     return Launch(
         latency_s=tuple(ns * 1e-9 for ns in timed.latency_ns),
         load_s=load_ns * 1e-9,
         first_call_s=first_ns * 1e-9,
-        warmup_calls=warmup_calls,
-        settled=settled,
+        warmup_calls=warm.calls,
+        settled=warm.settled,
         window_s=timed.window_ns * 1e-9,
         window_calls=timed.window_calls,
         cpu_s=timed.cpu_ns * 1e-9,
         peak_memory_bytes=peak,
         energy=timed.energy,
-        tags=timed.tags,
-        environment=environment,
+        tags=tags | {"unsynchronised": int(not answers)},
+        environment=around,
         work_s=(clock.now_ns() - began) * 1e-9,
+        response_s=tuple(ns * 1e-9 for ns in timed.response_ns),
+        timeouts=timed.timeouts,
     )
+
+
+def _coarse(step_ns: int | None, latency_ns: list[int]) -> bool:
+    """The clock's step is over 1 % of a usual call: its samples are rounded."""
+    usual = sorted(latency_ns)[len(latency_ns) // 2]
+    return step_ns is not None and step_ns > _COARSE * usual
 
 
 def limit_threads(threads: int) -> None:
@@ -171,44 +182,46 @@ def _bytes(call: Call) -> int:
     return sum(int(array.nbytes) for array in (*call[0], *call[1].values()))
 
 
-def _warm_up(predict: Predict, calls: list[Call], job: Measure, clock: Clock) -> tuple[int, bool]:
-    """Call until two windows in a row have medians within 2 %, or the time is spent."""
-    began = clock.now_ns()
-    end = began + int(job.warmup_s * 1e9)
-    previous: float | None = None
-    done = 0
-    while clock.now_ns() < end:
-        opened = clock.now_ns()
-        window: list[int] = []
-        while not _window_full(len(window), clock.now_ns() - opened, job.warmup_s):
-            window.append(_time(predict, calls[done % len(calls)], clock))
-            done += 1
-        middle = median(window)
-        if previous is not None and abs(middle - previous) <= _SETTLED * previous:
-            return done, True
-        previous = middle
-    return done, False
+def _in_host_memory(output: Any) -> bool:
+    """Wait until an output has been computed, and tell whether it already was: NumPy is;
+    a device's array may be a promise that its first use keeps.
+    """
+    import numpy as np
 
-
-def _window_full(calls: int, elapsed_ns: int, warmup_s: float) -> bool:
-    if calls >= _WARM_CALLS and elapsed_ns >= _WARM_S * 1e9:
+    if isinstance(output, dict | tuple | list):
+        parts = output.values() if isinstance(output, dict) else output
+        known = [_in_host_memory(part) for part in parts]  # all of them: each is waited for
+        return all(known)
+    if output is None or isinstance(output, np.ndarray | np.generic | int | float | str):
         return True
-    return calls >= 3 and elapsed_ns >= warmup_s * 1e9 / 6  # slow models: smaller windows
+    np.asarray(output.cpu() if hasattr(output, "cpu") else output)
+    return False
 
 
-def _metered(predict: Predict, calls: list[Call], job: Measure, clock: Clock) -> Timed:
+def _synchronised(predict: Predict) -> Predict:
+    """A call ends when its outputs are in memory: to be timed instead of a promise."""
+
+    def synchronised(*args: Any, **kwargs: Any) -> Any:
+        output = predict(*args, **kwargs)
+        _in_host_memory(output)
+        return output
+
+    return synchronised
+
+
+def _metered(bench: Bench) -> Timed:
     """The timed region, with an energy window around it where there is a meter."""
-    if job.meter is None:
-        return _timed(predict, calls, job, clock, None, 0.0)
+    if bench.job.meter is None:
+        return _timed(bench, None, 0.0)
     from autotune.worker.meterclient import MeterClient
 
     try:
-        with MeterClient(job.meter) as meter:
-            return _timed(predict, calls, job, clock, meter, _energy_s(meter))
+        with MeterClient(bench.job.meter) as meter:
+            return _timed(bench, meter, _energy_s(meter))
     except WorkerError as error:
         # latency does not depend on the meter: its absence is a missing number, not a failure
         print(f"energy not measured: {error}", file=sys.stderr)
-        return _timed(predict, calls, job, clock, None, 0.0)
+        return _timed(bench, None, 0.0)
 
 
 def _energy_s(meter: "MeterClient") -> float:
@@ -218,60 +231,33 @@ def _energy_s(meter: "MeterClient") -> float:
     return min(_ENERGY_CAP_S, _PERIODS * max(periods)) if periods else 0.0
 
 
-def _timed(
-    predict: Predict,
-    calls: list[Call],
-    job: Measure,
-    clock: Clock,
-    meter: "MeterClient | None",
-    energy_s: float,
-) -> Timed:
-    """Time single calls; go on untimed past ``max_calls`` if the energy window needs it."""
-    now = clock.now_ns
-    latency: list[int] = []
-    least_ns, energy_ns = int(job.time_s * 1e9), int(energy_s * 1e9)
-    with _collections() as collections:
-        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+def _timed(bench: Bench, meter: "MeterClient | None", energy_s: float) -> Timed:
+    """Time single calls; a closed loop goes on untimed where the energy window needs it."""
+    predict, calls, job, clock, warm = bench
+    now, wanted_s = clock.now_ns, max(job.time_s, energy_s)
+    due = load.requests(job, wanted_s) if job.load_per_s is not None else None
+    watch = timing.Watch(warm.usual_ns, clock)
+    response: list[int] = []
+    timeouts = 0
+    with watch.collections():
+        before = environment.counters()
         token = meter.open() if meter else None
-        cpu = clock.cpu_ns()
-        began = now()
-        while len(latency) < job.max_calls:
-            latency.append(_time(predict, calls[len(latency) % len(calls)], clock))
-            if len(latency) >= job.min_calls and now() - began >= max(least_ns, energy_ns):
-                break
+        cpu, began = clock.cpu_ns(), now()
+        if due is None:
+            latency = timing.closed(predict, calls, job, clock, watch, wanted_s)
+        else:
+            latency, response, timeouts = load.serve(predict, calls, due, job, clock, watch)
         count = len(latency)
-        while now() - began < energy_ns:
+        while due is None and now() - began < energy_s * 1e9:
             args, kwargs = calls[count % len(calls)]
             predict(*args, **kwargs)
             count += 1
         window_ns, cpu_ns = now() - began, clock.cpu_ns() - cpu
         energy = meter.close(token) if meter and token is not None else None
-        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches
-    tags = {"gc": len(collections), "context_switch": switches}
-    return Timed(latency, window_ns, count, cpu_ns, energy, tags)
-
-
-def _time(predict: Predict, call: Call, clock: Clock) -> int:
-    args, kwargs = call
-    started = clock.now_ns()
-    predict(*args, **kwargs)
-    return clock.now_ns() - started
-
-
-@contextmanager
-def _collections() -> Iterator[list[int]]:
-    """The generations that the garbage collector, left on, collected meanwhile."""
-    seen: list[int] = []
-
-    def note(phase: str, info: dict[str, int]) -> None:
-        if phase == "start":
-            seen.append(info["generation"])
-
-    gc.callbacks.append(note)
-    try:
-        yield seen
-    finally:
-        gc.callbacks.remove(note)
+        around = environment.grown(before, environment.counters(), cpu_ns * 1e-9)
+    return Timed(
+        latency, window_ns, count, cpu_ns, energy, watch.tags(), around, response, timeouts
+    )
 
 
 def _score(predict: Predict, job: Measure, folder: Path, root: Path) -> None:
@@ -315,30 +301,6 @@ def _fields(output: Any, batch: int) -> tuple[str, tuple[str, ...], "list[Array]
                 "the first dimension must be the batch",
             )
     return kind, names, arrays
-
-
-def _environment() -> dict[str, str | float | None]:
-    throttled = system.throttled()
-    return {
-        "governor": system.governor(),
-        "load_average": system.load_average(),
-        "steal_s": system.steal_s(),
-        "nr_throttled": None if throttled is None else float(throttled),
-        "cpus": float(os.cpu_count() or 0) or None,
-        "affinity": None if (count := system.affinity()) is None else float(count),
-    }
-
-
-def _changes(
-    before: dict[str, str | float | None], after: dict[str, str | float | None]
-) -> dict[str, str | float | None]:
-    """Counters as their growth over the measurement, the rest as it was before it."""
-    found = dict(before)
-    for name in ("steal_s", "nr_throttled"):
-        first, last = before[name], after[name]
-        known = isinstance(first, float) and isinstance(last, float)
-        found[name] = last - first if known else None  # type: ignore[operator]
-    return found
 
 
 def main(argv: list[str]) -> int:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.control import space
+from autotune.control import deployments, recipes, space
 from autotune.errors import UsageError
 from autotune.records.budget import Effort
 from autotune.records.hardware import Profile
@@ -36,41 +36,41 @@ def picker(seed: int) -> "space.Callable[[Dim], space.Value]":
 def test_every_sampled_deployment_is_legal(seed: int) -> None:
     legal = {o.name: o for o in OPTIONS if o.available}
     profile = _profile()
-    searched = space.deploy_space(survey(), (1, 2, 3), (1, 4))
-    found = space.deployment(
+    searched = deployments.deploy_space(survey(), (1, 2, 3), (1, 4), Effort())
+    found = deployments.deployment(
         searched.sample(picker(seed)), OPTIONS, batch_size=1, recovery_epochs=3
     )
     runtime = legal[found.runtime]
     assert runtime.kind == "runtime"
     groups = [legal[step.name].group for step in found.compress]
     assert len(groups) == len(set(groups))
-    assert all(space.reaches(legal[step.name], runtime) for step in found.compress)
-    assert found.threads in space.thread_counts(profile)
+    assert all(deployments.reaches(legal[step.name], runtime) for step in found.compress)
+    assert found.threads in recipes.thread_counts(profile, Effort())
     assert (found.recovery_epochs > 0) == any(s.name == "prune" for s in found.compress)
 
 
 @given(seed=st.integers(0, 10_000))
 def test_every_sampled_recipe_is_legal_and_comes_back(seed: int) -> None:
-    searched = space.train_space(survey(), Effort())
+    searched = recipes.train_space(survey(), Effort())
     values = searched.sample(picker(seed))
-    recipe = space.recipe(values, ("single", 1, 2))
+    recipe = recipes.recipe(values, ("single", 1, 2))
     assert (recipe.momentum is not None) == (recipe.optimizer in ("momentum", "nesterov"))
     assert (recipe.beta1 is not None) == (recipe.optimizer in ("adam", "adamw"))
-    back = space.values_of(recipe, searched)
+    back = recipes.values_of(recipe, searched)
     assert back == values
 
 
 def test_the_hash_changes_with_the_space_alone(profile: Profile) -> None:
-    one = space.deploy_space(survey(), (1, 2), (1,))
-    same = space.deploy_space(survey(), (1, 2), (1,))
-    other = space.deploy_space(survey(), (1, 2, 3), (1, 4))
+    one = deployments.deploy_space(survey(), (1, 2), (1,), Effort())
+    same = deployments.deploy_space(survey(), (1, 2), (1,), Effort())
+    other = deployments.deploy_space(survey(), (1, 2, 3), (1, 4), Effort())
     assert one.hash == same.hash != other.hash
 
 
 def test_the_default_recipe_lies_inside() -> None:
-    searched = space.train_space(survey(), Effort())
-    assert space.values_of(Recipe(), searched) is not None
-    assert space.values_of(Recipe(lr=5.0), searched) is None
+    searched = recipes.train_space(survey(), Effort())
+    assert recipes.values_of(Recipe(), searched) is not None
+    assert recipes.values_of(Recipe(lr=5.0), searched) is None
 
 
 def test_only_keeps_and_without_drops() -> None:
@@ -84,7 +84,7 @@ def test_only_keeps_and_without_drops() -> None:
 def test_nothing_left_is_an_error(profile: Profile) -> None:
     kept = space.restrict(OPTIONS, Effort(without=("eager", "compiled", "onnxruntime")))
     with pytest.raises(UsageError, match="excluded by you"):
-        space.deploy_space(survey(kept), (1,), (1,))
+        deployments.deploy_space(survey(kept), (1,), (1,), Effort())
     with pytest.raises(UsageError, match="no such choice"):
         space.restrict(OPTIONS, Effort(without=("openvino",)))
 
@@ -106,15 +106,17 @@ def test_the_fastest_split_wins_and_ties_go_to_fewer_cores() -> None:
         split("single", 1, 2, 1500, 256),
         split("ddp", 2, 1, 1900, 256),
     )
-    assert space.fastest_split(measured, 32, "fp32", legal) == ("single", 1, 1)
-    assert space.fastest_split(measured, 512, "fp32", legal) == ("ddp", 2, 1)
-    assert space.fastest_split((), 32, "fp32", legal) == legal[0]
+    assert recipes.fastest_split(measured, 32, "fp32", legal) == ("single", 1, 1)
+    assert recipes.fastest_split(measured, 512, "fp32", legal) == ("ddp", 2, 1)
+    assert recipes.fastest_split((), 32, "fp32", legal) == legal[0]
 
 
 def test_seeds_are_inside_and_combine(profile: Profile) -> None:
-    searched = space.deploy_space(survey(), (1, 2), (1,))
-    seeds = space.seeds(searched, OPTIONS, 2)
-    plans = [space.deployment(values, OPTIONS, batch_size=1, recovery_epochs=1) for values in seeds]
+    searched = deployments.deploy_space(survey(), (1, 2), (1,), Effort())
+    seeds = deployments.seeds(searched, OPTIONS, 2)
+    plans = [
+        deployments.deployment(values, OPTIONS, batch_size=1, recovery_epochs=1) for values in seeds
+    ]
     assert len({space.canonical(p) for p in plans}) == len(plans)
     assert any(len(p.compress) == 2 for p in plans)
     assert all(p.threads == 2 for p in plans)
@@ -133,4 +135,30 @@ def _profile() -> Profile:
 
 
 def test_thread_counts_follow_the_usable_cores() -> None:
-    assert space.thread_counts(_profile()) == (1, 2, 3)
+    assert recipes.thread_counts(_profile(), Effort()) == (1, 2, 3)
+    assert recipes.thread_counts(_profile(), Effort(threads=2)) == (2,)
+
+
+def test_what_is_fixed_is_held(profile: Profile) -> None:
+    effort = Effort(fix=("lr=3e-3", "macs_kept=0.5", "runtime=eager", "batch_size=32"))
+    train = recipes.train_space(survey(), effort)
+    deploy = deployments.deploy_space(survey(), (1,), (1,), effort)
+    space.check_fixed(effort.fix, (train, deploy))
+    assert train.sample(picker(0))["batch_size"] == 32
+    dims = {node.dim.name: node.dim.choices for node in (*train.nodes, *deploy.nodes)}
+    assert dims["lr_adaptive"] == dims["lr_sgd"] == (3e-3,)
+    assert dims["prune.macs_kept"] == (0.5,)
+    for values in deployments.seeds(deploy, OPTIONS, 1):
+        assert values["runtime"] == "eager"
+
+
+@pytest.mark.parametrize("text", ["shoe=3", "lr", "lr=much", "lr=1000", "runtime=tpu"])
+def test_a_wrong_fix_is_an_error(text: str) -> None:
+    with pytest.raises(UsageError, match=f"--fix {text}"):
+        space.check_fixed(
+            (text,),
+            (
+                recipes.train_space(survey(), Effort(fix=(text,))),
+                deployments.deploy_space(survey(), (1,), (1,), Effort(fix=(text,))),
+            ),
+        )

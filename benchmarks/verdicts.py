@@ -1,0 +1,149 @@
+"""How often is a latency verdict wrong?  ``python -m benchmarks.verdicts``
+
+10,000 simulated verifications each, with the product's own schedule (`verifying.LOOKS`,
+`calls_per_launch`) and verdict (`verdict.quantile`):
+
+- at the edge of the budget, where the limit *is* the true quantile and every MET is false:
+  at most 1.25 % observed, for 1 % promised; calls independent, and AR(1);
+- power: true miss rate 2.5 % under a p95 limit, within 2,000 independent calls MET in at
+  least 95 %.
+
+Latencies are lognormal; AR(1) is in their logarithm, each launch starting in its
+stationary state.
+"""
+
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import ndtri
+
+from autotune.control import verdict, verifying
+
+SEED = 20_240_601
+RUNS = 10_000
+MOST_FALSE_MET = 0.0125
+LEAST_POWER = 0.95
+_CHUNK = 200
+_SIGMA = 0.4
+
+
+class Scenario(NamedTuple):
+    """``miss_rate`` is the true share of calls over the limit."""
+
+    name: str
+    percentile: float
+    miss_rate: float
+    correlation: float
+    runs: int = RUNS
+
+    @property
+    def power(self) -> bool:
+        return self.miss_rate < 1 - self.percentile / 100 - 1e-9
+
+
+SCENARIOS = (
+    Scenario("edge, independent", 95, 0.05, 0.0),
+    Scenario("edge, AR(1) 0.5", 95, 0.05, 0.5),
+    Scenario("edge, AR(1) 0.9", 95, 0.05, 0.9),
+    Scenario("edge, independent", 99, 0.01, 0.0),
+    Scenario("edge, AR(1) 0.9", 99, 0.01, 0.9),
+    Scenario("power, miss rate 2.5 %", 95, 0.025, 0.0),
+)
+
+
+class Outcome(NamedTuple):
+    verdicts: Counter[str]
+    samples: dict[str, list[int]]
+    met_at: Counter[int]
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...], correlation: float) -> Any:
+    """Standard normal [..., calls], AR(1) along the last axis."""
+    out = rng.standard_normal(shape)
+    if correlation:
+        fresh = math.sqrt(1 - correlation**2)
+        for call in range(1, shape[-1]):
+            out[..., call] = correlation * out[..., call - 1] + fresh * out[..., call]
+    return out
+
+
+def draws(scenario: Scenario, seed: int) -> Iterator[list[Any]]:
+    """For every run the launches of each look: arrays [launches, calls], in seconds."""
+    rng = np.random.default_rng(seed)
+    calls = verifying.calls_per_launch(scenario.percentile)
+    launches = np.diff((0, *verifying.LOOKS))
+    for start in range(0, scenario.runs, _CHUNK):
+        size = min(_CHUNK, scenario.runs - start)
+        looks = [
+            1e-3 * np.exp(_SIGMA * normal(rng, (size, count, each), scenario.correlation))
+            for count, each in zip(launches, calls, strict=True)
+        ]
+        for run in range(size):
+            yield [look[run] for look in looks]
+
+
+def simulate(scenario: Scenario, seed: int = SEED) -> Outcome:
+    """Verify ``runs`` plans as `verifying.verify` does: look, and look again if undecided."""
+    limit = 1e-3 * math.exp(_SIGMA * -float(ndtri(scenario.miss_rate)))
+    outcome = Outcome(Counter(), {}, Counter())
+    for looks in draws(scenario, seed):
+        runs: list[Any] = []
+        for number, look in enumerate(looks, start=1):
+            runs += list(look)
+            found = verdict.quantile(
+                runs, limit, scenario.percentile, alpha=verifying.LATENCY_ALPHA
+            )
+            if found.verdict != "UNDECIDED":
+                break
+        outcome.verdicts[found.verdict] += 1
+        outcome.samples.setdefault(found.verdict, []).append(found.samples)
+        outcome.met_at[number] += found.verdict == "MET"
+    return outcome
+
+
+def passed(scenario: Scenario, outcome: Outcome) -> bool:
+    share = outcome.verdicts["MET"] / scenario.runs
+    return share >= LEAST_POWER if scenario.power else share <= MOST_FALSE_MET
+
+
+def row(scenario: Scenario, outcome: Outcome, wall_s: float) -> str:
+    shares = [outcome.verdicts[name] / scenario.runs for name in ("MET", "NOT_MET", "UNDECIDED")]
+    taken = [
+        f"{np.mean(outcome.samples[name]):.0f}" if name in outcome.samples else "-"
+        for name in ("MET", "NOT_MET", "UNDECIDED")
+    ]
+    looks = "/".join(str(outcome.met_at[n]) for n in range(1, len(verifying.LOOKS) + 1))
+    return (
+        f"{scenario.name:<24} p{scenario.percentile:<4g}"
+        + "".join(f"{100 * share:>8.2f} %" for share in shares)
+        + f"{looks:>12}"
+        + "".join(f"{text:>10}" for text in taken)
+        + f"{wall_s:>7.1f} s  {'PASS' if passed(scenario, outcome) else 'FAIL'}"
+    )
+
+
+def main() -> int:
+    """Print the table; 0 if every row passes."""
+    print(f"{RUNS} simulated verifications a row, seed {SEED}; looks after {verifying.LOOKS} launches,")
+    print(f"each at {verifying.LATENCY_ALPHA:g}; false MET allowed: {MOST_FALSE_MET:.2%}\n")
+    print(
+        f"{'':<30}{'MET':>9} {'NOT_MET':>10}{'UNDECIDED':>10}{'MET by look':>12}"
+        f"{'calls: MET':>12}{'NOT_MET':>9}{'UNDEC.':>9}"
+    )
+    good = True
+    for scenario in SCENARIOS:
+        began = time.perf_counter()
+        outcome = simulate(scenario)
+        print(row(scenario, outcome, time.perf_counter() - began), flush=True)
+        good &= passed(scenario, outcome)
+    print("\nPASS" if good else "\nFAIL")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Real runs of the command line, small enough to take seconds."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+EXAMPLES = ROOT / "examples"
+# a search of a few trials: enough to go through every stage
+QUICK = ("--trials", "4", "--train-trials", "2", "--epochs", "4", "--time", "60s")
+
+
+class Ran(NamedTuple):
+    """``report`` is None where none was written."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+    report: dict[str, Any] | None
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        assert self.report is not None, self.err
+        return {v["name"]: v["verdict"] for v in self.report["verdicts"]}
+
+    @property
+    def deployment(self) -> dict[str, Any]:
+        assert self.report is not None, self.err
+        found: dict[str, Any] = self.report["chosen"]["plan"]["deployment"]
+        return found
+
+
+def command(*args: object, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    """``autotune ARGS`` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "autotune", *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    path = folder / "report.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Ran]:
+    """``run(model, *options)``: one `autotune run` into a folder of its own."""
+    count = 0
+
+    def one(model: Path, *options: object) -> Ran:
+        nonlocal count
+        count += 1
+        folder = tmp_path / f"report{count}"
+        done = command("run", model, "--out", folder, *options)
+        return Ran(done.returncode, done.stdout, done.stderr, folder, read(folder))
+
+    return one
+
+
+def workers() -> set[int]:
+    """Process ids of everything of autotune's that runs now."""
+    found = set()
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if any("autotune.worker" in word for word in line):
+            found.add(process.pid)
+    return found

@@ -1,0 +1,26 @@
+"""`examples/` and models that no example contains, in every form, through the whole road."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.scenarios.conftest import EXAMPLES, QUICK, Ran
+
+MODELS = sorted((Path(__file__).parent / "models").glob("*_*.py"))
+FORMS = [
+    EXAMPLES / f"{name}.py" for name in ("plain_script", "two_towers", "wine_dict", "diabetes")
+]
+
+
+@pytest.mark.parametrize("path", [*FORMS, *MODELS], ids=lambda p: p.stem)
+def test_a_model_goes_all_the_way(run: Callable[..., Ran], path: Path) -> None:
+    ran = run(path, *QUICK, "--only", "runtime=onnxruntime,eager", "--without", "prune")
+    assert ran.report is not None, ran.err
+    assert ran.report["status"] == "complete"
+    assert ran.report["chosen"]["quality"] is not None
+    assert ran.code in (0, 3, 4)
+    assert set(ran.verdicts) == {"quality"}
+    assert not any(t["state"] == "failed" for t in ran.report["deploy_trials"]), [
+        t["failure"] for t in ran.report["deploy_trials"]
+    ]
