@@ -50,7 +50,9 @@ def notes(launches: Sequence[Launch], disturbed: Sequence[Launch], percentile: f
         out.append(f"{len(disturbed)} disturbed launches ({cause(disturbed[0])}) were taken again")
     still = [found for launch in launches if (found := cause(launch))]
     if still:
-        out.append(f"{len(still)} of {len(launches)} launches that count were disturbed ({still[0]})")
+        out.append(
+            f"{len(still)} of {len(launches)} launches that count were disturbed ({still[0]})"
+        )
     step = clock_step_s(launches)
     if step:
         out.append(f"the clock moves in steps of {units.show(step, 's')}")

@@ -205,12 +205,13 @@ class ProcessBridge:
                 start_new_session=True,
             )
         try:
-            process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return Result(failure=_failure("hang", "no answer within its time limit", log))
+            ended = processes.wait(process, timeout_s)
         finally:
-            processes.kill_tree(process.pid)
-            process.wait()
+            if process.poll() is None:
+                processes.kill_tree(process.pid)
+                process.wait()
+        if not ended:
+            return Result(failure=_failure("hang", "no answer within its time limit", log))
         if process.returncode == 0 and out.exists():
             answer = codec.decode(out.read_bytes(), jobs.Measured)
             work = answer.launch.work_s

@@ -61,7 +61,7 @@ def measure_splits(run: Run, budget_s: float) -> tuple[Split, ...]:
             break
         recipe = Recipe(batch_size=batch, parallel=parallel, ranks=ranks, threads=threads)
         job = jobs.Throughput(task=run.spec, recipe=recipe, seed=run.effort.seed, budget_s=0.5)
-        result = run.bridge.run(job, timeout_s=60.0)
+        result = run.bridge.run(job, timeout_s=30.0)
         out.append(_split(recipe, result))
     return tuple(out)
 

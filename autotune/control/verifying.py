@@ -36,7 +36,8 @@ EXPECTED_SLOW = 100
 """Calls over the limit that a plan at the limit would show by the last look, where time
 allows: 2,000 calls for p95.  A plan that has half as many is then MET almost surely."""
 _LAUNCH_S = 0.7
-_MOST_S = (4.0, 8.0)
+_MOST_S = (3.0, 6.0)  # a slow plan gets fewer calls, and more time between the looks
+_MOST_CALLS = 5000
 
 
 @dataclass
@@ -70,12 +71,10 @@ class Verified(NamedTuple):
         return bool(self.verdicts) and verdict.exit_code(self.verdicts) == 0
 
 
-def calls_per_launch(percentile: float) -> tuple[int, int]:
-    """Least calls of a launch before the first look, and between the looks."""
-    first = verdict.samples_needed(percentile, LATENCY_ALPHA)
-    wanted = math.ceil(EXPECTED_SLOW / (1 - percentile / 100) - 1e-6)
-    later = math.floor((wanted - LOOKS[0] * first) / (LOOKS[1] - LOOKS[0]))
-    return first, max(first, later)
+def calls_per_launch(percentile: float) -> int:
+    """Least calls of each launch."""
+    spread = EXPECTED_SLOW / (1 - percentile / 100) / LOOKS[-1]
+    return max(verdict.samples_needed(percentile, LATENCY_ALPHA), math.floor(spread + 1e-6))
 
 
 def verify(lab: Lab, deployment: Deployment, finalists: int, execution: Execution) -> Verified:
@@ -161,16 +160,17 @@ def _message(result: jobs.Result) -> str:
 
 
 def _measure(lab: Lab, side: Side, pair: int, part: str | None) -> jobs.Result:
-    run, late = lab.run, int(pair >= LOOKS[0])
+    run, calls = lab.run, calls_per_launch(lab.run.budget.percentile)
     job = jobs.Measure(
         artifact=side.built.artifact,
         rows="data/select.npz",
         batch_size=side.deployment.batch_size,
         threads=side.deployment.threads,
         seed=1000 * (run.effort.seed + 1) + pair,  # fresh samples: not the search's order
-        min_calls=calls_per_launch(run.budget.percentile)[late],
+        min_calls=calls,
+        max_calls=max(calls, _MOST_CALLS),
         time_s=_LAUNCH_S,
-        most_s=_MOST_S[late],
+        most_s=_MOST_S[int(pair >= LOOKS[0])],
         score_rows=f"data/{part}.npz" if part else None,
         outputs=outputs_of(side.built, part) if part else None,
         meter=run.meter,

@@ -7,16 +7,25 @@
 
 Where the data are plain tensors a batch is gathered by one index operation; whether that
 equals the task's own collate is tried on a few rows, never assumed.
+
+Data that cannot be drawn by number keep the order that the user gives them: samples of a
+stream are dealt out as above (`StreamBatches`), batches of the user's own loader are taken as
+they come (`LoaderBatches`); an epoch is so many rows.
 """
 
+import itertools
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from autotune.worker.samples import Part
+from autotune.worker.blame import guard
+from autotune.worker.samples import Part, pair
+from autotune.worker.streams import Stream, rows_of
 
 _TRIED_ROWS = 3
 _EPOCH_STRIDE = 1_000_003  # apart, so that seed s epoch e+1 is not seed s+1 epoch e
@@ -35,6 +44,130 @@ class Batch(NamedTuple):
     target: Any
     rows: int
     of: int
+
+
+class Epochs(Protocol):
+    """What the training loop takes its batches from."""
+
+    rows: int
+
+    def epoch(self, number: int) -> Iterator[Batch]: ...
+
+    def first(self, rows: int) -> Batch: ...
+
+
+class Share(NamedTuple):
+    """Which part of a global batch of ``batch_size`` rows is this rank's, and where it goes."""
+
+    batch_size: int
+    rank: int = 0
+    world: int = 1
+    paired: bool = False
+    device: str = "cpu"
+    threads: int = 1
+
+
+def of_task(loaded: Any, data: Any, share: Share, seed: int) -> Epochs:
+    """The batches of a task's training data, whatever form it has.
+
+    Args:
+        loaded: the task (`contract.Loaded`).
+        data: its *train* or *adapt* part.
+        share: this rank's.
+        seed: of the order, where that is ours.
+    """
+    if loaded.train_loader is not None:
+        return LoaderBatches(loaded, len(data), share)
+    if isinstance(data, Stream):
+        return StreamBatches(data, loaded.collate, share)
+    return Batches(
+        data,
+        loaded.collate,
+        batch_size=share.batch_size,
+        seed=seed,
+        rank=share.rank,
+        world=share.world,
+        paired=share.paired,
+        device=share.device,
+    )
+
+
+class StreamBatches:
+    """Batches of a stream's samples, which goes on from one epoch to the next."""
+
+    def __init__(
+        self, stream: Stream, collate: Callable[[list[Any]], tuple[Any, Any]], share: Share
+    ) -> None:
+        self.rows = len(stream)
+        self._stream = stream
+        self._collate = collate
+        self._share = share
+        self._samples = stream.samples(share.rank, share.world)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The next ``rows`` rows; ``number`` does not matter."""
+        del number
+        size, world = self._share.batch_size, self._share.world
+        for start in range(0, self.rows, size):
+            of = min(size, self.rows - start)
+            if self._share.paired and of < size and of // world < 2:
+                continue
+            mine = len(range(self._share.rank, of, world))
+            yield self._batch(self._samples, max(1, mine), mine, of)
+
+    def first(self, rows: int) -> Batch:
+        """The stream's first rows."""
+        count = min(rows, self.rows)
+        return self._batch(self._stream.samples(), count, count, count)
+
+    def _batch(self, samples: Iterator[Any], count: int, rows: int, of: int) -> Batch:
+        input, target = self._collate(list(itertools.islice(samples, count)))
+        device = self._share.device
+        return Batch(_moved(input, device), _moved(target, device), rows, of)
+
+
+class LoaderBatches:
+    """Batches of the user's own ``train_loader(batch_size, rank, world, workers)``.
+
+    ``batch_size`` is the rank's share of the global batch; ``workers`` are the cores that the
+    training threads leave free.
+    """
+
+    def __init__(self, loaded: Any, rows: int, share: Share) -> None:
+        self.rows = rows
+        self._loaded = loaded
+        self._share = share
+        spare = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self._workers = max(0, spare - share.threads * share.world) // share.world
+        self._loader = self._made(self._workers)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """One pass, or as many steps as ``rows`` rows are where the loader has no end."""
+        sampler = getattr(self._loader, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(number)
+        steps = math.ceil(self.rows / self._share.batch_size)
+        for batch in itertools.islice(self._loader, steps):
+            yield self._batch(batch)
+
+    def first(self, rows: int) -> Batch:
+        """The first batch, whatever its size."""
+        del rows
+        return self._batch(next(iter(self._made(0))))
+
+    def _made(self, workers: int) -> Any:
+        share, loaded = self._share, self._loaded
+        size = max(1, share.batch_size // share.world)
+        call = f"train_loader({size}, {share.rank}, {share.world}, {workers})"
+        with guard(loaded.where, call, loaded.path):
+            return loaded.train_loader(size, share.rank, share.world, workers)
+
+    def _batch(self, batch: Any) -> Batch:
+        input, target = pair(batch)
+        input = tuple(input) if isinstance(input, list) else input
+        device, rows = self._share.device, rows_of(target)
+        moved = _moved(input, device), _moved(target, device)
+        return Batch(*moved, rows, rows * self._share.world)
 
 
 class Batches:

@@ -1,14 +1,16 @@
 """The task contract: from the user's file to one object that every torch job uses.
 
-    model.py ── script.load ── names ─┬─ make_model / model
+    model.py ── script.load ── names ─┬─ make_model / model ── weights
                                       ├─ train_data, eval_data, confirm_data ── splits ── parts
-                                      └─ loss, score, quality, ... (or worker.defaults)
+                                      └─ loss, score, quality, ... ── functions (or defaults)
 
 What this does not do: run a forward (that is ``worker.inspect``), or train.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,13 +21,17 @@ from torch.utils.data import Dataset
 
 from autotune.errors import ContractError
 from autotune.records.task import TaskInfo, TaskSpec
-from autotune.worker import defaults, names, samples, script
+from autotune.worker import adapters, dynamic, names, samples, script
 from autotune.worker.blame import broken, guard
+from autotune.worker.functions import RATES, Functions
 from autotune.worker.names import no_model
 from autotune.worker.parts import Parts, collect
 from autotune.worker.samples import LABELS, Pair, seeded
+from autotune.worker.streams import Stream
 
 Array = NDArray[Any]
+ABOUT = "data/about.json"
+"""What Inspect learned from the model that jobs without a model must know."""
 _ROWS_LOOKED_AT = 64  # to know whether shapes differ; each job loads the task anew
 Kind = Literal["tensor", "tuple", "dict"]
 
@@ -36,10 +42,12 @@ class Loaded:
     Attributes:
         info: what was found (``module_names`` and the final ``binary`` come from Inspect).
         train, select, confirm, adapt: map-style datasets of ``(input, target)``; ``train`` is
-            None where only evaluation data was given, ``adapt`` None where there are too few
-            rows for it.
-        higher_is_better: direction of `quality`.
+            None where only evaluation data was given, and a `Stream` where it can only be
+            iterated; ``adapt`` is None where there are too few rows for it.
+        functions: what judges outputs.
         source: text that makes the model by itself, or None for a pickled Task.
+        root: the folder that the user's imports start from.
+        notes: what `trained_model` found out about a checkpoint.
     """
 
     def __init__(self, spec: TaskSpec, origin: script.Source, pretrained: bool) -> None:
@@ -48,22 +56,37 @@ class Loaded:
         self._names = origin.names
         self._pretrained = pretrained
         self._prototype: nn.Module | None = None
-        self.source = origin.text
-        data = collect(origin, spec.seed)
+        self.source, self.root = origin.text, origin.root
+        self.notes: tuple[str, ...] = ()
+        self.functions = Functions(origin)
+        data = collect(origin, spec.seed, binary=self.functions.threshold is not None)
         self.train: Dataset[Pair] | None = data.train
         self.select: Dataset[Pair] = data.select
         self.confirm: Dataset[Pair] = data.confirm
         self.adapt: Dataset[Pair] | None = data.adapt
-        self.higher_is_better = names.flag(origin, "higher_is_better", True)
-        losses = script.LOSSES if origin.form == "script" else ("loss",)
         self._collate = names.function(origin, "collate")
-        self._loss = names.function(origin, *losses)
-        self._score = names.function(origin, "score")
-        self._quality = names.quality(origin)
-        self.has_own_loss = self._loss is not None
-        self.has_own_score = self._score is not None or self._quality is not None
+        self.own_train = names.function(origin, "train")
+        self.train_loader = names.function(origin, "train_loader")
         self.has_own_collate = self._collate is not None
         self.info = self._describe(data)
+
+    @property
+    def higher_is_better(self) -> bool:
+        """The direction of quality."""
+        return self.functions.higher_is_better
+
+    @property
+    def says_pretrained(self) -> bool:
+        """Whether the file itself says that the model is, or is not, trained."""
+        return self._names.get("pretrained") is not None
+
+    @property
+    def has_own_loss(self) -> bool:
+        return self.functions.own_loss is not None
+
+    @property
+    def has_own_score(self) -> bool:
+        return not self.functions.plain
 
     @property
     def where(self) -> str:
@@ -86,6 +109,13 @@ class Loaded:
             raise ContractError(f"{self.where}: this task has no {name} data")
         return part
 
+    def remember(self, root: Path) -> "Loaded":
+        """Take over what Inspect learned from the model (`ABOUT`), where it was written."""
+        path = root / ABOUT
+        if path.is_file():
+            self.functions.shifted = bool(json.loads(path.read_text()).get("shifted"))
+        return self
+
     def make_model(self) -> nn.Module:
         """A fresh model; the caller seeds.
 
@@ -95,28 +125,30 @@ class Loaded:
         Raises:
             ContractError: no model, it raises, or it is no `torch.nn.Module`.
         """
-        make = self._names.get("make_model")
-        if make is None:
-            return self._copy_of(self._names.get("model"))
-        if not callable(make):
-            raise no_model(self._origin, f"make_model is a {type(make).__name__}")
-        with guard(self.where, "make_model()", self._origin.path):
-            model = make()
-        if not isinstance(model, nn.Module):
-            raise no_model(self._origin, f"make_model() returned a {type(model).__name__}")
-        return model
+        return self._adapted(self._made(fresh=not self._pretrained))
+
+    def given_model(self) -> nn.Module:
+        """The model with whatever weights the user's code gives it."""
+        return self._adapted(self._made(fresh=False))
 
     def trained_model(self) -> nn.Module:
         """The model with its trained weights, of a task that came pretrained.
 
-        For a plain script this runs the whole of it once, its own training included.
+        Those of a checkpoint where there is one.  For a plain script this runs the whole of
+        it once, its own training included.
         """
+        if self.spec.weights is not None:
+            from autotune.worker import weights
+
+            model = self.given_model()
+            self.notes = weights.load_into(model, Path(self.spec.weights))
+            return model
         if self._origin.form != "script":
             return self.make_model()
         model = script.run_whole(self.spec).get("model")
         if not isinstance(model, nn.Module):
             raise no_model(self._origin, f"the script left model as a {type(model).__name__}")
-        return model
+        return self._adapted(model)
 
     def collate(self, items: Sequence[Pair]) -> Pair:
         """A batch ``(input, target)`` from samples of this task's parts."""
@@ -153,70 +185,30 @@ class Loaded:
             return model(**inputs)
         return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
-    def loss(self, output: Any, target: Any) -> Tensor:
-        """The training loss: a scalar, mean over the batch.
+    def stepped(self, model: nn.Module) -> nn.Module:
+        """The module that training calls: the model, or its own training step around it."""
+        own = adapters.has_training_step(model)
+        return adapters.TrainingStep(model) if own else model
 
-        Raises:
-            ContractError: the user's function returns no scalar, or no default fits.
-        """
-        if self._loss is None:
-            return self._located(defaults.loss, output, target)
-        with guard(self.where, "loss(output, target)", self._origin.path):
-            value = self._loss(output, target)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            raise broken(
-                self.where,
-                "loss(output, target) must return one number, the mean over the batch",
-                found=samples.describe(value),
-                mend="def loss(output, target):\n    per_sample = ...\n"
-                "    return per_sample.mean()",
-            )
-        return value.reshape(())
+    def training_loss(self, module: Any, inputs: Any, target: Any, number: int = 0) -> Tensor:
+        """The loss of one batch; ``module`` is what `stepped` gave, wrapped or not."""
+        inner = getattr(module, "module", module)
+        if isinstance(inner, adapters.TrainingStep):
+            loss: Tensor = module(inputs, target, number)
+            return loss
+        return self.loss(self.call(module, inputs), target)
+
+    def loss(self, output: Any, target: Any) -> Tensor:
+        """The training loss: a scalar, mean over the batch (see `Functions.loss`)."""
+        return self.functions.loss(output, target)
 
     def score(self, output: Any, target: Any) -> Tensor | None:
-        """Quality per sample ``[batch]``, float32, or None where only `quality` exists.
-
-        Raises:
-            ContractError: the user's function returns another shape, or no default fits.
-        """
-        if self._quality is not None and self._score is None:
-            return None
-        if self._score is None:
-            threshold = defaults.threshold_of(self._loss)
-            return self._located(defaults.score, output, target, threshold).float()
-        with guard(self.where, "score(output, target)", self._origin.path):
-            value = self._score(output, target)
-        rows = _length(target if isinstance(target, Tensor) else defaults.main_output(output))
-        if not isinstance(value, Tensor) or tuple(value.shape) != (rows,):
-            raise broken(
-                self.where,
-                f"score(output, target) must return one number per sample, shape [{rows}] here",
-                found=samples.describe(value),
-                mend="def score(output, target):\n"
-                "    right = output.argmax(1) == target\n"
-                "    return right.float()  # or: def quality(output, target) -> float",
-            )
-        return value.float()
+        """Quality per sample, or None (see `Functions.score`)."""
+        return self.functions.score(output, target)
 
     def quality(self, output: Any, target: Any) -> float:
-        """One number over a whole set: the user's `quality`, else the mean of `score`."""
-        if self._quality is None or self._score is not None:
-            score = self.score(output, target)
-            assert score is not None
-            return float(score.double().mean())
-        with guard(self.where, f"{self.info.metric}(output, target)", self._origin.path):
-            value = self._quality(output, target)
-        try:
-            return float(value)
-        except (TypeError, ValueError, RuntimeError):
-            raise broken(
-                self.where,
-                f"{self.info.metric}(output, target) must return one number over the whole set",
-                found=samples.describe(value),
-                mend="def quality(output, target):\n"
-                "    per_sample = ...\n"
-                "    return float(per_sample.mean())",
-            ) from None
+        """One number over a whole set (see `Functions.quality`)."""
+        return self.functions.quality(output, target)
 
     def input_arrays(self, inputs: Any) -> list[Array]:
         """A batched input as arrays, in the order of ``info.input_names``."""
@@ -232,7 +224,9 @@ class Loaded:
         """All that can be said without making a model."""
         first = self.collate([self.sample("select", 0)])
         named = [(name, _array(value)) for name, value in fields(first[0])]
-        plain = self._score is None and self._quality is None
+        functions = self.functions
+        functions.balance(data.rare, first[1])
+        metric = functions.name(first[1])
         return TaskInfo(
             name=self._origin.title,
             form=self._origin.form,
@@ -247,47 +241,58 @@ class Loaded:
             confirm_rows=len(data.confirm),
             adapt_rows=_length(data.adapt),
             classes=None if data.labels is None else int(data.labels.max()) + 1,
-            metric=self._metric(first[1]),
+            metric=metric,
             higher_is_better=self.higher_is_better,
-            per_sample=plain or self._score is not None,
-            binary=plain and self._metric(first[1]) == "accuracy",
+            per_sample=functions.plain or functions.own_score is not None,
+            binary=functions.plain and metric == "accuracy",
+            rate=functions.plain and metric in RATES,
             pretrained=self._pretrained,
-            has_loss=self._loss is not None or isinstance(first[1], Tensor),
-            epochs=names.epochs(self._origin),
+            has_loss=self.has_own_loss or isinstance(first[1], Tensor),
+            epochs=names.positive(self._origin, "epochs"),
             recipe=names.recipe(self._origin),
             warnings=data.warnings,
+            own_train=self.own_train is not None,
+            own_loader=self.train_loader is not None,
+            tunes=names.tunes(self._origin),
+            dynamic=dynamic.read(self._origin, [(name, a.shape) for name, a in named]),
         )
-
-    def _metric(self, target: Any) -> str:
-        own = self._score or self._quality
-        if own is not None:
-            return str(getattr(own, "__name__", "score" if self._score else "quality"))
-        return defaults.metric(target, self._loss)
 
     def _ragged(self) -> bool:
         """Whether the first rows of any part differ in shape."""
         shapes = set()
         for part in (self.train, self.select, self.confirm):
-            rows = min(_ROWS_LOOKED_AT, _length(part))
+            rows = 1 if isinstance(part, Stream) else min(_ROWS_LOOKED_AT, _length(part))
             shapes |= {samples.describe(part[row][0]) for row in range(rows)}  # type: ignore[index]
         return len(shapes) > 1
 
-    def _copy_of(self, model: Any) -> nn.Module:
+    def _made(self, *, fresh: bool) -> nn.Module:
+        make = self._names.get("make_model")
+        if make is None:
+            return self._copy_of(self._names.get("model"), fresh=fresh)
+        if not callable(make):
+            raise no_model(self._origin, f"make_model is a {type(make).__name__}")
+        params = script.taken(self._names, self.spec.params)
+        listed = ", ".join(f"{name}={value!r}" for name, value in params.items())
+        with guard(self.where, f"make_model({listed})", self._origin.path):
+            model = make(**params)
+        if not isinstance(model, nn.Module):
+            raise no_model(self._origin, f"make_model() returned a {type(model).__name__}")
+        return model
+
+    def _adapted(self, model: nn.Module) -> nn.Module:
+        self.functions.shifted = adapters.shifts_labels(model)
+        return adapters.prepared(model)
+
+    def _copy_of(self, model: Any, *, fresh: bool) -> nn.Module:
         if not isinstance(model, nn.Module):
             found = None if model is None else f"model is a {type(model).__name__}"
             raise no_model(self._origin, found)
         if self._prototype is None:
             self._prototype = model
-        fresh = copy.deepcopy(self._prototype)
-        if not self._pretrained:
-            reinitialise(fresh)
-        return fresh
-
-    def _located(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        try:
-            return function(*arguments)
-        except ContractError as error:
-            raise ContractError(f"{self.where}: {error}") from None
+        copied = copy.deepcopy(self._prototype)
+        if fresh:
+            reinitialise(copied)
+        return copied
 
     def _uncollated(self, items: Sequence[Pair], error: Exception) -> ContractError:
         shapes = sorted({samples.describe(item[0]) for item in items[:64]})
@@ -318,13 +323,32 @@ def load(spec: TaskSpec, *, pretrained: bool | None = None) -> Loaded:
     if origin.names.get("make_model") is None and origin.names.get("model") is None:
         raise no_model(origin, None)
     own = names.flag(origin, "pretrained", False)
-    return Loaded(spec, origin, own if pretrained is None else pretrained)
+    return Loaded(spec, origin, _comes_trained(spec, pretrained, own))
+
+
+def _comes_trained(spec: TaskSpec, asked: bool | None, own: bool) -> bool:
+    """Whether the weights are kept: as asked, else by the checkpoint, else as the file says.
+
+    Raises:
+        ContractError: both kept and trained over were asked for.
+    """
+    if spec.retrain and (spec.weights is not None or spec.pretrained):
+        other = "a checkpoint counts as pretrained" if spec.weights else "--pretrained keeps them"
+        raise ContractError(f"--retrain trains over the weights, but {other}: give one of the two")
+    if asked is not None:
+        return asked
+    if spec.weights is not None:
+        return True
+    if spec.retrain:
+        return False
+    return own if spec.pretrained is None else spec.pretrained
 
 
 def fields(inputs: Any) -> list[tuple[str, Any]]:
     """The named fields of an input: ``input``, ``input_0`` ..., or a dict's keys but ``labels``."""
     if isinstance(inputs, Mapping):
-        return [(str(name), value) for name, value in inputs.items() if name != LABELS]
+        named = [(str(name), value) for name, value in inputs.items() if name != LABELS]
+        return [(name, value) for name, value in named if value is not None]
     if isinstance(inputs, tuple | list):
         return [(f"input_{i}", value) for i, value in enumerate(inputs)]
     return [("input", inputs)]

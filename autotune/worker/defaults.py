@@ -49,8 +49,13 @@ def main_output(output: Any) -> Tensor | None:
     return None
 
 
-def loss(output: Any, target: Any) -> Tensor:
+def loss(output: Any, target: Any, shifted: bool = False) -> Tensor:
     """Cross-entropy for integer targets, mean squared error for floats; a scalar.
+
+    Args:
+        output: the model's output; where it holds its own ``loss``, that is taken.
+        target: what it should be.
+        shifted: the target of token t is token t + 1 (transformers' causal models).
 
     Raises:
         ContractError: output and target do not fit together.
@@ -59,32 +64,39 @@ def loss(output: Any, target: Any) -> Tensor:
     if isinstance(own, Tensor):
         return own.mean()
     pred, true = _tensors(output, target, "loss")
+    if shifted:
+        pred, true = pred[:, :-1], true[:, 1:]
     if not true.is_floating_point():
-        logits = _classes_second(pred, true)
+        logits = classes_second(pred, true)
         return functional.cross_entropy(logits, true.long(), ignore_index=IGNORED)
-    return functional.mse_loss(_alike(pred, true), true.to(pred.dtype))
+    return functional.mse_loss(alike(pred, true), true.to(pred.dtype))
 
 
-def score(output: Any, target: Any, threshold: float | None = None) -> Tensor:
+def score(
+    output: Any, target: Any, threshold: float | None = None, shifted: bool = False
+) -> Tensor:
     """Quality per sample, ``[B]`` floats, higher is better.
 
     Args:
         output: the model's output.
         target: what it should be.
         threshold: for float 0/1 targets: where the output turns from class 0 to class 1.
+        shifted: the target of token t is token t + 1.
 
     Raises:
         ContractError: output and target do not fit together.
     """
     pred, true = _tensors(output, target, "score")
+    if shifted:
+        pred, true = pred[:, :-1], true[:, 1:]
     if not true.is_floating_point():
-        logits = _classes_second(pred, true)
+        logits = classes_second(pred, true)
         right = (logits.argmax(1) == true).float()
         counted = (true != IGNORED).float()
         if true.dim() == 1:
             return right
         return (right * counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)
-    pred = _alike(pred, true)
+    pred = alike(pred, true)
     if threshold is not None:
         right = ((pred > threshold) == (true > 0.5)).float()
         return right.flatten(1).mean(1) if right.dim() > 1 else right
@@ -92,24 +104,24 @@ def score(output: Any, target: Any, threshold: float | None = None) -> Tensor:
     return -(error.flatten(1).mean(1) if error.dim() > 1 else error)
 
 
-def predicted(output: Any, target: Any) -> Tensor | None:
-    """Predicted classes ``[B]`` where the task is plain classification, else None."""
+def classes(
+    output: Any, target: Any, threshold: float | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """The classes said and the true ones, ``[B]`` each, of plain classification; else None."""
     pred = main_output(output)
-    plain = (
-        pred is not None
-        and isinstance(target, Tensor)
-        and target.dim() == 1
-        and not target.is_floating_point()
-        and pred.dim() == 2
-        and len(pred) == len(target)
-    )
-    return pred.argmax(1) if plain and pred is not None else None
+    if pred is None or not isinstance(target, Tensor) or len(pred) != len(target):
+        return None
+    if threshold is not None and pred.numel() == target.numel() == len(target):
+        return (pred > threshold).reshape(-1).long(), (target > 0.5).reshape(-1).long()
+    if target.dim() == 1 and not target.is_floating_point() and pred.dim() == 2:
+        return pred.argmax(1), target
+    return None
 
 
-def metric(target: Any, criterion: Any) -> str:
+def metric(target: Any, threshold: float | None) -> str:
     """The name of the default score for a batch of targets."""
     if not isinstance(target, Tensor) or target.is_floating_point():
-        if threshold_of(criterion) is None:
+        if threshold is None:
             return "neg_mse"
         return "accuracy" if target.numel() == len(target) else "label_accuracy"
     return "accuracy" if target.dim() == 1 else "token_accuracy"
@@ -136,7 +148,7 @@ def _tensors(output: Any, target: Any, what: str) -> tuple[Tensor, Tensor]:
     return pred, target
 
 
-def _classes_second(pred: Tensor, true: Tensor) -> Tensor:
+def classes_second(pred: Tensor, true: Tensor) -> Tensor:
     """``[B, C, ...]`` whichever way the output has its classes."""
     if pred.dim() == true.dim() + 1 and len(pred) == len(true):
         if (pred.shape[0], *pred.shape[2:]) == tuple(true.shape):
@@ -151,7 +163,7 @@ def _classes_second(pred: Tensor, true: Tensor) -> Tensor:
     )
 
 
-def _alike(pred: Tensor, true: Tensor) -> Tensor:
+def alike(pred: Tensor, true: Tensor) -> Tensor:
     """The output in the target's shape; only dimensions of size one may differ."""
     if pred.shape == true.shape:
         return pred

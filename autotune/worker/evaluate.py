@@ -1,30 +1,40 @@
 """Quality of a model, or of recorded outputs, on one part of the data.
 
-Where the score is per sample it is streamed.  Where there is only a `quality` over the whole
-set, outputs are kept, and `REPLICATES` bootstrap resamples stand in for its interval; their
-row indices depend on the seed and the number of rows alone, so that the replicates of two
-models on the same part are paired.
+    outputs, in batches of at most BATCH_BYTES ─┬─ score    per sample, streamed
+                                                ├─ metric() streamed (worker.streaming)
+                                                └─ quality  kept, refused when too large
+
+Where there is only a number over the whole set, bootstrap replicates stand in for its
+interval; they depend on the seed and the number of rows alone, so that the replicates of two
+models on the same part are paired.  Balanced accuracy is a mean too: a row of class c that
+is right counts rows / (classes * rows of c), so that the mean is the mean of the recalls.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autotune.errors import ContractError, JobError
 from autotune.records.measurement import Scores
-from autotune.worker import defaults
+from autotune.worker.blame import broken
 from autotune.worker.contract import Loaded
 from autotune.worker.defaults import Named
+from autotune.worker.nested import join, size_of, take, to
 from autotune.worker.rows import Rows
+from autotune.worker.streaming import REPLICATES, Streamed, resamples
+from autotune.worker.streams import rows_of
 
-REPLICATES = 200
+__all__ = ["REPLICATES", "Tally", "evaluate", "evaluating", "resamples", "score_outputs", "take"]
+
+BATCH_BYTES = 64 << 20
+"""Outputs of one batch; losses and scores make a few copies of them."""
+KEPT_BYTES = 1 << 30
+"""Outputs that are kept for a ``quality`` over the whole set."""
 
 
 def evaluate(model: nn.Module, loaded: Loaded, part: str, batch_size: int = 256) -> Scores:
@@ -37,12 +47,19 @@ def evaluate(model: nn.Module, loaded: Loaded, part: str, batch_size: int = 256)
         JobError: ``nan``: the loss or the quality is not a finite number.
     """
     device = device_of(model)
-    tally = Tally(loaded)
+    tally = Tally(loaded, len(loaded.part(part)))  # type: ignore[arg-type]
     with evaluating(model):
-        for inputs, target in loaded.batches(part, batch_size):
+        inputs, _ = loaded.collate([loaded.sample(part, 0)])
+        size = fitting(batch_size, size_of(loaded.call(model, to(inputs, device))))
+        for inputs, target in loaded.batches(part, size):
             output = loaded.call(model, to(inputs, device))
             tally.add(output, to(target, device))
     return tally.scores(loaded.spec.seed, needs_loss=True)
+
+
+def fitting(batch_size: int, row_bytes: int) -> int:
+    """The batch size, or the largest whose outputs fit into `BATCH_BYTES`."""
+    return max(1, min(batch_size, BATCH_BYTES // max(1, row_bytes)))
 
 
 def score_outputs(
@@ -56,42 +73,68 @@ def score_outputs(
     expected = len(loaded.part(part))  # type: ignore[arg-type]
     if len(rows) != expected:
         raise ContractError(f"{len(rows)} rows of outputs for the {expected} rows of {part}")
-    tally = Tally(loaded)
+    tally = Tally(loaded, expected)
     start = 0
+    batch = 1 if rows.ragged else fitting(batch_size, rows.row_bytes)
     with torch.no_grad():
-        for _, target in loaded.batches(part, 1 if rows.ragged else batch_size):
-            size = _rows(target)
+        for _, target in loaded.batches(part, batch):
+            size = rows_of(target)
             tally.add(_output(rows, start, size), target)
             start += size
     return tally.scores(seed)
 
 
 class Tally:
-    """Collects batches of outputs and targets into `Scores`."""
+    """Collects batches of outputs and targets of a part of ``rows`` rows into `Scores`."""
 
-    def __init__(self, loaded: Loaded) -> None:
-        self._loaded = loaded
+    def __init__(self, loaded: Loaded, rows: int) -> None:
+        self._functions = loaded.functions
+        self._name = loaded.info.metric
         self._per_sample: list[Tensor] = []
         self._kept: list[tuple[Any, Any]] = []
+        self._kept_bytes = 0
         self._losses: list[tuple[float, int]] | None = []
         self._classes: list[tuple[Tensor, Tensor]] = []
         self._rows = 0
+        functions = loaded.functions
+        streamed = functions.own_metric and not (functions.own_score or functions.own_quality)
+        self._streamed = Streamed(functions, rows, loaded.spec.seed) if streamed else None
 
     def add(self, output: Any, target: Any) -> None:
         """One batch."""
-        rows = _rows(target)
+        rows = rows_of(target)
         self._rows += rows
         if self._losses is not None:
             value = self._loss(output, target)
             self._losses = None if value is None else [*self._losses, (value, rows)]
-        score = self._loaded.score(output, target)
-        if score is None:
-            self._kept.append((to(output, "cpu"), to(target, "cpu")))
-        else:
+        score = self._functions.score(output, target)
+        if score is not None:
             self._per_sample.append(score.detach().cpu())
-        guess = defaults.predicted(output, target)
-        if guess is not None:
-            self._classes.append((guess.cpu(), target.cpu()))
+        elif self._streamed is not None:
+            self._streamed.add(to(output, "cpu"), to(target, "cpu"), rows)
+        else:
+            self._keep(to(output, "cpu"), to(target, "cpu"))
+        found = self._functions.classes(output, target)
+        if found is not None:
+            self._classes.append((found[0].cpu(), found[1].cpu()))
+
+    def _keep(self, output: Any, target: Any) -> None:
+        self._kept.append((output, target))
+        self._kept_bytes += size_of(output)
+        if self._kept_bytes > KEPT_BYTES:
+            raise broken(
+                self._functions.where,
+                f"{self._name}(output, target) needs all outputs at once, and they are too large",
+                found=f"{self._kept_bytes / 2**30:.1f} GB after {self._rows} rows",
+                missing="score(output, target), or metric() with update and compute",
+                mend="class Metric:\n"
+                "    total = rows = 0\n"
+                "    def update(self, output, target):\n"
+                "        ...  # add up what compute() needs, and keep no outputs\n"
+                "    def compute(self):\n"
+                "        return self.total / self.rows\n"
+                "metric = Metric",
+            )
 
     def scores(self, seed: int, *, needs_loss: bool = False) -> Scores:
         """What was collected.
@@ -109,26 +152,41 @@ class Tally:
             "worst_class_recall": self._worst_recall(),
         }
         if self._per_sample:
-            values = torch.cat(self._per_sample).double()
+            values = self._weighted(torch.cat(self._per_sample).double())
             quality = float(values.mean())
             self._finite(quality)
             return Scores(quality=quality, per_sample=tuple(values.tolist()), **shared)
-        output = _join([kept[0] for kept in self._kept])
-        target = _join([kept[1] for kept in self._kept])
-        quality = self._loaded.quality(output, target)
+        if self._streamed is not None:
+            quality, replicates = self._streamed.result()
+            self._finite(quality)
+            return Scores(quality=quality, replicates=replicates, **shared)
+        output = join([kept[0] for kept in self._kept])
+        target = join([kept[1] for kept in self._kept])
+        quality = self._functions.quality(output, target)
         self._finite(quality)
-        replicates = []
+        found = []
         for rows in resamples(self._rows, seed):
-            value = self._loaded.quality(take(output, rows), take(target, rows))
-            replicates.append(value if math.isfinite(value) else quality)
-        return Scores(quality=quality, replicates=tuple(replicates), **shared)
+            value = self._functions.quality(take(output, rows), take(target, rows))
+            found.append(value if math.isfinite(value) else quality)
+        return Scores(quality=quality, replicates=tuple(found), **shared)
+
+    def _weighted(self, right: Tensor) -> Tensor:
+        """Scores whose mean is the mean of the recalls, where accuracy is balanced."""
+        if not self._functions.balanced or not self._classes:
+            return right
+        target = torch.cat([pair[1] for pair in self._classes])
+        if len(target) != len(right):
+            return right
+        _, classes, counts = target.unique(return_inverse=True, return_counts=True)
+        weights = len(target) / (len(counts) * counts.double())
+        return right * weights[classes]
 
     def _loss(self, output: Any, target: Any) -> float | None:
         """The batch's loss; None where only a default exists and it does not fit."""
         try:
-            value = float(self._loaded.loss(output, target))
+            value = float(self._functions.loss(output, target))
         except ContractError:
-            if self._loaded.has_own_loss:
+            if self._functions.own_loss is not None:
                 raise
             return None
         return value
@@ -153,13 +211,7 @@ class Tally:
 
     def _finite(self, quality: float) -> None:
         if not math.isfinite(quality):
-            name = self._loaded.info.metric
-            raise JobError("nan", f"{name} over {self._rows} rows is {quality}")
-
-
-def resamples(rows: int, seed: int) -> NDArray[np.int64]:
-    """Row numbers of `REPLICATES` bootstrap resamples, ``[REPLICATES, rows]``."""
-    return np.random.default_rng((seed, rows)).integers(0, rows, (REPLICATES, rows))
+            raise JobError("nan", f"{self._name} over {self._rows} rows is {quality}")
 
 
 @contextmanager
@@ -182,55 +234,10 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def to(value: Any, device: torch.device | str) -> Any:
-    """A batch on a device, whatever its form; tensors lose their graph only by ``no_grad``."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return Named({name: to(item, device) for name, item in value.items()})
-    if isinstance(value, tuple | list):
-        return _like(value, [to(item, device) for item in value])
-    return value
-
-
-def take(value: Any, rows: NDArray[np.int64]) -> Any:
-    """Some rows of a joined batch."""
-    if isinstance(value, Tensor):
-        return value[torch.from_numpy(rows)]
-    if isinstance(value, Mapping):
-        return Named({name: take(item, rows) for name, item in value.items()})
-    if isinstance(value, tuple):
-        return _like(value, [take(item, rows) for item in value])
-    return value
-
-
-def _like(value: Any, items: list[Any]) -> Any:
-    """A tuple, or the user's own named tuple."""
-    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-
-
-def _join(pieces: list[Any]) -> Any:
-    first = pieces[0]
-    if isinstance(first, Tensor):
-        return torch.cat(pieces) if first.dim() else torch.stack(pieces)
-    if isinstance(first, Mapping):
-        return Named({name: _join([piece[name] for piece in pieces]) for name in first})
-    if isinstance(first, tuple):
-        return _like(first, [_join(list(column)) for column in zip(*pieces, strict=True)])
-    return first
-
-
 def _output(rows: Rows, start: int, size: int) -> Any:
     """The batch of recorded outputs as the user's functions expect it."""
-    arguments, named = rows.batch(np.arange(start, start + size))
+    arguments, named = rows.batch(range(start, start + size))
     if rows.kind == "dict":
         return Named({name: torch.from_numpy(array) for name, array in named.items()})
     tensors = tuple(torch.from_numpy(array) for array in arguments)
     return tensors if rows.kind == "tuple" else tensors[0]
-
-
-def _rows(target: Any) -> int:
-    """The batch size of a batch of targets."""
-    if isinstance(target, Mapping):
-        return _rows(next(iter(target.values())))
-    return _rows(target[0]) if isinstance(target, tuple | list) else len(target)

@@ -1,6 +1,6 @@
 """Looks at the task once, early: finds its faults, counts its model, writes its rows.
 
-    load -> make_model -> one forward -> one loss, one score -> traits
+    load -> make_model -> looks trained? -> one forward -> one loss, one score -> traits
                                      `-> data/*.npz, weights (pretrained), imports
 
 Every fault that this finds is a contract error before any search has started.  It does not
@@ -8,6 +8,8 @@ train, and it times nothing.
 """
 
 import ast
+import hashlib
+import json
 import math
 import sys
 import warnings
@@ -20,13 +22,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autotune import members
+from autotune.errors import ContractError
 from autotune.records.job import Inspect, Inspection
 from autotune.records.task import TaskInfo, TaskSpec
-from autotune.worker import defaults, rows, samples
+from autotune.worker import adapters, chance, defaults, dynamic, rows, samples
 from autotune.worker.blame import broken, guard
 from autotune.worker.channel import Channel
-from autotune.worker.contract import Loaded, fields, kind_of, load
+from autotune.worker.contract import ABOUT, Loaded, fields, kind_of, load
 from autotune.worker.evaluate import evaluating
+from autotune.worker.nested import size_of
+from autotune.worker.streams import Stream
 
 CALIBRATION_ROWS = 256
 WEIGHTS = "weights.safetensors"
@@ -47,7 +53,7 @@ def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
     torch.manual_seed(job.task.seed)
     model = loaded.trained_model() if loaded.info.pretrained else loaded.make_model()
     imports = _imports(job.task, before)
-    info = _check(loaded, model)
+    info = _with_weights(_check(loaded, model), loaded)
     arguments, named = loaded.model_inputs(loaded.collate([loaded.sample("select", 0)])[0])
     traits = count(model, arguments, named)
     weights = None
@@ -58,13 +64,27 @@ def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
         save_model(model, str(root / WEIGHTS))
         weights = WEIGHTS
     write_rows(loaded, root)
+    (root / ABOUT).write_text(json.dumps({"shifted": loaded.functions.shifted}))
     return Inspection(info=info, traits=traits, imports=imports, weights=weights)
+
+
+def _with_weights(info: TaskInfo, loaded: Loaded) -> TaskInfo:
+    """The checkpoint's hash, and what was found and stripped in it."""
+    if loaded.spec.weights is None:
+        return info
+    with Path(loaded.spec.weights).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    changed: TaskInfo = msgspec.structs.replace(
+        info, weights_sha256=digest, warnings=(*info.warnings, *loaded.notes)
+    )
+    return changed
 
 
 def write_rows(loaded: Loaded, root: Path) -> None:
     """The inputs of *select* and *confirm*, and up to `CALIBRATION_ROWS` for calibration.
 
-    Calibration rows come from *train*, else *adapt*, else *select*; evenly spaced.
+    Calibration rows come from *train*, else *adapt*, else *select*; evenly spaced, or the first
+    ones of a stream.
     """
     for part in ("select", "confirm"):
         count = len(loaded.part(part))  # type: ignore[arg-type]
@@ -72,6 +92,8 @@ def write_rows(loaded: Loaded, root: Path) -> None:
     part = "train" if loaded.train else "adapt" if loaded.adapt else "select"
     count = len(loaded.part(part))  # type: ignore[arg-type]
     spread = np.unique(np.linspace(0, count - 1, min(count, CALIBRATION_ROWS)).astype(int))
+    if isinstance(loaded.part(part), Stream):
+        spread = np.arange(len(spread))
     rows.save(root / "data" / "calibrate.npz", _rows(loaded, part, spread.tolist()))
 
 
@@ -100,15 +122,57 @@ def _check(loaded: Loaded, model: nn.Module) -> TaskInfo:
     inputs, target = _batch(loaded, "select", _CHECKED_ROWS)
     with evaluating(model):
         output = _forward(loaded, model, inputs)
-    has_loss = _check_loss(loaded, output, target, inputs)
+    has_loss = _check_loss(loaded, model, output, target, inputs)
     if not info.pretrained:
+        chance.check(loaded)
         _check_training(loaded, model)
     binary = _check_score(loaded, model)
+    _check_dynamic(loaded, model)
     names = tuple(n for n, m in model.named_modules() if n and not list(m.children()))
     changed: TaskInfo = msgspec.structs.replace(
-        info, has_loss=has_loss, binary=binary, module_names=names
+        info,
+        has_loss=has_loss,
+        binary=binary,
+        module_names=names,
+        output_bytes_per_row=size_of(output) // max(1, samples_in(inputs)),
+        warnings=(*info.warnings, *_framework(loaded, model)),
     )
     return changed
+
+
+def samples_in(inputs: Any) -> int:
+    """Rows of a batch of inputs."""
+    named = fields(inputs)
+    return len(named[0][1]) if named and isinstance(named[0][1], Tensor) else 1
+
+
+def _framework(loaded: Loaded, model: nn.Module) -> tuple[str, ...]:
+    if not adapters.has_training_step(model) or loaded.own_train is not None:
+        return ()
+    return (
+        "a LightningModule: its training_step is the loss; optimizer and learning rate are "
+        "searched, configure_optimizers() and callbacks are not called",
+    )
+
+
+def _check_dynamic(loaded: Loaded, model: nn.Module) -> None:
+    """The model must run at both ends and the middle of its free dimensions."""
+    free = loaded.info.dynamic
+    if not free:
+        return
+    inputs, _ = loaded.collate([loaded.sample("select", 0)])
+    for size in dynamic.sizes(free):
+        named = dynamic.resized(fields(inputs), free, size)
+        shapes = ", ".join(f"{name} {_shape(value)}" for name, value in named)
+        hint = (Exception, "dynamic says that the model takes these sizes: narrow its ends")
+        with (
+            evaluating(model),
+            guard(loaded.where, f"the model's forward at ({shapes})", loaded.path, [hint]),
+        ):
+            if isinstance(inputs, dict):
+                model(**dict(named))
+            else:
+                model(*(value for _, value in named))
 
 
 def _batch(loaded: Loaded, part: str, most: int) -> tuple[Any, Any]:
@@ -125,8 +189,16 @@ def _forward(loaded: Loaded, model: nn.Module, inputs: Any) -> Any:
         return loaded.call(model, inputs)
 
 
-def _check_loss(loaded: Loaded, output: Any, target: Any, inputs: Any) -> bool:
+def _check_loss(
+    loaded: Loaded, model: nn.Module, output: Any, target: Any, inputs: Any
+) -> bool:
     """Whether there is a loss; it must be one finite number."""
+    trains_itself = loaded.own_train is not None or adapters.has_training_step(model)
+    if trains_itself and not loaded.has_own_loss:
+        try:
+            return math.isfinite(float(loaded.loss(output, target)))
+        except ContractError:
+            return False
     if not loaded.info.has_loss:
         if not loaded.info.pretrained:
             defaults.loss(output, target)  # raises, with the lines that mend it
@@ -153,11 +225,17 @@ def _check_loss(loaded: Loaded, output: Any, target: Any, inputs: Any) -> bool:
 
 def _check_training(loaded: Loaded, model: nn.Module) -> None:
     """The loss must reach a parameter in training mode."""
+    if loaded.own_train is not None:
+        return
     inputs, target = _batch(loaded, "train", _CHECKED_ROWS)
     modes = {module: module.training for module in model.modules()}
     model.train()
     buffers = [buffer.clone() for buffer in model.buffers()]
-    value = loaded.loss(_forward(loaded, model, inputs), target)
+    if adapters.has_training_step(model):
+        with guard(loaded.where, "training_step(batch, 0)", loaded.path):
+            value = adapters.TrainingStep(model)(inputs, target, 0)
+    else:
+        value = loaded.loss(_forward(loaded, model, inputs), target)
     for buffer, kept in zip(model.buffers(), buffers, strict=True):
         buffer.data.copy_(kept)
     for module, mode in modes.items():
@@ -192,7 +270,8 @@ def _check_binary_floats(loaded: Loaded) -> None:
         return
     if loaded.has_own_score and loaded.info.pretrained:
         return
-    values = samples.targets(loaded.train if loaded.train is not None else loaded.select)
+    streamed = loaded.train is None or isinstance(loaded.train, Stream)
+    values = samples.targets(loaded.select if streamed else loaded.train)
     if values is None or values.dtype.kind != "f" or not np.isin(values, (0.0, 1.0)).all():
         return
     both = not loaded.has_own_loss
@@ -247,7 +326,8 @@ def _imports(task: TaskSpec, before: set[str]) -> tuple[str, ...]:
     fresh = {top for top in tops - before if top in installed and top != "autotune"}
     found = set(fresh)
     if task.kind == "file":
-        found |= {name for name in _named(Path(task.path)) if name.partition(".")[0] in fresh}
+        path = members.locate(task.path) or Path(task.path)
+        found |= {name for name in _named(path) if name.partition(".")[0] in fresh}
     return tuple(sorted(name for name in found if getattr(sys.modules.get(name), "__spec__", None)))
 
 

@@ -33,19 +33,31 @@ def function(origin: Source, *names: str) -> Function | None:
     return None
 
 
-def quality(origin: Source) -> Function | None:
-    """The user's ``quality``, or one made of their ``metric()`` object."""
-    whole, make = function(origin, "quality"), function(origin, "metric")
-    if whole is not None or make is None:
-        return whole
-    fresh = make
+def tunes(origin: Source) -> tuple[str, ...] | None:
+    """The recipe fields that the user's own ``train`` honours; None where it is ours that runs.
 
-    def metric(output: Any, target: Any) -> Any:
-        meter = fresh()
-        meter.update(output, target)
-        return meter.compute()
-
-    return metric
+    Raises:
+        ContractError: a name that is no field of a recipe, or no ``train`` to honour it.
+    """
+    value = origin.names.get("tunes", ())
+    own = function(origin, "train") is not None and origin.form != "script"
+    known = [n for n in Recipe.__struct_fields__ if n not in ("parallel", "ranks", "threads")]
+    items = (value,) if isinstance(value, str) else tuple(value)
+    if not own and items:
+        raise broken(
+            origin.where,
+            "tunes says what your own train() honours, and there is no train()",
+            found=f"tunes = {value!r}",
+            mend="def train(model, recipe, data, trial):\n    ...\n    return model",
+        )
+    if not set(items) <= set(known):
+        raise broken(
+            origin.where,
+            f"tunes must hold some of {', '.join(known)}",
+            found=f"tunes = {value!r}",
+            mend='tunes = ("lr", "batch_size")',
+        )
+    return items if own else None
 
 
 def flag(origin: Source, name: str, default: bool) -> bool:
@@ -65,21 +77,21 @@ def flag(origin: Source, name: str, default: bool) -> bool:
     return value
 
 
-def epochs(origin: Source) -> int | None:
-    """How long the user trains, if they say so.
+def positive(origin: Source, name: str) -> int | None:
+    """A count such as ``epochs`` or ``train_steps``, if the user says it.
 
     Raises:
         ContractError: not a whole number of at least 1.
     """
-    value = origin.names.get("epochs")
+    value = origin.names.get(name)
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise broken(
             origin.where,
-            "epochs must be a whole number of at least 1",
-            found=f"epochs = {value!r}",
-            mend="epochs = 20",
+            f"{name} must be a whole number of at least 1",
+            found=f"{name} = {value!r}",
+            mend=f"{name} = {20 if name == 'epochs' else 1000}",
         )
     return value
 
@@ -110,7 +122,8 @@ def no_model(origin: Source, found: str | None) -> ContractError:
     bound = sorted(
         name
         for name, value in origin.names.items()
-        if not name.startswith("_") and getattr(value, "__module__", "") == "__autotune__"
+        if not name.startswith("_")
+        and getattr(value, "__module__", "") == origin.names.get("__name__", "__autotune__")
     )
     return broken(
         origin.where,

@@ -1,5 +1,6 @@
 """The task's data: asks the user's functions for datasets and divides them by ``splits``."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,39 +10,55 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from autotune.errors import ContractError
-from autotune.worker import samples, splits
+from autotune.worker import names, samples, splits
 from autotune.worker.blame import broken, guard
 from autotune.worker.samples import Part, seeded
 from autotune.worker.script import Source
+from autotune.worker.streams import Stream, unbatched
 
 FEW_CONFIRM_ROWS = 30  # under this many a quality verdict is never MET
+_BATCH = 32  # of a recipe that names none
 
 
 class Parts(NamedTuple):
-    """The parts, the classes of the rows that the model learns, and what to warn of."""
+    """The parts, the classes of the rows that the model learns, whether one of them is rare
+    (under half of its equal share), and what to warn of.
+    """
 
-    train: Part | None
+    train: Part | Stream | None
     select: Part
     confirm: Part
     adapt: Part | None
     labels: NDArray[Any] | None
+    rare: bool
     warnings: tuple[str, ...]
 
 
-def collect(origin: Source, seed: int) -> Parts:
+def collect(origin: Source, seed: int, *, binary: bool = False) -> Parts:
     """Load the datasets and divide them.
+
+    Args:
+        origin: the user's names.
+        seed: of the division, and of the user's functions.
+        binary: float targets that are all 0 or 1 are classes (the loss says so).
 
     Raises:
         ContractError: no data, data of a wrong form, or too few rows.
     """
-    train, evaluation = _train(origin, seed), _given(origin, "eval_data", seed)
+    evaluation = _given(origin, "eval_data", seed)
+    train = _train(origin, seed, evaluation is not None)
+
+    def classes(rows: Any) -> NDArray[Any] | None:
+        found = samples.labels(rows)
+        return samples.binary_labels(rows) if found is None and binary else found
+
     own_confirm = _given(origin, "confirm_data", seed)
     warnings = list(origin.warnings)
-    fit, pool = _hold_back(origin, train, evaluation, seed, warnings)
+    fit, pool = _hold_back(origin, train, evaluation, seed, warnings, classes)
     found = splits.divide(
         len(pool),
         seed,
-        samples.labels(pool),
+        classes(pool),
         own_confirm=own_confirm is not None,
         wants_adapt=train is None,
     )
@@ -59,12 +76,14 @@ def collect(origin: Source, seed: int) -> Parts:
             f"confirm has {len(confirm)} rows; under {FEW_CONFIRM_ROWS} a quality floor is never "
             "MET"
         )
-    learned = samples.labels(fit if fit is not None else pool)
-    warnings += _rare_classes(learned)
-    return Parts(fit, select, confirm, adapt, learned, tuple(warnings))
+    learns = fit if isinstance(fit, Part) else pool
+    rare = _rare_classes(classes(learns))
+    return Parts(
+        fit, select, confirm, adapt, samples.labels(learns), bool(rare), (*warnings, *rare)
+    )
 
 
-def _refuse_empty(origin: Source, parts: dict[str, Part | None], pool: int) -> None:
+def _refuse_empty(origin: Source, parts: dict[str, Any], pool: int) -> None:
     for name, part in parts.items():
         if part is not None and len(part) == 0:
             raise broken(
@@ -76,14 +95,20 @@ def _refuse_empty(origin: Source, parts: dict[str, Part | None], pool: int) -> N
 
 
 def _hold_back(
-    origin: Source, train: Any, evaluation: Any, seed: int, warnings: list[str]
-) -> tuple[Part | None, Part]:
+    origin: Source,
+    train: Any,
+    evaluation: Any,
+    seed: int,
+    warnings: list[str],
+    classes: Callable[[Any], NDArray[Any] | None],
+) -> tuple[Part | Stream | None, Part]:
     """What fits, and the pool that evaluation parts are taken from."""
     if evaluation is not None:
-        return (None if train is None else Part(train)), Part(evaluation)
+        whole = train is None or isinstance(train, Stream)
+        return (train if whole else Part(train)), Part(evaluation)
     if train is None:
         raise _no_data(origin)
-    kept, held = splits.hold_back(len(train), seed, samples.labels(train))
+    kept, held = splits.hold_back(len(train), seed, classes(train))
     warnings.append(
         "no eval_data(): a fifth of the training rows is held back at random; a random split "
         "leaks groups and time, which makes quality look better than it is"
@@ -91,9 +116,13 @@ def _hold_back(
     return Part(train, kept), Part(train, held)
 
 
-def _train(origin: Source, seed: int) -> Any:
+def _train(origin: Source, seed: int, has_evaluation: bool) -> Any:
+    """The training dataset, as it is or as a `Stream`; None where there is none."""
     if origin.form != "script":
-        return _given(origin, "train_data", seed)
+        loader = names.function(origin, "train_loader")
+        if loader is not None:
+            return _loaded(origin, loader, seed, has_evaluation)
+        return _given(origin, "train_data", seed, has_evaluation)
     x, y = (_tensor(origin.names[name]) for name in ("X", "y"))
     if not isinstance(x, Tensor) or not isinstance(y, Tensor) or len(x) != len(y):
         raise broken(
@@ -119,7 +148,64 @@ def _tensor(value: Any) -> Any:
     return torch.from_numpy(np.ascontiguousarray(value, kinds.get(value.dtype.kind)))
 
 
-def _given(origin: Source, name: str, seed: int) -> Any:
+def _loaded(origin: Source, loader: names.Function, seed: int, has_evaluation: bool) -> Stream:
+    """The user's own loader, seen as samples; what it holds back nobody could know."""
+    if not has_evaluation:
+        raise broken(
+            origin.where,
+            "train_loader() without eval_data(): which rows it leaves out is not known",
+            missing="eval_data()",
+            mend="def eval_data():\n"
+            "    X, y = ...  # rows that train_loader() never yields\n"
+            "    return torch.utils.data.TensorDataset(X, y)",
+        )
+
+    def make() -> Any:
+        with guard(origin.where, "train_loader(batch_size, rank, world, workers)", origin.path):
+            return loader(_BATCH, 0, 1, 0)
+
+    with seeded(seed):
+        made = make()
+        rows = _rows_of_loader(origin, made)
+    return Stream(unbatched(make), rows, origin.where)
+
+
+def _rows_of_loader(origin: Source, made: Any) -> int:
+    """Rows of an epoch: those of its dataset, or its batches, or ``train_steps``."""
+    steps = names.positive(origin, "train_steps")
+    if steps is not None:
+        return steps * _BATCH
+    dataset = getattr(made, "dataset", None)
+    for sized, rows in ((dataset, 1), (made, _BATCH)):
+        try:
+            return len(sized) * rows
+        except TypeError:
+            continue
+    raise broken(
+        origin.where,
+        "train_loader() returned a loader without a length",
+        found=type(made).__name__,
+        missing="train_steps: how many steps make an epoch",
+        mend="train_steps = 1000",
+    )
+
+
+def _streamed(origin: Source, dataset: Any, steps: int, has_evaluation: bool) -> Stream:
+    """An iterable dataset; ``steps`` batches of the user's size are an epoch."""
+    if not has_evaluation:
+        raise broken(
+            origin.where,
+            "train_data() is iterable, so that no rows of it can be held back",
+            missing="eval_data()",
+            mend="def eval_data():\n"
+            "    X, y = ...  # rows that train_data() never yields\n"
+            "    return torch.utils.data.TensorDataset(X, y)",
+        )
+    batch = int((names.recipe(origin) or {}).get("batch_size", _BATCH))
+    return Stream(lambda: iter(dataset), steps * batch, origin.where)
+
+
+def _given(origin: Source, name: str, seed: int, has_evaluation: bool = False) -> Any:
     value = origin.names.get(name)
     if value is None or origin.form == "script":
         return None
@@ -133,6 +219,9 @@ def _given(origin: Source, name: str, seed: int) -> Any:
             missing="a return statement",
             mend=f"def {name}():\n    X, y = ...\n    return torch.utils.data.TensorDataset(X, y)",
         )
+    steps = names.positive(origin, "train_steps") if name == "train_data" else None
+    if steps is not None and samples.is_stream(value):
+        return _streamed(origin, value, steps, has_evaluation)
     with seeded(seed):
         return samples.check(value, name, origin.where, origin.path)
 
@@ -163,5 +252,6 @@ def _rare_classes(labels: NDArray[Any] | None) -> list[str]:
     more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
     return [
         f"class {names}{more}: under half of an equal share of {100 / len(classes):.1f} %; "
-        "accuracy can hide the loss of such a class, see the worst class's recall"
+        "plain accuracy can hide the loss of such a class; balanced accuracy is judged where the "
+        "metric is not your own, and the worst class's recall is printed beside it"
     ]

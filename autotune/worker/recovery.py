@@ -3,6 +3,7 @@
 Plain task loss, the recipe's optimizer, learning rate 0.3 times the recipe's, cosine to 0.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from autotune.errors import JobError
 from autotune.records.plan import Recipe
 from autotune.worker.channel import Channel
 from autotune.worker.contract import Loaded
+from autotune.worker.streams import Stream
 
 _LR_SHARE = 0.3
 
@@ -77,7 +79,7 @@ def _epoch(
         inputs, target = loaded.collate(samples)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
-            loss = loaded.loss(loaded.call(model, inputs), target)
+            loss = loaded.training_loss(loaded.stepped(model), inputs, target)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         decay.step()
@@ -88,7 +90,14 @@ def _epoch(
 
 
 def _batches(data: Any, size: int, seed: int) -> Iterator[list[Any]]:
-    """Shuffled by seed; a last batch of one row is left out, as batch norm cannot take it."""
+    """Shuffled by seed, or a stream as it comes; a last batch of one row is left out, as batch
+    norm cannot take it.
+    """
+    if isinstance(data, Stream):
+        samples = data.samples()
+        for start in range(0, len(data) - 1, size):
+            yield list(itertools.islice(samples, min(size, len(data) - start)))
+        return
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data), generator=generator).tolist()
     for start in range(0, len(order), size):

@@ -57,6 +57,15 @@ def pair(sample: Any) -> Pair:
     return first, second
 
 
+def is_stream(dataset: Any) -> bool:
+    """Whether it can only be iterated over."""
+    if isinstance(dataset, DataLoader | TensorDataset):
+        return False
+    return isinstance(dataset, IterableDataset) or (
+        hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
+    )
+
+
 def check(dataset: Any, name: str, where: str, path: str | None) -> Any:
     """Refuse what is not map-style with ``(input, target)`` samples.
 
@@ -101,10 +110,19 @@ def _not_map_style(dataset: Any, name: str) -> tuple[str, dict[str, str]] | None
         return None
     methods = ("__iter__", "__len__") if iterable else ("__iter__", "__len__", "__getitem__")
     has = [m for m in methods if callable(getattr(type(dataset), m, None))]
-    return f"a {kind}, which is not map-style", {
+    told = {
         "found": ", ".join(has) or "no dataset methods",
         "missing": "__len__ and __getitem__ (rows are split, shuffled and drawn by number)",
     }
+    if name == "train_data" and "__iter__" in has:
+        told["missing"] += "; or train_steps, and eval_data() for what is held back"
+        told["mend"] = (
+            "train_steps = 1000  # optimizer steps that make one epoch\n"
+            "def eval_data():\n"
+            "    X, y = ...\n"
+            "    return torch.utils.data.TensorDataset(X, y)"
+        )
+    return f"a {kind}, which is not map-style", told
 
 
 def _mend(name: str) -> str:
@@ -134,9 +152,20 @@ def labels(dataset: Any) -> NDArray[Any] | None:
     Read from the tensors where there are any, else row by row up to `MOST_LABELS_READ` rows.
     """
     values = targets(dataset)
+    if values is not None and values.ndim > 1 and values.size == len(values):
+        values = values.reshape(-1)
     if values is None or values.ndim != 1 or values.dtype.kind not in "iub":
         return None
     return values
+
+
+def binary_labels(dataset: Any) -> NDArray[Any] | None:
+    """Float targets that are all 0 or 1, one a row, as classes ``[rows]``; None for others."""
+    values = targets(dataset)
+    if values is None or values.dtype.kind != "f" or values.size != len(values):
+        return None
+    flat = values.reshape(-1)
+    return flat.astype(np.int64) if np.isin(flat, (0.0, 1.0)).all() else None
 
 
 def targets(dataset: Any) -> NDArray[Any] | None:
@@ -154,7 +183,10 @@ def targets(dataset: Any) -> NDArray[Any] | None:
     if isinstance(dataset, ConcatDataset):
         pieces = [targets(piece) for piece in dataset.datasets]
         return None if any(p is None for p in pieces) else np.concatenate(pieces)  # type: ignore[arg-type]
-    if len(dataset) > MOST_LABELS_READ:
+    named = _named_targets(dataset)
+    if named is not None:
+        return named
+    if not hasattr(dataset, "__getitem__") or len(dataset) > MOST_LABELS_READ:
         return None
     try:
         return np.stack([np.asarray(pair(dataset[i])[1]) for i in range(len(dataset))])
@@ -162,8 +194,31 @@ def targets(dataset: Any) -> NDArray[Any] | None:
         return None
 
 
+def _named_targets(dataset: Any) -> NDArray[Any] | None:
+    """What a large dataset holds as ``targets`` or ``labels``, as torchvision's do; tried on a
+    few rows, never assumed.
+    """
+    rows = len(dataset)
+    if rows <= MOST_LABELS_READ:
+        return None
+    for name in ("targets", "labels"):
+        held = getattr(dataset, name, None)
+        if held is None or not hasattr(held, "__len__") or len(held) != rows:
+            continue
+        try:
+            values = np.asarray(held)
+            tried = np.linspace(0, rows - 1, 5).astype(int).tolist()
+            if all(np.array_equal(np.asarray(pair(dataset[i])[1]), values[i]) for i in tried):
+                return values
+        except (ValueError, TypeError, RuntimeError):
+            continue
+    return None
+
+
 def default_collate(samples: Sequence[Any]) -> Any:
-    """torch's, after NumPy float64 and Python floats became float32."""
+    """torch's, after NumPy float64 and Python floats became float32, and optional inputs that
+    are not given (None in a dict, or last in a tuple) were left out.
+    """
     return torch_collate([_single(sample) for sample in samples])
 
 
@@ -192,9 +247,12 @@ def _single(value: Any) -> Any:
     if isinstance(value, float):
         return torch.tensor(value, dtype=torch.float32)
     if isinstance(value, Mapping):
-        return {key: _single(item) for key, item in value.items()}
+        return {key: _single(item) for key, item in value.items() if item is not None}
     if isinstance(value, tuple | list):
-        return tuple(_single(item) for item in value)
+        items = list(value)
+        while len(items) > 1 and items[-1] is None:
+            items.pop()
+        return tuple(_single(item) for item in items)
     return value
 
 

@@ -17,4 +17,5 @@ def run(job: Score, root: Path, channel: Channel) -> Scored:
         JobError: ``nan`` where quality is not a finite number.
     """
     outputs = rows.load(root / job.outputs)
-    return Scored(scores=score_outputs(load(job.task), job.part, outputs, job.seed))
+    loaded = load(job.task).remember(root)
+    return Scored(scores=score_outputs(loaded, job.part, outputs, job.seed))

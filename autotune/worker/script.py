@@ -4,7 +4,8 @@ A *plain script* binds ``model``, ``criterion`` (or ``loss_fn``), ``X`` and ``y`
 level.  Its top-level statements are executed one by one until those four are bound, and no
 further: its own training loop is not run.  It runs in a scratch folder, with the user's
 folder on ``sys.path``, as the module ``__autotune__`` (so ``if __name__ == "__main__":``
-blocks are not run).
+blocks are not run).  A file inside a package is imported as its member, so that its relative
+imports work.
 
 Nothing is written beside the user's file, not even ``__pycache__``.
 """
@@ -12,15 +13,18 @@ Nothing is written beside the user's file, not even ``__pycache__``.
 import ast
 import builtins
 import hashlib
+import importlib
+import inspect
 import os
 import sys
 import tempfile
 import types
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from autotune import members
 from autotune.records.task import TaskSpec
 from autotune.worker.blame import broken, guard
 
@@ -35,7 +39,10 @@ _FUTURE = 0x1FF0000  # the bits of code.co_flags that `from __future__ import` s
 
 
 class Source(NamedTuple):
-    """A loaded task: its ``names``, and the text that rebuilds its model elsewhere (if any)."""
+    """A loaded task: its ``names``, and the text that rebuilds its model elsewhere (if any).
+
+    ``root`` is the folder whose files that text may import.
+    """
 
     form: Literal["contract", "script", "object"]
     title: str
@@ -45,6 +52,7 @@ class Source(NamedTuple):
     text: str | None
     sha256: str | None
     warnings: tuple[str, ...] = ()
+    root: Path | None = None
 
 
 def load(spec: TaskSpec) -> Source:
@@ -53,7 +61,7 @@ def load(spec: TaskSpec) -> Source:
     Raises:
         ContractError: no such file, a syntax error, or an exception at import.
     """
-    path = Path(spec.path)
+    path = members.locate(spec.path) or Path(spec.path)
     where = path.name
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
@@ -66,7 +74,7 @@ def load(spec: TaskSpec) -> Source:
     if spec.kind == "pickle":
         return _object(data, where)
     path = path.resolve()
-    _prepare(path, spec.args)
+    root = _prepare(path, spec.args)
     tree = _parse(data, where, path)
     settings = _settings(tree)
     if is_script(tree):
@@ -75,14 +83,46 @@ def load(spec: TaskSpec) -> Source:
         text: str | None = model_text(tree, data.decode())
         form: Literal["contract", "script"] = "script"
     else:
-        names, warnings, text, form = _whole(tree, path, where), (), data.decode(), "contract"
+        names, warnings, form = _whole(tree, path, where), (), "contract"
+        text = _importing(names) if members.member(path) else data.decode()
     sha = hashlib.sha256(data).hexdigest()
-    return Source(form, path.stem, where, str(path), names, text, sha, warnings)
+    title = path.parent.name if path.stem == "__init__" else path.stem
+    chosen = taken(names, spec.params)
+    if text is not None and chosen:
+        text += _PARTIAL.format(params=chosen)
+    return Source(form, title, where, str(path), names, text, sha, warnings, root)
+
+
+_PARTIAL = """
+
+import functools as _functools
+
+make_model = _functools.partial(make_model, **{params!r})  # what was chosen for it
+"""
+
+
+def taken(names: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """The chosen parameters that are ``make_model``'s: those that it names, and all of them
+    where there is no ``train`` that the others could be for.
+    """
+    make = names.get("make_model")
+    if not params or not callable(make):
+        return {}
+    takes = inspect.signature(make).parameters
+    if not callable(names.get("train")) or any(p.kind == p.VAR_KEYWORD for p in takes.values()):
+        return dict(params)
+    return {name: value for name, value in params.items() if name in takes}
+
+
+def _importing(names: dict[str, Any]) -> str:
+    """A member of a package is shipped as an import of itself, the package beside it."""
+    maker = "make_model" if names.get("make_model") is not None else "model"
+    return f"from {names['__name__']} import {maker}  # noqa: F401\n"
 
 
 def run_whole(spec: TaskSpec) -> dict[str, Any]:
     """Run a script once from start to end, its own training included; what it binds."""
-    path = Path(spec.path).resolve()
+    path = (members.locate(spec.path) or Path(spec.path)).resolve()
     _prepare(path, spec.args)
     tree = _parse(path.read_bytes(), path.name, path)
     with _scratch():
@@ -128,15 +168,19 @@ def model_text(tree: ast.Module, text: str) -> str:
     return "\n".join(pieces) + "\n"
 
 
-def _prepare(path: Path, args: tuple[str, ...]) -> None:
+def _prepare(path: Path, args: tuple[str, ...]) -> Path:
     """A job is a process of its own, so that these may stay: the user's functions may import
-    their siblings or read ``sys.argv`` later.
+    their siblings or read ``sys.argv`` later.  Returns the folder that imports start from.
     """
     sys.dont_write_bytecode = True
     sys.argv = [str(path), *args]
-    folder = str(path.parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    inside = members.member(path)
+    root = path.parent if inside is None else inside[1]
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    if str(path.parent) not in sys.path:  # inside a package by accident: siblings as before
+        sys.path.append(str(path.parent))
+    return root
 
 
 def _parse(data: bytes, where: str, path: Path) -> ast.Module:
@@ -151,17 +195,29 @@ def _parse(data: bytes, where: str, path: Path) -> ast.Module:
         raise broken(where, f"is not Python source: {error}") from error
 
 
-def _module(path: Path) -> dict[str, Any]:
-    module = types.ModuleType(MODULE)
+def _module(path: Path, name: str = MODULE) -> dict[str, Any]:
+    module = types.ModuleType(name)
     module.__file__ = str(path)
-    sys.modules[MODULE] = module  # dataclasses and pickle look classes up by module
+    if path.stem == "__init__":
+        module.__path__ = [str(path.parent)]
+    module.__package__ = name if path.stem == "__init__" else name.rpartition(".")[0]
+    sys.modules[name] = module  # dataclasses and pickle look classes up by module
     return module.__dict__
 
 
 def _whole(tree: ast.Module, path: Path, where: str) -> dict[str, Any]:
-    names = _module(path)
+    inside = members.member(path)
+    name = inside[0] if inside else MODULE
+    parent, _, leaf = name.rpartition(".")
     with guard(where, "the file", str(path), [_MISSING_MODULE]):
+        if parent:
+            importlib.import_module(parent)
+            if name in sys.modules:  # its package imports it: the one there is, not a second
+                return dict(vars(sys.modules[name]))
+        names = _module(path, name)
         exec(compile(tree, str(path), "exec", dont_inherit=True), names)
+        if parent:
+            setattr(sys.modules[parent], leaf, sys.modules[name])
     return names
 
 

@@ -1,6 +1,6 @@
 """The worker server: torch preloaded once, one forked child a job.
 
-    owner --stdin--> server --fork--> child            (one job at a time)
+    owner --stdin--> server --fork--> child            (one job at a time, the next child spare)
           <--stdout--       <--pipe-- report / answer
                             --pipe--> go / stop
 
@@ -23,7 +23,7 @@ import sys
 import time
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from autotune import processes
 from autotune.processes import Lines, ready
@@ -43,14 +43,21 @@ def serve(root: Path, preload: tuple[str, ...]) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints by itself must not speak the protocol
     _preload(preload)
+    spare = _fork(root)
     _say(out, {"event": "ready", "pid": os.getpid()})
     while (line := owner.next()) is not None:
         message = json.loads(line)
         if "preload" in message:
+            spare.end()
             _preload(tuple(message["preload"]))
+            spare = _fork(root)
             _say(out, {"event": "ready", "pid": os.getpid()})
         else:
-            _job(message, root, owner, out)
+            child, started = spare, time.monotonic()
+            child.begin(message)
+            spare = _fork(root)  # while the job runs, so that nobody waits for the next fork
+            _job(message, started, child, owner, out)
+            child.end(spare.pid)
     processes.kill_tree(os.getpid(), itself=False)
 
 
@@ -62,41 +69,62 @@ def _preload(names: tuple[str, ...]) -> None:
     gc.freeze()  # keep the children from copying pages only to count references
 
 
-def _job(message: dict[str, Any], root: Path, owner: Lines, out: TextIO) -> None:
-    started = time.monotonic()
-    deadline = started + float(message["timeout_s"])
-    log = Path(message["log"])
+class _Child(NamedTuple):
+    """A forked child that waits for its job; forked while nobody waits for it."""
+
+    pid: int
+    down: BinaryIO
+    up: BinaryIO
+
+    def begin(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.down.write(json.dumps(message).encode() + b"\n")
+            self.down.flush()
+
+    def end(self, spare: int = 0) -> None:
+        """Close its pipes and reap it, then end whatever it left behind (not the spare)."""
+        self.down.close()
+        self.up.close()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+        for orphan in _children() - {spare}:
+            processes.kill_tree(orphan)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(orphan, 0)
+
+
+def _fork(root: Path) -> _Child:
     up_read, up_write = os.pipe()
     down_read, down_write = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(up_read)
         os.close(down_write)
-        _child(message, root, log, os.fdopen(down_read, "rb"), os.fdopen(up_write, "wb"))
+        _child(root, os.fdopen(down_read, "rb"), os.fdopen(up_write, "wb"))
     os.close(up_write)
     os.close(down_read)
-    with os.fdopen(down_write, "wb") as down, os.fdopen(up_read, "rb") as up:
-        answer, failure = _relay(owner, Lines(up), down, out, deadline)
-        if failure is not None:
-            processes.kill_tree(pid)
-    _, status, usage = os.wait4(pid, 0)
-    if _left_behind():
-        processes.kill_tree(os.getpid(), itself=False)
-        _reap()
-    done: dict[str, Any] = {
-        "event": "done",
-        "cpu_s": usage.ru_utime + usage.ru_stime,
-        "peak_memory_bytes": usage.ru_maxrss * 1024,
-        "wall_s": time.monotonic() - started,
-    }
+    return _Child(pid, os.fdopen(down_write, "wb"), os.fdopen(up_read, "rb"))
+
+
+def _job(message: dict[str, Any], started: float, child: _Child, owner: Lines, out: TextIO) -> None:
+    """Relay until the job ends and say how; the answer is said before the child is reaped, since
+    taking its memory apart takes longer than many a job.
+    """
+    deadline = started + float(message["timeout_s"])
+    log = Path(message["log"])
+    answer, failure = _relay(owner, Lines(child.up), child.down, out, deadline)
     if answer is None:
-        failure = failure or _died(status)
-        done["failure"] = {**failure, "log": _tail(log)}
-    else:
-        done |= answer
-        if done.get("failure"):
-            done["failure"]["log"] = _tail(log)
-    _say(out, done)
+        if failure is not None:
+            processes.kill_tree(child.pid)
+        _, status, usage = os.wait4(child.pid, 0)
+        answer = {
+            "failure": failure or _died(status),
+            "cpu_s": usage.ru_utime + usage.ru_stime,
+            "peak_memory_bytes": usage.ru_maxrss * 1024,
+        }
+    if answer.get("failure"):
+        answer["failure"]["log"] = _tail(log)
+    _say(out, {"event": "done", "wall_s": time.monotonic() - started, **answer})
 
 
 def _relay(
@@ -126,14 +154,16 @@ def _relay(
                 down.flush()
 
 
-def _child(
-    message: dict[str, Any], root: Path, log: Path, reader: BinaryIO, writer: BinaryIO
-) -> None:
-    """Do the job and answer; never returns."""
-    started = time.monotonic()
+def _child(root: Path, reader: BinaryIO, writer: BinaryIO) -> None:
+    """Wait for a job, do it and answer; never returns."""
     processes.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    line = reader.readline()
+    if not line:  # ended as a spare
+        os._exit(0)
+    started = time.monotonic()
+    message = json.loads(line)
+    sink = os.open(message["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(sink, 1)
@@ -156,12 +186,21 @@ def _child(
             traceback.print_exc()
         done["failure"] = json.loads(codec.encode(failure(error)))
     done["work_s"] = time.monotonic() - started
+    done |= _usage()
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
     writer.write(json.dumps({"event": "answer", "done": done}).encode() + b"\n")
     writer.flush()
     os._exit(0)
+
+
+def _usage() -> dict[str, float]:
+    """Of this child and of all that it waited for."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    below = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = own.ru_utime + own.ru_stime + below.ru_utime + below.ru_stime
+    return {"cpu_s": cpu_s, "peak_memory_bytes": 1024 * max(own.ru_maxrss, below.ru_maxrss)}
 
 
 class _Envelope(Record, frozen=True, kw_only=True):
@@ -184,18 +223,14 @@ def _died(status: int) -> dict[str, str]:
     return {"kind": "exit", "message": f"the process exited with status {code} without an answer"}
 
 
-def _left_behind() -> bool:
-    """Whether the job left a process: orphans are children of this subreaper."""
+def _children() -> set[int]:
+    """Orphans of a job become children of this subreaper."""
     try:
-        return bool(Path("/proc/thread-self/children").read_text().strip())
+        return {int(pid) for pid in Path("/proc/thread-self/children").read_text().split()}
     except OSError:
-        return True
+        import psutil
 
-
-def _reap() -> None:
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        return {process.pid for process in psutil.Process().children()}
 
 
 def _tail(log: Path) -> str:

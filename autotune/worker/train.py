@@ -6,7 +6,8 @@
 
 The gradient of a global batch of n rows over W ranks is that of one process: DDP takes the
 mean over ranks, so a rank with k rows scales its mean loss by k W / n.  Losses are taken to
-be means over the batch, as the task contract says.  Not known here: losses that are not
+be means over the batch, as the task contract says.  Where the user brought a ``train()`` of
+their own, that runs instead (`ownloop`).  Not known here: losses that are not
 (contrastive ones, or weighted means) differ between splits as they do under plain DDP, and
 so does batch norm, whose statistics are each rank's own.
 
@@ -37,7 +38,7 @@ from autotune.records.job import Rate, Throughput, Train, Trained
 from autotune.records.measurement import EnergyWindow
 from autotune.records.plan import Recipe
 from autotune.worker import contract, optimizers
-from autotune.worker.batches import Batch, Batches
+from autotune.worker.batches import Batch, Share, of_task
 from autotune.worker.channel import Channel
 from autotune.worker.contract import Loaded
 
@@ -70,12 +71,16 @@ def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
     if job.epochs < 1:
         raise JobError("unsupported", f"epochs is {job.epochs}; training needs at least 1")
     loaded = contract.load(job.task)
+    if loaded.own_train is not None:
+        from autotune.worker import ownloop
+
+        return ownloop.fit(job, root, channel, group, loaded)
     loop = Loop(job.recipe, loaded, group, seed=job.seed, limit_s=job.time_limit_s)
     loop.wanted_step_losses = job.step_losses
-    judge = _Judge(loop, channel)
+    judge = Judge(loaded, loop.model, group, channel)
     done, go, rung = 0, True, False
     with contextlib.ExitStack() as stack:
-        meter = _Meter(job.meter if group.rank == 0 else None, stack)
+        meter = Meter(job.meter if group.rank == 0 else None, stack)
         while go and done < job.epochs and not loop.late:
             whole = loop.epoch(done + 1)
             done += whole
@@ -98,7 +103,7 @@ def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
         train_s=loop.train_s,
         startup_s=loop.startup_s,
         samples_per_s=loop.samples_per_s,
-        weights_sha256=_save(loop.model, root, job.weights_out) if group.rank == 0 else None,
+        weights_sha256=save(loop.model, root, job.weights_out) if group.rank == 0 else None,
         peak_memory_bytes=int(group.largest(peak_memory_bytes())),
         energy=energy,
     )
@@ -110,6 +115,10 @@ def rate(job: Throughput, root: Path, channel: Channel, group: Group) -> Rate:
     A loss that is not finite does not matter here.
     """
     loaded = contract.load(job.task)
+    if loaded.own_train is not None:
+        from autotune.worker import ownloop
+
+        return ownloop.rate(job, group, loaded)
     loop = Loop(job.recipe, loaded, group, seed=job.seed, limit_s=job.budget_s, strict=False)
     for number in itertools.count(1):
         loop.epoch(number)
@@ -146,21 +155,21 @@ class Loop:
         seed_all(seed)
         self.model: nn.Module = loaded.make_model().to(group.device)
         self.model.train()
-        self._batches = Batches(
-            _rows(loaded),
-            loaded.collate,
-            batch_size=recipe.batch_size,
-            seed=seed,
-            rank=group.rank,
-            world=group.world,
+        share = Share(
+            recipe.batch_size,
+            group.rank,
+            group.world,
             paired=_has_batch_norm(self.model),
             device=group.device,
+            threads=recipe.threads,
         )
+        self._batches = of_task(loaded, rows_of(loaded), share, seed)
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         if not trainable:
             raise JobError("unsupported", "the model has no parameter that requires a gradient")
         self._optimizer = optimizers.build(recipe, trainable)
-        self._wrapped = group.wrap(self.model, find_unused=self._leaves_some_unused())
+        stepped = loaded.stepped(self.model)
+        self._wrapped = group.wrap(stepped, find_unused=self._leaves_some_unused())
         seed_all(seed + group.rank)  # ranks drop out different units of their different rows
         self.steps = 0
         self.late = False
@@ -214,8 +223,9 @@ class Loop:
         """One optimizer step; returns this rank's mean loss."""
         self._optimizer.zero_grad()
         with self._precision():
-            output = self.loaded.call(self._wrapped, batch.input)
-            loss = self.loaded.loss(output, batch.target)
+            loss = self.loaded.training_loss(
+                self._wrapped, batch.input, batch.target, self.steps
+            )
         value = float(loss.detach())
         if self._strict and not math.isfinite(value):
             raise JobError(
@@ -266,26 +276,28 @@ class Loop:
         except Exception:  # a module that cannot be copied
             return bool(self.group.share(1.0))
         batch = self._batches.first(_DRY_ROWS)
-        loss = self.loaded.loss(self.loaded.call(model, batch.input), batch.target)
+        loss = self.loaded.training_loss(self.loaded.stepped(model), batch.input, batch.target)
         loss.backward()  # type: ignore[no-untyped-call]
         unused = any(p.requires_grad and p.grad is None for p in model.parameters())
         return bool(self.group.share(float(unused)))
 
 
-class _Judge:
+class Judge:
     """Evaluates on *select*, on rank 0 alone; every rank hears the decision."""
 
-    def __init__(self, loop: Loop, channel: Channel) -> None:
-        self._loop = loop
-        self._channel = channel
+    def __init__(
+        self, loaded: Loaded, model: nn.Module, group: Group, channel: Channel
+    ) -> None:
+        self._loaded, self.model = loaded, model
+        self._group, self._channel = group, channel
         self.losses: list[float] = []
         self.qualities: list[float] = []
 
     def report(self, epoch: int) -> bool:
         """Evaluate and report; whether to go on."""
         self.look()
-        go = self._loop.group.rank != 0 or self._channel.report(epoch, self.losses[-1])
-        return self._loop.group.agree(go)
+        go = self._group.rank != 0 or self._channel.report(epoch, self.losses[-1])
+        return self._group.agree(go)
 
     def look(self) -> None:
         """Evaluate.
@@ -293,20 +305,19 @@ class _Judge:
         Raises:
             JobError: ``nan``: the validation loss or the quality is not finite.
         """
-        if self._loop.group.rank != 0:
+        if self._group.rank != 0:
             return
         from autotune.worker.evaluate import evaluate
 
-        loaded = self._loop.loaded
-        scores = evaluate(self._loop.model, loaded, "select")
+        scores = evaluate(self.model, self._loaded, "select")
         loss = scores.loss
         if loss is None:  # the metric stands in, turned so that less is better
-            loss = 1.0 - scores.quality if loaded.higher_is_better else scores.quality
+            loss = 1.0 - scores.quality if self._loaded.higher_is_better else scores.quality
         self.losses.append(loss)
         self.qualities.append(scores.quality)
 
 
-class _Meter:
+class Meter:
     """One energy window, opened at once; nothing where there is no meter."""
 
     def __init__(self, path: str | None, stack: contextlib.ExitStack) -> None:
@@ -338,7 +349,12 @@ def peak_memory_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _rows(loaded: Loaded) -> Any:
+def rows_of(loaded: Loaded) -> Any:
+    """*train*, or *adapt* where there is none.
+
+    Raises:
+        ContractError: there is neither.
+    """
     rows = loaded.adapt if loaded.train is None else loaded.train
     if rows is None:
         raise ContractError(
@@ -352,7 +368,7 @@ def _has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
-def _save(model: nn.Module, root: Path, out: str | None) -> str | None:
+def save(model: nn.Module, root: Path, out: str | None) -> str | None:
     """Write the state dict (tied weights once, as safetensors does) and hash the file."""
     if out is None:
         return None

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = ROOT / "examples"
 # a search of a few trials: enough to go through every stage
-QUICK = ("--trials", "4", "--train-trials", "2", "--epochs", "4", "--time", "60s")
+QUICK = ("--trials", "4", "--train-trials", "2", "--epochs", "4", "--time", "60s", "--threads", "1")
 
 
 class Ran(NamedTuple):

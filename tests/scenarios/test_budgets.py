@@ -10,11 +10,12 @@ import pytest
 from tests.scenarios.conftest import EXAMPLES, QUICK, ROOT, Ran
 
 MLP = EXAMPLES / "digits_mlp.py"
+PLAIN = ("--without", "compiled,prune,ddp")
 Run = Callable[..., Ran]
 
 
 def test_an_impossible_latency(run: Run) -> None:
-    ran = run(MLP, *QUICK, "--latency", "1us")
+    ran = run(MLP, *QUICK, *PLAIN, "--latency", "1us")
     assert ran.code == 3
     assert ran.verdicts["latency"] == "NOT_MET"
     assert "least-violating plan" in ran.out
@@ -24,7 +25,7 @@ def test_an_impossible_latency(run: Run) -> None:
 def test_energy_that_cannot_be_measured(run: Run, tmp_path: Path) -> None:
     empty = tmp_path / "no-powercap"
     empty.mkdir()
-    ran = run(MLP, *QUICK, "--energy", "1mJ", "--powercap-root", empty)
+    ran = run(MLP, *QUICK, "--energy", "1mJ", "--powercap-root", empty, *PLAIN)
     assert ran.code == 4
     assert ran.verdicts["energy"] == "NOT_MEASURED"
     assert "exit 4" in ran.err
@@ -53,7 +54,7 @@ def powercap(tmp_path: Path) -> Iterator[Path]:
 
 def test_energy_steers_the_choice(run: Run, powercap: Path) -> None:
     given = ("--powercap-root", powercap, "--powercap-label", "simulated", "--max-drop", "0.05")
-    options = (*QUICK, *given, "--without", "compiled")
+    options = (*QUICK, *given, "--without", "compiled,prune,ddp")
     loose = run(MLP, *options, "--energy", "1J", "--train-energy", "100kJ")
     assert loose.code == 0, loose.out + loose.err
     assert loose.verdicts["energy"] == loose.verdicts["train_energy"] == "MET"
@@ -72,7 +73,7 @@ def test_energy_steers_the_choice(run: Run, powercap: Path) -> None:
 
 
 def test_only_and_without(run: Run) -> None:
-    ran = run(MLP, *QUICK, "--only", "runtime=eager", "--without", "prune")
+    ran = run(MLP, *QUICK, "--only", "runtime=eager", "--without", "prune,ddp")
     assert ran.report is not None, ran.err
     trials = [t["deployment"] for t in ran.report["deploy_trials"]]
     assert {t["runtime"] for t in trials} == {"eager"}

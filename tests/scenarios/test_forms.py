@@ -15,7 +15,7 @@ FORMS = [
 
 @pytest.mark.parametrize("path", [*FORMS, *MODELS], ids=lambda p: p.stem)
 def test_a_model_goes_all_the_way(run: Callable[..., Ran], path: Path) -> None:
-    ran = run(path, *QUICK, "--only", "runtime=onnxruntime,eager", "--without", "prune")
+    ran = run(path, *QUICK, "--only", "runtime=onnxruntime,eager", "--without", "prune,ddp")
     assert ran.report is not None, ran.err
     assert ran.report["status"] == "complete"
     assert ran.report["chosen"]["quality"] is not None

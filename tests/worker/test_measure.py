@@ -271,16 +271,41 @@ def test_environment_is_read_or_none(tmp_path: Path) -> None:
     artifact(tmp_path)
     data(tmp_path)
     found = measure.run(job(), tmp_path).environment
-    assert set(found) == {
+    assert {
         "governor",
+        "turbo",
+        "smt",
+        "temperature_c",
         "load_average",
-        "steal_s",
-        "nr_throttled",
         "cpus",
         "affinity",
-    }
-    unknown: dict[str, str | float | None] = dict.fromkeys(found)
-    assert measure._changes(unknown, found)["steal_s"] is None
+        "usable_cores",
+        "threads",
+        "steal_s",
+        "steal_share",
+        "nr_throttled",
+        "throttled_s",
+        "foreign_load",
+        "timer_resolution_s",
+    } == set(found)
+
+
+def test_a_hopeless_candidate_does_not_eat_the_budget(tmp_path: Path, time_: Simulated) -> None:
+    artifact(tmp_path, sleeping("t.spend(0.055)"))
+    data(tmp_path)
+    launch = measure.run(job(min_calls=333, warmup_s=1.5, time_s=0.7), tmp_path, time_.clock())
+    assert launch.window_s <= 4.1
+    assert 30 <= len(launch.latency_s) < 333
+    assert launch.work_s < 6
+
+
+def test_an_open_loop_has_service_and_response(tmp_path: Path) -> None:
+    artifact(tmp_path)
+    data(tmp_path)
+    launch = measure.run(job(load_per_s=2000.0, min_calls=40, time_s=0.0), tmp_path)
+    assert len(launch.latency_s) == len(launch.response_s) == launch.window_calls == 40
+    assert all(r >= s for r, s in zip(launch.response_s, launch.latency_s, strict=True))
+    assert launch.timeouts == 0
 
 
 def launch(root: Path, asked: Measure) -> subprocess.CompletedProcess[str]:

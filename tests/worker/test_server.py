@@ -70,20 +70,32 @@ def test_a_bad_ending_is_data(name: str, bridge: ProcessBridge, tmp_path: Path) 
     assert result.failure.message
     good = bridge.run(_train(tmp_path, "pass"), timeout_s=60.0)
     assert good.failure is None, good.failure
-    assert _descendants() == ["autotune.worker"]
+    _assert_idle()
 
 
 def test_what_a_job_leaves_behind_ends_with_it(bridge: ProcessBridge, tmp_path: Path) -> None:
     result = bridge.run(_train(tmp_path, "os.fork() or time.sleep(1000)"), timeout_s=60.0)
     assert result.failure is None
-    assert _descendants() == ["autotune.worker"]
+    _assert_idle()
+
+
+def _assert_idle() -> None:
+    """The server and its spare child alone; what was left behind has a moment to go."""
+    deadline = time.monotonic() + 5
+    while len(found := _descendants()) > 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert set(found) == {"autotune.worker"}
+    assert len(found) <= 2
 
 
 def _descendants() -> list[str]:
-    """Modules of what runs below this process: the idle server alone."""
+    """Modules of what runs below this process."""
     out = []
     for process in psutil.Process(os.getpid()).children(recursive=True):
-        line = process.cmdline()
+        try:
+            line = process.cmdline()
+        except psutil.Error:  # gone, or about to be reaped
+            continue
         out += [line[i + 1] for i, word in enumerate(line[:-1]) if word == "-m"]
     return out
 

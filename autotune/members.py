@@ -1,0 +1,50 @@
+"""Where a model file is, and the package that it belongs to.  Nothing is imported to find out.
+
+    model.py            a file by itself: its folder is importable
+    pkg.sub.model       found on the path, as ``python -m`` would
+    pkg/sub/model.py    inside packages: it is ``pkg.sub.model``, and ``pkg``'s folder is importable
+"""
+
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+
+def locate(text: str, folder: Path | None = None) -> Path | None:
+    """The file that a path or a dotted module name means; None where there is none.
+
+    Args:
+        text: e.g. ``model.py`` or ``pkg.model``.
+        folder: searched before ``sys.path``; the working folder by default.
+    """
+    path = Path(text)
+    if path.is_file():
+        return path.resolve()
+    parts = text.split(".")
+    if not all(part.isidentifier() for part in parts):
+        return None
+    where: list[str] | None = [str(folder or Path.cwd()), *sys.path]
+    spec = None
+    for depth in range(len(parts)):
+        if where is None:
+            return None
+        spec = PathFinder.find_spec(".".join(parts[: depth + 1]), where)
+        if spec is None:
+            return None
+        found = spec.submodule_search_locations
+        where = None if found is None else list(found)
+    origin = None if spec is None else spec.origin
+    return Path(origin).resolve() if origin and origin.endswith(".py") else None
+
+
+def member(path: Path) -> tuple[str, Path] | None:
+    """A file's dotted name and the folder that holds its outermost package; None for a file in
+    no package.
+    """
+    folder = path.resolve().parent
+    names = [] if path.stem == "__init__" else [path.stem]
+    while (folder / "__init__.py").is_file() and folder.name.isidentifier():
+        names.insert(0, folder.name)
+        folder = folder.parent
+    inside = len(names) > (0 if path.stem == "__init__" else 1)
+    return (".".join(names), folder) if inside and all(n.isidentifier() for n in names) else None

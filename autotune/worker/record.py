@@ -1,0 +1,87 @@
+"""Records an artifact's outputs, batch by batch, into a rows file; torch-free.
+
+Neither the outputs nor the file are ever held whole: a language model's logits over a
+few hundred texts are gigabytes.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autotune.errors import JobError
+
+if TYPE_CHECKING:
+    from autotune.worker.rows import Array, Rows
+    from autotune.worker.timing import Predict
+
+_BATCH = 64
+_BATCH_BYTES = 32 << 20
+
+
+def record(predict: "Predict", rows: "Rows", out: Path, *, fixed: int | None) -> None:
+    """Write the outputs of every row, in order.
+
+    Args:
+        predict: the artifact's.
+        rows: its inputs.
+        out: the rows file to write.
+        fixed: the batch that the artifact takes, or None where it takes any.
+
+    Raises:
+        JobError: unsupported: an output whose first dimension is not the batch, or ragged
+            rows in a fixed batch.
+    """
+    from autotune.worker.rows import Writer
+
+    size = fixed or 1
+    start = 0
+    with Writer(out) as writer:
+        while start < len(rows):
+            chosen = list(range(start, min(start + size, len(rows))))
+            # an artifact of a fixed batch gets a full one: the last row again, cut off later
+            full = chosen if fixed is None else chosen + [chosen[-1]] * (size - len(chosen))
+            kind, names, fields = _answer(predict, rows, full)
+            writer.add(kind, names, [field[: len(chosen)] for field in fields])
+            start += len(chosen)
+            if fixed is None and not rows.ragged:
+                row_bytes = max(1, sum(int(f.nbytes) for f in fields) // len(full))
+                size = max(1, min(_BATCH, _BATCH_BYTES // row_bytes))
+
+
+def _answer(
+    predict: "Predict", rows: "Rows", chosen: list[int]
+) -> "tuple[str, tuple[str, ...], list[Array]]":
+    try:
+        args, kwargs = rows.batch(chosen)
+    except ValueError as error:
+        raise JobError(
+            "unsupported",
+            f"rows of different shapes cannot share a batch of {len(chosen)} ({error}); "
+            "use batch size 1",
+        ) from None
+    return _fields(predict(*args, **kwargs), len(chosen))
+
+
+def _fields(output: Any, batch: int) -> "tuple[str, tuple[str, ...], list[Array]]":
+    """An output's kind, names and arrays, each ``[batch, ...]``.
+
+    What comes after the first and has no batch in front, as a recurrent state ``[layers,
+    batch, width]`` has, is not recorded: it is the next call's business, not quality's.
+    """
+    import numpy as np
+
+    if isinstance(output, dict):
+        kind, names, values = "dict", tuple(output), list(output.values())
+    elif isinstance(output, tuple | list):
+        kind, names, values = "tuple", ("",) * len(output), list(output)
+    else:
+        kind, names, values = "tensor", ("",), [output]
+    arrays = [np.asarray(value) for value in values]
+    if not arrays or arrays[0].ndim == 0 or arrays[0].shape[0] != batch:
+        shape = arrays[0].shape if arrays else "no shape"
+        raise JobError(
+            "unsupported",
+            f"predict answered a batch of {batch} with an array of shape {shape}; "
+            "the first dimension must be the batch",
+        )
+    kept = [i for i, array in enumerate(arrays) if array.ndim and array.shape[0] == batch]
+    return kind, tuple(names[i] for i in kept), [arrays[i] for i in kept]
