@@ -80,7 +80,7 @@ def draws(scenario: Scenario, seed: int) -> Iterator[list[Any]]:
     for start in range(0, scenario.runs, _CHUNK):
         size = min(_CHUNK, scenario.runs - start)
         looks = [
-            1e-3 * np.exp(_SIGMA * normal(rng, (size, count, calls), scenario.correlation))
+            1e-3 * np.exp(_SIGMA * normal(rng, (size, int(count), calls), scenario.correlation))
             for count in launches
         ]
         for run in range(size):

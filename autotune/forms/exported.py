@@ -17,6 +17,7 @@ from torch import Tensor
 
 from autotune.errors import JobError
 from autotune.forms.flat import Flat, plain_attention
+from autotune.records.task import Dynamic
 
 PROGRAM = "model.pt2"
 
@@ -39,13 +40,34 @@ def quiet() -> Iterator[None]:
         logging.disable(previous)
 
 
-def dynamic_shapes(inputs: Sequence[Tensor], *, ragged: bool) -> tuple[tuple[Any, ...], ...]:
-    """The first dimension of every input is one and the same free batch; the others are free
-    as far as the model lets them where rows differ in shape.
+def dynamic_shapes(
+    inputs: Sequence[Tensor],
+    names: Sequence[str] = (),
+    *,
+    batch: bool = True,
+    ragged: bool = False,
+    free: Sequence[Dynamic] = (),
+) -> tuple[tuple[Any, ...], ...] | None:
+    """What of the inputs is free, as torch.export takes it; None where nothing is.
+
+    Args:
+        inputs: positional tensors.
+        names: their names; needed with ``free``.
+        batch: the first dimension of every input is one and the same free batch.
+        ragged: the others are free too, as far as the model lets them.
+        free: those that the user named, which must be free.
     """
-    batch = torch.export.Dim("batch", min=1, max=2**20)
-    rest = torch.export.Dim.AUTO if ragged else torch.export.Dim.STATIC
-    return (tuple({0: batch, **dict.fromkeys(range(1, x.dim()), rest)} for x in inputs),)
+    if not batch and not free:
+        return None
+    dim = torch.export.Dim
+    sizes = {d.size: dim(d.size, min=d.low, max=d.high) for d in free}
+    first = dim("batch", min=1, max=2**20) if batch else dim.STATIC
+    rest = dim.AUTO if ragged and batch and not free else dim.STATIC
+    found: list[dict[int, Any]] = []
+    for name, value in zip(names or [""] * len(inputs), inputs, strict=True):
+        named = {d.dim: sizes[d.size] for d in free if d.input == name}
+        found.append({0: first, **dict.fromkeys(range(1, value.dim()), rest), **named})
+    return (tuple(found),)
 
 
 def last_line(error: BaseException) -> str:
@@ -55,13 +77,20 @@ def last_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(telling or lines or [''])[-1]}"[:300]
 
 
-def trace(model: Flat, inputs: Sequence[Tensor], *, dynamic: bool, ragged: bool = False) -> Any:
+def trace(
+    model: Flat,
+    inputs: Sequence[Tensor],
+    *,
+    dynamic: bool,
+    ragged: bool = False,
+    free: Sequence[Dynamic] = (),
+) -> Any:
     """An ``ExportedProgram`` of a model in eval mode.
 
     Raises:
         JobError: unsupported, with torch.export's last line.
     """
-    shapes = dynamic_shapes(inputs, ragged=ragged) if dynamic else None
+    shapes = dynamic_shapes(inputs, model.names, batch=dynamic, ragged=ragged, free=free)
     try:
         with quiet(), plain_attention(), torch.no_grad():
             return torch.export.export(model, tuple(inputs), dynamic_shapes=shapes, strict=False)

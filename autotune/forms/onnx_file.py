@@ -15,6 +15,7 @@ from torch import Tensor
 from autotune.errors import JobError
 from autotune.forms.exported import dynamic_shapes, last_line, quiet
 from autotune.forms.flat import Flat, plain_attention
+from autotune.records.task import Dynamic
 
 MODEL = "model.onnx"
 _PROTOBUF_LIMIT = 2_000_000_000  # bytes; larger weights must lie in a file of their own
@@ -28,6 +29,7 @@ def export(
     *,
     dynamic: bool,
     ragged: bool = False,
+    free: Sequence[Dynamic] = (),
 ) -> None:
     """Write ``path`` from a model in eval mode; ``names`` are those of inputs and outputs.
 
@@ -43,7 +45,9 @@ def export(
                 str(path),
                 input_names=list(names[0]),
                 output_names=list(names[1]),
-                dynamic_shapes=dynamic_shapes(inputs, ragged=ragged) if dynamic else None,
+                dynamic_shapes=dynamic_shapes(
+                    inputs, names[0], batch=dynamic, ragged=ragged, free=free
+                ),
                 dynamo=True,
                 external_data=big,
                 verbose=False,
@@ -54,6 +58,45 @@ def export(
         raise JobError(
             "unsupported", f"ONNX export cannot take this model: {last_line(error)}"
         ) from error
+
+
+def check(
+    model: Flat,
+    path: Path,
+    samples: Sequence[Sequence[Tensor]],
+    names: tuple[Sequence[str], Sequence[str]],
+) -> None:
+    """Compare the file with the model at several sizes of its free dimensions; nothing where
+    ONNX Runtime is not installed.
+
+    Raises:
+        JobError: unsupported: it fails or differs at one of them.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        return
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    used = {value.name for value in session.get_inputs()}
+    for inputs in samples:
+        shapes = ", ".join(f"{n} {list(x.shape)}" for n, x in zip(names[0], inputs, strict=True))
+        with plain_attention(), torch.no_grad():
+            expected = model(*inputs)
+        feed = {n: x.numpy() for n, x in zip(names[0], inputs, strict=True) if n in used}
+        try:
+            found = session.run(None, feed)
+        except Exception as error:
+            why = f"the exported model fails at {shapes}: {last_line(error)}"
+            raise JobError("unsupported", why) from error
+        same = (
+            torch.from_numpy(b).shape == a.shape
+            and torch.allclose(a, torch.from_numpy(b), rtol=1e-2, atol=1e-3)
+            for a, b in zip(expected, found, strict=True)
+        )
+        if not all(same):
+            raise JobError("unsupported", f"the exported model differs from yours at {shapes}")
 
 
 def _clean(path: Path, big: bool) -> None:

@@ -1,7 +1,8 @@
 """Energy meters: what a counter said, twice, and what may be concluded from it.
 
     open(tools) -> Meter        sources()   what can be read here, and if not why and what helps
-                                read()      raw cumulative counters, or a fault for each
+                                read()      raw cumulative counters, or a fault for each;
+                                            where there is only power, its integral so far
                                 difference(first, ..., last)   pure: joules between two readings
 
 A meter never guesses: a domain whose two readings do not prove an energy gets
@@ -9,7 +10,8 @@ A meter never guesses: a domain whose two readings do not prove an energy gets
 followed by ``": "`` and a detail (`code` takes the word).
 
 Readings between the first and the last (the meter process's slow guard reads) keep the
-gaps short enough that at most one wrap can hide in each.
+gaps short enough that at most one wrap can hide in each.  All times are of one monotonic
+clock: a jump of the wall clock changes nothing.
 
 What this does not know: the share of one process in a package's or a board's energy.
 """
@@ -34,11 +36,18 @@ REASONS = (
     "window_too_short",
     "stale_counter",
     "implausible",
+    "foreign_load",
 )
 UNKNOWN_PERIOD_S = 0.3
 """Update period assumed for a counter that never moved while it was watched."""
 _RESOLVED = 3.0
 """An energy below this many half-widths is below resolution."""
+QUICK_S = 0.005
+"""A counter that moves at least this often is waited for at the ends of a window."""
+FOREIGN_WARN, FOREIGN_INVALID = 0.05, 0.20
+"""Share of the machine's CPU time that others used: noted, and the end of attribution."""
+_BOARDS = ("nvml", "amd")
+"""Domains of these meters are boards: a foreign load of the processor is not in them."""
 _LABELS: tuple[EnergyLabel, ...] = (
     "measured_counter",
     "measured_sampled",
@@ -58,26 +67,52 @@ class Fault(NamedTuple):
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
+class Power(NamedTuple):
+    """The integral of sampled power so far.
+
+    ``rough_j`` bounds the trapezoids' error if power moved one way between two samples;
+    ``breaks`` counts the holes in the samples, ``why`` tells of the last one.
+    """
+
+    joules: float
+    rough_j: float
+    samples: int
+    breaks: int = 0
+    why: Fault = Fault("stale_counter")
+
+
 class Reading(NamedTuple):
-    """Raw counters (in the meter's own unit) or faults by domain, at ``at_s`` on its clock."""
+    """Raw counters (in the meter's own unit) or faults by domain, at ``at_s`` on its clock.
+
+    ``power`` holds sampled power by domain.  ``edges`` are the times at which counters were
+    seen to move (`edge`): those values are of that moment and not of ``at_s``.
+    """
 
     at_s: float
     counters: Mapping[str, int | Fault]
+    power: Mapping[str, Power | Fault] = {}
+    edges: Mapping[str, float] = {}
 
 
 class Tools(NamedTuple):
     """Everything a meter takes from outside, so that tests can put their own in its place.
 
     ``devices`` are the UUIDs of the GPUs that the plan uses, in torch's order; None means
-    none were named.  ``nvml`` is a module with pynvml's names, imported only when None.
+    none were named.  ``nvml``, ``amdsmi`` and ``apple`` are modules with the names of
+    pynvml, amdsmi and zeus_apple_silicon, imported only when None.  ``background`` is False
+    where a test takes the samples of power itself.
     """
 
     powercap: Path = Path("/sys/class/powercap")
+    sys: Path = Path("/sys")
     origin: Origin = "local"
     proc: Path = Path("/proc")
     clock: Callable[[], float] = monotonic
     devices: tuple[str, ...] | None = None
     nvml: Any = None
+    amdsmi: Any = None
+    apple: Any = None
+    background: bool = True
 
 
 class Meter(Protocol):
@@ -121,13 +156,17 @@ def conclude(
     quantum_j: float,
     max_w: float,
     origin: Origin = "local",
+    label: EnergyLabel = "measured_counter",
+    rough_j: float = 0.0,
+    edge_s: float | None = None,
 ) -> Domain:
     """A domain from the energy that its counter advanced by.
 
     Each edge of the window may lie one update period away from the counter's own, so the
-    half-width is ``2 * period * mean power`` (plus one quantum).  An energy under three
-    half-widths is below resolution: ``window_too_short``, or ``stale_counter`` where a
-    window that is long enough saw no advance at all.
+    half-width is ``2 * period * mean power`` plus one quantum (and ``rough_j``).  Where the
+    counter's own edges were awaited, ``edge_s`` is all that may be amiss at both ends.  An
+    energy under three half-widths is below resolution: ``window_too_short``, or
+    ``stale_counter`` where a window that is long enough saw no advance at all.
     """
     period = UNKNOWN_PERIOD_S if period_s is None else period_s
     if duration_s <= 0:
@@ -135,18 +174,18 @@ def conclude(
     if energy_j > max_w * (duration_s + 2 * period):
         detail = f"{energy_j / duration_s:.0f} W where at most {max_w:.0f} W are possible"
         return unavailable(name, Fault("implausible", detail), origin)
-    uncertainty_j = 2 * period * energy_j / duration_s + quantum_j
-    if energy_j < _RESOLVED * uncertainty_j:
-        if energy_j == 0 and duration_s >= 2 * _RESOLVED * period:
+    amiss_s = 2 * period if edge_s is None else edge_s
+    uncertainty_j = amiss_s * energy_j / duration_s + quantum_j + rough_j
+    if energy_j <= 0 or energy_j < _RESOLVED * uncertainty_j:
+        if energy_j <= 0 and duration_s >= 2 * _RESOLVED * period:
             return unavailable(name, "stale_counter", origin)
-        detail = f"{duration_s:.4g} s against an update period of {period:.4g} s"
+        detail = (
+            f"below resolution: {duration_s:.4g} s against an update period of {period:.4g} s, "
+            f"at least {2 * _RESOLVED * period:.4g} s are needed"
+        )
         return unavailable(name, Fault("window_too_short", detail), origin)
     return Domain(
-        name=name,
-        energy_j=energy_j,
-        label="measured_counter",
-        origin=origin,
-        uncertainty_j=uncertainty_j,
+        name=name, energy_j=energy_j, label=label, origin=origin, uncertainty_j=uncertainty_j
     )
 
 
@@ -156,23 +195,35 @@ def window(
     foreign_load: float | None = None,
     *,
     nothing: str | None = None,
+    meter_cpu_s: float | None = None,
 ) -> EnergyWindow:
-    """Add the domains up.  The total exists only if every one of them was read.
+    """Add the counted domains up.  The total exists only if every one of them was read, and
+    only if others used at most a fifth of the processor that it counts.
 
     ``nothing`` is the reason given where there is no domain at all.
     """
-    missing = [d for d in domains if d.energy_j is None]
-    label = worst(d.label for d in domains) if domains else "unavailable"
-    energies = [d.energy_j for d in domains if d.energy_j is not None]
-    whole = bool(domains) and not missing
+    counted = [d for d in domains if d.counted]
+    missing = [d for d in counted if d.energy_j is None]
+    label = worst(d.label for d in counted) if counted else "unavailable"
+    reason = _why(missing, nothing) if missing or not counted else None
+    notes = [f"{d.name}: {d.note}" for d in counted if d.note]
+    others = foreign_load if foreign_load is not None and _shared(counted) else 0.0
+    if others > FOREIGN_WARN:
+        notes.append(f"other processes used {others:.0%} of the processor's time")
+    if reason is None and others > FOREIGN_INVALID:
+        detail = f"other processes used {others:.0%} of the processor's time, their energy is in it"
+        reason = str(Fault("foreign_load", detail))
+    whole = reason is None
     return EnergyWindow(
         duration_s=duration_s,
         domains=tuple(domains),
-        total_j=sum(energies) if whole else None,
+        total_j=sum(d.energy_j or 0.0 for d in counted) if whole else None,
         label=label if whole else "unavailable",
-        uncertainty_j=sum(d.uncertainty_j or 0.0 for d in domains) if whole else None,
-        reason=None if whole else _why(missing, nothing),
+        uncertainty_j=sum(d.uncertainty_j or 0.0 for d in counted) if whole else None,
+        reason=reason,
         foreign_load=foreign_load,
+        notes=tuple(notes),
+        meter_cpu_s=meter_cpu_s,
     )
 
 
@@ -211,6 +262,70 @@ def calibrate(
         gaps = sorted(b - a for a, b in pairwise(times))
         if gaps:
             meter.periods_s[name] = gaps[len(gaps) // 2]
+
+
+def edge(meter: Meter, *, closing: bool, polls: int = 1000) -> Reading:
+    """Read each quick counter just as it moves; slower ones as they stand.
+
+    Waits for two update periods at most.  ``at_s`` is where the window really begins (the
+    return of this function) or ends (its call); ``edges`` tell when each counter moved.
+    """
+    first = last = meter.read()
+    waiting = {
+        name: value
+        for name, value in first.counters.items()
+        if isinstance(value, int) and meter.periods_s.get(name, QUICK_S * 2) <= QUICK_S
+    }
+    if not waiting:
+        return first
+    until_s = first.at_s + 2 * max(meter.periods_s[name] for name in waiting)
+    moved: dict[str, int | Fault] = {}
+    edges: dict[str, float] = {}
+    for _ in range(polls):
+        last = meter.read()
+        for name in [n for n in waiting if last.counters.get(n) != waiting[n]]:
+            moved[name], edges[name] = last.counters[name], last.at_s
+            del waiting[name]
+        if not waiting or last.at_s >= until_s:
+            break
+    at_s = first.at_s if closing else last.at_s
+    return last._replace(at_s=at_s, counters={**last.counters, **moved}, edges=edges)
+
+
+def span(name: str, first: Reading, last: Reading) -> tuple[float, float | None]:
+    """Seconds between two readings of a counter, and how far they may be off the window.
+
+    The second is None where the counter's own edges were not awaited: then it is unknown
+    by one update period at each end.
+    """
+    asked_s = last.at_s - first.at_s
+    if name not in first.edges or name not in last.edges:
+        return asked_s, None
+    seen_s = last.edges[name] - first.edges[name]
+    return seen_s, abs(first.at_s - first.edges[name]) + abs(last.edges[name] - last.at_s)
+
+
+def shortest_window(period_s: float, relative: float, *, aligned: bool = False) -> float:
+    """Seconds that a window must last for a relative error of ``relative`` at worst.
+
+    ``T >= 2 d / x`` with update period d (one d at each end); where the counter's own edges
+    are awaited at the start, only the end is unknown: ``d / x``.
+
+    Raises:
+        ValueError: a period or an error that is not positive.
+    """
+    if period_s <= 0 or relative <= 0:
+        raise ValueError(f"period_s={period_s} and relative={relative} must be positive")
+    return (1 if aligned else 2) * period_s / relative
+
+
+def _shared(domains: Sequence[Domain]) -> bool:
+    """Whether what others run on the processor is in these joules.  A simulated tree's are
+    not of this machine.
+    """
+    return any(
+        d.origin != "simulated" and d.name.partition(":")[0] not in _BOARDS for d in domains
+    )
 
 
 def _why(missing: Sequence[Domain], nothing: str | None) -> str:

@@ -19,7 +19,8 @@ class Domain(Record, frozen=True, kw_only=True):
 
     ``origin`` is ``local``, ``host`` (a powercap tree that the host provided to a guest)
     or ``simulated``.  ``uncertainty_j`` is the half-width caused by the counter's
-    resolution and update period.  ``reason`` says why ``energy_j`` is None.
+    resolution and update period.  ``reason`` says why ``energy_j`` is None.  ``counted`` is
+    False for a domain that lies inside or around the counted ones: it is never in a total.
     """
 
     name: str
@@ -28,11 +29,17 @@ class Domain(Record, frozen=True, kw_only=True):
     origin: Literal["local", "host", "simulated"] = "local"
     uncertainty_j: float | None = None
     reason: str | None = None
+    counted: bool = True
+    note: str | None = None
 
 
 class EnergyWindow(Record, frozen=True, kw_only=True):
     """The meter process's answer for one window.  ``total_j`` is None unless every counted
     domain was read; ``label`` is the worst label among them.
+
+    ``dynamic_j`` is the total less the idle power ``idle_w`` (before and after, averaged),
+    where the window was opened with an idle baseline; it may be negative, and ``notes`` says
+    so.  ``meter_cpu_s`` is the CPU time that measuring took.
     """
 
     duration_s: float
@@ -42,10 +49,19 @@ class EnergyWindow(Record, frozen=True, kw_only=True):
     uncertainty_j: float | None = None
     reason: str | None = None
     foreign_load: float | None = None
+    notes: tuple[str, ...] = ()
+    idle_w: float | None = None
+    dynamic_j: float | None = None
+    dynamic_uncertainty_j: float | None = None
+    meter_cpu_s: float | None = None
 
 
 class EnergySource(Record, frozen=True, kw_only=True):
-    """One source found (or not) before the run; stands in ``energy_sources``."""
+    """One source found (or not) before the run; stands in ``energy_sources``.
+
+    ``scope``: ``parts`` of a machine (processors, boards) add up; ``machine`` is all of it
+    and is counted only where no part can be read; ``rails`` are shown and never counted.
+    """
 
     name: str
     domains: tuple[str, ...] = ()
@@ -54,6 +70,8 @@ class EnergySource(Record, frozen=True, kw_only=True):
     reason: str | None = None
     remedy: str | None = None
     update_period_s: float | None = None
+    scope: Literal["parts", "machine", "rails"] = "parts"
+    note: str | None = None
 
 
 class Interval(Record, frozen=True, kw_only=True):

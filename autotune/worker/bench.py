@@ -10,7 +10,7 @@ import os
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from autotune.errors import JobError
 from autotune.forms import Form, Interface, changed, exported, flat, module, onnx_file, place
 from autotune.forms.flat import Flat
 from autotune.records.job import Build
+from autotune.records.task import Dynamic
 from autotune.runtimes import _torch as torch_loader
-from autotune.worker import contract, rows
+from autotune.worker import contract, dynamic, rows
 from autotune.worker.channel import Channel
 from autotune.worker.recovery import recover
 
@@ -52,11 +53,14 @@ class Bench:
         """The module of a module form, in eval mode."""
         return module.load(self.fresh(), form.folder)
 
-    def example(self, rows_: int) -> tuple[Tensor, ...]:
-        """One sample repeated to a batch, as positional tensors."""
+    def example(self, rows_: int, size: Mapping[str, int] | None = None) -> tuple[Tensor, ...]:
+        """One sample repeated to a batch, as positional tensors; ``size`` of free dimensions."""
         sample = self.loaded.select[0]
         inputs, _ = self.loaded.collate([sample] * rows_)
-        return tuple(torch.as_tensor(value) for _, value in contract.fields(inputs))
+        named = [(n, torch.as_tensor(value)) for n, value in contract.fields(inputs)]
+        if size:
+            named = dynamic.resized(named, self.loaded.info.dynamic, size)
+        return tuple(value for _, value in named)
 
     def tools(self, workdir: Path) -> Tools:
         """What a compress step gets."""
@@ -132,7 +136,7 @@ class Bench:
         another folder, without the user's.  What cannot stand alone is removed again.
         """
         (out / SOURCE).write_text(self.loaded.source or "")
-        origin = Path(self.job.task.path).resolve().parent
+        origin = self.loaded.root or Path(self.job.task.path).resolve().parent
         siblings = {path.relative_to(origin).as_posix(): path for path in _siblings(origin)}
         for name, path in siblings.items():
             if name not in _TAKEN:
@@ -160,10 +164,17 @@ class Bench:
         """An exported program, for a model whose source cannot stand alone."""
         model, about = self._flat(form)
         try:
-            traced = exported.trace(model, self.example(2), dynamic=True, ragged=about.ragged)
+            traced = exported.trace(
+                model,
+                self.example(2, self._middle()),
+                dynamic=True,
+                ragged=about.ragged,
+                free=self._free(),
+            )
         except JobError:
             size = self.job.batch_size
-            traced = exported.trace(model, self.example(size), dynamic=False)
+            example = self.example(size, self._middle())
+            traced = exported.trace(model, example, dynamic=False, free=self._free())
             about = changed(about, batch_size=size)
         exported.save(traced, out / exported.PROGRAM)
         return Form("program", out, about)
@@ -176,16 +187,28 @@ class Bench:
         size = fixed or 2  # 2: a traced batch of 1 or 0 would be taken for a constant
         names = about.input_names, _distinct(about.output_names, about.input_names)
         path = out / onnx_file.MODEL
-        inputs = self.example(size)
-        dynamic = fixed is None
+        inputs, free = self.example(size, self._middle()), self._free()
         try:
-            onnx_file.export(model, inputs, path, names, dynamic=dynamic, ragged=about.ragged)
+            onnx_file.export(
+                model, inputs, path, names, dynamic=fixed is None, ragged=about.ragged, free=free
+            )
+            ends = dynamic.sizes(free) if free else []
+            onnx_file.check(model, path, [self.example(size, end) for end in ends], names)
         except JobError:
-            if not dynamic:
+            if fixed is not None:
                 raise
             path.unlink(missing_ok=True)
             fixed = self.job.batch_size
         return Form("onnx", out, changed(about, batch_size=fixed))
+
+    def _free(self) -> tuple[Dynamic, ...]:
+        """Free dimensions besides the batch."""
+        return self.loaded.info.dynamic
+
+    def _middle(self) -> dict[str, int] | None:
+        """Sizes to trace at: those in the middle, as 0 and 1 would be taken for constants."""
+        free = self._free()
+        return dynamic.sizes(free)[1] if free else None
 
     def _flat(self, form: Form) -> tuple[Flat, Interface]:
         about = form.about
@@ -223,7 +246,6 @@ def _distinct(outputs: tuple[str, ...], inputs: tuple[str, ...]) -> tuple[str, .
 
 def _siblings(folder: Path) -> list[Path]:
     """Files of the user's folder that the task imported (not what is installed)."""
-    installed = [Path(sysconfig.get_path(key)) for key in ("stdlib", "purelib", "platlib")]
     found = []
     for name, loaded in list(sys.modules.items()):
         file = getattr(loaded, "__file__", None)
@@ -231,8 +253,14 @@ def _siblings(folder: Path) -> list[Path]:
             continue
         path = Path(file)
         if path.suffix == ".py" and path.is_relative_to(folder):
-            found += [] if any(path.is_relative_to(p) for p in installed) else [path]
+            found += [] if _installed(path) else [path]
     return sorted(found)
+
+
+def _installed(path: Path | str) -> bool:
+    """Whether a path belongs to what is installed rather than to the user's project."""
+    roots = [Path(sysconfig.get_path(key)) for key in ("stdlib", "purelib", "platlib")]
+    return any(Path(path).is_relative_to(root) for root in roots)
 
 
 @contextlib.contextmanager
@@ -240,7 +268,7 @@ def _elsewhere(folder: Path) -> Iterator[None]:
     """Another working folder, and nothing of ``folder`` importable or imported."""
     path, cwd = list(sys.path), Path.cwd()
     imported = dict(sys.modules)
-    inside = {str(folder), "", "."}
+    inside = {"", ".", *(p for p in path if Path(p).is_relative_to(folder) and not _installed(p))}
     sys.path[:] = [p for p in path if p not in inside]
     for file in _siblings(folder):
         for name in [n for n, m in imported.items() if getattr(m, "__file__", None) == str(file)]:

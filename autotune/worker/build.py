@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from autotune import plugins
+from autotune import members, plugins
 from autotune.errors import JobError
 from autotune.forms import ABOUT, Form, read_about
 from autotune.records.job import Build, Built, Stage
@@ -74,9 +74,10 @@ class _Chain:
         task = self.job.task
         return (
             _sha256(self.root / self.job.weights),
-            _sha256(Path(task.path)),
+            _sha256(members.locate(task.path) or Path(task.path)),
             task.args,
             task.seed,
+            *([task.params] if task.params else []),
         )
 
     def _training(self) -> tuple[Any, ...]:

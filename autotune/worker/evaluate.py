@@ -185,7 +185,7 @@ class Tally:
         """The batch's loss; None where only a default exists and it does not fit."""
         try:
             value = float(self._functions.loss(output, target))
-        except ContractError:
+        except (ContractError, IndexError):
             if self._functions.own_loss is not None:
                 raise
             return None

@@ -197,7 +197,7 @@ def _check_loss(
     if trains_itself and not loaded.has_own_loss:
         try:
             return math.isfinite(float(loaded.loss(output, target)))
-        except ContractError:
+        except (ContractError, IndexError):
             return False
     if not loaded.info.has_loss:
         if not loaded.info.pretrained:

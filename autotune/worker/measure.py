@@ -46,7 +46,7 @@ _PERIODS = 40
 _ENERGY_CAP_S = 5.0
 _PERIOD_S = 0.05
 _SCORE_BATCH = 64
-_COARSE = 0.01
+_COARSE = 0.05
 
 
 class Timed(NamedTuple):
@@ -122,7 +122,7 @@ def run(job: Measure, root: Path, clock: Clock | None = None) -> Launch:
 
 
 def _coarse(step_ns: int | None, latency_ns: list[int]) -> bool:
-    """The clock's step is over 1 % of a usual call: its samples are rounded."""
+    """The clock's step is over 5 % of a usual call: its samples are rounded."""
     usual = sorted(latency_ns)[len(latency_ns) // 2]
     return step_ns is not None and step_ns > _COARSE * usual
 

@@ -36,7 +36,7 @@ _SLOW = 2.0
 _LOOK_CALLS = 64
 _LOOK_NS = 20_000_000
 _READS = 100_000
-_STEPS = 3
+_STEPS = 200
 
 
 class Clock(NamedTuple):
