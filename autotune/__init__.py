@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from autotune.records.hardware import Profile
     from autotune.records.plan import Deployment, Plan, Recipe
     from autotune.records.report import Report
-    from autotune.tune import Task, execute, resume, tune
+    from autotune.task import Task
+    from autotune.tune import execute, resume, tune
 
 _WHERE = {
     "Budget": "records.budget",
@@ -24,7 +25,7 @@ _WHERE = {
     "Plan": "records.plan",
     "Recipe": "records.plan",
     "Report": "records.report",
-    "Task": "tune",
+    "Task": "task",
     "execute": "tune",
     "resume": "tune",
     "tune": "tune",

@@ -10,132 +10,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from autotune.errors import AutotuneError, UsageError
+from autotune import options
+from autotune.errors import AutotuneError
 
 if TYPE_CHECKING:
-    from autotune.records.budget import Budget, Effort, Limit
+    from autotune.records.measurement import Verdict
     from autotune.records.report import DeployTrial, Report, TrainTrial
 
 F = TypeVar("F", bound=Callable[..., Any])
 _GOALS = ("quality", "latency", "energy", "throughput", "memory")
-
-
-class _Quantity(click.ParamType[Any, Any]):
-    """A number with an SI unit, e.g. 5ms; with ``relative`` also a factor, e.g. 0.6x."""
-
-    name = "quantity"
-
-    def __init__(self, unit: str, *, relative: bool = False) -> None:
-        self._unit = unit
-        self._relative = relative
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> "float | Limit":
-        from autotune.control import units
-
-        if not isinstance(value, str):
-            return value  # type: ignore[no-any-return]
-        try:
-            if self._relative:
-                return units.parse_limit(value, self._unit)
-            return units.parse(value, self._unit)
-        except AutotuneError as error:
-            self.fail(str(error), param, ctx)
-
-
-def _limits(command: F) -> F:
-    """The budget options, shared by run, execute and verify."""
-    options = (
-        click.option(
-            "--latency",
-            type=_Quantity("s", relative=True),
-            metavar="5ms|0.6x",
-            help="Latency of one call; 0.6x is relative to the dense eager baseline.",
-        ),
-        click.option(
-            "--percentile",
-            type=click.FloatRange(1, 99.99),
-            default=95.0,
-            show_default=True,
-            help="Percentile that the latency limit is for.",
-        ),
-        click.option(
-            "--energy",
-            type=_Quantity("J", relative=True),
-            metavar="20mJ|0.6x",
-            help="Energy per sample.",
-        ),
-        click.option(
-            "--memory",
-            type=_Quantity("B", relative=True),
-            metavar="200MB|0.6x",
-            help="Peak resident memory of the serving process.",
-        ),
-        click.option(
-            "--max-drop",
-            type=float,
-            metavar="0.01",
-            help="How far quality may fall below the baseline's.",
-        ),
-        click.option(
-            "--accept-modelled-energy",
-            is_flag=True,
-            help="Let a modelled energy decide (the verdict says so).",
-        ),
-        click.option(
-            "--powercap-root",
-            type=click.Path(path_type=Path),
-            metavar="DIR",
-            help="A powercap tree that the host provides; readings are labelled so.",
-        ),
-        click.option(
-            "--powercap-label",
-            type=click.Choice(["host", "simulated"]),
-            default="host",
-            show_default=True,
-            help="What the --powercap-root tree is.",
-        ),
-        click.option(
-            "--cpu-idle-w",
-            type=_Quantity("W"),
-            metavar="30W",
-            help="Measured idle power of this CPU, to calibrate the model.",
-        ),
-        click.option(
-            "--cpu-max-w",
-            type=_Quantity("W"),
-            metavar="120W",
-            help="Measured full-load power of this CPU, to calibrate the model.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _training_limits(command: F) -> F:
-    options = (
-        click.option(
-            "--train-time",
-            type=_Quantity("s"),
-            metavar="5min",
-            help="Limit for the final training.",
-        ),
-        click.option(
-            "--train-energy",
-            type=_Quantity("J"),
-            metavar="2kJ",
-            help="Limit for the final training.",
-        ),
-        click.option(
-            "--train-memory",
-            type=_Quantity("B"),
-            metavar="4GB",
-            help="Limit for the final training's peak memory.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -145,17 +28,26 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
-@_limits
-@_training_limits
+@options.limits
+@options.training_limits
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A checkpoint (safetensors, or torch.save of a state dict); counts as pretrained.",
+)
+@click.option("--pretrained", is_flag=True, help="The model comes trained: no train search.")
+@click.option("--retrain", is_flag=True, help="Train over weights that look trained.")
+@click.option("--search-only", is_flag=True, help="Stop before the final training.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs of the final training.")
 @click.option("--goal", type=click.Choice(_GOALS), help="What to optimise; see the README.")
 @click.option("--batch", type=click.IntRange(min=1), help="Deployment batch size.  [default: 1]")
 @click.option(
     "--time",
     "time_s",
-    type=_Quantity("s"),
+    type=options.Quantity("s"),
     default="10min",
     show_default=True,
     metavar="10min",
@@ -179,12 +71,14 @@ def cli() -> None:
     help="Go on with an interrupted run.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def run(model: Path, args: tuple[str, ...], **given: Any) -> None:
+def run(model: str, args: tuple[str, ...], **given: Any) -> None:
     """Find, execute and verify the best plan for MODEL.
 
-    MODEL is a Python file that defines a model and its data.  Arguments after -- reach it.
+    MODEL is a Python file that defines a model and its data, or a module's dotted name.
+    Arguments after -- reach it.
     """
-    from autotune.tune import Task, resume, tune
+    from autotune.task import Task
+    from autotune.tune import resume, tune
 
     listener = _listener(given["as_json"])
     if given["resume"] is not None:
@@ -194,24 +88,30 @@ def run(model: Path, args: tuple[str, ...], **given: Any) -> None:
         from autotune.control import store
 
         profile = store.load_profile(given["profile"]) if given["profile"] else None
-        task = Task.from_file(model, *args)
+        task = Task.from_file(
+            model,
+            *args,
+            weights=given["weights"],
+            pretrained=given["pretrained"] or None,
+            retrain=given["retrain"],
+        )
         with listener:
             report, folder = tune(
                 task,
-                _budget(given),
-                _effort(given),
+                options.budget(given),
+                options.effort(given),
                 profile=profile,
                 out=given["out"],
                 listener=listener,
             )
-    _finish(report, folder, given["as_json"])
+    _finish(report, folder, given)
 
 
 @cli.command()
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.argument("model", type=click.Path(path_type=Path))
-@_limits
-@_training_limits
+@options.limits
+@options.training_limits
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Report folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def execute(plan: Path, model: Path, **given: Any) -> None:
@@ -219,24 +119,24 @@ def execute(plan: Path, model: Path, **given: Any) -> None:
     import msgspec
 
     from autotune.control import store
-    from autotune.tune import Task
+    from autotune.task import Task
     from autotune.tune import execute as replay
 
     loaded = store.load_plan(plan)
     listener = _listener(given["as_json"])
     task = Task.from_file(model, *loaded.args)
-    budget = msgspec.structs.replace(_budget(given), batch=loaded.deployment.batch_size)
+    budget = msgspec.structs.replace(options.budget(given), batch=loaded.deployment.batch_size)
     with listener:
         report, folder = replay(
-            loaded, task, budget, _effort(given), out=given["out"], listener=listener
+            loaded, task, budget, options.effort(given), out=given["out"], listener=listener
         )
-    _finish(report, folder, given["as_json"])
+    _finish(report, folder, given)
 
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("model", type=click.Path(path_type=Path), required=False)
-@_limits
+@options.limits
 @click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
 def verify(folder: Path, model: Path | None, **given: Any) -> None:
     """Measure a report's artifact again, in fresh processes, against its budgets or new ones.
@@ -247,8 +147,13 @@ def verify(folder: Path, model: Path | None, **given: Any) -> None:
     from autotune.records import codec
     from autotune.tune import verify as measure
 
-    new = any(given[name] is not None for name in ("latency", "energy", "memory", "max_drop"))
-    found = measure(folder, model, budget=_budget(given) if new else None, effort=_effort(given))
+    new = any(
+        given[name] is not None
+        for name in ("latency", "energy", "memory", "max_drop", "min_quality", "load")
+    )
+    found = measure(
+        folder, model, budget=options.budget(given) if new else None, effort=options.effort(given)
+    )
     if given["as_json"]:
         click.echo(codec.encode(found, indent=2).decode(), nl=False)
     else:
@@ -256,7 +161,7 @@ def verify(folder: Path, model: Path | None, **given: Any) -> None:
         if found.outputs_agree is not None:
             said = "agree" if found.outputs_agree else "DO NOT agree"
             click.echo(f"The artifact's outputs {said} with the recorded ones.")
-    sys.exit(found.exit_code)
+    sys.exit(_status(found.exit_code, found.verdicts, given["on_undecided"]))
 
 
 @cli.command()
@@ -311,68 +216,23 @@ def doctor() -> None:
         click.echo(line)
 
 
-# -- from options to records ---------------------------------------------------------------
-
-
-def _budget(given: dict[str, Any]) -> "Budget":
-    from autotune.records.budget import Budget
-
-    return Budget(
-        latency=given["latency"],
-        percentile=given["percentile"],
-        energy=given["energy"],
-        memory=given["memory"],
-        train_time_s=given.get("train_time"),
-        train_energy_j=given.get("train_energy"),
-        train_memory_bytes=given.get("train_memory"),
-        max_drop=given["max_drop"],
-        goal=given.get("goal"),
-        batch=given.get("batch"),
-        accept_modelled_energy=given["accept_modelled_energy"],
-    )
-
-
-def _effort(given: dict[str, Any]) -> "Effort":
-    from autotune.records.budget import Effort
-
-    root = given["powercap_root"]
-    if root is not None and not root.is_dir():
-        raise UsageError(f"--powercap-root {root}: no such folder; give the tree's own folder")
-    known = {
-        name: given[name]
-        for name in (
-            "time_s",
-            "trials",
-            "train_trials",
-            "epochs",
-            "seed",
-            "device",
-            "only",
-            "without",
-            "fix",
-            "threads",
-            "cpu_idle_w",
-            "cpu_max_w",
-            "require_measured",
-        )
-        if given.get(name) is not None
-    }
-    return Effort(
-        powercap_root=str(root.resolve()) if root else None,
-        powercap_label=given["powercap_label"],
-        **known,
-    )
-
-
-def _finish(report: "Report", folder: Path, as_json: bool) -> None:
+def _finish(report: "Report", folder: Path, given: dict[str, Any]) -> None:
     from autotune.control import render
     from autotune.records import codec
 
-    if as_json:
+    if given["as_json"]:
         click.echo(codec.encode(report, indent=2).decode(), nl=False)
     else:
         click.echo(render.summary(report, str(folder)), nl=False)
-    sys.exit(report.exit_code if report.status == "complete" else report.exit_code or 4)
+    sys.exit(_status(report.exit_code, report.verdicts, given["on_undecided"]))
+
+
+def _status(code: int, verdicts: "tuple[Verdict, ...]", on_undecided: str) -> int:
+    """``--on-undecided`` decides where nothing worse than UNDECIDED stands in the way."""
+    names = {verdict.verdict for verdict in verdicts}
+    if code == 4 and names and names <= {"MET", "UNDECIDED"} and on_undecided != "4":
+        return 0 if on_undecided == "pass" else 3
+    return code
 
 
 # -- progress ------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Where a model file is, and the package that it belongs to.  Nothing is imported to find out.
 
-    model.py            a file by itself: its folder is importable
-    pkg.sub.model       found on the path, as ``python -m`` would
-    pkg/sub/model.py    inside packages: it is ``pkg.sub.model``, and ``pkg``'s folder is importable
+model.py            a file by itself: its folder is importable
+pkg.sub.model       found on the path, as ``python -m`` would
+pkg/sub/model.py    inside packages: it is ``pkg.sub.model``, and ``pkg``'s folder is importable
 """
 
 import sys

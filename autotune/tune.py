@@ -7,10 +7,8 @@ through a bridge and to the person through a listener; it never imports torch.
 """
 
 import contextlib
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ from autotune.control.bridge import Bridge, Recorder, ReplayBridge, load_recordi
 from autotune.control.deploying import Lab
 from autotune.control.processbridge import ProcessBridge
 from autotune.control.run import Listener, Run, Silent
-from autotune.errors import UsageError
 from autotune.records import codec
 from autotune.records.base import Record
 from autotune.records.budget import Budget, Effort
@@ -30,6 +27,7 @@ from autotune.records.hardware import Profile
 from autotune.records.plan import Plan, Recipe
 from autotune.records.report import Report
 from autotune.records.task import TaskSpec
+from autotune.task import Task
 
 # Shares of --time.  Verification comes last and is never cut short by the searches.
 _TRAIN_SHARE = 0.30
@@ -37,75 +35,26 @@ _FINAL_SHARE = 0.08
 _DEPLOY_SHARE = 0.70  # of what is left after training
 
 
-class Task:
-    """What to tune: a file, or the contract's names as keyword arguments (from a notebook).
-
-    Args:
-        **contract: ``make_model`` or ``model``, ``train_data``, ``eval_data``, ``loss``,
-            ``score``, ... as `docs/contract.md` describes them.
-
-    Example:
-        >>> task = Task(make_model=Net, train_data=lambda: train, eval_data=lambda: test)
-    """
-
-    def __init__(self, *, name: str = "task", **contract: Any) -> None:
-        if not contract:
-            raise UsageError(
-                "Task() needs make_model=... and train_data=..., or Task.from_file(path)"
-            )
-        self.name = name
-        self._contract = contract
-        self._path: Path | None = None
-        self._args: tuple[str, ...] = ()
-
-    @classmethod
-    def from_file(cls, path: str | Path, *args: str) -> "Task":
-        """A model file; ``args`` reach it as ``sys.argv[1:]``.
-
-        Raises:
-            UsageError: there is no such file.
-        """
-        found = Path(path)
-        if not found.is_file():
-            raise UsageError(
-                f"no file {found}: give the path of a Python file that defines a model"
-            )
-        task = cls.__new__(cls)
-        task.name = store.slug(found.stem)
-        task._contract = {}
-        task._path = found.resolve()
-        task._args = args
-        return task
-
-    @contextlib.contextmanager
-    def spec(self, seed: int) -> Iterator[TaskSpec]:
-        """What workers load; a notebook's task lives in a private temporary file meanwhile."""
-        if self._path is not None:
-            yield TaskSpec(kind="file", path=str(self._path), args=self._args, seed=seed)
-            return
-        import cloudpickle
-
-        handle, name = tempfile.mkstemp(prefix="autotune-task-", suffix=".pkl")  # mode 0600
-        try:
-            with os.fdopen(handle, "wb") as file:
-                cloudpickle.dump({"name": self.name, **self._contract}, file)
-            yield TaskSpec(kind="pickle", path=name, seed=seed)
-        finally:
-            Path(name).unlink(missing_ok=True)
-
-
 class _Request(Record, frozen=True, kw_only=True):
     """What an interrupted run was asked for; kept in its work folder."""
 
     path: str
     args: tuple[str, ...]
+    weights: str | None = None
+    pretrained: bool | None = None
+    retrain: bool = False
     budget: Budget
     effort: Effort
     profile: Profile | None = None
     plan: Plan | None = None
 
 
-# -- the three entry points ----------------------------------------------------------------
+def _asked(spec: TaskSpec, budget: Budget, effort: Effort, **more: Any) -> _Request:
+    same = {name: getattr(spec, name) for name in ("path", "args", "weights", "pretrained")}
+    return _Request(**same, retrain=spec.retrain, budget=budget, effort=effort, **more)
+
+
+# -- the entry points ----------------------------------------------------------------
 
 
 def tune(
@@ -138,9 +87,7 @@ def tune(
     budget, effort = budget or Budget(), effort or Effort()
     folder = store.RunFolder.create(out, task.name)
     with task.spec(effort.seed) as spec:
-        request = _Request(
-            path=spec.path, args=spec.args, budget=budget, effort=effort, profile=profile
-        )
+        request = _asked(spec, budget, effort, profile=profile)
         store.write(folder.work / "request.json", codec.encode(request).decode())
         return _story(spec, request, folder, listener or Silent(), bridge)
 
@@ -158,7 +105,14 @@ def resume(
     if time_s is not None:
         effort = msgspec.structs.replace(request.effort, time_s=time_s)
         request = msgspec.structs.replace(request, effort=effort)
-    with Task.from_file(request.path, *request.args).spec(request.effort.seed) as spec:
+    task = Task.from_file(
+        request.path,
+        *request.args,
+        weights=request.weights,
+        pretrained=request.pretrained,
+        retrain=request.retrain,
+    )
+    with task.spec(request.effort.seed) as spec:
         return _story(spec, request, folder, listener or Silent(), None)
 
 
@@ -176,7 +130,7 @@ def execute(
     effort = msgspec.structs.replace(effort or Effort(), seed=plan.seed)
     folder = store.RunFolder.create(out, task.name)
     with task.spec(plan.seed) as spec:
-        request = _Request(path=spec.path, args=spec.args, budget=budget, effort=effort, plan=plan)
+        request = _asked(spec, budget, effort, plan=plan)
         store.write(folder.work / "request.json", codec.encode(request).decode())
         return _story(spec, request, folder, listener or Silent(), None)
 
@@ -252,8 +206,10 @@ def _search(known: Known, folder: store.RunFolder) -> None:
     run = known.run
     if not run.survey.task.pretrained:
         _train(known)
+        if run.effort.search_only:
+            return
     weights = training.WEIGHTS if known.recipe is not None else "weights.safetensors"
-    recipe = known.recipe or training.baseline_recipe(run)
+    recipe = known.recipe or recipes.baseline(run.survey)
     lab = Lab(run, weights, recipe, _recovery_epochs(run, known))
     known.lab = lab
     began = run.bridge.now()
@@ -275,7 +231,7 @@ def _replay_plan(known: Known, plan: Plan, folder: store.RunFolder) -> None:
         known.recipe = _fitting(run, plan.recipe)
         _final(known, known.recipe)
     weights = training.WEIGHTS if known.recipe is not None else "weights.safetensors"
-    recipe = known.recipe or training.baseline_recipe(run)
+    recipe = known.recipe or recipes.baseline(run.survey)
     known.lab = Lab(run, weights, recipe, plan.deployment.recovery_epochs)
     known.lab.baseline(plan.deployment)
     if not concluding.dense_eager(plan.deployment):
@@ -303,6 +259,9 @@ def _train(known: Known) -> None:
     if winner is None:
         raise training.nothing_trained(known.training.trials)
     known.recipe = winner.recipe
+    if run.effort.search_only:
+        known.messages.append("the search alone was asked for: nothing was trained in full")
+        return
     _final(known, winner.recipe)
 
 

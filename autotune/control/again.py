@@ -16,7 +16,13 @@ import msgspec
 from autotune.control import examples, figures, store, verdict
 from autotune.control.bridge import Bridge
 from autotune.control.run import Run, Silent, must
-from autotune.control.verifying import LATENCY_ALPHA, QUALITY_ALPHA, Side, deployment_verdicts
+from autotune.control.verifying import (
+    LOOKS,
+    QUALITY_ALPHA,
+    Side,
+    calls_per_launch,
+    deployment_verdicts,
+)
 from autotune.errors import OutputError, UsageError
 from autotune.records import job as jobs
 from autotune.records.base import Record
@@ -25,8 +31,6 @@ from autotune.records.measurement import Scores, Verdict
 from autotune.records.report import PlanResult, Quantiles, Report
 from autotune.records.task import TaskSpec
 
-_LAUNCHES = 3
-_MOST_LAUNCHES = 6
 _LAUNCH_S = 0.7
 
 
@@ -116,7 +120,7 @@ def _measure(
     side = Side(deployment, built)
     verdicts: tuple[Verdict, ...] = ()
     agree: bool | None = None
-    for number in range(_MOST_LAUNCHES):
+    for number in range(LOOKS[-1]):
         first = number == 0
         job = jobs.Measure(
             artifact=built.artifact,
@@ -124,7 +128,8 @@ def _measure(
             batch_size=deployment.batch_size,
             threads=deployment.threads,
             seed=7000 + number,
-            min_calls=verdict.samples_needed(budget.percentile, LATENCY_ALPHA),
+            min_calls=calls_per_launch(budget.percentile),
+            load_per_s=budget.load_per_s,
             time_s=_LAUNCH_S,
             score_rows=(f"data/{scored_part}.npz" if scored_part else "data/recorded.npz")
             if first
@@ -142,7 +147,7 @@ def _measure(
             side.scores = scored.scores
         elif first:
             agree = agreement(work / "outputs" / "again.npz")
-        if number + 1 >= _LAUNCHES:
+        if number + 1 in LOOKS:
             verdicts = deployment_verdicts(run, side, None)
             if not any(v.verdict == "UNDECIDED" for v in verdicts):
                 break

@@ -55,6 +55,7 @@ class Known:
             recipe=self.recipe,
             epochs=self.epochs,
             deployment=deployment,
+            weights_sha256=run.survey.task.weights_sha256,
             artifact_sha256=artifact_sha256,
         )
 

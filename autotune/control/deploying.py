@@ -83,6 +83,7 @@ class Lab:
             score_rows=f"data/{part}.npz" if part else None,
             outputs=outputs_of(built, part) if part else None,
             meter=self.run.meter,
+            load_per_s=self.run.budget.load_per_s,
         )
         return self.run.bridge.run(job, timeout_s=120.0 + 20 * time_s)
 

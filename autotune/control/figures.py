@@ -85,10 +85,11 @@ def resolve(limit: Limit | None, baseline: float | None) -> float | None:
 
 
 def at_percentile(run: Run, tried: Tried) -> float | None:
-    """The latency at the budget's percentile, in seconds."""
+    """The latency at the budget's percentile, in seconds (under load that of the responses)."""
     if tried.launch is None:
         return None
-    return verdict.point_quantile(tried.launch.latency_s, run.budget.percentile)
+    found = tried.launch.response_s or tried.launch.latency_s
+    return verdict.point_quantile(found, run.budget.percentile)
 
 
 def max_drop(run: Run, baseline_quality: float) -> float:

@@ -73,7 +73,30 @@ def train_space(survey: Survey, effort: Effort) -> Space:
     nodes.append(Node(dim=choice("batch_size", batch_sizes(survey.task.train_rows))))
     if len(precisions) > 1:
         nodes.append(Node(dim=choice("precision", precisions)))
-    return fix(Space(name="train", nodes=tuple(nodes)), effort.fix)
+    whole = Space(name="train", nodes=tuple(nodes))
+    if survey.task.tunes is not None:
+        whole = _honoured(whole, survey.task.tunes, baseline(survey))
+    return fix(whole, effort.fix)
+
+
+def baseline(survey: Survey, threads: int = 1) -> Recipe:
+    """The user's recipe, else Adam, lr 1e-3, batch 32, fp32, one process."""
+    given = dict(survey.task.recipe or {})
+    return Recipe(**({"threads": threads} | given))  # type: ignore[arg-type]
+
+
+def _honoured(whole: Space, tunes: tuple[str, ...], base: Recipe) -> Space:
+    """What the user's own ``train()`` honours is searched; the rest is held at their recipe."""
+    nodes = []
+    for node in whole.nodes:
+        name = "lr" if node.dim.name.startswith("lr_") else node.dim.name
+        held = getattr(base, name)
+        if name in tunes:
+            nodes.append(node)
+        elif held is not None:
+            dim = choice(node.dim.name, (held,))
+            nodes.append(Node(dim=dim, parent=node.parent, values=node.values))
+    return Space(name=whole.name, nodes=tuple(nodes))
 
 
 def recipe(values: Values, split: tuple[str, int, int]) -> Recipe:
@@ -85,9 +108,9 @@ def recipe(values: Values, split: tuple[str, int, int]) -> Recipe:
     return Recipe(
         optimizer=name,  # type: ignore[arg-type]
         lr=float(values["lr_adaptive" if adaptive else "lr_sgd"]),
-        momentum=float(values["momentum"]) if heavy else None,
-        beta1=float(values["beta1"]) if adaptive else None,
-        beta2=float(values["beta2"]) if adaptive else None,
+        momentum=float(values["momentum"]) if heavy and "momentum" in values else None,
+        beta1=float(values["beta1"]) if adaptive and "beta1" in values else None,
+        beta2=float(values["beta2"]) if adaptive and "beta2" in values else None,
         weight_decay=float(values["weight_decay"]),
         batch_size=int(values["batch_size"]),
         precision=str(values.get("precision", "fp32")),  # type: ignore[arg-type]

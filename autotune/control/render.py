@@ -98,7 +98,9 @@ def _verdict_lines(verdict: Verdict, percentile: float) -> list[str]:
         text += f", {verdict.source}"
     if verdict.note:
         text += f"; {verdict.note}"
-    if verdict.name == "latency":
+    if verdict.name == "latency" and "requests per second" in verdict.source:
+        text += f"; {verdict.source}"
+    elif verdict.name == "latency":
         text += f" {view.ONE_AT_A_TIME}"
     return _wrap(text, " " * 14, f"{verdict.verdict:<14}")
 
@@ -123,6 +125,7 @@ def _comparison_lines(report: Report) -> list[str]:
     wanted = (
         f"p{percentile:g} latency",
         f"p{percentile:g} 95 % interval",
+        f"p{percentile:g} response",
         "quality (confirm)",
         "quality 95 % interval",
         "energy per sample",

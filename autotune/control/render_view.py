@@ -63,7 +63,8 @@ def label(verdict: Verdict, percentile: float) -> str:
 def _how(verdict: Verdict) -> str:
     """Where the number is from, and what there is to say about it."""
     text = f"{verdict.source}; {verdict.note}" if verdict.note else verdict.source
-    return f"{text} {ONE_AT_A_TIME}" if verdict.name == "latency" else text
+    closed = verdict.name == "latency" and "requests per second" not in verdict.source
+    return f"{text} {ONE_AT_A_TIME}" if closed else text
 
 
 def confidence(verdict: Verdict) -> str:
@@ -195,6 +196,7 @@ def figures(plan: PlanResult, percentile: float) -> tuple[tuple[str, str], ...]:
         ("p95 latency", units.show(latency.p95 if latency else None, "s")),
         ("p99 latency", units.show(latency.p99 if latency else None, "s")),
         (f"{named} 95 % interval", interval_of(latency)),
+        *_under_load(plan, percentile),
         ("calls timed", str(latency.samples) if latency else "0"),
         ("quality (confirm)", units.metric(plan.quality)),
         ("quality 95 % interval", quality_interval(plan)),
@@ -207,8 +209,17 @@ def figures(plan: PlanResult, percentile: float) -> tuple[tuple[str, str], ...]:
         ("load", units.show(plan.load_s, "s")),
         ("first call", units.show(plan.first_call_s, "s")),
         ("launches", str(plan.launches)),
+        *([("launches taken again", str(plan.disturbed))] if plan.disturbed else []),
     ]
     return tuple(rows)
+
+
+def _under_load(plan: PlanResult, percentile: float) -> list[tuple[str, str]]:
+    """The response time beside the service time, where requests came at a rate."""
+    if plan.response_s is None:
+        return []
+    named = f"p{percentile:g} response"
+    return [(named, units.show(tail(plan.response_s, percentile), "s"))]
 
 
 def recipe(found: Recipe | None) -> str:
@@ -233,7 +244,8 @@ def comparison(report: Report) -> Section:
     if not named:
         return Section("comparison", "Chosen beside the baseline")
     columns = [dict(figures(plan, report.budget.percentile)) for _, plan in named]
-    rows = tuple((key, *(column[key] for column in columns)) for key in columns[0])
+    keys = dict.fromkeys(key for column in columns for key in column)
+    rows = tuple((key, *(column.get(key, NONE) for column in columns)) for key in keys)
     lines = [f"{name}: {describe(plan.plan.deployment)}" for name, plan in named]
     if report.chosen is not None:
         chosen = report.chosen.plan

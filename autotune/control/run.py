@@ -68,7 +68,8 @@ class Run:
         """The allowed fall of quality where it does not depend on the baseline."""
         if self.budget.max_drop is not None:
             return self.budget.max_drop
-        return 0.01 if self.survey.task.binary else None
+        task = self.survey.task
+        return 0.01 if task.binary or task.rate else None
 
     def timed(self, name: str, since_s: float) -> None:
         """Add the time since ``since_s`` to a phase."""

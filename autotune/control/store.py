@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -216,7 +217,8 @@ def profile_folders() -> tuple[Path, ...]:
     """Where profiles are looked for: the user's own, then those that ship with autotune."""
     home = os.environ.get("XDG_DATA_HOME")
     base = Path(home) if home else Path.home() / ".local" / "share"
-    return base / "autotune" / "profiles", Path(__file__).parent.parent.parent / "profiles"
+    shipped = Path(sys.prefix) / "share" / "autotune" / "profiles"
+    return base / "autotune" / "profiles", shipped, Path(__file__).parents[2] / "profiles"
 
 
 def load_profile(name: str) -> Profile:

@@ -34,12 +34,6 @@ class Outcome(NamedTuple):
     epochs: int
 
 
-def baseline_recipe(run: Run, threads: int = 1) -> Recipe:
-    """The user's recipe, else Adam, lr 1e-3, batch 32, fp32, one process."""
-    given = dict(run.survey.task.recipe or {})
-    return Recipe(**({"threads": threads} | given))  # type: ignore[arg-type]
-
-
 # -- 1: splits -----------------------------------------------------------------------------
 
 
@@ -113,7 +107,7 @@ def search(run: Run, epochs: int, until_s: float) -> Outcome:
         constraints=("train_energy", "train_memory", "train_time"),
         first_rung=rungs[0] if len(rungs) > 1 else None,
     )
-    default = baseline_recipe(run, threads=1)
+    default = recipes.baseline(run.survey)
     trials: list[TrainTrial] = []
     baseline = _pinned(run, study, default, epochs, rungs, trials, "the baseline recipe")
     plain = Recipe()

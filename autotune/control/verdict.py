@@ -17,7 +17,7 @@ from autotune.control import tail as tails
 from autotune.control.comparing import Comparison, faster
 from autotune.control.quality import interval, quality, rows_needed, smallest_certifiable_drop
 from autotune.control.tail import samples_needed
-from autotune.records.measurement import EnergyLabel, Interval, Verdict, VerdictName
+from autotune.records.measurement import EnergyLabel, Interval, Scores, Verdict, VerdictName
 from autotune.records.report import Quantiles
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "energy",
     "exit_code",
     "faster",
+    "floor",
     "interval",
     "memory",
     "point_quantile",
@@ -324,6 +325,36 @@ def _verdict(
         samples=len(values),
         verdict=verdict,
         source=source,
+        note=note,
+    )
+
+
+def floor(name: str, scores: Scores, limit: float, higher_is_better: bool) -> Verdict:
+    """Is the quality itself at least ``limit`` (at most, where lower is better)?
+
+    MET where its whole 95 % interval is, NOT_MET where none of it is.
+    """
+    bounds = interval(scores)
+    found: VerdictName = "UNDECIDED"
+    note: str | None = "more rows to confirm would decide"
+    if bounds is not None:
+        low, high = bounds if higher_is_better else (-bounds[1], -bounds[0])
+        wanted = limit if higher_is_better else -limit
+        if low >= wanted:
+            found, note = "MET", None
+        elif high < wanted:
+            found, note = "NOT_MET", None
+    return Verdict(
+        name=name,
+        unit="",
+        limit=limit,
+        estimate=scores.quality,
+        lower=bounds[0] if bounds else None,
+        upper=bounds[1] if bounds else None,
+        confidence=0.95,
+        samples=scores.rows,
+        verdict=found,
+        source="the interval of the quality on confirm",
         note=note,
     )
 

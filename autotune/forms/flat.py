@@ -5,7 +5,7 @@ Exporters and pruners work on this view, so that tensor, tuple and dict models a
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -35,7 +35,7 @@ def call(model: nn.Module, kind: str, names: Sequence[str], fields: Sequence[Ten
 
 
 def tensors(output: Any) -> tuple[Tensor, ...]:
-    """The tensors of a tensor, tuple, dict or dataclass output; what is nested deeper is left."""
+    """The tensors of a tensor, tuple, dict or dataclass output, tuples within it flattened."""
     return tuple(value for _, value in _items(output))
 
 
@@ -61,14 +61,25 @@ def _items(output: Any) -> list[tuple[str, Tensor]]:
     if isinstance(output, Tensor):
         return [("output", output)]
     if isinstance(output, Mapping):
-        pairs = [(str(key), value) for key, value in output.items()]
-    elif hasattr(output, "__dataclass_fields__"):
-        pairs = [(name, getattr(output, name)) for name in output.__dataclass_fields__]
-    elif isinstance(output, (tuple, list)):
-        pairs = [(f"output_{i}", value) for i, value in enumerate(output)]
-    else:
-        pairs = []
-    return [(name, value) for name, value in pairs if isinstance(value, Tensor)]
+        return _leaves((str(key), value) for key, value in output.items())
+    if hasattr(output, "__dataclass_fields__"):
+        return _leaves((name, getattr(output, name)) for name in output.__dataclass_fields__)
+    if isinstance(output, (tuple, list)):
+        return _leaves((f"output_{i}", value) for i, value in enumerate(output))
+    return []
+
+
+def _leaves(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, Tensor]]:
+    """Tensors and, in order, those of tuples (a recurrent state is one).  All else is left, lists
+    too: they are what models keep caches in.
+    """
+    found: list[tuple[str, Tensor]] = []
+    for name, value in pairs:
+        if isinstance(value, Tensor):
+            found.append((name, value))
+        elif isinstance(value, tuple):
+            found += _leaves((f"{name}_{i}", item) for i, item in enumerate(value))
+    return found
 
 
 @contextlib.contextmanager

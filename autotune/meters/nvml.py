@@ -1,27 +1,40 @@
-"""NVML's total energy counter: the whole board of each named GPU (Volta and later).
+"""NVML: the whole board of each named GPU, by its total energy counter or by its power.
+
+    counter (Volta and later)   measured_counter; power is sampled beside it as a check: more
+                                than 15 % apart, and the label is measured_sampled
+    power alone                 measured_sampled: the trapezoid integral (`meters._sampling`)
 
 CUDA's order is not NVML's: boards are found by UUID, never by index.  A board that is split
 by MIG is refused, since its counter cannot be attributed to one slice.
 
-What this does not know: the energy of co-tenants on the same board (it is included), and
-sampled power where there is no counter (a later issue).
+What this does not know: the energy of co-tenants on the same board (it is included; the
+source's note counts them), and power between two samples.  Ampere and later answer the
+average power of the last second: an edge of a window may be off by half of that.
 
 The caller must wait for the device (``torch.cuda.synchronize``) before it opens and closes
 a window: NVML does not know which kernels are still to run.
 """
 
 import os
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from autotune.meters import Fault, Reading, Tools, conclude, unavailable
+import msgspec
+
+from autotune.meters import Fault, Reading, Tools, _sampling, conclude, unavailable
 from autotune.records.measurement import Domain, EnergySource
 
 _QUANTUM_J = 1e-3
 _FALLBACK_MAX_W = 2000.0
 _TRANSIENT = 1.5
 """Boards may exceed their power limit for milliseconds."""
+_SAMPLE_S = 0.1
+_LAG_S = 0.5
+_APART = 0.15
+_NOT_SUPPORTED = 3
 _REMEDIES = {
     "no_interface": "install the NVIDIA driver with its libnvidia-ml.so.1 and a GPU of the "
     "Volta generation or later; or pass --accept-modelled-energy",
@@ -34,12 +47,18 @@ _REMEDIES = {
 
 
 class Board(NamedTuple):
-    """One GPU: its NVML handle and the power it cannot exceed, or why it cannot be read."""
+    """One GPU: its NVML handle and the power it cannot exceed, or why it cannot be read.
+
+    ``sensor`` is its power where that can be read; ``counter`` is False where there is no
+    total energy counter.
+    """
 
     domain: str
     handle: Any
     max_w: float
     fault: Fault | None
+    sensor: _sampling.Sensor | None = None
+    counter: bool = True
 
 
 class Nvml:
@@ -49,24 +68,23 @@ class Nvml:
         self._tools = tools
         self.periods_s: dict[str, float] = {}
         self._nvml, self._boards, self._fault = _start(tools)
+        sensors = [board.sensor for board in self._boards if board.sensor is not None]
+        self.periods_s |= {b.domain: _LAG_S for b in self._boards if not b.counter}
+        self.sampler = _sampling.Sampler(
+            sensors, tools.clock, period_s=_SAMPLE_S, background=tools.background
+        )
 
     def sources(self) -> tuple[EnergySource, ...]:
         """One source for every board, or a single one that says why there is none."""
         if self._fault is not None:
             return (_source("nvml", (), self._fault, None, _remedy(self._fault)),)
-        sources = []
-        for board in self._boards:
-            value = self._counter(board)
-            fault = value if isinstance(value, Fault) else None
-            period = self.periods_s.get(board.domain)
-            remedy = None if fault is None else _remedy(fault)
-            sources.append(_source(board.domain, (board.domain,), fault, period, remedy))
-        return tuple(sources)
+        return tuple(self._board_source(board) for board in self._boards)
 
     def read(self) -> Reading:
-        """Millijoules since the driver was loaded, by domain."""
-        counters = {board.domain: self._counter(board) for board in self._boards}
-        return Reading(self._tools.clock(), counters)
+        """Millijoules since the driver was loaded, and the integral of power, by domain."""
+        at_s = self._tools.clock()
+        counters = {b.domain: self._counter(b) for b in self._boards if b.counter}
+        return Reading(at_s, counters, self.sampler.read())
 
     def difference(self, *readings: Reading) -> tuple[Domain, ...]:
         """Joules by domain; a counter that goes backwards was reset (64 bits never wrap).
@@ -79,10 +97,16 @@ class Nvml:
         return tuple(self._domain(board, readings) for board in self._boards)
 
     def guard_s(self) -> float | None:
-        """64-bit counters need no guard."""
-        return None
+        """64-bit counters need no guard; the sampler of power must not fall asleep."""
+        return _sampling.GUARD_S if any(board.sensor for board in self._boards) else None
 
     def _domain(self, board: Board, readings: tuple[Reading, ...]) -> Domain:
+        if board.sensor is None:
+            return self._counted(board, readings)
+        sampled = _sampling.domain(board.sensor, readings)
+        return _agreed(self._counted(board, readings), sampled) if board.counter else sampled
+
+    def _counted(self, board: Board, readings: tuple[Reading, ...]) -> Domain:
         values: list[int] = []
         for reading in readings:
             value = reading.counters.get(board.domain, Fault("no_interface", "never read"))
@@ -98,6 +122,19 @@ class Nvml:
             period_s=self.periods_s.get(board.domain),
             quantum_j=_QUANTUM_J,
             max_w=board.max_w,
+        )
+
+    def _board_source(self, board: Board) -> EnergySource:
+        value = self._counter(board) if board.counter else board.sensor and board.sensor.watts()
+        fault = value if isinstance(value, Fault) else None
+        return _source(
+            board.domain,
+            (board.domain,),
+            fault,
+            self.periods_s.get(board.domain),
+            None if fault is None else _remedy(fault),
+            label="measured_counter" if board.counter else "measured_sampled",
+            note=_tenants(self._nvml, board),
         )
 
     def _counter(self, board: Board) -> int | Fault:
@@ -117,6 +154,28 @@ def open(tools: Tools) -> Nvml:
     return Nvml(tools)
 
 
+def _agreed(counter: Domain, sampled: Domain) -> Domain:
+    """The counter, trusted less where sampled power says otherwise: then its half-width
+    reaches to what power says.
+
+    A window too short to resolve power checks nothing.
+    """
+    if counter.energy_j is None or sampled.energy_j is None:
+        return counter
+    apart_j = abs(counter.energy_j - sampled.energy_j)
+    share = apart_j / max(counter.energy_j, sampled.energy_j)
+    if share <= _APART:
+        return counter
+    note = (
+        f"the counter says {counter.energy_j:.4g} J and sampled power {sampled.energy_j:.4g} J, "
+        f"{share:.0%} apart"
+    )
+    widest = max(counter.uncertainty_j or 0.0, apart_j)
+    return msgspec.structs.replace(
+        counter, label="measured_sampled", uncertainty_j=widest, note=note
+    )
+
+
 def _start(tools: Tools) -> tuple[Any, list[Board], Fault | None]:
     nvml = tools.nvml
     if nvml is None:
@@ -129,32 +188,88 @@ def _start(tools: Tools) -> tuple[Any, list[Board], Fault | None]:
         devices = tools.devices or _only(nvml)
     except nvml.NVMLError as error:
         return nvml, [], _fault(nvml, error)
-    if devices is None:
-        return nvml, [], Fault("no_interface", "no GPU, or several and none named by UUID")
+    if isinstance(devices, Fault):
+        return nvml, [], devices
     boards = [_board(nvml, f"nvml:gpu{i}", uuid) for i, uuid in enumerate(devices)]
     return nvml, boards, None
 
 
-def _only(nvml: Any) -> tuple[str, ...] | None:
+def _only(nvml: Any) -> tuple[str, ...] | Fault:
     """The UUIDs that CUDA may see if it names them, or that of a machine's only board."""
-    visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    if visible and all(part.startswith(("GPU-", "MIG-")) for part in visible):
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = [part.strip() for part in (named or "").split(",")]
+    if named is not None and visible[0] in ("", "-1", "NoDevFiles"):
+        return Fault("no_interface", "CUDA_VISIBLE_DEVICES hides every GPU")
+    if named is not None and all(part.startswith(("GPU-", "MIG-")) for part in visible):
         return tuple(visible)
-    if nvml.nvmlDeviceGetCount() != 1:
-        return None
+    count = nvml.nvmlDeviceGetCount()
+    if count == 0 or (count == 1 and visible not in ([""], ["0"])):
+        return Fault("no_interface", "no GPU that CUDA may use")
+    if count > 1:
+        return Fault("no_interface", "several GPUs and none named by UUID")
     return (_string(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(0))),)
 
 
 def _board(nvml: Any, domain: str, uuid: str) -> Board:
     if uuid.startswith("MIG-"):
         return Board(domain, None, _FALLBACK_MAX_W, Fault("mig"))
-    name = uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
     try:
-        handle = nvml.nvmlDeviceGetHandleByUUID(name)
+        handle = _handle(nvml, uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
     except nvml.NVMLError as error:
         return Board(domain, None, _FALLBACK_MAX_W, _fault(nvml, error))
-    fault = Fault("mig") if _mig(nvml, handle) else None
-    return Board(domain, handle, _max_w(nvml, handle), fault)
+    max_w = _max_w(nvml, handle)
+    if _mig(nvml, handle):
+        return Board(domain, handle, max_w, Fault("mig"))
+    watts = partial(_watts, nvml, handle)
+    readable = not isinstance(watts(), Fault)
+    sensor = _sampling.Sensor(domain, watts, max_w, _LAG_S) if readable else None
+    return Board(domain, handle, max_w, None, sensor, not readable or _has_counter(nvml, handle))
+
+
+def _handle(nvml: Any, uuid: str) -> Any:
+    """The board of a UUID; like CUDA's, it may be cut short where it names one board only."""
+    try:
+        return nvml.nvmlDeviceGetHandleByUUID(uuid)
+    except nvml.NVMLError:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+        found = [h for h in handles if _string(nvml.nvmlDeviceGetUUID(h)).startswith(uuid)]
+        if len(found) != 1 or uuid == "GPU-":
+            raise
+        return found[0]
+
+
+def _watts(nvml: Any, handle: Any) -> float | Fault:
+    read: Callable[[Any], Any] | None = getattr(nvml, "nvmlDeviceGetPowerUsage", None)
+    if read is None:
+        return Fault("no_interface", "this binding does not know power")
+    try:
+        value = read(handle)
+    except nvml.NVMLError as error:
+        return _fault(nvml, error)
+    if not isinstance(value, int) or value < 0:
+        return Fault("implausible", f"the power sensor answered {value!r}")
+    return value * 1e-3
+
+
+def _has_counter(nvml: Any, handle: Any) -> bool:
+    """False only where the board says that it knows no such counter (before Volta)."""
+    try:
+        nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except nvml.NVMLError as error:
+        return getattr(error, "value", None) != _NOT_SUPPORTED
+    return True
+
+
+def _tenants(nvml: Any, board: Board) -> str | None:
+    """Several processes on one board: its energy is of them all."""
+    list_them = getattr(nvml, "nvmlDeviceGetComputeRunningProcesses", None)
+    if list_them is None or board.handle is None:
+        return None
+    try:
+        count = len(list_them(board.handle))
+    except nvml.NVMLError:
+        return None
+    return f"{count} processes share this board, its energy is of all" if count > 1 else None
 
 
 def _mig(nvml: Any, handle: Any) -> bool:
@@ -187,14 +302,18 @@ def _source(
     fault: Fault | None,
     period_s: float | None,
     remedy: str | None,
+    *,
+    label: Literal["measured_counter", "measured_sampled"] = "measured_counter",
+    note: str | None = None,
 ) -> EnergySource:
     return EnergySource(
         name=name,
         domains=domains,
-        label="measured_counter" if fault is None else "unavailable",
+        label=label if fault is None else "unavailable",
         reason=None if fault is None else str(fault),
         remedy=remedy,
         update_period_s=period_s,
+        note=note,
     )
 
 

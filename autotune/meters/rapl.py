@@ -18,11 +18,11 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from autotune.meters import Fault, Origin, Reading, Tools, conclude, unavailable
+from autotune.meters import Fault, Origin, Reading, Tools, conclude, span, unavailable
 from autotune.records.measurement import Domain, EnergySource
 
 _ZONE = re.compile(r"(?P<kind>[A-Za-z][\w-]*):(?P<ids>\d+(?::\d+)*)")
@@ -32,6 +32,9 @@ _DRAM_MAX_W = 300.0
 """No package or socket's memory draws more: the bound of the wrap and plausibility rules."""
 _QUANTUM_J = 61e-6
 """One count of the usual 1/2^14 J energy unit."""
+_NEAR_UJ = 2_000_000
+"""Mirrors that are read one after the other differ by a few updates at most."""
+_TRIES = 8
 _DEPTH = 4
 
 
@@ -73,7 +76,28 @@ class Rapl:
     def read(self) -> Reading:
         """Microjoules by domain."""
         at_s = self._tools.clock()
-        return Reading(at_s, {name: _counter(zone) for name, zone in self._zones.items()})
+        counters = {name: _counter(zone) for name, zone in self._zones.items()}
+        for first, second in combinations(self._zones.values(), 2):
+            if _is_dram(first.domain) == _is_dram(second.domain):
+                self._read_together(first, second, counters)
+        return Reading(at_s, counters)
+
+    def _read_together(
+        self, first: Zone, second: Zone, counters: dict[str, int | Fault]
+    ) -> None:
+        """Two counters that nearly agree may be one: read both within one update, so that
+        mirrors are equal and not a tick apart.
+        """
+        one, other = counters[first.domain], counters[second.domain]
+        if not isinstance(one, int) or not isinstance(other, int):
+            return
+        if one == other or abs(one - other) > _NEAR_UJ:
+            return
+        for _ in range(_TRIES):
+            before, between, after = _counter(first), _counter(second), _counter(first)
+            if before == after:
+                counters[first.domain], counters[second.domain] = before, between
+                return
 
     def difference(self, *readings: Reading) -> tuple[Domain, ...]:
         """Joules by domain.  A zone is dropped if its values and so its deltas mirror another's."""
@@ -92,10 +116,12 @@ class Rapl:
             if isinstance(step, Fault):
                 return unavailable(zone.domain, step, self._origin)
             total_uj += step
+        duration_s, edge_s = span(zone.domain, readings[0], readings[-1])
         return conclude(
             zone.domain,
             total_uj * 1e-6,
-            readings[-1].at_s - readings[0].at_s,
+            duration_s,
+            edge_s=edge_s,
             period_s=self.periods_s.get(zone.domain),
             quantum_j=_QUANTUM_J,
             max_w=zone.max_w,

@@ -80,8 +80,18 @@ def _numpy(output):
     if hasattr(output, "__dataclass_fields__"):
         output = {{name: getattr(output, name) for name in output.__dataclass_fields__}}
     if hasattr(output, "items"):
-        return {{k: v.numpy() for k, v in output.items() if isinstance(v, torch.Tensor)}}
-    return tuple(v.numpy() for v in output if isinstance(v, torch.Tensor))
+        return dict(_leaves(output.items()))
+    return tuple(array for _, array in _leaves(enumerate(output)))
+
+
+def _leaves(items):
+    """Tensors as arrays, those of tuples within too."""
+    for key, value in items:
+        if isinstance(value, torch.Tensor):
+            yield key, value.numpy()
+        elif isinstance(value, tuple):
+            for inner, array in _leaves(enumerate(value)):
+                yield f"{{key}}_{{inner}}", array
 '''
 
 _PROGRAM = '''

@@ -125,7 +125,7 @@ def _classes(said: Tensor, true: Tensor) -> Guess:
     right = int((said == true).sum())
     _, counts = true.unique(return_counts=True)
     share = float(counts.max()) / max(rows, 1)
-    p_value = float(bdtrc(right - 1, rows, share)) if 0 < right and share < 1 else 1.0
+    p_value = float(bdtrc(right - 1, rows, share)) if right > 0 and share < 1 else 1.0
     clear = rows >= _LEAST_ROWS and p_value < _ALPHA
     return Guess("accuracy", right / max(rows, 1), share, clear)
 

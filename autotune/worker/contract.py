@@ -223,6 +223,7 @@ class Loaded:
     def _describe(self, data: Parts) -> TaskInfo:
         """All that can be said without making a model."""
         first = self.collate([self.sample("select", 0)])
+        self._refuse_nested(first[0])
         named = [(name, _array(value)) for name, value in fields(first[0])]
         functions = self.functions
         functions.balance(data.rare, first[1])
@@ -256,6 +257,18 @@ class Loaded:
             tunes=names.tunes(self._origin),
             dynamic=dynamic.read(self._origin, [(name, a.shape) for name, a in named]),
         )
+
+    def _refuse_nested(self, inputs: Any) -> None:
+        deep = [name for name, value in fields(inputs) if isinstance(value, tuple | list | dict)]
+        if deep:
+            raise broken(
+                self.where,
+                "inputs may not be nested: a deployed model takes arrays",
+                found=samples.describe(inputs),
+                missing="a tensor, a tuple or a dict of tensors",
+                mend="def forward(self, x, h, c):  # instead of forward(self, x, state)\n"
+                "    y, (h, c) = self.lstm(x, (h, c))",
+            )
 
     def _ragged(self) -> bool:
         """Whether the first rows of any part differ in shape."""

@@ -1,8 +1,8 @@
 """The user's loss, score, quality and metric, checked at each call; or the defaults in their place.
 
-    score(output, target) -> [batch]      streamed; gives the exact paired test
-    metric() -> update(...), compute()    streamed; for outputs too large to keep
-    quality(output, target) -> float      over a whole set whose outputs are kept
+score(output, target) -> [batch]      streamed; gives the exact paired test
+metric() -> update(...), compute()    streamed; for outputs too large to keep
+quality(output, target) -> float      over a whole set whose outputs are kept
 """
 
 from typing import Any

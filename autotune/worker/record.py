@@ -33,18 +33,32 @@ def record(predict: "Predict", rows: "Rows", out: Path, *, fixed: int | None) ->
     from autotune.worker.rows import Writer
 
     size = fixed or 1
-    start = 0
+    start, kept = 0, _batched(predict, rows, fixed)
     with Writer(out) as writer:
         while start < len(rows):
             chosen = list(range(start, min(start + size, len(rows))))
             # an artifact of a fixed batch gets a full one: the last row again, cut off later
             full = chosen if fixed is None else chosen + [chosen[-1]] * (size - len(chosen))
             kind, names, fields = _answer(predict, rows, full)
-            writer.add(kind, names, [field[: len(chosen)] for field in fields])
+            some = [i for i in range(len(fields)) if kept is None or i in kept]
+            writer.add(kind, [names[i] for i in some], [fields[i][: len(chosen)] for i in some])
             start += len(chosen)
             if fixed is None and not rows.ragged:
                 row_bytes = max(1, sum(int(f.nbytes) for f in fields) // len(full))
                 size = max(1, min(_BATCH, _BATCH_BYTES // row_bytes))
+
+
+def _batched(predict: "Predict", rows: "Rows", fixed: int | None) -> set[int] | None:
+    """Which outputs have the batch in front, told by two batch sizes; None: all of them."""
+    if len(rows) < 2 or rows.ragged:
+        return None
+    sizes = (1, 2) if fixed is None else (fixed,)
+    found = [_answer(predict, rows, [0] * size)[2] for size in sizes]
+    kept = [
+        {i for i, field in enumerate(fields) if field.ndim and field.shape[0] == size}
+        for size, fields in zip(sizes, found, strict=True)
+    ]
+    return set.intersection(*kept)
 
 
 def _answer(
@@ -62,10 +76,10 @@ def _answer(
 
 
 def _fields(output: Any, batch: int) -> "tuple[str, tuple[str, ...], list[Array]]":
-    """An output's kind, names and arrays, each ``[batch, ...]``.
+    """An output's kind, names and arrays; the first is ``[batch, ...]``.
 
-    What comes after the first and has no batch in front, as a recurrent state ``[layers,
-    batch, width]`` has, is not recorded: it is the next call's business, not quality's.
+    What comes after it and has no batch in front, as a recurrent state ``[layers, batch,
+    width]`` has, is not recorded: it is the next call's business, not quality's.
     """
     import numpy as np
 
@@ -83,5 +97,4 @@ def _fields(output: Any, batch: int) -> "tuple[str, tuple[str, ...], list[Array]
             f"predict answered a batch of {batch} with an array of shape {shape}; "
             "the first dimension must be the batch",
         )
-    kept = [i for i, array in enumerate(arrays) if array.ndim and array.shape[0] == batch]
-    return kind, tuple(names[i] for i in kept), [arrays[i] for i in kept]
+    return kind, names, arrays

@@ -23,7 +23,7 @@ X = torch.ones(2, 3)
     [
         (X, "tensor", ("output",)),
         ((X, X), "tuple", ("output_0", "output_1")),
-        ((X, (X, X)), "tuple", ("output_0",)),
+        ((X, (X, X)), "tuple", ("output_0", "output_1_0", "output_1_1")),
         ({"a": X, "cache": [X]}, "dict", ("a",)),
         (Output(X), "dict", ("logits",)),
     ],

@@ -1,0 +1,54 @@
+"""Numbers in sysfs files: a value, or a fault that names the error."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from autotune.meters import Fault
+
+Watts = Callable[[], float | Fault]
+
+
+def text(path: Path) -> str | Fault:
+    """What a file holds, without surrounding space."""
+    try:
+        return path.read_bytes().decode("ascii", errors="replace").strip()
+    except OSError as error:
+        number = error.errno or 0
+        denied = number in (errno.EACCES, errno.EPERM)
+        detail = f"errno {number} ({os.strerror(number)}) reading {path.name}"
+        return Fault("permission" if denied else "no_interface", detail)
+
+
+def number(path: Path) -> int | Fault:
+    """The whole number in a file."""
+    found = text(path)
+    if isinstance(found, Fault):
+        return found
+    try:
+        return int(found)
+    except ValueError:
+        return Fault("implausible", f"{path.name} holds {found[:20]!r}, not a number")
+
+
+def scaled(path: Path, unit: float) -> float | Fault:
+    """A file's number in units of ``unit``."""
+    value = number(path)
+    return value if isinstance(value, Fault) else value * unit
+
+
+def product(first: Path, second: Path, unit: float) -> float | Fault:
+    """Two files' numbers, multiplied: a voltage and a current."""
+    one, other = number(first), number(second)
+    if isinstance(one, Fault):
+        return one
+    return other if isinstance(other, Fault) else one * other * unit
+
+
+def folders(root: Path, pattern: str) -> list[Path]:
+    """Folders below ``root``, sorted; none where there is no such root."""
+    try:
+        return sorted(path for path in root.glob(pattern) if path.is_dir())
+    except OSError:
+        return []

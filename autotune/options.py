@@ -1,0 +1,217 @@
+"""What the commands have in common: quantities, the limits as options, and their records."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from autotune.errors import AutotuneError, UsageError
+
+if TYPE_CHECKING:
+    from autotune.records.budget import Budget, Effort, Limit
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Quantity(click.ParamType[Any, Any]):
+    """A number with an SI unit, e.g. 5ms; with ``relative`` also a factor, e.g. 0.6x."""
+
+    name = "quantity"
+
+    def __init__(self, unit: str, *, relative: bool = False) -> None:
+        self._unit = unit
+        self._relative = relative
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> "float | Limit":
+        from autotune.control import units
+
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        try:
+            if self._relative:
+                return units.parse_limit(value, self._unit)
+            return units.parse(value, self._unit)
+        except AutotuneError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Rate(click.ParamType[Any, Any]):
+    """Requests per second, e.g. 200/s."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        if isinstance(value, float):
+            return value
+        number, sign, unit = str(value).partition("/")
+        try:
+            rate = float(number)
+        except ValueError:
+            rate = 0.0
+        if rate <= 0 or (sign and unit != "s"):
+            self.fail(f"{value!r} is not a rate: give requests per second, e.g. 200/s", param, ctx)
+        return rate
+
+
+def limits(command: F) -> F:
+    """The budget options, shared by run, execute and verify."""
+    options = (
+        click.option(
+            "--latency",
+            type=Quantity("s", relative=True),
+            metavar="5ms|0.6x",
+            help="Latency of one call; 0.6x is relative to the dense eager baseline.",
+        ),
+        click.option(
+            "--percentile",
+            type=click.FloatRange(1, 99.99),
+            default=95.0,
+            show_default=True,
+            help="Percentile that the latency limit is for.",
+        ),
+        click.option(
+            "--energy",
+            type=Quantity("J", relative=True),
+            metavar="20mJ|0.6x",
+            help="Energy per sample.",
+        ),
+        click.option(
+            "--memory",
+            type=Quantity("B", relative=True),
+            metavar="200MB|0.6x",
+            help="Peak resident memory of the serving process.",
+        ),
+        click.option(
+            "--load",
+            type=Rate(),
+            metavar="200/s",
+            help="Requests per second: --latency then limits the response time.",
+        ),
+        click.option("--min-quality", type=float, metavar="0.9", help="Floor on quality itself."),
+        click.option(
+            "--on-undecided",
+            type=click.Choice(["4", "pass", "fail"]),
+            default="4",
+            show_default=True,
+            help="Exit code where a limit is undecided (not where it was not measured).",
+        ),
+        click.option(
+            "--max-drop",
+            type=float,
+            metavar="0.01",
+            help="How far quality may fall below the baseline's.",
+        ),
+        click.option(
+            "--accept-modelled-energy",
+            is_flag=True,
+            help="Let a modelled energy decide (the verdict says so).",
+        ),
+        click.option(
+            "--powercap-root",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="A powercap tree that the host provides; readings are labelled so.",
+        ),
+        click.option(
+            "--powercap-label",
+            type=click.Choice(["host", "simulated"]),
+            default="host",
+            show_default=True,
+            help="What the --powercap-root tree is.",
+        ),
+        click.option(
+            "--cpu-idle-w",
+            type=Quantity("W"),
+            metavar="30W",
+            help="Measured idle power of this CPU, to calibrate the model.",
+        ),
+        click.option(
+            "--cpu-max-w",
+            type=Quantity("W"),
+            metavar="120W",
+            help="Measured full-load power of this CPU, to calibrate the model.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def training_limits(command: F) -> F:
+    options = (
+        click.option(
+            "--train-time",
+            type=Quantity("s"),
+            metavar="5min",
+            help="Limit for the final training.",
+        ),
+        click.option(
+            "--train-energy",
+            type=Quantity("J"),
+            metavar="2kJ",
+            help="Limit for the final training.",
+        ),
+        click.option(
+            "--train-memory",
+            type=Quantity("B"),
+            metavar="4GB",
+            help="Limit for the final training's peak memory.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def budget(given: dict[str, Any]) -> "Budget":
+    from autotune.records.budget import Budget
+
+    return Budget(
+        latency=given["latency"],
+        percentile=given["percentile"],
+        energy=given["energy"],
+        memory=given["memory"],
+        train_time_s=given.get("train_time"),
+        train_energy_j=given.get("train_energy"),
+        train_memory_bytes=given.get("train_memory"),
+        max_drop=given["max_drop"],
+        min_quality=given["min_quality"],
+        load_per_s=given["load"],
+        goal=given.get("goal"),
+        batch=given.get("batch"),
+        accept_modelled_energy=given["accept_modelled_energy"],
+    )
+
+
+def effort(given: dict[str, Any]) -> "Effort":
+    from autotune.records.budget import Effort
+
+    root = given["powercap_root"]
+    if root is not None and not root.is_dir():
+        raise UsageError(f"--powercap-root {root}: no such folder; give the tree's own folder")
+    known = {
+        name: given[name]
+        for name in (
+            "time_s",
+            "trials",
+            "train_trials",
+            "epochs",
+            "seed",
+            "device",
+            "only",
+            "without",
+            "fix",
+            "threads",
+            "cpu_idle_w",
+            "cpu_max_w",
+            "require_measured",
+            "search_only",
+        )
+        if given.get(name) is not None
+    }
+    return Effort(
+        powercap_root=str(root.resolve()) if root else None,
+        powercap_label=given["powercap_label"],
+        **known,
+    )
