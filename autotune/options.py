@@ -139,6 +139,7 @@ def limits(command: F) -> F:
 
 
 def training_limits(command: F) -> F:
+    """Limits on the final training, shared by run and execute."""
     options = (
         click.option(
             "--train-time",
@@ -165,6 +166,7 @@ def training_limits(command: F) -> F:
 
 
 def budget(given: dict[str, Any]) -> "Budget":
+    """The limits among a command's options."""
     from autotune.records.budget import Budget
 
     return Budget(
@@ -185,6 +187,11 @@ def budget(given: dict[str, Any]) -> "Budget":
 
 
 def effort(given: dict[str, Any]) -> "Effort":
+    """How hard to look, from a command's options.
+
+    Raises:
+        UsageError: a powercap tree that is not there.
+    """
     from autotune.records.budget import Effort
 
     root = given["powercap_root"]

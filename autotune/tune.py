@@ -324,9 +324,13 @@ def _bridge(
 
 
 def _meter_args(effort: Effort) -> tuple[str, ...]:
+    """What the meter process counts: a GPU that plans may use is always counted, even idle."""
+    gpu = effort.device != "cpu" and any(Path("/dev").glob("nvidia[0-9]*"))
+    args = ("--cuda",) if gpu else ()
     if effort.powercap_root is None:
-        return ()
-    return ("--powercap-root", effort.powercap_root, "--origin", effort.powercap_label)
+        return args
+    root = effort.powercap_root
+    return (*args, "--powercap-root", root, "--origin", effort.powercap_label)
 
 
 def _memory_limit() -> int | None:

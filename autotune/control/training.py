@@ -54,7 +54,13 @@ def measure_splits(run: Run, budget_s: float) -> tuple[Split, ...]:
         if run.bridge.now() - started > budget_s and len(out) >= len(legal):
             break
         recipe = Recipe(batch_size=batch, parallel=parallel, ranks=ranks, threads=threads)
-        job = jobs.Throughput(task=run.spec, recipe=recipe, seed=run.effort.seed, budget_s=0.5)
+        job = jobs.Throughput(
+            task=run.spec,
+            recipe=recipe,
+            seed=run.effort.seed,
+            budget_s=0.5,
+            device=run.effort.device,
+        )
         result = run.bridge.run(job, timeout_s=30.0)
         out.append(_split(recipe, result))
     return tuple(out)
@@ -211,6 +217,7 @@ def _train(
         rungs=rungs,
         seed=run.effort.seed,
         meter=run.meter,
+        device=run.effort.device,
     )
     result = run.bridge.run(job, timeout_s=_timeout(run, epochs), on_report=go_on)
     overhead = max(0.0, result.wall_s - result.work_s)
@@ -358,6 +365,7 @@ def final(run: Run, recipe: Recipe, epochs: int) -> Execution:
         step_losses=50,
         weights_out=WEIGHTS,
         meter=run.meter,
+        device=run.effort.device,
     )
     done = must(run.bridge, job, max(600.0, _timeout(run, epochs))).answer
     assert isinstance(done, jobs.Trained)

@@ -323,9 +323,7 @@ def _shared(domains: Sequence[Domain]) -> bool:
     """Whether what others run on the processor is in these joules.  A simulated tree's are
     not of this machine.
     """
-    return any(
-        d.origin != "simulated" and d.name.partition(":")[0] not in _BOARDS for d in domains
-    )
+    return any(d.origin != "simulated" and d.name.partition(":")[0] not in _BOARDS for d in domains)
 
 
 def _why(missing: Sequence[Domain], nothing: str | None) -> str:

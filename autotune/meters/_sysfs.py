@@ -2,7 +2,9 @@
 
 import errno
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from autotune.meters import Fault
@@ -52,3 +54,35 @@ def folders(root: Path, pattern: str) -> list[Path]:
         return sorted(path for path in root.glob(pattern) if path.is_dir())
     except OSError:
         return []
+
+
+def rails(chip: Path) -> Iterator[tuple[str, Watts]]:
+    """Label and reader of each power, or of each voltage that has a current beside it."""
+    powers = sorted({*chip.glob("power*_input"), *chip.glob("power*_average")})
+    taken: set[str] = set()
+    for path in sorted(powers, key=lambda p: (not p.name.endswith("_input"), p.name)):
+        number = _number(path)
+        if number not in taken:
+            taken.add(number)
+            label = text(chip / f"power{number}_label")
+            yield _named(label, f"power{number}"), partial(scaled, path, 1e-6)
+    if taken:
+        return
+    for path in sorted(chip.glob("in*_input")):
+        number = _number(path)
+        current = chip / f"curr{number}_input"
+        if current.exists():
+            label = text(chip / f"in{number}_label")
+            yield (
+                _named(label, f"in{number}"),
+                partial(product, path, current, 1e-3 * 1e-3),
+            )
+
+
+def _named(label: str | Fault, otherwise: str) -> str:
+    return label if isinstance(label, str) and label else otherwise
+
+
+def _number(path: Path) -> str:
+    found = re.search(r"\d+", path.name)
+    return found[0] if found else ""

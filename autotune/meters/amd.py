@@ -50,9 +50,7 @@ class Amd:
         """One source for every board, or a single one that says why there is none."""
         if self._fault is not None:
             reason = str(self._fault)
-            return (
-                EnergySource(name="amd", label="unavailable", reason=reason, remedy=_REMEDY),
-            )
+            return (EnergySource(name="amd", label="unavailable", reason=reason, remedy=_REMEDY),)
         return tuple(self._source(board) for board in self._boards)
 
     def read(self) -> Reading:

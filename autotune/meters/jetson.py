@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from autotune.meters import Fault, Tools, _sampling, _sysfs, hwmon
+from autotune.meters import Fault, Tools, _sampling, _sysfs
 
 _INPUTS = ("VDD_IN", "POM_5V_IN")
 _UNUSED = ("NC", "sum of shunt voltages")
@@ -50,12 +50,12 @@ def _rails(root: Path) -> Iterator[tuple[str, _sysfs.Watts]]:
     found: dict[str, _sysfs.Watts] = {}
     for chip in _sysfs.folders(root / "class/hwmon", "hwmon*"):
         if _sysfs.text(chip / "name") == "ina3221":
-            for label, watts in hwmon.rails(chip):
+            for label, watts in _sysfs.rails(chip):
                 found.setdefault(label, watts)
     for chip in _sysfs.folders(root / "bus/i2c/drivers/ina3221x", "*/iio*"):
         for path in sorted(chip.glob("in_power*_input")):
             number = path.name.removeprefix("in_power").removesuffix("_input")
-            label = _sysfs.text(chip / f"rail_name_{number}")
-            if isinstance(label, str) and label:
-                found.setdefault(label, partial(_sysfs.scaled, path, 1e-3))
+            name = _sysfs.text(chip / f"rail_name_{number}")
+            if isinstance(name, str) and name:
+                found.setdefault(name, partial(_sysfs.scaled, path, 1e-3))
     yield from sorted(found.items(), key=lambda item: item[0])

@@ -35,6 +35,8 @@ _SAMPLE_S = 0.1
 _LAG_S = 0.5
 _APART = 0.15
 _NOT_SUPPORTED = 3
+_NO_SUCH = (2, 6)
+"""NVML_ERROR_INVALID_ARGUMENT and NVML_ERROR_NOT_FOUND."""
 _REMEDIES = {
     "no_interface": "install the NVIDIA driver with its libnvidia-ml.so.1 and a GPU of the "
     "Volta generation or later; or pass --accept-modelled-energy",
@@ -230,7 +232,9 @@ def _handle(nvml: Any, uuid: str) -> Any:
     """The board of a UUID; like CUDA's, it may be cut short where it names one board only."""
     try:
         return nvml.nvmlDeviceGetHandleByUUID(uuid)
-    except nvml.NVMLError:
+    except nvml.NVMLError as error:
+        if getattr(error, "value", None) not in _NO_SUCH:
+            raise
         handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
         found = [h for h in handles if _string(nvml.nvmlDeviceGetUUID(h)).startswith(uuid)]
         if len(found) != 1 or uuid == "GPU-":

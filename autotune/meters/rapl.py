@@ -14,15 +14,13 @@ What this does not know: which process used the energy, and board parts beyond p
 memory.
 """
 
-import errno
-import os
 import re
 from collections.abc import Iterator
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from autotune.meters import Fault, Origin, Reading, Tools, conclude, span, unavailable
+from autotune.meters import Fault, Origin, Reading, Tools, _sysfs, conclude, span, unavailable
 from autotune.records.measurement import Domain, EnergySource
 
 _ZONE = re.compile(r"(?P<kind>[A-Za-z][\w-]*):(?P<ids>\d+(?::\d+)*)")
@@ -82,9 +80,7 @@ class Rapl:
                 self._read_together(first, second, counters)
         return Reading(at_s, counters)
 
-    def _read_together(
-        self, first: Zone, second: Zone, counters: dict[str, int | Fault]
-    ) -> None:
+    def _read_together(self, first: Zone, second: Zone, counters: dict[str, int | Fault]) -> None:
         """Two counters that nearly agree may be one: read both within one update, so that
         mirrors are equal and not a tick apart.
         """
@@ -240,10 +236,10 @@ def _children(folder: Path) -> list[Path]:
 
 
 def _zone(path: Path) -> Zone | None:
-    name = _text(path / "name")
+    name = _sysfs.text(path / "name")
     if not isinstance(name, str):
         return None
-    range_uj = _number(path / "max_energy_range_uj")
+    range_uj = _sysfs.number(path / "max_energy_range_uj")
     limit = range_uj if isinstance(range_uj, int) and range_uj > 0 else None
     if _PACKAGE.fullmatch(name):
         return Zone(f"rapl:{name}", path, limit, _PACKAGE_MAX_W)
@@ -257,39 +253,19 @@ def _parent(path: Path) -> str:
     above = path.name.rpartition(":")[0]
     for folder in (path.parent, path.parent / above, path.resolve().parent):
         if folder.name == above:
-            name = _text(folder / "name")
+            name = _sysfs.text(folder / "name")
             if isinstance(name, str):
                 return name
     return above
 
 
 def _counter(zone: Zone) -> int | Fault:
-    value = _number(zone.path / "energy_uj")
+    value = _sysfs.number(zone.path / "energy_uj")
     if isinstance(value, Fault):
         return value
     if value < 0 or (zone.range_uj is not None and value > zone.range_uj):
         return Fault("implausible", f"energy_uj holds {value}, outside its range")
     return value
-
-
-def _number(path: Path) -> int | Fault:
-    text = _text(path)
-    if isinstance(text, Fault):
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        return Fault("implausible", f"{path.name} holds {text[:20]!r}, not a number")
-
-
-def _text(path: Path) -> str | Fault:
-    try:
-        return path.read_bytes().decode("ascii", errors="replace").strip()
-    except OSError as error:
-        number = error.errno or 0
-        denied = number in (errno.EACCES, errno.EPERM)
-        detail = f"errno {number} ({os.strerror(number)}) reading {path.name}"
-        return Fault("permission" if denied else "no_interface", detail)
 
 
 def _remedy(zone: Zone, fault: Fault) -> str:
@@ -307,7 +283,7 @@ def _is_dram(domain: str) -> bool:
 
 def _guest(proc: Path) -> bool:
     """True where the processor's flags say that a hypervisor runs below."""
-    text = _text(proc / "cpuinfo")
+    text = _sysfs.text(proc / "cpuinfo")
     if isinstance(text, Fault):
         return False
     found = re.search(r"^flags\s*:.*\bhypervisor\b", text, re.MULTILINE)

@@ -22,9 +22,8 @@ def has_training_step(model: nn.Module) -> bool:
     """Whether a model is a LightningModule with a training step of its own."""
     kinds = type(model).__mro__
     base = next((kind for kind in kinds if kind.__name__ == "LightningModule"), None)
-    return base is not None and type(model).training_step is not getattr(
-        base, "training_step", None
-    )  # type: ignore[attr-defined]
+    own = getattr(type(model), "training_step", None)
+    return base is not None and own is not getattr(base, "training_step", None)
 
 
 def shifts_labels(model: nn.Module) -> bool:

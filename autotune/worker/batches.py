@@ -144,7 +144,7 @@ class LoaderBatches:
     def epoch(self, number: int) -> Iterator[Batch]:
         """One pass, or as many steps as ``rows`` rows are where the loader has no end."""
         sampler = getattr(self._loader, "sampler", None)
-        if hasattr(sampler, "set_epoch"):
+        if sampler is not None and hasattr(sampler, "set_epoch"):
             sampler.set_epoch(number)
         steps = math.ceil(self.rows / self._share.batch_size)
         for batch in itertools.islice(self._loader, steps):

@@ -73,7 +73,8 @@ def check(loaded: Loaded) -> None:
 
 def guess(model: nn.Module, loaded: Loaded) -> Guess | None:
     """Accuracy or R2 on rows of *select* spread over it; None where neither is defined."""
-    outputs, targets = [], []
+    outputs: list[Tensor] = []
+    targets: list[Tensor] = []
     began = time.monotonic()
     count = len(loaded.select)  # type: ignore[arg-type]
     rows = np.unique(np.linspace(0, count - 1, min(count, ROWS)).astype(int)).tolist()
@@ -123,7 +124,7 @@ def _classes(said: Tensor, true: Tensor) -> Guess:
 
     rows = len(true)
     right = int((said == true).sum())
-    _, counts = true.unique(return_counts=True)
+    _, counts = torch.unique(true, return_counts=True)
     share = float(counts.max()) / max(rows, 1)
     p_value = float(bdtrc(right - 1, rows, share)) if right > 0 and share < 1 else 1.0
     clear = rows >= _LEAST_ROWS and p_value < _ALPHA

@@ -145,10 +145,10 @@ class Loaded:
             return model
         if self._origin.form != "script":
             return self.make_model()
-        model = script.run_whole(self.spec).get("model")
-        if not isinstance(model, nn.Module):
-            raise no_model(self._origin, f"the script left model as a {type(model).__name__}")
-        return self._adapted(model)
+        left = script.run_whole(self.spec).get("model")
+        if not isinstance(left, nn.Module):
+            raise no_model(self._origin, f"the script left model as a {type(left).__name__}")
+        return self._adapted(left)
 
     def collate(self, items: Sequence[Pair]) -> Pair:
         """A batch ``(input, target)`` from samples of this task's parts."""

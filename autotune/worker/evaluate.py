@@ -177,8 +177,8 @@ class Tally:
         target = torch.cat([pair[1] for pair in self._classes])
         if len(target) != len(right):
             return right
-        _, classes, counts = target.unique(return_inverse=True, return_counts=True)
-        weights = len(target) / (len(counts) * counts.double())
+        _, classes, counts = torch.unique(target, return_inverse=True, return_counts=True)
+        weights: Tensor = len(target) / (len(counts) * counts.double())
         return right * weights[classes]
 
     def _loss(self, output: Any, target: Any) -> float | None:

@@ -189,9 +189,7 @@ def _forward(loaded: Loaded, model: nn.Module, inputs: Any) -> Any:
         return loaded.call(model, inputs)
 
 
-def _check_loss(
-    loaded: Loaded, model: nn.Module, output: Any, target: Any, inputs: Any
-) -> bool:
+def _check_loss(loaded: Loaded, model: nn.Module, output: Any, target: Any, inputs: Any) -> bool:
     """Whether there is a loss; it must be one finite number."""
     trains_itself = loaded.own_train is not None or adapters.has_training_step(model)
     if trains_itself and not loaded.has_own_loss:
@@ -260,6 +258,8 @@ def _check_score(loaded: Loaded, model: nn.Module) -> bool:
         if score is None:
             loaded.quality(output, target)
             return False
+    if loaded.functions.balanced:  # weighted by class once the whole part is known
+        return False
     plain = bool(((score == 0) | (score == 1)).all())
     return loaded.info.binary or (plain and bool((score == 1).any()))
 

@@ -1,15 +1,19 @@
 """The one meter process: it alone reads energy counters, and only at the ends of windows.
 
     python -m autotune.worker.meter --socket PATH [--powercap-root DIR] [--origin host]
-                                    [--cuda [UUID,...]]
+                                    [--cuda [UUID,...]] [--all]
 
     client --{"ask": "sources" | "open" | "close", ...}--> Unix socket --> meters
            <--{"sources": [...]} | {"token": n} | {"window": {...}} | {"error": text}--
 
 One JSON line a request and one an answer.  Several clients may hold windows at once; all
 share the readings.  Between the ends of a window nothing is read except, seldom, to keep
-a wrap of the counter unambiguous.  Torch-free.  Prints ``ready`` when it listens, and
-ends with its parent, at SIGTERM, or when its standard input (if a pipe) is closed.
+a wrap of the counter unambiguous, and power where a sensor has no counter.  Torch-free.
+Prints ``ready`` when it listens, and ends with its parent, at SIGTERM, or when its standard
+input (if a pipe) is closed.
+
+What counts: parts of the machine (processor, memory, boards) where one can be read, each
+domain once however many ranks run; else the first sensor that sees the whole machine.
 """
 
 import argparse
@@ -27,8 +31,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from autotune import plugins
-from autotune.meters import Meter, Reading, Tools, calibrate, window
+from autotune.meters import Meter, Reading, Tools, calibrate, code, edge, window
 from autotune.records import codec
 from autotune.records.measurement import Domain, EnergySource, EnergyWindow
 from autotune.worker import system
@@ -37,6 +43,11 @@ from autotune.worker.meterclient import address
 _GUARD_S = 10.0
 _GUARD_LEAST_S = 0.2
 _POLL_S = 1.0
+_BOARDS = ("nvml", "amd")
+_OPTIONAL = ("apple", "battery", "hwmon", "jetson")
+"""Meters of which a machine that lacks them says nothing, except to ``--all``."""
+_WHOLE = ("jetson", "hwmon", "battery")
+"""Of several sensors that see the whole machine the first counts."""
 
 
 class Load(NamedTuple):
@@ -50,9 +61,10 @@ class Load(NamedTuple):
 class Window:
     """An open window: the readings so far, one list for each meter."""
 
-    def __init__(self, meters: Sequence[Meter], load: Load | None) -> None:
+    def __init__(self, load: Load | None, first: Sequence[Reading], meter_cpu_s: float) -> None:
         self.load = load
-        self.readings: list[list[Reading]] = [[meter.read()] for meter in meters]
+        self.meter_cpu_s = meter_cpu_s
+        self.readings = [[reading] for reading in first]
 
 
 class Bench:
@@ -63,10 +75,13 @@ class Bench:
         meters: Sequence[Meter],
         clock: Callable[[], float] = time.monotonic,
         load: Callable[[int], Load | None] = lambda pid: None,
+        read: Callable[[Meter, bool], Reading] = lambda meter, closing: meter.read(),
     ) -> None:
         self._meters = tuple(meters)
         self._clock = clock
         self._load = load
+        self._read = read
+        self._counts = _what_counts(self.sources())
         self._windows: dict[int, Window] = {}
         self._next = 1
         self._guarded_s = clock()
@@ -81,10 +96,11 @@ class Bench:
         """Start a window for the process ``pid`` (0: unknown); the token closes it."""
         token = self._next
         self._next += 1
-        load = self._load(pid)
+        load, cpu_s = self._load(pid), time.process_time()
         if not self._windows:
             self._guarded_s = self._clock()
-        self._windows[token] = Window(self._meters, load)
+        first = [self._read(meter, False) for meter in self._meters]
+        self._windows[token] = Window(load, first, cpu_s)
         return token
 
     def close(self, token: int, pid: int = 0) -> EnergyWindow:
@@ -97,12 +113,19 @@ class Bench:
         domains: list[Domain] = []
         duration_s = 0.0
         for meter, readings in zip(self._meters, held.readings, strict=True):
-            readings.append(meter.read())
-            domains += meter.difference(*readings)
+            readings.append(self._read(meter, True))
+        after, cpu_s = self._load(pid), time.process_time() - held.meter_cpu_s
+        for meter, readings in zip(self._meters, held.readings, strict=True):
+            domains += map(self._counted, meter.difference(*readings))
             duration_s = max(duration_s, readings[-1].at_s - readings[0].at_s)
         reasons = [source.reason for source in self.sources() if source.label == "unavailable"]
-        foreign = _foreign(held.load, self._load(pid))
-        return window(duration_s, domains, foreign, nothing=next(iter(reasons), None))
+        return window(
+            duration_s,
+            domains,
+            _foreign(held.load, after, cpu_s),
+            nothing=next(iter(reasons), None),
+            meter_cpu_s=cpu_s,
+        )
 
     def drop(self, token: int) -> None:
         """Forget a window whose client is gone."""
@@ -118,6 +141,11 @@ class Bench:
             reading = meter.read()
             for held in self._windows.values():
                 held.readings[place].append(reading)
+
+    def _counted(self, domain: Domain) -> Domain:
+        if self._counts(domain.name):
+            return domain
+        return msgspec.structs.replace(domain, counted=False)
 
 
 class Server:
@@ -172,7 +200,7 @@ class _Client:
     def __init__(self, connection: socket.socket, bench: Bench) -> None:
         self._connection = connection
         self._bench = bench
-        self._tokens: set[int] = set()
+        self._tokens: dict[int, int] = {}
         self._buffer = b""
         self._pid = _peer(connection)
 
@@ -210,23 +238,34 @@ class _Client:
             parts = [codec.encode(source) for source in self._bench.sources()]
             return b'{"sources": [' + b", ".join(parts) + b"]}"
         if ask == "open":
-            token = self._bench.open(self._pid)
-            self._tokens.add(token)
+            # the ranks of one launch are children of the same parent: their tree is its tree
+            tree = request.get("tree", self._pid)
+            token = self._bench.open(tree)
+            self._tokens[token] = tree
             return json.dumps({"token": token}).encode()
         if ask == "close":
             token = request.get("token", 0)
-            self._tokens.remove(token)
-            return b'{"window": ' + codec.encode(self._bench.close(token, self._pid)) + b"}"
+            tree = self._tokens.pop(token)
+            return b'{"window": ' + codec.encode(self._bench.close(token, tree)) + b"}"
         raise ValueError(f"ask is {ask!r}, must be sources, open or close")
 
 
-def meters(tools: Tools, *, cuda: bool) -> list[Meter]:
-    """Every plug-in of ``meters/``, NVML only where a GPU is in use; each calibrated."""
-    names = [name for name in plugins.names("meters") if cuda or name != "nvml"]
-    found: list[Meter] = [plugins.load("meters", name).open(tools) for name in names]
-    for meter in found:
+def meters(tools: Tools, *, cuda: bool, everything: bool = False) -> list[Meter]:
+    """The plug-ins of ``meters/`` that this machine has a use for; each calibrated.
+
+    Boards only where a GPU is in use (``cuda``), and then those of the maker whose boards
+    can be read; sensors that a machine may lack only where it has them.  ``everything``
+    takes them all, for the doctor.
+    """
+    names = [name for name in plugins.names("meters") if cuda or everything or name not in _BOARDS]
+    found: dict[str, Meter] = {n: plugins.load("meters", n).open(tools) for n in names}
+    if not everything:
+        found = {n: m for n, m in found.items() if n not in _OPTIONAL or not _absent(m)}
+        if any(n in _BOARDS and not _absent(m) for n, m in found.items()):
+            found = {n: m for n, m in found.items() if n not in _BOARDS or not _absent(m)}
+    for meter in found.values():
         calibrate(meter, tools.clock)
-    return found
+    return list(found.values())
 
 
 def load(pid: int) -> Load | None:
@@ -244,7 +283,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         tools = tools._replace(powercap=args.powercap_root, origin=args.origin)
     if args.cuda:
         tools = tools._replace(devices=tuple(args.cuda.split(",")))
-    bench = Bench(meters(tools, cuda=args.cuda is not None), load=load)
+    found = meters(tools, cuda=args.cuda is not None, everything=args.all)
+    bench = Bench(found, load=load, read=lambda meter, closing: edge(meter, closing=closing))
     parent = os.getppid()
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
@@ -268,15 +308,34 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--powercap-root", type=Path)
     parser.add_argument("--origin", choices=("host", "simulated"), default="host")
     parser.add_argument("--cuda", nargs="?", const="", metavar="UUID,...")
+    parser.add_argument("--all", action="store_true")
     return parser
 
 
-def _foreign(first: Load | None, last: Load | None) -> float | None:
-    """Share of the machine's CPU time in the window that the client's tree did not use."""
+def _foreign(first: Load | None, last: Load | None, meter_cpu_s: float = 0.0) -> float | None:
+    """Share of the machine's CPU time in the window that neither the client's tree used nor
+    measuring it.
+    """
     if first is None or last is None or last.total_s <= first.total_s:
         return None
-    foreign = (last.busy_s - first.busy_s) - (last.tree_s - first.tree_s)
+    foreign = (last.busy_s - first.busy_s) - (last.tree_s - first.tree_s) - meter_cpu_s
     return min(1.0, max(0.0, foreign / (last.total_s - first.total_s)))
+
+
+def _what_counts(sources: Sequence[EnergySource]) -> Callable[[str], bool]:
+    """Whether a domain is part of the total: parts where one can be read, else one whole."""
+    readable = [s for s in sources if s.label.startswith("measured")]
+    wholes = [s for s in readable if s.scope == "machine"]
+    if wholes and not any(s.scope == "parts" for s in readable):
+        one = min(wholes, key=lambda s: _WHOLE.index(s.name))
+        counted = frozenset(one.domains)
+        return lambda name: name in counted
+    others = frozenset(name for s in sources if s.scope != "parts" for name in s.domains)
+    return lambda name: name not in others
+
+
+def _absent(meter: Meter) -> bool:
+    return all(code(source.reason) == "no_interface" for source in meter.sources())
 
 
 def _peer(connection: socket.socket) -> int:

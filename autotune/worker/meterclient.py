@@ -5,13 +5,16 @@
         ...
         window = meter.close(token)
 
-The windows of a client that goes away are forgotten by the meter process.
+``open(idle_s=1.0)`` waits before and after the window and so learns the idle machine's
+power: the answer then has a dynamic energy beside the total.  The windows of a client that
+goes away are forgotten by the meter process.
 """
 
 import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +23,7 @@ from typing import Any
 import msgspec
 
 from autotune.errors import WorkerError
+from autotune.meters import _baseline
 from autotune.records.measurement import EnergySource, EnergyWindow
 
 _PATIENCE_S = 10.0
@@ -42,18 +46,31 @@ class MeterClient:
             self._socket.close()
             raise WorkerError(f"the meter process at {path} does not answer: {error}") from None
         self._file = self._socket.makefile("rb")
+        self._idle: dict[int, tuple[float, EnergyWindow]] = {}
 
     def sources(self) -> tuple[EnergySource, ...]:
         """What the meter process can read, and why not where it cannot."""
         return msgspec.convert(self._ask(ask="sources")["sources"], tuple[EnergySource, ...])
 
-    def open(self) -> int:
-        """Start a window; wait for the device first if it works asynchronously."""
-        return int(self._ask(ask="open")["token"])
+    def open(self, *, idle_s: float = 0.0) -> int:
+        """Start a window; wait for the device first if it works asynchronously.
+
+        ``idle_s``: so many seconds before it starts, and after it ends, are spent idle and
+        measured: `close` then tells dynamic energy too.
+        """
+        before = self._rest(idle_s) if idle_s > 0 else None
+        token = int(self._ask(ask="open", tree=_tree())["token"])
+        if before is not None:
+            self._idle[token] = idle_s, before
+        return token
 
     def close(self, token: int) -> EnergyWindow:
         """End the window of ``token``."""
-        return msgspec.convert(self._ask(ask="close", token=token)["window"], EnergyWindow)
+        work = msgspec.convert(self._ask(ask="close", token=token)["window"], EnergyWindow)
+        if token not in self._idle:
+            return work
+        idle_s, before = self._idle.pop(token)
+        return _baseline.dynamic(work, before, self._rest(idle_s))
 
     def disconnect(self) -> None:
         """Leave; windows that are still open are forgotten."""
@@ -71,6 +88,11 @@ class MeterClient:
     ) -> None:
         self.disconnect()
 
+    def _rest(self, idle_s: float) -> EnergyWindow:
+        token = self.open()
+        time.sleep(idle_s)
+        return self.close(token)
+
     def _ask(self, **request: Any) -> dict[str, Any]:
         try:
             self._socket.sendall(json.dumps(request).encode() + b"\n")
@@ -83,6 +105,12 @@ class MeterClient:
         if "error" in answer:
             raise WorkerError(f"the meter process refused: {answer['error']}")
         return answer
+
+
+def _tree() -> int:
+    """The process whose tree does the work: of several ranks their common parent."""
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    return os.getppid() if ranks.isdigit() and int(ranks) > 1 else os.getpid()
 
 
 @contextlib.contextmanager

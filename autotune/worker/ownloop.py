@@ -28,6 +28,7 @@ from autotune.parallel import Group
 from autotune.records import codec
 from autotune.records.job import Rate, Throughput, Train, Trained
 from autotune.records.plan import Recipe
+from autotune.worker import trained
 from autotune.worker.blame import broken, guard
 from autotune.worker.channel import Channel, NullChannel
 from autotune.worker.contract import Loaded
@@ -160,21 +161,19 @@ class _EnoughError(BaseException):
 
 def fit(job: Train, root: Path, channel: Channel, group: Group, loaded: Loaded) -> Trained:
     """Run the user's loop once and measure it, as `train.fit` does ours."""
-    from autotune.worker import train
-
     _alone(group)
     model, data = _begin(job.seed, group, loaded)
     path = root / CHECKPOINTS / f"{_key(job)}.pt"
     trial = Trial(job, channel, loaded, group.device, path)
     startup_s = time.monotonic() - group.started_s
     with contextlib.ExitStack() as stack:
-        meter = train.Meter(job.meter, stack)
+        meter = trained.Meter(job.meter, stack)
         began = time.perf_counter()
         model = _run(loaded, model, job.recipe, data, trial)
         train_s = max(time.perf_counter() - began - trial.waited_s, 1e-9)
         energy = meter.close()
     path.unlink(missing_ok=True)
-    judge = train.Judge(loaded, model, group, channel)
+    judge = trained.Judge(loaded, model, group, channel)
     judge.look()
     done = trial.last_step or job.epochs
     samples = data.read or done * len(data)
@@ -188,16 +187,14 @@ def fit(job: Train, root: Path, channel: Channel, group: Group, loaded: Loaded) 
         train_s=train_s,
         startup_s=startup_s,
         samples_per_s=samples / train_s,
-        peak_memory_bytes=int(group.largest(train.peak_memory_bytes())),
-        weights_sha256=train.save(model, root, job.weights_out),
+        peak_memory_bytes=int(group.largest(trained.peak_memory_bytes())),
+        weights_sha256=trained.save(model, root, job.weights_out),
         energy=energy,
     )
 
 
 def rate(job: Throughput, group: Group, loaded: Loaded) -> Rate:
     """Rows per second that the user's loop reads, in one epoch or as much as the time allows."""
-    from autotune.worker import train
-
     _alone(group)
     until = time.monotonic() + job.budget_s
     model, data = _begin(job.seed, group, loaded, until)
@@ -212,7 +209,7 @@ def rate(job: Throughput, group: Group, loaded: Loaded) -> Rate:
     return Rate(
         samples_per_s=(data.read or len(data)) / spent,
         startup_s=startup_s,
-        peak_memory_bytes=int(group.largest(train.peak_memory_bytes())),
+        peak_memory_bytes=int(group.largest(trained.peak_memory_bytes())),
     )
 
 
@@ -227,12 +224,10 @@ def _alone(group: Group) -> None:
 def _begin(
     seed: int, group: Group, loaded: Loaded, until: float = math.inf
 ) -> tuple[nn.Module, Data | StreamData]:
-    from autotune.worker import train
-
-    train.seed_all(seed)
+    trained.seed_all(seed)
     model = loaded.make_model().to(group.device)
     model.train()
-    part: Any = train.rows_of(loaded)
+    part: Any = trained.rows_of(loaded)
     data = StreamData(part, until) if isinstance(part, Stream) else Data(part, until)
     return model, data
 

@@ -176,7 +176,8 @@ def _rows_of_loader(origin: Source, made: Any) -> int:
     if steps is not None:
         return steps * _BATCH
     dataset = getattr(made, "dataset", None)
-    for sized, rows in ((dataset, 1), (made, _BATCH)):
+    sizes: tuple[tuple[Any, int], ...] = ((dataset, 1), (made, _BATCH))
+    for sized, rows in sizes:
         try:
             return len(sized) * rows
         except TypeError:

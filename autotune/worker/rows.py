@@ -103,9 +103,7 @@ class Rows(NamedTuple):
             return (), dict(zip(self.names, arrays, strict=True))
         return arrays, {}
 
-    def _take(
-        self, field: Array | list[Array] | Chunks, indices: Sequence[int] | Array
-    ) -> Array:
+    def _take(self, field: Array | list[Array] | Chunks, indices: Sequence[int] | Array) -> Array:
         if isinstance(field, Chunks):
             return field.rows(indices)
         if isinstance(field, list):

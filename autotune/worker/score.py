@@ -10,12 +10,15 @@ from autotune.worker.evaluate import score_outputs
 
 
 def run(job: Score, root: Path, channel: Channel) -> Scored:
-    """Score ``job.outputs`` against the targets of ``job.part``.
+    """Score ``job.outputs`` against the targets of ``job.part``; a large file is then removed.
 
     Raises:
         ContractError: the user's functions break the contract.
         JobError: ``nan`` where quality is not a finite number.
     """
-    outputs = rows.load(root / job.outputs)
+    path = root / job.outputs
     loaded = load(job.task).remember(root)
-    return Scored(scores=score_outputs(loaded, job.part, outputs, job.seed))
+    scores = score_outputs(loaded, job.part, rows.load(path), job.seed)
+    if path.stat().st_size > rows.KEPT_BYTES:  # gigabytes a candidate would fill the disk
+        path.unlink()
+    return Scored(scores=scores)

@@ -100,4 +100,3 @@ class Streamed:
         wide = math.sqrt(count / (count - 1))  # the bootstrap of few values is too narrow
         spread = (values[drawn].mean(1) - values.mean()) * wide
         return tuple((quality + spread).tolist())
-

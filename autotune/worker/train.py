@@ -18,29 +18,25 @@ neither start-up nor the last evaluation.
 
 import contextlib
 import copy
-import hashlib
 import itertools
 import math
-import random
-import resource
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from autotune import plugins
-from autotune.errors import ContractError, JobError
+from autotune.errors import JobError
 from autotune.parallel import Group
 from autotune.records.job import Rate, Throughput, Train, Trained
-from autotune.records.measurement import EnergyWindow
 from autotune.records.plan import Recipe
-from autotune.worker import contract, optimizers
+from autotune.worker import contract, optimizers, ownloop
 from autotune.worker.batches import Batch, Share, of_task
 from autotune.worker.channel import Channel
 from autotune.worker.contract import Loaded
+from autotune.worker.trained import Judge, Meter, peak_memory_bytes, rows_of, save, seed_all
 
 _DRY_ROWS = 4
 _LONGEST_UNCHECKED_S = 0.25
@@ -72,8 +68,6 @@ def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
         raise JobError("unsupported", f"epochs is {job.epochs}; training needs at least 1")
     loaded = contract.load(job.task)
     if loaded.own_train is not None:
-        from autotune.worker import ownloop
-
         return ownloop.fit(job, root, channel, group, loaded)
     loop = Loop(job.recipe, loaded, group, seed=job.seed, limit_s=job.time_limit_s)
     loop.wanted_step_losses = job.step_losses
@@ -116,8 +110,6 @@ def rate(job: Throughput, root: Path, channel: Channel, group: Group) -> Rate:
     """
     loaded = contract.load(job.task)
     if loaded.own_train is not None:
-        from autotune.worker import ownloop
-
         return ownloop.rate(job, group, loaded)
     loop = Loop(job.recipe, loaded, group, seed=job.seed, limit_s=job.budget_s, strict=False)
     for number in itertools.count(1):
@@ -223,9 +215,7 @@ class Loop:
         """One optimizer step; returns this rank's mean loss."""
         self._optimizer.zero_grad()
         with self._precision():
-            loss = self.loaded.training_loss(
-                self._wrapped, batch.input, batch.target, self.steps
-            )
+            loss = self.loaded.training_loss(self._wrapped, batch.input, batch.target, self.steps)
         value = float(loss.detach())
         if self._strict and not math.isfinite(value):
             raise JobError(
@@ -282,102 +272,5 @@ class Loop:
         return bool(self.group.share(float(unused)))
 
 
-class Judge:
-    """Evaluates on *select*, on rank 0 alone; every rank hears the decision."""
-
-    def __init__(
-        self, loaded: Loaded, model: nn.Module, group: Group, channel: Channel
-    ) -> None:
-        self._loaded, self.model = loaded, model
-        self._group, self._channel = group, channel
-        self.losses: list[float] = []
-        self.qualities: list[float] = []
-
-    def report(self, epoch: int) -> bool:
-        """Evaluate and report; whether to go on."""
-        self.look()
-        go = self._group.rank != 0 or self._channel.report(epoch, self.losses[-1])
-        return self._group.agree(go)
-
-    def look(self) -> None:
-        """Evaluate.
-
-        Raises:
-            JobError: ``nan``: the validation loss or the quality is not finite.
-        """
-        if self._group.rank != 0:
-            return
-        from autotune.worker.evaluate import evaluate
-
-        scores = evaluate(self.model, self._loaded, "select")
-        loss = scores.loss
-        if loss is None:  # the metric stands in, turned so that less is better
-            loss = 1.0 - scores.quality if self._loaded.higher_is_better else scores.quality
-        self.losses.append(loss)
-        self.qualities.append(scores.quality)
-
-
-class Meter:
-    """One energy window, opened at once; nothing where there is no meter."""
-
-    def __init__(self, path: str | None, stack: contextlib.ExitStack) -> None:
-        self._client = None
-        if path is not None:
-            from autotune.worker.meterclient import MeterClient
-
-            self._client = stack.enter_context(MeterClient(path))
-            self._token = self._client.open()
-
-    def close(self) -> EnergyWindow | None:
-        return None if self._client is None else self._client.close(self._token)
-
-
-def seed_all(seed: int) -> None:
-    """Seed torch, NumPy and random."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-def peak_memory_bytes() -> int:
-    """The largest resident size that this process has had."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def rows_of(loaded: Loaded) -> Any:
-    """*train*, or *adapt* where there is none.
-
-    Raises:
-        ContractError: there is neither.
-    """
-    rows = loaded.adapt if loaded.train is None else loaded.train
-    if rows is None:
-        raise ContractError(
-            f"{loaded.info.name} has no training data: define train_data(), or set "
-            "pretrained = True to keep the weights as they are"
-        )
-    return rows
-
-
 def _has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-
-
-def save(model: nn.Module, root: Path, out: str | None) -> str | None:
-    """Write the state dict (tied weights once, as safetensors does) and hash the file."""
-    if out is None:
-        return None
-    from safetensors.torch import save_model
-
-    path = root / out
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".part")
-    save_model(model.cpu(), str(scratch))
-    scratch.replace(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

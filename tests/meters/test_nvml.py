@@ -1,89 +1,17 @@
 """NVML's faults through an injected binding."""
 
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from autotune import meters
 from autotune.meters import Tools, nvml
-
-
-class NVMLError(Exception):
-    """As pynvml's: a number and a text."""
-
-    def __init__(self, value: int) -> None:
-        super().__init__(f"error {value}")
-        self.value = value
-
-
-class Fake(SimpleNamespace):
-    """pynvml's names over a dict of boards by UUID: millijoules, MIG mode."""
-
-    NVMLError = NVMLError
-    NVML_ERROR_NO_PERMISSION = 4
-
-    def __init__(self, **boards: int) -> None:
-        super().__init__()
-        self.energy = {f"GPU-{name}": mj for name, mj in boards.items()}
-        self.mig: dict[str, int] = {}
-        self.errors: dict[str, int] = {}
-
-    def _may(self, name: str) -> None:
-        if name in self.errors:
-            raise NVMLError(self.errors[name])
-
-    def nvmlInit(self) -> None:  # noqa: N802
-        self._may("init")
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        return len(self.energy)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802
-        return sorted(self.energy)[index]
-
-    def nvmlDeviceGetUUID(self, handle: str) -> str:  # noqa: N802
-        return handle
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
-        self._may("handle")
-        if uuid not in self.energy:
-            raise NVMLError(6)
-        return uuid
-
-    def nvmlDeviceGetMigMode(self, handle: str) -> tuple[int, int]:  # noqa: N802
-        if handle not in self.mig:
-            raise NVMLError(3)
-        return self.mig[handle], self.mig[handle]
-
-    def nvmlDeviceGetPowerManagementLimitConstraints(  # noqa: N802
-        self, handle: str
-    ) -> tuple[int, int]:
-        self._may("limit")
-        return 100_000, 700_000
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
-        self._may("energy")
-        return self.energy[handle]
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def meter(fake: Any, clock: Callable[[], float] | None = None, *uuids: str) -> nvml.Nvml:
-    found = nvml.open(Tools(nvml=fake, clock=clock or Clock(), devices=uuids or None))
-    found.periods_s = dict.fromkeys(found.read().counters, 0.02)
-    return found
+from tests.support.energy_sim import Clock, nvml_library, record
+from tests.support.energy_sim import Nvml as Fake
+from tests.support.energy_sim import nvml_meter as meter
 
 
 def test_boards_are_found_by_uuid_in_torch_order() -> None:
@@ -189,6 +117,53 @@ def test_several_boards_and_none_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert meter(Fake(a=1, b=2)).sources()[0].label == "unavailable"
 
 
+@pytest.mark.parametrize(
+    ("visible", "label"),
+    [("", "unavailable"), ("-1", "unavailable"), ("0", "measured_counter"), ("3", "unavailable")],
+)
+def test_visible_devices_on_a_machine_with_one_board(
+    monkeypatch: pytest.MonkeyPatch, visible: str, label: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert meter(Fake(a=1)).sources()[0].label == label
+
+
+def test_shortened_uuid_names_one_board() -> None:
+    fake = Fake(abc1=1, abd2=2)
+    assert meter(fake, Clock(), "GPU-abc").sources()[0].label == "measured_counter"
+    assert meter(fake, Clock(), "GPU-ab").sources()[0].label == "unavailable"
+
+
+def test_board_without_a_counter_is_sampled() -> None:
+    fake, clock = Fake(a=0), Clock()
+    fake.errors["energy"], fake.watts["GPU-a"] = 3, 200.0
+    found = meter(fake, clock)
+    assert found.sources()[0].label == "measured_sampled"
+    (domain,) = found.difference(*record(found, found.sampler, clock, 10.0))
+    assert (domain.label, domain.energy_j) == ("measured_sampled", pytest.approx(2000.0))
+    assert domain.uncertainty_j == pytest.approx(2 * 0.5 * 200.0)
+    assert found.guard_s() is not None
+
+
+def test_counter_that_agrees_with_power_keeps_its_label() -> None:
+    fake, clock = Fake(a=0), Clock()
+    fake.watts["GPU-a"] = 200.0
+    found = meter(fake, clock)
+
+    def counted(at_s: float) -> None:
+        fake.energy["GPU-a"] = round(at_s * 180_000)
+
+    (domain,) = found.difference(*record(found, found.sampler, clock, 10.0, counted))
+    assert (domain.label, domain.note) == ("measured_counter", None)
+
+
+def test_tenants_are_noted() -> None:
+    fake = Fake(a=1)
+    assert meter(fake).sources()[0].note is None
+    fake.tenants = 2
+    assert "2 processes" in (meter(fake).sources()[0].note or "")
+
+
 def test_library_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ImportError(name)
@@ -208,27 +183,14 @@ def test_real_binding_without_a_driver() -> None:
     assert (source.reason is None) == (source.label == "measured_counter")
 
 
-STUB = """
-#include <stdlib.h>
-static int fails(const char *name) { const char *v = getenv(name); return v ? atoi(v) : 0; }
-static unsigned long long energy = 5000;
-int nvmlInitWithFlags(unsigned flags) { return fails("STUB_INIT"); }
-const char *nvmlErrorString(int code) { return "stub error"; }
-int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle) {
-    *handle = &energy; return fails("STUB_HANDLE"); }
-int nvmlDeviceGetMigMode(void *handle, unsigned *now, unsigned *next) {
-    *now = *next = fails("STUB_MIG"); return 0; }
-int nvmlDeviceGetPowerManagementLimitConstraints(void *handle, unsigned *low, unsigned *high) {
-    *low = 100000; *high = 700000; return 0; }
-int nvmlDeviceGetTotalEnergyConsumption(void *handle, unsigned long long *mj) {
-    *mj = energy += 100000; return fails("STUB_ENERGY"); }
-"""
 ASK = """
 from autotune.meters import Tools, code, nvml
-now = iter((0.0, 1.0))
-meter = nvml.open(Tools(devices=("GPU-x",), clock=lambda: next(now)))
+now = 0.0
+meter = nvml.open(Tools(devices=("GPU-x",), clock=lambda: now, background=False))
 meter.periods_s["nvml:gpu0"] = 0.02
-(domain,) = meter.difference(meter.read(), meter.read())
+first = meter.read()
+now = 1.0
+(domain,) = meter.difference(first, meter.read())
 print(domain.energy_j, code(domain.reason))
 """
 
@@ -236,14 +198,7 @@ print(domain.energy_j, code(domain.reason))
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small ``libnvidia-ml.so.1``, for the genuine binding to load."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or sys.platform != "linux":
-        pytest.skip("needs a C compiler")
-    folder = tmp_path_factory.mktemp("nvml")
-    (folder / "stub.c").write_text(STUB)
-    command = [compiler, "-shared", "-fPIC", "-o", "libnvidia-ml.so.1", "stub.c"]
-    subprocess.run(command, cwd=folder, check=True)
-    return folder
+    return nvml_library(tmp_path_factory.mktemp("nvml"))
 
 
 @pytest.mark.parametrize(

@@ -82,8 +82,10 @@ def test_a_fresh_model_is_none(inspected, text):
 @pytest.mark.parametrize("make", ["torch.manual_seed(4)\n    return", "return"])
 def test_luck_is_not_training(inspected, make):
     """Labels that a random direction tells apart well: every seed beats chance, none was taught."""
-    text = DATA + "y = (x[:, 0] > 0).long()\nx = x[:, :1]\n" + (
-        f"def make_model():\n    {make} nn.Linear(1, 2)\n"
+    text = (
+        DATA
+        + "y = (x[:, 0] > 0).long()\nx = x[:, :1]\n"
+        + (f"def make_model():\n    {make} nn.Linear(1, 2)\n")
     )
     for seed in range(4):
         inspected(text, seed=seed)

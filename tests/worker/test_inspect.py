@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from autotune.errors import ContractError
 from autotune.records.job import Inspect
@@ -81,6 +82,36 @@ FAULTS = {
     + DATA
     + "def loss(output, target):\n    return F.cross_entropy(output.detach(), target)\n",
     "no_training_data": HEAD + MODEL + DATA.replace("train_data", "eval_data"),
+    "looks_trained": HEAD
+    + "torch.manual_seed(0)\nx = torch.randn(400, 4)\n"
+    + "def train_data():\n    return TensorDataset(x, x[:, :3].argmax(1))\n"
+    + "def make_model():\n    model = nn.Linear(4, 3)\n"
+    + "    model.weight.data = torch.eye(4)[:3].clone()\n    model.bias.data.zero_()\n"
+    + "    return model\n",
+    "tunes_without_train": HEAD + MODEL + DATA + 'tunes = ("lr",)\n',
+    "tunes_another_field": HEAD
+    + MODEL
+    + DATA
+    + "def train(model, recipe, data, trial):\n    return model\n"
+    + 'tunes = ("learning_rate",)\n',
+    "train_steps_of_none": HEAD + MODEL + DATA + "train_steps = 0\n",
+    "iterable_without_eval_data": HEAD
+    + MODEL
+    + "class Stream(IterableDataset):\n    def __iter__(self):\n        yield 1, 2\n"
+    + "train_steps = 10\ndef train_data():\n    return Stream()\n",
+    "loader_without_eval_data": HEAD
+    + MODEL
+    + "def train_loader(batch_size, rank, world, workers):\n    return []\n",
+    "metric_without_compute": HEAD
+    + MODEL
+    + DATA
+    + "class Recall:\n    def update(self, output, target):\n        pass\nmetric = Recall\n",
+    "nested_inputs": HEAD
+    + MODEL
+    + "def train_data():\n"
+    + "    return [((torch.ones(4), (torch.ones(2), torch.ones(2))), i % 3) for i in range(60)]\n",
+    "dynamic_of_no_input": HEAD + MODEL + DATA + 'dynamic = {"x": {1: (1, 8)}}\n',
+    "dynamic_too_far": HEAD + MODEL + DATA + 'dynamic = {"input": {1: (2, 8)}}\n',
 }
 
 
@@ -126,8 +157,33 @@ def test_a_folder_is_no_file(tmp_path):
         run(tmp_path, tmp_path)
 
 
+CHECKPOINTS = {
+    "checkpoint_is_missing": None,
+    "checkpoint_is_a_pickled_module": lambda: nn.Linear(4, 3),
+    "checkpoint_of_another_model": lambda: {"state_dict": nn.Linear(5, 3).state_dict()},
+    "checkpoint_with_other_names": lambda: {"module.fc.weight": torch.ones(3, 4)},
+    "checkpoint_without_weights": lambda: {"epoch": 3, "losses": [1.0]},
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_wrong_checkpoint_is_named_with_what_mends_it(name, tmp_path):
+    (tmp_path / "model.py").write_text(HEAD + MODEL + DATA)
+    make = CHECKPOINTS[name]
+    if make is not None:
+        torch.save(make(), tmp_path / "last.pt")
+    spec = TaskSpec(
+        kind="file", path=str(tmp_path / "model.py"), weights=str(tmp_path / "last.pt")
+    )
+    with pytest.raises(ContractError) as caught:
+        inspect.run(Inspect(task=spec), tmp_path / "work", NullChannel())
+    assert str(tmp_path) not in str(caught.value)
+    golden(name, str(caught.value))
+
+
 def test_every_golden_file_is_used():
-    assert {path.stem for path in GOLDEN.glob("*.txt")} == {*FAULTS, "missing_file"}
+    used = {*FAULTS, *CHECKPOINTS, "missing_file"}
+    assert {path.stem for path in GOLDEN.glob("*.txt")} == used
 
 
 def test_memory_and_exits_are_no_contract_errors(tmp_path):

@@ -210,9 +210,13 @@ def test_its_speed_is_that_of_the_rows_it_reads(tmp_path: Path) -> None:
 
 
 def test_a_loss_is_not_needed(tmp_path: Path) -> None:
-    text = LOOP + "def score(output, target):\n    return (output['y'].argmax(1) == target).float()\n"
+    text = (
+        LOOP + "def score(output, target):\n    return (output['y'].argmax(1) == target).float()\n"
+    )
     text = text.replace("cross_entropy(model(x), y)", "cross_entropy(model(x)['y'], y)")
-    text = text.replace("model(x).argmax", "model(x)['y'].argmax") + """
+    text = (
+        text.replace("model(x).argmax", "model(x)['y'].argmax")
+        + """
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -222,6 +226,7 @@ class Net(nn.Module):
 def make_model():
     return Net()
 """
+    )
     spec = task(tmp_path, text)
     info = inspect.run(Inspect(task=spec), tmp_path / "work", NullChannel()).info
     assert not info.has_loss

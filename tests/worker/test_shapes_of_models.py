@@ -29,7 +29,9 @@ def train_data():
 def eval_data():
     return data(60)
 """
-STATE = HEAD + """
+STATE = (
+    HEAD
+    + """
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -43,7 +45,10 @@ def SAMPLE(i):
 def make_model():
     return Net()
 """
-SEVERAL = HEAD + """
+)
+SEVERAL = (
+    HEAD
+    + """
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -61,7 +66,10 @@ def SAMPLE(i):
 def make_model():
     return Net()
 """
-TEXT = HEAD + """
+)
+TEXT = (
+    HEAD
+    + """
 dynamic = {"input": {1: (2, 12)}}
 class Net(nn.Module):
     def __init__(self):
@@ -75,6 +83,7 @@ def SAMPLE(i):
 def make_model():
     return Net()
 """
+)
 
 
 @pytest.fixture(autouse=True)
@@ -113,9 +122,7 @@ def shipped(root: Path, spec: TaskSpec, runtime: str, batch: int = 1) -> tuple[A
 
 @pytest.mark.parametrize("runtime", ["eager", "onnxruntime"])
 @pytest.mark.parametrize("text", [STATE, SEVERAL])
-def test_what_is_shipped_answers_as_the_model_does(
-    tmp_path: Path, text: str, runtime: str
-) -> None:
+def test_what_is_shipped_answers_as_the_model_does(tmp_path: Path, text: str, runtime: str) -> None:
     spec, _ = inspected(tmp_path, text)
     predict, _ = shipped(tmp_path, spec, runtime)
     inputs = rows.load(tmp_path / "data" / "confirm.npz")
@@ -173,9 +180,11 @@ def test_a_size_that_the_model_does_not_take_is_refused_early(tmp_path: Path) ->
 
 def test_a_size_that_cannot_be_exported_is_unsupported(tmp_path: Path) -> None:
     """The model runs at every size, but one trace cannot stand for all of them."""
-    text = TEXT.replace("return self.o(", "x = x * 2 // (2 if x.shape[1] > 6 else 1) % 9\n        return self.o(")
+    text = TEXT.replace(
+        "return self.o(", "x = x * 2 // (2 if x.shape[1] > 6 else 1) % 9\n        return self.o("
+    )
     spec, _ = inspected(tmp_path, text)
-    with pytest.raises(JobError, match="ONNX export|exported model"):
+    with pytest.raises(JobError, match=r"ONNX export|exported model"):
         shipped(tmp_path, spec, "onnxruntime")
 
 
@@ -198,6 +207,8 @@ def test_a_wrong_dynamic_is_named(tmp_path: Path, value: str, words: str) -> Non
 
 def test_nested_inputs_are_refused_with_the_remedy(tmp_path: Path) -> None:
     text = STATE.replace("torch.zeros(1, 5), torch.zeros(1, 5))", "(torch.zeros(1, 5),) * 2)")
-    with pytest.raises(ContractError, match=r"may not be nested(.|\n)*def forward\(self, x, h, c\)"):
+    with pytest.raises(
+        ContractError, match=r"may not be nested(.|\n)*def forward\(self, x, h, c\)"
+    ):
         inspected(tmp_path, text)
     assert torch.get_default_dtype() == torch.float32

@@ -34,8 +34,10 @@ class Mean:
         return self.right / self.rows
 metric = Mean
 """
-RARE = TASK.replace("% 3)", "% 16 == 0)").replace("torch.arange", "(torch.arange").replace(
-    "== 0)", "== 0).long())"
+RARE = (
+    TASK.replace("% 3)", "% 16 == 0)")
+    .replace("torch.arange", "(torch.arange")
+    .replace("== 0)", "== 0).long())")
 )
 
 
@@ -132,9 +134,10 @@ def test_few_rows_give_no_replicates(load, monkeypatch):
     ],
 )
 def test_a_broken_metric_is_named(load, metric, words):
+    loaded = load(TASK + metric)
+    model = loaded.make_model()
     with pytest.raises(ContractError, match=words):
-        loaded = load(TASK + metric)
-        evaluate.evaluate(loaded.make_model(), loaded, "select")
+        evaluate.evaluate(model, loaded, "select")
 
 
 def test_outputs_too_large_for_quality_are_refused_with_the_remedy(load, monkeypatch):
@@ -226,7 +229,9 @@ criterion = torch.nn.BCEWithLogitsLoss()
 """
     loaded = load(text)
     assert loaded.info.metric == "balanced_accuracy"
-    share = [float(torch.stack([t for _, t in loaded.part(p)]).mean()) for p in ("select", "confirm")]
+    share = [
+        float(torch.stack([t for _, t in loaded.part(p)]).mean()) for p in ("select", "confirm")
+    ]
     assert share == pytest.approx([1 / 12, 1 / 12], abs=0.02)
     scores = evaluate.evaluate(nn.Linear(4, 1), loaded, "select")
     assert scores.worst_class_recall is not None

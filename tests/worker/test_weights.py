@@ -14,7 +14,11 @@ from autotune.worker import weights
 class Net(nn.Module):
     def __init__(self, wide=8):
         super().__init__()
-        self.body, self.norm, self.head = nn.Linear(4, wide), nn.BatchNorm1d(wide), nn.Linear(wide, 3)
+        self.body, self.norm, self.head = (
+            nn.Linear(4, wide),
+            nn.BatchNorm1d(wide),
+            nn.Linear(wide, 3),
+        )
 
     def forward(self, x):
         return self.head(self.norm(self.body(x)))
@@ -130,16 +134,20 @@ def test_the_two_lines_convert_it(tmp_path, trained, monkeypatch):
 
 
 def test_what_else_a_file_may_be(tmp_path, trained):
-    torch.save({"state_dict": trained.state_dict(), "args": argparse.Namespace(a=1)}, tmp_path / "n.pt")
+    torch.save(
+        {"state_dict": trained.state_dict(), "args": argparse.Namespace(a=1)}, tmp_path / "n.pt"
+    )
     with pytest.raises(ContractError, match=r"more than tensors .*: argparse.Namespace"):
         load(tmp_path / "n.pt")
     (tmp_path / "text.pt").write_text("no weights")
-    with pytest.raises(ContractError, match="neither a safetensors file nor one that torch.save"):
+    with pytest.raises(ContractError, match=r"neither a safetensors file nor one that torch.save"):
         load(tmp_path / "text.pt")
     torch.save({"epoch": 3, "loss": [1.0]}, tmp_path / "e.pt")
-    with pytest.raises(ContractError, match="holds no state dict\n  found:   the keys 'epoch', 'loss'"):
+    with pytest.raises(
+        ContractError, match="holds no state dict\n  found:   the keys 'epoch', 'loss'"
+    ):
         load(tmp_path / "e.pt")
-    with pytest.raises(ContractError, match="no such checkpoint file\n  found:   e.pt, n.pt"):
+    with pytest.raises(ContractError, match=r"no such checkpoint file\n  found:   e\.pt, n\.pt"):
         load(tmp_path / "missing.pt")
 
 

@@ -1,0 +1,67 @@
+"""What a run will cost, said before it is spent: pure arithmetic over a few measured unit costs.
+
+    survey --> splits --> train search --> final training --> deploy search --> verification
+
+Shares are those of `autotune.tune`; what a share cannot hold (the pinned trainings, the
+baselines) is done all the same and makes the run longer than ``--time``.
+"""
+
+from autotune.records.base import Record
+
+TRAIN_SHARE = 0.30
+FINAL_SHARE = 0.08
+DEPLOY_SHARE = 0.70  # of what is left after training
+_LAUNCHES = 9  # three pairs and the best lossless plan's three
+_ENOUGH_TRAIN, _ENOUGH_DEPLOY = 20, 20
+
+
+class Costs(Record, frozen=True, kw_only=True):
+    """Measured unit costs, in seconds.  ``pinned`` trainings run whatever they cost."""
+
+    spent_s: float
+    evaluation_s: float
+    training_s: float = 0.0
+    pinned: int = 0
+    trial_s: float = 0.0
+    launch_s: float = 0.0
+    baselines: int = 1
+
+
+class Forecast(Record, frozen=True, kw_only=True):
+    """``recommended_s`` is the ``--time`` that tries some twenty recipes and deployments."""
+
+    evaluation_s: float
+    final_training_s: float
+    train_trials: int
+    deploy_trials: int
+    whole_s: float
+    recommended_s: float
+
+
+def forecast(costs: Costs, time_s: float) -> Forecast:
+    """The whole run under ``--time``."""
+    # successive halving ends two of three trials at a ninth of their epochs
+    usual_s = 0.4 * costs.training_s
+    train_s = train_trials = 0.0
+    if costs.pinned:
+        pinned_s = costs.pinned * costs.training_s
+        train_s = max(TRAIN_SHARE * time_s, pinned_s)
+        train_trials = costs.pinned + max(0.0, train_s - pinned_s) / max(usual_s, 1e-3)
+        train_s += costs.training_s
+    left_s = max(0.0, time_s - costs.spent_s - train_s)
+    verify_s = _LAUNCHES * costs.launch_s + 2 * costs.evaluation_s
+    fixed_s = costs.baselines * costs.trial_s
+    deploy_s = max(DEPLOY_SHARE * left_s, fixed_s)
+    trials = costs.baselines + max(0.0, deploy_s - fixed_s) / max(costs.trial_s, 1e-3)
+    least_s = costs.spent_s + verify_s
+    enough_train = _ENOUGH_TRAIN * usual_s / TRAIN_SHARE if costs.pinned else 0.0
+    enough_deploy = _ENOUGH_DEPLOY * costs.trial_s / DEPLOY_SHARE
+    recommended = max(enough_train, least_s + costs.training_s + enough_deploy)
+    return Forecast(
+        evaluation_s=costs.evaluation_s,
+        final_training_s=costs.training_s,
+        train_trials=int(train_trials),
+        deploy_trials=int(trials),
+        whole_s=costs.spent_s + train_s + deploy_s + verify_s,
+        recommended_s=recommended,
+    )

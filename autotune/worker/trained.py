@@ -1,0 +1,112 @@
+"""What every training needs, ours and the user's own: a judge, a meter, a place for the weights."""
+
+import contextlib
+import hashlib
+import random
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from autotune.errors import ContractError
+from autotune.parallel import Group
+from autotune.records.measurement import EnergyWindow
+from autotune.worker.channel import Channel
+from autotune.worker.contract import Loaded
+from autotune.worker.evaluate import evaluate
+
+
+class Judge:
+    """Evaluates on *select*, on rank 0 alone; every rank hears the decision."""
+
+    def __init__(self, loaded: Loaded, model: nn.Module, group: Group, channel: Channel) -> None:
+        self._loaded, self.model = loaded, model
+        self._group, self._channel = group, channel
+        self.losses: list[float] = []
+        self.qualities: list[float] = []
+
+    def report(self, epoch: int) -> bool:
+        """Evaluate and report; whether to go on."""
+        self.look()
+        go = self._group.rank != 0 or self._channel.report(epoch, self.losses[-1])
+        return self._group.agree(go)
+
+    def look(self) -> None:
+        """Evaluate.
+
+        Raises:
+            JobError: ``nan``: the validation loss or the quality is not finite.
+        """
+        if self._group.rank != 0:
+            return
+        scores = evaluate(self.model, self._loaded, "select")
+        loss = scores.loss
+        if loss is None:  # the metric stands in, turned so that less is better
+            loss = 1.0 - scores.quality if self._loaded.higher_is_better else scores.quality
+        self.losses.append(loss)
+        self.qualities.append(scores.quality)
+
+
+class Meter:
+    """One energy window, opened at once; nothing where there is no meter."""
+
+    def __init__(self, path: str | None, stack: contextlib.ExitStack) -> None:
+        self._client = None
+        if path is not None:
+            from autotune.worker.meterclient import MeterClient
+
+            self._client = stack.enter_context(MeterClient(path))
+            self._token = self._client.open()
+
+    def close(self) -> EnergyWindow | None:
+        return None if self._client is None else self._client.close(self._token)
+
+
+def seed_all(seed: int) -> None:
+    """Seed torch, NumPy and random."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size that this process has had."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def rows_of(loaded: Loaded) -> Any:
+    """*train*, or *adapt* where there is none.
+
+    Raises:
+        ContractError: there is neither.
+    """
+    rows = loaded.adapt if loaded.train is None else loaded.train
+    if rows is None:
+        raise ContractError(
+            f"{loaded.info.name} has no training data: define train_data(), or set "
+            "pretrained = True to keep the weights as they are"
+        )
+    return rows
+
+
+def save(model: nn.Module, root: Path, out: str | None) -> str | None:
+    """Write the state dict (tied weights once, as safetensors does) and hash the file."""
+    if out is None:
+        return None
+    from safetensors.torch import save_model
+
+    path = root / out
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".part")
+    save_model(model.cpu(), str(scratch))
+    scratch.replace(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
