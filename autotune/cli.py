@@ -16,6 +16,7 @@ from autotune.errors import AutotuneError
 if TYPE_CHECKING:
     from autotune.records.measurement import Verdict
     from autotune.records.report import DeployTrial, Report, TrainTrial
+    from autotune.task import Task
 
 F = TypeVar("F", bound=Callable[..., Any])
 _GOALS = ("quality", "latency", "energy", "throughput", "memory")
@@ -70,6 +71,7 @@ def cli() -> None:
     metavar="DIR",
     help="Go on with an interrupted run.",
 )
+@click.option("--dry-run", is_flag=True, help="Say what the run would cost, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def run(model: str, args: tuple[str, ...], **given: Any) -> None:
     """Find, execute and verify the best plan for MODEL.
@@ -95,6 +97,9 @@ def run(model: str, args: tuple[str, ...], **given: Any) -> None:
             pretrained=given["pretrained"] or None,
             retrain=given["retrain"],
         )
+        if given["dry_run"]:
+            _dry_run(task, profile, given, listener)
+            return
         with listener:
             report, folder = tune(
                 task,
@@ -214,6 +219,20 @@ def doctor() -> None:
 
     for line in machine.doctor():
         click.echo(line)
+
+
+def _dry_run(task: "Task", profile: Any, given: dict[str, Any], listener: "_Plain") -> None:
+    from autotune.control import forecast
+    from autotune.records import codec
+    from autotune.tune import dry_run
+
+    effort = options.effort(given)
+    with listener:
+        found = dry_run(task, options.budget(given), effort, profile=profile, listener=listener)
+    if given["as_json"]:
+        click.echo(codec.encode(found, indent=2).decode(), nl=False)
+    else:
+        click.echo("\n".join(forecast.lines(found, effort.time_s)))
 
 
 def _finish(report: "Report", folder: Path, given: dict[str, Any]) -> None:

@@ -1,10 +1,12 @@
 """The commands about this machine: its profile, and what it can measure and run."""
 
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from autotune import meters
 from autotune.control import units
 from autotune.control.processbridge import ProcessBridge
 from autotune.control.run import must
@@ -34,7 +36,7 @@ def profile(device: str = "auto") -> Profile:
 
 def doctor() -> tuple[str, ...]:
     """What can be measured and run here, in plain words, and the one command that mends it."""
-    with _bridge() as bridge:
+    with _bridge(meter=("--all", "--cuda", "all")) as bridge:
         probed = must(bridge, jobs.Probe(), 120.0).answer
         assert isinstance(probed, jobs.Probed)
         found = must(bridge, jobs.Sources(), 30.0).answer
@@ -43,31 +45,166 @@ def doctor() -> tuple[str, ...]:
         menu = must(bridge, jobs.Menu(context=context), 60.0).answer
         assert isinstance(menu, jobs.Options)
     machine = probed.profile
+    return (
+        *_described(machine),
+        "",
+        *energy_lines(found.sources, board=_maker(machine)),
+        "",
+        *_time_lines(),
+        "",
+        "What can run here",
+        *_options(menu.options),
+        *(("", "Warnings", *(f"  {w}" for w in machine.warnings)) if machine.warnings else ()),
+    )
+
+
+def _described(machine: Profile) -> tuple[str, ...]:
     cores = machine.cpu.usable_cores
-    lines = [
-        f"{machine.cpu.model or machine.cpu.architecture}: {cores:g} usable cores, "
+    where = " (a virtual machine)" if machine.cpu.virtualised else ""
+    return (
+        f"{machine.cpu.model or machine.cpu.architecture}{where}: {cores:g} usable cores, "
         f"{units.show(machine.usable_memory_bytes, 'B')} memory",
         *(f"GPU {g.index}: {g.name}, {units.show(g.memory_bytes, 'B')}" for g in machine.gpus),
         *(() if machine.gpus else ("No GPU.",)),
-        "",
-        "Energy",
-        *(line for source in found.sources for line in _source(source)),
-        "",
-        "Can run here",
-        *_options(menu.options),
-        *(("", "Warnings", *(f"  {w}" for w in machine.warnings)) if machine.warnings else ()),
+    )
+
+
+# -- energy --------------------------------------------------------------------------------
+
+
+def energy_lines(sources: tuple[EnergySource, ...], *, board: str | None) -> tuple[str, ...]:
+    """The energy sources in plain words: what is measured and how well, what is not and why.
+
+    A sensor that this machine simply lacks is only named; the processor, and the GPU where
+    there is one (``board``: the meter of its maker), always get their reason and the way out.
+    """
+    lines, lacking = ["Energy"], []
+    for source in sources:
+        if source.label.startswith("measured"):
+            lines += _measured(source)
+        elif source.label == "unavailable":
+            vital = _kind(source) in ("rapl", board)
+            if vital or source.domains or _word(source) != "no_interface":
+                lines += _not_measured(source)
+            else:
+                lacking.append(_name(source))
+    if lacking:
+        lines.append(f"  Not on this machine: {', '.join(lacking)}.")
+    return (*lines, *_model(any(s.label.startswith("measured") for s in sources)))
+
+
+def _maker(machine: Profile) -> str | None:
+    """The meter of this machine's boards."""
+    if not machine.gpus:
+        return None
+    amd = any(word in machine.gpus[0].name for word in ("AMD", "Radeon", "Instinct"))
+    return "amd" if amd else "nvml"
+
+
+def _measured(source: EnergySource) -> list[str]:
+    how = "a counter" if source.label == "measured_counter" else "sampled power"
+    lines = [f"  {_name(source)} energy can be measured: {how}, {', '.join(source.domains)}."]
+    if source.update_period_s:
+        aligned = source.update_period_s <= meters.QUICK_S
+        one, ten = (
+            units.show(meters.shortest_window(source.update_period_s, share, aligned=aligned), "s")
+            for share in (0.01, 0.1)
+        )
+        every = units.show(source.update_period_s, "s")
+        lines.append(
+            f"    It moves every {every}: +-10 % takes a window of {ten}, +-1 % one of {one}."
+        )
+    else:
+        lines.append("    It did not move while it was watched: windows must last 2 s and more.")
+    if source.origin != "local":
+        lines.append(f"    Its readings are labelled {source.origin!r}.")
+    if source.scope == "rails":
+        lines.append("    What these rails feed is not known: shown, never added to a total.")
+    elif source.scope == "machine":
+        lines.append("    It sees the whole machine: counted only where no part can be read.")
+    return lines + ([f"    Note: {source.note}."] if source.note else [])
+
+
+def _not_measured(source: EnergySource) -> list[str]:
+    word = _word(source)
+    detail = (source.reason or "").partition(": ")[2]
+    why = _WHY.get(word, "{detail}").format(detail=detail or word, name=_name(source))
+    own = _MEND.get(word) if source.name == "rapl" else None
+    mend = own or ((source.remedy,) if source.remedy else ())
+    return [
+        f"  {_name(source)} energy cannot be measured here.",
+        f"    Why: {why}.",
+        *(f"    {'What to do: ' if i == 0 else '            '}{m}" for i, m in enumerate(mend)),
     ]
-    return tuple(lines)
 
 
-def _source(source: EnergySource) -> list[str]:
-    if source.label.startswith("measured"):
-        names = ", ".join(source.domains)
-        return [f"  {source.name}: measured ({names}), origin {source.origin}"]
-    if source.label.startswith("modelled"):
-        return [f"  {source.name}: a model, not a measurement; it orders plans and decides nothing"]
-    lines = [f"  {source.name}: cannot be measured ({source.reason})"]
-    return lines + ([f"    remedy: {source.remedy}"] if source.remedy else [])
+def _model(measured: bool) -> tuple[str, ...]:
+    if measured:
+        return ()
+    return (
+        "  So no joules are reported as measured. A power model stands in, apart and labelled",
+        "    as such: from half to twice its value; with --cpu-idle-w W --cpu-max-w W (this",
+        "    machine's watts, idle and busy) within +-25 %. It orders plans but decides no",
+        "    budget, unless you pass --accept-modelled-energy.",
+    )
+
+
+def _name(source: EnergySource) -> str:
+    kind, _, rest = source.name.partition(":")
+    return _NAMES.get(kind, kind) + (f" {rest}" if rest else "")
+
+
+def _kind(source: EnergySource) -> str:
+    return source.name.partition(":")[0]
+
+
+def _word(source: EnergySource) -> str:
+    return meters.code(source.reason) or ""
+
+
+_NAMES = {
+    "rapl": "CPU",
+    "nvml": "NVIDIA GPU",
+    "amd": "AMD GPU",
+    "apple": "Apple chip",
+    "battery": "battery",
+    "hwmon": "power meter",
+    "jetson": "Jetson module",
+}
+_WHY = {
+    "vm_guest": "this is a virtual machine, and its host does not pass the processor's energy "
+    "counters (RAPL) on",
+    "permission": "the counter is there, but this user may not read it ({detail})",
+    "no_interface": "{detail}",
+    "mig": "the board is split by MIG, and one slice has no energy counter",
+    "wrap_ambiguous": "the counter's range cannot be read, so a wrap would go unseen ({detail})",
+    "stale_counter": "the counter does not move",
+    "implausible": "the counter answers nonsense ({detail})",
+}
+_MEND = {
+    "vm_guest": (
+        "have the host share its /sys/class/powercap with this guest (read-only, for",
+        "example by virtiofs), mount it at DIR, and run",
+        "  autotune run MODEL.py --energy 20mJ --powercap-root DIR",
+        "or tune on the bare machine, where `autotune doctor` finds the counters itself.",
+    ),
+    "permission": (
+        "let the administrator run, once after each boot:",
+        "  chmod a+r /sys/class/powercap/*/energy_uj /sys/class/powercap/*/*/energy_uj",
+    ),
+}
+
+
+# -- the rest ------------------------------------------------------------------------------
+
+
+def _time_lines() -> tuple[str, ...]:
+    tick_s = time.get_clock_info("perf_counter").resolution
+    return (
+        "Latency, throughput and memory",
+        f"  can be measured: each call by a monotonic clock ({units.show(tick_s, 's')}), memory as",
+        "    the peak of the serving process. Every budget's verdict states its own confidence.",
+    )
 
 
 def _options(options: tuple[Option, ...]) -> list[str]:

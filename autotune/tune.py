@@ -8,6 +8,7 @@ through a bridge and to the person through a listener; it never imports torch.
 
 import contextlib
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,14 @@ from autotune.control import again, assemble, concluding, recipes, store, survey
 from autotune.control.assemble import Known
 from autotune.control.bridge import Bridge, Recorder, ReplayBridge, load_recording
 from autotune.control.deploying import Lab
+from autotune.control.forecast import (
+    DEPLOY_SHARE,
+    FINAL_SHARE,
+    TRAIN_SHARE,
+    Costs,
+    Forecast,
+    forecast,
+)
 from autotune.control.processbridge import ProcessBridge
 from autotune.control.run import Listener, Run, Silent
 from autotune.records import codec
@@ -28,11 +37,6 @@ from autotune.records.plan import Plan, Recipe
 from autotune.records.report import Report
 from autotune.records.task import TaskSpec
 from autotune.task import Task
-
-# Shares of --time.  Verification comes last and is never cut short by the searches.
-_TRAIN_SHARE = 0.30
-_FINAL_SHARE = 0.08
-_DEPLOY_SHARE = 0.70  # of what is left after training
 
 
 class _Request(Record, frozen=True, kw_only=True):
@@ -114,6 +118,53 @@ def resume(
     )
     with task.spec(request.effort.seed) as spec:
         return _story(spec, request, folder, listener or Silent(), None)
+
+
+def dry_run(
+    task: Task,
+    budget: Budget | None = None,
+    effort: Effort | None = None,
+    *,
+    profile: Profile | None = None,
+    listener: Listener | None = None,
+) -> Forecast:
+    """What `tune` would cost: each kind of job is done once, and nothing is kept."""
+    budget, effort = budget or Budget(), effort or Effort()
+    with (
+        tempfile.TemporaryDirectory(prefix="autotune-dry-run-") as folder,
+        task.spec(effort.seed) as spec,
+    ):
+        bridge = ProcessBridge(Path(folder), meter=_meter_args(effort))
+        try:
+            run = surveying.survey(bridge, spec, budget, effort, profile, listener or Silent())
+            return _costs(run)
+        finally:
+            bridge.close()
+
+
+def _costs(run: Run) -> Forecast:
+    """One epoch and one deployment tell the rest."""
+    weights, evaluation_s, training_s = "weights.safetensors", 0.0, 0.0
+    if not run.survey.task.pretrained:
+        measured = training.measure_splits(run, 0.3 * TRAIN_SHARE * run.effort.time_s)
+        run.survey = msgspec.structs.replace(run.survey, splits=measured)
+        epochs = training.horizon(run, FINAL_SHARE * run.effort.time_s)
+        evaluation_s, epoch_s = training.one_epoch(run)
+        training_s = epochs * epoch_s + 3 * evaluation_s
+        weights = training.WEIGHTS
+    lab = Lab(run, weights, recipes.baseline(run.survey), 1)
+    counts = recipes.thread_counts(run.profile, run.effort)
+    tried = lab.baseline(lab.dense(counts[0], lab.batch)).trial
+    costs = Costs(
+        spent_s=run.bridge.now(),
+        evaluation_s=evaluation_s or tried.measure_s,
+        training_s=training_s,
+        pinned=0 if run.survey.task.pretrained else 1 + bool(run.survey.task.recipe),
+        trial_s=tried.wall_s,
+        launch_s=tried.measure_s,
+        baselines=len(counts),
+    )
+    return forecast(costs, run.effort.time_s)
 
 
 def execute(
@@ -214,7 +265,7 @@ def _search(known: Known, folder: store.RunFolder) -> None:
     known.lab = lab
     began = run.bridge.now()
     run.bridge.preload(("onnxscript", "torch_pruning", "onnxruntime.quantization"))
-    until = began + _DEPLOY_SHARE * run.left_s
+    until = began + DEPLOY_SHARE * run.left_s
     run.listener.phase("deploy search", until - began)
     lab.search(until)
     run.timed("deploy search", began)
@@ -228,7 +279,7 @@ def _replay_plan(known: Known, plan: Plan, folder: store.RunFolder) -> None:
         known.messages.append("the model file differs from the one that the plan was made for")
     known.epochs = plan.epochs
     if plan.recipe is not None and not run.survey.task.pretrained:
-        known.recipe = _fitting(run, plan.recipe)
+        known.recipe = training.fitting(run, plan.recipe)
         _final(known, known.recipe)
     weights = training.WEIGHTS if known.recipe is not None else "weights.safetensors"
     recipe = known.recipe or recipes.baseline(run.survey)
@@ -245,12 +296,12 @@ def _replay_plan(known: Known, plan: Plan, folder: store.RunFolder) -> None:
 def _train(known: Known) -> None:
     run = known.run
     began = run.bridge.now()
-    budget_s = _TRAIN_SHARE * run.effort.time_s
+    budget_s = TRAIN_SHARE * run.effort.time_s
     run.listener.phase("train search", budget_s)
     measured = training.measure_splits(run, 0.3 * budget_s)
     run.survey = msgspec.structs.replace(run.survey, splits=measured)
     run.timed("splits", began)
-    known.epochs = training.horizon(run, _FINAL_SHARE * run.effort.time_s)
+    known.epochs = training.horizon(run, FINAL_SHARE * run.effort.time_s)
     run.listener.note(f"Final training: {known.epochs} epochs; every trial's horizon is the same.")
     searching = run.bridge.now()
     known.training = training.search(run, known.epochs, began + budget_s)
@@ -268,19 +319,10 @@ def _train(known: Known) -> None:
 def _final(known: Known, recipe: Recipe) -> None:
     run = known.run
     began = run.bridge.now()
-    run.listener.phase("final training", _FINAL_SHARE * run.effort.time_s)
+    run.listener.phase("final training", FINAL_SHARE * run.effort.time_s)
     known.execution = training.final(run, recipe, known.epochs)
     run.timed("final training", began)
     run.on_progress()
-
-
-def _fitting(run: Run, recipe: Recipe) -> Recipe:
-    """The plan's recipe, its split replaced where this machine does not have it."""
-    legal = recipes.splits(run.survey.options, run.profile, run.effort)
-    if (recipe.parallel, recipe.ranks, recipe.threads) in legal:
-        return recipe
-    parallel, ranks, threads = legal[0]
-    return msgspec.structs.replace(recipe, parallel=parallel, ranks=ranks, threads=threads)
 
 
 def _recovery_epochs(run: Run, known: Known) -> int:

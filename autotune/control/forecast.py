@@ -6,6 +6,7 @@ Shares are those of `autotune.tune`; what a share cannot hold (the pinned traini
 baselines) is done all the same and makes the run longer than ``--time``.
 """
 
+from autotune.control import units
 from autotune.records.base import Record
 
 TRAIN_SHARE = 0.30
@@ -65,3 +66,21 @@ def forecast(costs: Costs, time_s: float) -> Forecast:
         whole_s=costs.spent_s + train_s + deploy_s + verify_s,
         recommended_s=recommended,
     )
+
+
+def lines(found: Forecast, time_s: float) -> tuple[str, ...]:
+    """The forecast in words."""
+    out = [f"One evaluation of the select rows takes {units.show(found.evaluation_s, 's')}."]
+    if found.final_training_s:
+        out.append(
+            f"The final training takes about {units.show(found.final_training_s, 's')}; "
+            f"about {found.train_trials} recipes fit into the train search."
+        )
+    out.append(f"About {found.deploy_trials} deployments fit into the deploy search.")
+    out.append(f"The whole run would take about {units.show(found.whole_s, 's')}.")
+    if found.recommended_s > time_s:
+        out.append(
+            f"Recommended: --time {units.show(found.recommended_s, 's').replace(' ', '')} "
+            "(some twenty recipes and deployments)."
+        )
+    return tuple(out)

@@ -67,6 +67,7 @@ class ProcessBridge:
         self._logs = root / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
         self._count = 0
+        self._waited_for = ""
 
     # -- Bridge ---------------------------------------------------------------------------
 
@@ -275,8 +276,9 @@ class ProcessBridge:
             except BlockingIOError:
                 file.seek(0)
                 owner = file.read().strip() or "another run"
-                if self._waiting is not None:
+                if self._waiting is not None and owner != self._waited_for:
                     self._waiting(f"waiting for {owner}, which is timing on these cores")
+                self._waited_for = owner
                 fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             file.truncate()

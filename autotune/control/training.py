@@ -34,6 +34,15 @@ class Outcome(NamedTuple):
     epochs: int
 
 
+def fitting(run: Run, recipe: Recipe) -> Recipe:
+    """The recipe, its split replaced where this machine does not have it."""
+    legal = recipes.splits(run.survey.options, run.profile, run.effort)
+    if (recipe.parallel, recipe.ranks, recipe.threads) in legal:
+        return recipe
+    parallel, ranks, threads = legal[0]
+    return msgspec.structs.replace(recipe, parallel=parallel, ranks=ranks, threads=threads)
+
+
 # -- 1: splits -----------------------------------------------------------------------------
 
 
@@ -177,10 +186,7 @@ def _pinned(
     why: str,
 ) -> TrainTrial:
     """Train a recipe to the end whatever the others do; tell the study where it lies inside."""
-    legal = recipes.splits(run.survey.options, run.profile, run.effort)
-    if (recipe.parallel, recipe.ranks, recipe.threads) not in legal:
-        parallel, ranks, threads = legal[0]
-        recipe = msgspec.structs.replace(recipe, parallel=parallel, ranks=ranks, threads=threads)
+    recipe = fitting(run, recipe)
     trial = _train(run, recipe, epochs, rungs, len(trials), None, None, why)
     trials.append(trial)
     values = recipes.values_of(recipe, study.space)
@@ -345,6 +351,25 @@ def best(run: Run, trials: tuple[TrainTrial, ...]) -> TrainTrial | None:
 
 def _violation(trial: TrainTrial) -> float:
     return sum(max(0.0, v) for v in trial.constraints.values())
+
+
+def one_epoch(run: Run) -> tuple[float, float]:
+    """Train the baseline recipe for one epoch, to `WEIGHTS`; seconds of one evaluation and of
+    one epoch.
+    """
+    job = jobs.Train(
+        task=run.spec,
+        recipe=fitting(run, recipes.baseline(run.survey)),
+        epochs=1,
+        rungs=(1,),
+        seed=run.effort.seed,
+        weights_out=WEIGHTS,
+        device=run.effort.device,
+    )
+    result = must(run.bridge, job, 1800.0)
+    assert isinstance(result.answer, jobs.Trained)
+    done = result.answer
+    return max(0.0, result.work_s - done.startup_s - done.train_s), done.train_s
 
 
 # -- 3: final training ---------------------------------------------------------------------

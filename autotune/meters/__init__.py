@@ -98,9 +98,9 @@ class Tools(NamedTuple):
     """Everything a meter takes from outside, so that tests can put their own in its place.
 
     ``devices`` are the UUIDs of the GPUs that the plan uses, in torch's order; None means
-    none were named.  ``nvml``, ``amdsmi`` and ``apple`` are modules with the names of
-    pynvml, amdsmi and zeus_apple_silicon, imported only when None.  ``background`` is False
-    where a test takes the samples of power itself.
+    none were named, and ``("all",)`` every board there is.  ``nvml``, ``amdsmi`` and
+    ``apple`` are modules with the names of pynvml, amdsmi and zeus_apple_silicon, imported
+    only when None.  ``background`` is False where a test takes the samples of power itself.
     """
 
     powercap: Path = Path("/sys/class/powercap")
@@ -197,17 +197,16 @@ def window(
     nothing: str | None = None,
     meter_cpu_s: float | None = None,
 ) -> EnergyWindow:
-    """Add the counted domains up.  The total exists only if every one of them was read, and
+    """Add the domains up.  The total exists only if every one of them was read, and
     only if others used at most a fifth of the processor that it counts.
 
     ``nothing`` is the reason given where there is no domain at all.
     """
-    counted = [d for d in domains if d.counted]
-    missing = [d for d in counted if d.energy_j is None]
-    label = worst(d.label for d in counted) if counted else "unavailable"
-    reason = _why(missing, nothing) if missing or not counted else None
-    notes = [f"{d.name}: {d.note}" for d in counted if d.note]
-    others = foreign_load if foreign_load is not None and _shared(counted) else 0.0
+    missing = [d for d in domains if d.energy_j is None]
+    label = worst(d.label for d in domains) if domains else "unavailable"
+    reason = _why(missing, nothing) if missing or not domains else None
+    notes = [f"{d.name}: {d.note}" for d in domains if d.note]
+    others = foreign_load if foreign_load is not None and _shared(domains) else 0.0
     if others > FOREIGN_WARN:
         notes.append(f"other processes used {others:.0%} of the processor's time")
     if reason is None and others > FOREIGN_INVALID:
@@ -217,9 +216,9 @@ def window(
     return EnergyWindow(
         duration_s=duration_s,
         domains=tuple(domains),
-        total_j=sum(d.energy_j or 0.0 for d in counted) if whole else None,
+        total_j=sum(d.energy_j or 0.0 for d in domains) if whole else None,
         label=label if whole else "unavailable",
-        uncertainty_j=sum(d.uncertainty_j or 0.0 for d in counted) if whole else None,
+        uncertainty_j=sum(d.uncertainty_j or 0.0 for d in domains) if whole else None,
         reason=reason,
         foreign_load=foreign_load,
         notes=tuple(notes),

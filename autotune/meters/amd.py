@@ -121,7 +121,7 @@ def _start(tools: Tools) -> tuple[Any, list[Board], Fault | None]:
     try:
         smi.amdsmi_init()
         handles = list(smi.amdsmi_get_processor_handles())
-        if tools.devices:
+        if tools.devices and tools.devices != ("all",):
             known = {_bare(smi.amdsmi_get_gpu_device_uuid(handle)): handle for handle in handles}
             handles = [known[_bare(uuid)] for uuid in tools.devices if _bare(uuid) in known]
     except smi.AmdSmiException as error:

@@ -187,13 +187,20 @@ def _start(tools: Tools) -> tuple[Any, list[Board], Fault | None]:
             return None, [], Fault("no_interface", "nvidia-ml-py is not installed")
     try:
         nvml.nvmlInit()
-        devices = tools.devices or _only(nvml)
+        devices = _every(nvml) if tools.devices == ("all",) else tools.devices or _only(nvml)
     except nvml.NVMLError as error:
         return nvml, [], _fault(nvml, error)
     if isinstance(devices, Fault):
         return nvml, [], devices
     boards = [_board(nvml, f"nvml:gpu{i}", uuid) for i, uuid in enumerate(devices)]
     return nvml, boards, None
+
+
+def _every(nvml: Any) -> tuple[str, ...] | Fault:
+    """The UUIDs of all boards, in NVML's own order."""
+    handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+    found = tuple(_string(nvml.nvmlDeviceGetUUID(handle)) for handle in handles)
+    return found or Fault("no_interface", "no NVIDIA GPU")
 
 
 def _only(nvml: Any) -> tuple[str, ...] | Fault:
@@ -271,7 +278,7 @@ def _tenants(nvml: Any, board: Board) -> str | None:
         return None
     try:
         count = len(list_them(board.handle))
-    except nvml.NVMLError:
+    except Exception:  # an old driver is a pynvml error that is no NVMLError; a note is no loss
         return None
     return f"{count} processes share this board, its energy is of all" if count > 1 else None
 

@@ -19,8 +19,8 @@ class Domain(Record, frozen=True, kw_only=True):
 
     ``origin`` is ``local``, ``host`` (a powercap tree that the host provided to a guest)
     or ``simulated``.  ``uncertainty_j`` is the half-width caused by the counter's
-    resolution and update period.  ``reason`` says why ``energy_j`` is None.  ``counted`` is
-    False for a domain that lies inside or around the counted ones: it is never in a total.
+    resolution and update period.  ``reason`` says why ``energy_j`` is None.  ``note``
+    says what lowers the trust in it.
     """
 
     name: str
@@ -29,7 +29,6 @@ class Domain(Record, frozen=True, kw_only=True):
     origin: Literal["local", "host", "simulated"] = "local"
     uncertainty_j: float | None = None
     reason: str | None = None
-    counted: bool = True
     note: str | None = None
 
 

@@ -31,8 +31,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
 from autotune import plugins
 from autotune.meters import Meter, Reading, Tools, calibrate, code, edge, window
 from autotune.records import codec
@@ -43,6 +41,7 @@ from autotune.worker.meterclient import address
 _GUARD_S = 10.0
 _GUARD_LEAST_S = 0.2
 _POLL_S = 1.0
+_FORGIVEN_S = 0.04
 _BOARDS = ("nvml", "amd")
 _OPTIONAL = ("apple", "battery", "hwmon", "jetson")
 """Meters of which a machine that lacks them says nothing, except to ``--all``."""
@@ -76,12 +75,15 @@ class Bench:
         clock: Callable[[], float] = time.monotonic,
         load: Callable[[int], Load | None] = lambda pid: None,
         read: Callable[[Meter, bool], Reading] = lambda meter, closing: meter.read(),
+        *,
+        everything: bool = False,
     ) -> None:
         self._meters = tuple(meters)
         self._clock = clock
         self._load = load
         self._read = read
-        self._counts = _what_counts(self.sources())
+        found = [source for meter in self._meters for source in meter.sources()]
+        self._counts, self._everything = _what_counts(found), everything
         self._windows: dict[int, Window] = {}
         self._next = 1
         self._guarded_s = clock()
@@ -89,8 +91,9 @@ class Bench:
         self.guard_s = max(_GUARD_LEAST_S, min([_GUARD_S, *guards]))
 
     def sources(self) -> tuple[EnergySource, ...]:
-        """Every source of every meter."""
-        return tuple(source for meter in self._meters for source in meter.sources())
+        """Every source of every meter; what can be read but is not counted only on request."""
+        found = (source for meter in self._meters for source in meter.sources())
+        return tuple(s for s in found if self._everything or self._useful(s))
 
     def open(self, pid: int = 0) -> int:
         """Start a window for the process ``pid`` (0: unknown); the token closes it."""
@@ -116,7 +119,7 @@ class Bench:
             readings.append(self._read(meter, True))
         after, cpu_s = self._load(pid), time.process_time() - held.meter_cpu_s
         for meter, readings in zip(self._meters, held.readings, strict=True):
-            domains += map(self._counted, meter.difference(*readings))
+            domains += (d for d in meter.difference(*readings) if self._counts(d.name))
             duration_s = max(duration_s, readings[-1].at_s - readings[0].at_s)
         reasons = [source.reason for source in self.sources() if source.label == "unavailable"]
         return window(
@@ -126,6 +129,10 @@ class Bench:
             nothing=next(iter(reasons), None),
             meter_cpu_s=cpu_s,
         )
+
+    def _useful(self, source: EnergySource) -> bool:
+        measured = source.label.startswith("measured")
+        return not measured or any(self._counts(name) for name in source.domains)
 
     def drop(self, token: int) -> None:
         """Forget a window whose client is gone."""
@@ -141,11 +148,6 @@ class Bench:
             reading = meter.read()
             for held in self._windows.values():
                 held.readings[place].append(reading)
-
-    def _counted(self, domain: Domain) -> Domain:
-        if self._counts(domain.name):
-            return domain
-        return msgspec.structs.replace(domain, counted=False)
 
 
 class Server:
@@ -282,9 +284,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.powercap_root is not None:
         tools = tools._replace(powercap=args.powercap_root, origin=args.origin)
     if args.cuda:
-        tools = tools._replace(devices=tuple(args.cuda.split(",")))
+        tools = tools._replace(devices=tuple(filter(None, args.cuda.split(","))) or None)
     found = meters(tools, cuda=args.cuda is not None, everything=args.all)
-    bench = Bench(found, load=load, read=lambda meter, closing: edge(meter, closing=closing))
+    bench = Bench(
+        found,
+        load=load,
+        read=lambda meter, closing: edge(meter, closing=closing),
+        everything=args.all,
+    )
     parent = os.getppid()
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
@@ -314,11 +321,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _foreign(first: Load | None, last: Load | None, meter_cpu_s: float = 0.0) -> float | None:
     """Share of the machine's CPU time in the window that neither the client's tree used nor
-    measuring it.
+    measuring it.  Four clock ticks are forgiven: one at each end of each count.
     """
     if first is None or last is None or last.total_s <= first.total_s:
         return None
-    foreign = (last.busy_s - first.busy_s) - (last.tree_s - first.tree_s) - meter_cpu_s
+    ours = (last.tree_s - first.tree_s) + meter_cpu_s + _FORGIVEN_S
+    foreign = (last.busy_s - first.busy_s) - ours
     return min(1.0, max(0.0, foreign / (last.total_s - first.total_s)))
 
 

@@ -14,9 +14,9 @@ from torch import nn
 from autotune.errors import ContractError
 from autotune.parallel import Group
 from autotune.records.measurement import EnergyWindow
+from autotune.worker import evaluate
 from autotune.worker.channel import Channel
 from autotune.worker.contract import Loaded
-from autotune.worker.evaluate import evaluate
 
 
 class Judge:
@@ -42,7 +42,7 @@ class Judge:
         """
         if self._group.rank != 0:
             return
-        scores = evaluate(self.model, self._loaded, "select")
+        scores = evaluate.evaluate(self.model, self._loaded, "select")
         loss = scores.loss
         if loss is None:  # the metric stands in, turned so that less is better
             loss = 1.0 - scores.quality if self._loaded.higher_is_better else scores.quality

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autotune import meters, plugins
-from autotune.meters import Fault, Meter, Tools
+from autotune.meters import Fault, Meter, Power, Tools
 
 NAMES = plugins.names("meters")
 
@@ -15,7 +15,7 @@ NAMES = plugins.names("meters")
 @pytest.fixture(params=NAMES)
 def meter(request: pytest.FixtureRequest, tmp_path: Path) -> Meter:
     """A meter on a machine that has nothing to read."""
-    tools = Tools(powercap=tmp_path / "none", proc=tmp_path, devices=("GPU-none",))
+    tools = Tools(powercap=tmp_path / "none", sys=tmp_path, proc=tmp_path, devices=("GPU-none",))
     opened: Meter = plugins.load("meters", request.param).open(tools)
     return opened
 
@@ -48,8 +48,22 @@ def test_difference_is_pure(meter: Meter) -> None:
 
 
 def test_read_gives_numbers_or_faults(meter: Meter) -> None:
-    for value in meter.read().counters.values():
-        assert isinstance(value, int | Fault)
+    reading = meter.read()
+    assert all(isinstance(value, int | Fault) for value in reading.counters.values())
+    assert all(isinstance(value, Power | Fault) for value in reading.power.values())
+
+
+def test_a_machine_without_it_is_told_so_in_words(meter: Meter) -> None:
+    """The doctor prints them: no empty reason, and a source for each plug-in."""
+    assert meter.sources()
+    for source in meter.sources():
+        assert source.reason
+        assert source.name
+
+
+def test_every_domain_belongs_to_a_source(meter: Meter) -> None:
+    named = {name for source in meter.sources() for name in (source.name, *source.domains)}
+    assert {d.name for d in meter.difference(meter.read(), meter.read())} <= named
 
 
 def test_guard_is_positive_or_none(meter: Meter) -> None:

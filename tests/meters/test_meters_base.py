@@ -97,3 +97,73 @@ def test_calibrate_stops_for_a_clock_that_stands_still() -> None:
     meter = Ticking(0.02)
     meters.calibrate(meter, lambda: 0.0, polls=10)
     assert meter.periods_s == {}
+
+
+class Register(Ticking):
+    """A quick counter of 1 J each period, exact at its edges."""
+
+    def __init__(self) -> None:
+        super().__init__(0.001)
+        self.periods_s = {"a": 0.001}
+
+
+def test_edges_are_awaited_at_both_ends() -> None:
+    """The work lasts 103.4 periods; between two edges the counter is exact."""
+    meter = Register()
+    first = meters.edge(meter, closing=False)
+    meter.now += 0.1034
+    asked_s = meter.now
+    last = meters.edge(meter, closing=True)
+    assert last.at_s == pytest.approx(asked_s, abs=2e-4)
+    seen_s, off_s = meters.span("a", first, last)
+    counted = last.counters["a"] - first.counters["a"]  # type: ignore[operator]
+    assert counted == pytest.approx(seen_s / 0.001, abs=0.2)  # to a fifth of one update
+    assert off_s is not None
+    assert off_s <= 0.0013
+
+
+def test_span_without_edges_is_unsure() -> None:
+    first, last = Reading(1.0, {"a": 1}), Reading(3.0, {"a": 5})
+    assert meters.span("a", first, last) == (2.0, None)
+
+
+def test_slow_counters_are_not_awaited() -> None:
+    meter = Register()
+    meter.periods_s = {"a": 0.1}
+    assert meters.edge(meter, closing=True).edges == {}
+
+
+def test_a_quick_counter_that_stands_still_is_given_up() -> None:
+    meter = Register()
+    meter.periods_s = {"still": 0.001}
+    began = meter.now
+    found = meters.edge(meter, closing=False)
+    assert found.edges == {}
+    assert meter.now - began < 0.003
+    stopped = meters.edge(Frozen(), closing=False, polls=5)
+    assert stopped.edges == {}
+
+
+class Frozen(Register):
+    """Nothing moves, not even the clock."""
+
+    def read(self) -> Reading:
+        return Reading(0.0, {"a": 1})
+
+
+def test_aligned_edges_narrow_the_half_width() -> None:
+    more = {"period_s": 0.001, "quantum_j": 0.0, "max_w": 1000.0}
+    loose = meters.conclude("d", 50.0, 1.0, **more)  # type: ignore[arg-type]
+    tight = meters.conclude("d", 50.0, 1.0, edge_s=0.0002, **more)  # type: ignore[arg-type]
+    assert (loose.uncertainty_j, tight.uncertainty_j) == (pytest.approx(0.1), pytest.approx(0.01))
+
+
+@pytest.mark.parametrize(("period_s", "relative"), [(0.0, 0.1), (0.1, 0.0), (-1.0, 0.1)])
+def test_shortest_window_refuses(period_s: float, relative: float) -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        meters.shortest_window(period_s, relative)
+
+
+def test_shortest_window() -> None:
+    assert meters.shortest_window(0.1, 0.05) == pytest.approx(4.0)
+    assert meters.shortest_window(0.1, 0.05, aligned=True) == pytest.approx(2.0)

@@ -177,7 +177,7 @@ def test_on_94_to_6_classes_the_majority_is_no_answer(tmp_path: Path) -> None:
     assert info.metric == "balanced_accuracy"
     assert info.rate
     assert not info.binary
-    assert any("class 1 (6.0 %)" in w for w in info.warnings)
+    assert any("class 1 (6." in w for w in info.warnings)
     recipe = Recipe(lr=3e-3, batch_size=64)
     order = Train(task=spec, recipe=recipe, epochs=8, weights_out="weights.safetensors")
     train.run(order, tmp_path, NullChannel())
@@ -197,7 +197,7 @@ def test_on_94_to_6_classes_the_majority_is_no_answer(tmp_path: Path) -> None:
     assert same.verdict in ("MET", "UNDECIDED")
 
 
-LANGUAGE = '''
+LANGUAGE = """
 import resource, sys
 from pathlib import Path
 root = Path(sys.argv[1])
@@ -213,7 +213,8 @@ step = sys.argv[2]
 if step == "record":
     words, out = (np.random.default_rng(0).normal(size=s).astype(np.float32)
                   for s in ((32000, 4), (4, 32000)))
-    inputs = rows.Rows("tensor", ("",), (np.stack([x.numpy() for x, _ in contract.load(spec).select]),))
+    read = np.stack([x.numpy() for x, _ in contract.load(spec).select])
+    inputs = rows.Rows("tensor", ("",), (read,))
     record.record(lambda x: words[x] @ out, inputs, root / "o.npz", fixed=None)
 elif step == "score":
     scores = score.run(Score(task=spec, part="select", outputs="o.npz"), root, NullChannel()).scores
@@ -222,7 +223,7 @@ else:
     loaded = contract.load(spec)
     evaluate(loaded.make_model(), loaded, "select")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-'''
+"""
 WORDS = """
 import torch
 from torch import nn

@@ -111,7 +111,14 @@ FAULTS = {
     + "def train_data():\n"
     + "    return [((torch.ones(4), (torch.ones(2), torch.ones(2))), i % 3) for i in range(60)]\n",
     "dynamic_of_no_input": HEAD + MODEL + DATA + 'dynamic = {"x": {1: (1, 8)}}\n',
-    "dynamic_too_far": HEAD + MODEL + DATA + 'dynamic = {"input": {1: (2, 8)}}\n',
+    "dynamic_too_far": HEAD
+    + DATA
+    + "class Net(nn.Linear):\n"
+    + "    def forward(self, x):\n"
+    + "        assert x.shape[1] == 4, 'four numbers'\n"
+    + "        return super().forward(x)\n"
+    + "def make_model():\n    return Net(4, 3)\n"
+    + 'dynamic = {"input": {1: (2, 8)}}\n',
 }
 
 
@@ -172,9 +179,7 @@ def test_a_wrong_checkpoint_is_named_with_what_mends_it(name, tmp_path):
     make = CHECKPOINTS[name]
     if make is not None:
         torch.save(make(), tmp_path / "last.pt")
-    spec = TaskSpec(
-        kind="file", path=str(tmp_path / "model.py"), weights=str(tmp_path / "last.pt")
-    )
+    spec = TaskSpec(kind="file", path=str(tmp_path / "model.py"), weights=str(tmp_path / "last.pt"))
     with pytest.raises(ContractError) as caught:
         inspect.run(Inspect(task=spec), tmp_path / "work", NullChannel())
     assert str(tmp_path) not in str(caught.value)

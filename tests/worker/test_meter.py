@@ -9,15 +9,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from autotune import meters
 from autotune.errors import WorkerError
-from autotune.meters import Fault, Reading
+from autotune.meters import Fault, Reading, Tools
 from autotune.records.measurement import Domain, EnergySource
-from autotune.worker import measure, meter
+from autotune.worker import measure, meter, meterclient
 from autotune.worker.meterclient import MeterClient
+from tests.support.energy_sim import Nvml
 
 SIMULATOR = Path(__file__).parents[1] / "support" / "powercap_sim.py"
 
@@ -153,6 +155,67 @@ def test_several_clients(served: tuple[Path, Steady]) -> None:
         with pytest.raises(WorkerError, match="no window"):
             one.close(second)  # another client's window
         assert two.close(second).total_j == pytest.approx(40.0)
+
+
+def test_idle_baseline_gives_dynamic_energy(
+    served: tuple[Path, Steady], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 W before, while and after: 40 J in all, and nothing beyond idle."""
+    path, steady = served
+    slept = []
+
+    def rest(seconds: float) -> None:
+        slept.append(seconds)
+        steady.now += seconds
+
+    monkeypatch.setattr(meterclient, "time", SimpleNamespace(sleep=rest))
+    with MeterClient(path) as client:
+        token = client.open(idle_s=1.0)
+        steady.now += 2.0
+        found = client.close(token)
+    assert slept == [1.0, 1.0]
+    assert found.total_j == pytest.approx(40.0)
+    assert found.idle_w == pytest.approx(20.0)
+    assert found.dynamic_j == pytest.approx(0.0, abs=1e-9)
+    assert any("below resolution" in note for note in found.notes)
+    assert found.meter_cpu_s is not None
+
+
+def rails_and_battery(tmp_path: Path) -> Tools:
+    """A machine with a battery, a rail that nobody knows, and no counter."""
+    for folder, files in {
+        "class/hwmon/hwmon0": {"name": "ina226", "in1_input": 1, "curr1_input": 1},
+        "class/power_supply/BAT0": {
+            "type": "Battery",
+            "status": "Discharging",
+            "power_now": 9_000_000,
+        },
+    }.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for name, value in files.items():
+            (tmp_path / folder / name).write_text(str(value))
+    none = tmp_path / "none"
+    return Tools(sys=tmp_path, powercap=none, proc=none, background=False)
+
+
+def test_meters_that_a_machine_lacks_are_left_out(tmp_path: Path) -> None:
+    tools = rails_and_battery(tmp_path)
+    few = meter.Bench(meter.meters(tools, cuda=False))
+    assert [s.name for s in few.sources()] == ["battery", "modelled", "rapl"]
+    window = few.close(few.open())
+    assert [d.name for d in window.domains] == ["battery:BAT0"]
+    found = meter.meters(tools, cuda=False, everything=True)
+    names = [s.name for s in meter.Bench(found, everything=True).sources()]
+    assert {"hwmon:rails", "jetson", "apple", "amd", "nvml"} <= set(names)
+
+
+def test_boards_of_the_maker_that_answers(tmp_path: Path) -> None:
+    """With a GPU in use nobody's silence stands for joules; another maker's is no news."""
+    none = rails_and_battery(tmp_path)
+    both = [type(m).__name__ for m in meter.meters(none, cuda=True)]
+    assert {"Amd", "Nvml"} <= set(both)
+    tools = none._replace(nvml=Nvml(a=1))
+    assert "Amd" not in [type(m).__name__ for m in meter.meters(tools, cuda=True)]
 
 
 def test_a_client_that_leaves_takes_its_windows_along(served: tuple[Path, Steady]) -> None:
