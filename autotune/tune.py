@@ -15,7 +15,16 @@ from typing import Any
 
 import msgspec
 
-from autotune.control import again, assemble, concluding, recipes, store, surveying, training
+from autotune.control import (
+    again,
+    assemble,
+    concluding,
+    recipes,
+    splitting,
+    store,
+    surveying,
+    training,
+)
 from autotune.control.assemble import Known
 from autotune.control.bridge import Bridge, Recorder, ReplayBridge, load_recording
 from autotune.control.deploying import Lab
@@ -146,9 +155,9 @@ def _costs(run: Run) -> Forecast:
     """One epoch and one deployment tell the rest."""
     weights, evaluation_s, training_s = "weights.safetensors", 0.0, 0.0
     if not run.survey.task.pretrained:
-        measured = training.measure_splits(run, 0.3 * TRAIN_SHARE * run.effort.time_s)
+        measured = splitting.measure_splits(run, 0.3 * TRAIN_SHARE * run.effort.time_s)
         run.survey = msgspec.structs.replace(run.survey, splits=measured)
-        epochs = training.horizon(run, FINAL_SHARE * run.effort.time_s)
+        epochs = splitting.horizon(run, FINAL_SHARE * run.effort.time_s)
         evaluation_s, epoch_s = training.one_epoch(run)
         training_s = epochs * epoch_s + 3 * evaluation_s
         weights = training.WEIGHTS
@@ -298,10 +307,10 @@ def _train(known: Known) -> None:
     began = run.bridge.now()
     budget_s = TRAIN_SHARE * run.effort.time_s
     run.listener.phase("train search", budget_s)
-    measured = training.measure_splits(run, 0.3 * budget_s)
+    measured = splitting.measure_splits(run, 0.3 * budget_s)
     run.survey = msgspec.structs.replace(run.survey, splits=measured)
     run.timed("splits", began)
-    known.epochs = training.horizon(run, FINAL_SHARE * run.effort.time_s)
+    known.epochs = splitting.horizon(run, FINAL_SHARE * run.effort.time_s)
     run.listener.note(f"Final training: {known.epochs} epochs; every trial's horizon is the same.")
     searching = run.bridge.now()
     known.training = training.search(run, known.epochs, began + budget_s)
