@@ -7,6 +7,7 @@ import statistics
 import sys
 from dataclasses import dataclass, field
 
+from autotune import plugins
 from autotune.control import choose, store, verdict
 from autotune.control.deploying import Lab
 from autotune.control.run import Run
@@ -151,6 +152,7 @@ def explain(known: Known, verified: Verified, kept_baseline: str | None) -> Why:
             f"Measured side by side it takes {c.ratio:.2f}x the baseline's time "
             f"(95 % interval {c.low:.2f} to {c.high:.2f}): {sure}."
         )
+    extra += _robustness(lab)
     why = choose.why(
         [t.trial for t in lab.tried],
         verified.side.deployment,
@@ -164,6 +166,24 @@ def explain(known: Known, verified: Verified, kept_baseline: str | None) -> Why:
     return msgspec.structs.replace(
         why, text=(*extra, *why.text), kept_baseline=kept_baseline is not None
     )
+
+
+def _robustness(lab: Lab) -> list[str]:
+    """Whether the order of the plans by modelled energy depends on the assumed power model."""
+    run = lab.run
+    if run.meter is not None or (run.budget.energy is None and run.budget.goal != "energy"):
+        return []
+    model = plugins.load("meters", "modelled")
+    uses = [
+        model.Use(
+            t.launch.cpu_s, t.launch.window_s, t.launch.window_calls * t.trial.deployment.batch_size
+        )
+        for t in lab.tried
+        if t.launch is not None
+    ]
+    if len(uses) < 2:
+        return []
+    return [f"Energy is modelled: {model.rank_robustness(uses, run.profile.cpu.usable_cores)}."]
 
 
 def _software() -> dict[str, str]:
