@@ -114,12 +114,18 @@ def run(model: str, args: tuple[str, ...], **given: Any) -> None:
 
 @cli.command()
 @click.argument("plan", type=click.Path(path_type=Path))
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The checkpoint that the plan was made with.",
+)
 @options.limits
 @options.training_limits
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Report folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def execute(plan: Path, model: Path, **given: Any) -> None:
+def execute(plan: Path, model: str, **given: Any) -> None:
     """Replay a PLAN on this machine: train, compress, build, verify, report."""
     import msgspec
 
@@ -129,7 +135,7 @@ def execute(plan: Path, model: Path, **given: Any) -> None:
 
     loaded = store.load_plan(plan)
     listener = _listener(given["as_json"])
-    task = Task.from_file(model, *loaded.args)
+    task = Task.from_file(model, *loaded.args, weights=given["weights"])
     budget = msgspec.structs.replace(options.budget(given), batch=loaded.deployment.batch_size)
     with listener:
         report, folder = replay(
@@ -140,10 +146,10 @@ def execute(plan: Path, model: Path, **given: Any) -> None:
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("model", type=click.Path(path_type=Path), required=False)
+@click.argument("model", required=False)
 @options.limits
 @click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
-def verify(folder: Path, model: Path | None, **given: Any) -> None:
+def verify(folder: Path, model: str | None, **given: Any) -> None:
     """Measure a report's artifact again, in fresh processes, against its budgets or new ones.
 
     Without MODEL quality is NOT_MEASURED, and the recorded one is shown with its date.

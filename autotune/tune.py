@@ -197,7 +197,7 @@ def execute(
 
 def verify(
     folder: Path,
-    model: Path | None = None,
+    model: str | Path | None = None,
     *,
     budget: Budget | None = None,
     effort: Effort | None = None,
@@ -210,7 +210,10 @@ def verify(
     if model is None:
         return again.verify(folder, make, budget=budget, effort=effort)
     plan = store.load_plan(folder)
-    with Task.from_file(model, *plan.args).spec(plan.seed) as spec:
+    # rows are wanted, not weights: those of the artifact are what is verified
+    trained = store.load_report(folder).survey.task.pretrained or None
+    task = Task.from_file(model, *plan.args, pretrained=trained, retrain=not trained)
+    with task.spec(plan.seed) as spec:
         return again.verify(folder, make, budget=budget, effort=effort, spec=spec)
 
 

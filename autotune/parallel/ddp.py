@@ -54,6 +54,8 @@ def unavailable(context: Context) -> str | None:
             f"needs 2 usable CPU cores or 2 GPUs, this process may use {cores:g} cores: "
             "widen its CPU affinity or container quota"
         )
+    if context.info.own_train:
+        return "the model file's own train() runs in one process"
     if context.info.train_rows < 2:
         return f"needs at least 2 training rows, train_data has {context.info.train_rows}"
     if not hasattr(socket, "AF_UNIX"):

@@ -360,8 +360,7 @@ def _comes_trained(spec: TaskSpec, asked: bool | None, own: bool) -> bool:
 def fields(inputs: Any) -> list[tuple[str, Any]]:
     """The named fields of an input: ``input``, ``input_0`` ..., or a dict's keys but ``labels``."""
     if isinstance(inputs, Mapping):
-        named = [(str(name), value) for name, value in inputs.items() if name != LABELS]
-        return [(name, value) for name, value in named if value is not None]
+        return [(str(n), v) for n, v in inputs.items() if n != LABELS and v is not None]
     if isinstance(inputs, tuple | list):
         return [(f"input_{i}", value) for i, value in enumerate(inputs)]
     return [("input", inputs)]

@@ -28,7 +28,7 @@ from autotune.worker.timing import Call, Clock, Predict
 
 if TYPE_CHECKING:
     from autotune.worker.meterclient import MeterClient
-    from autotune.worker.rows import Array, Rows
+    from autotune.worker.rows import Rows
 
 OUT_OF_MEMORY = 75
 """Exit status that tells the bridge: memory ran out."""
@@ -45,7 +45,6 @@ _PERIODS = 40
 """The energy window spans this many update periods: 5 % from the counter's edges."""
 _ENERGY_CAP_S = 5.0
 _PERIOD_S = 0.05
-_SCORE_BATCH = 64
 _COARSE = 0.05
 
 
@@ -262,45 +261,14 @@ def _timed(bench: Bench, meter: "MeterClient | None", energy_s: float) -> Timed:
 
 def _score(predict: Predict, job: Measure, folder: Path, root: Path) -> None:
     """Write the outputs of every row of ``score_rows`` as a rows file."""
+    from autotune.worker import record
     from autotune.worker import rows as files
 
     assert job.score_rows is not None
     assert job.outputs is not None
     rows = files.load(root / job.score_rows)
-    dynamic = bool(json.loads((folder / "artifact.json").read_text()).get("dynamic_batch"))
-    size = job.batch_size if not dynamic else 1 if rows.ragged else _SCORE_BATCH
-    samples: list[tuple[Array, ...]] = []
-    shape: tuple[str, tuple[str, ...]] = ("tensor", ("",))
-    for start in range(0, len(rows), size):
-        chosen = list(range(start, min(start + size, len(rows))))
-        # an artifact of a fixed batch gets a full one: the last row again, its output cut off
-        full = chosen if dynamic else chosen + [chosen[-1]] * (size - len(chosen))
-        args, kwargs = _batch(rows, full)
-        kind, names, fields = _fields(predict(*args, **kwargs), len(full))
-        shape = (kind, names)
-        samples += [tuple(field[i] for field in fields) for i in range(len(chosen))]
-    files.save(root / job.outputs, files.from_samples(*shape, samples))
-
-
-def _fields(output: Any, batch: int) -> tuple[str, tuple[str, ...], "list[Array]"]:
-    """An output's kind, names and arrays, each ``[batch, ...]``."""
-    import numpy as np
-
-    if isinstance(output, dict):
-        kind, names, values = "dict", tuple(output), list(output.values())
-    elif isinstance(output, tuple | list):
-        kind, names, values = "tuple", ("",) * len(output), list(output)
-    else:
-        kind, names, values = "tensor", ("",), [output]
-    arrays = [np.asarray(value) for value in values]
-    for array in arrays:
-        if array.ndim == 0 or array.shape[0] != batch:
-            raise JobError(
-                "unsupported",
-                f"predict answered a batch of {batch} with an array of shape {array.shape}; "
-                "the first dimension must be the batch",
-            )
-    return kind, names, arrays
+    free = bool(json.loads((folder / "artifact.json").read_text()).get("dynamic_batch"))
+    record.record(predict, rows, root / job.outputs, fixed=None if free else job.batch_size)
 
 
 def main(argv: list[str]) -> int:
