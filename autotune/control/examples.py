@@ -29,14 +29,13 @@ def record(work: Path, target: Path, built: str, baseline: Scores | None) -> Non
         ("in", work / "data" / "confirm.npz"),
         ("out", work / "outputs" / f"{name}-confirm.npz"),
     ):
+        if not path.exists():  # outputs too large to keep are removed once they are scored
+            continue
         with np.load(path, allow_pickle=False) as rows:
             data[f"{prefix}_names"] = rows["names"]
             data[f"{prefix}_kind"] = rows["kind"]
             for i in range(len(rows["names"])):
-                if f"f{i}" in rows:
-                    data[f"{prefix}{i}"] = rows[f"f{i}"][:_ROWS]
-                else:
-                    data[f"{prefix}{i}"] = rows[f"f{i}.0"][None]
+                data[f"{prefix}{i}"] = _first(rows, i)[:_ROWS]
     if baseline is not None:
         data["baseline_quality"] = np.array(baseline.quality)
         data["baseline_rows"] = np.array(baseline.rows)
@@ -51,6 +50,14 @@ def record(work: Path, target: Path, built: str, baseline: Scores | None) -> Non
         scratch.replace(target)
     except OSError as error:
         raise OutputError(f"{target} cannot be written ({error.strerror or error})") from None
+
+
+def _first(rows: Any, field: int) -> Any:
+    """The first rows of one field of a rows file: stacked, in chunks, or one array a row."""
+    for name in (f"f{field}", f"f{field}.c0"):
+        if name in rows:
+            return rows[name]
+    return rows[f"f{field}.0"][None]
 
 
 def rows_file(recorded: Path, out: Path) -> Callable[[Path], bool]:
@@ -70,9 +77,9 @@ def rows_file(recorded: Path, out: Path) -> Callable[[Path], bool]:
 
     def agrees(outputs: Path) -> bool:
         with np.load(outputs, allow_pickle=False) as found:
-            for i in range(len(kept["out_names"])):
+            for i in range(len(kept.get("out_names", ()))):
                 want = kept[f"out{i}"][:rows]
-                got = found[f"f{i}"][: len(want)] if f"f{i}" in found else found[f"f{i}.0"][None]
+                got = _first(found, i)[: len(want)]
                 scale = max(1.0, float(np.abs(want).max(initial=0.0)))
                 if got.shape != want.shape or float(np.abs(got - want).max()) > 1e-4 * scale:
                     return False
