@@ -11,6 +11,7 @@ from autotune.control.assemble import Known
 from autotune.control.deploying import Lab
 from autotune.control.run import Run
 from autotune.control.verifying import Verified
+from autotune.records.measurement import Verdict
 from autotune.records.plan import Deployment
 from autotune.records.report import PlanResult
 
@@ -42,7 +43,7 @@ def conclude(
             known.messages.append(f"a finalist failed verification: {found.failure}")
             continue
         tested.append(found)
-        if found.met or _no_other_helps(found) or run.left_s < 0.1 * run.effort.time_s:
+        if found.met or _no_other_helps(run, found) or run.left_s < 0.1 * run.effort.time_s:
             break
     kept: str | None = None
     chosen = _pick(tested)
@@ -52,12 +53,18 @@ def conclude(
     run.timed("verification", began)
 
 
-def _no_other_helps(found: Verified) -> bool:
-    """Whether what is not MET does not depend on the deployment: the training's own limits, and
-    what cannot be measured.
+def _no_other_helps(run: Run, found: Verified) -> bool:
+    """Whether what is not MET does not depend on the deployment: the training's own limits, what
+    cannot be measured, and a drop of quality too small for these rows to certify at all.
     """
-    bad = [v for v in found.verdicts if v.verdict != "MET"]
-    return all(v.name.startswith("train_") or v.verdict == "NOT_MEASURED" for v in bad)
+    least = run.survey.certifiable_drop
+
+    def common(v: Verdict) -> bool:
+        uncertain = v.name == "quality" and v.verdict == "UNDECIDED"
+        too_few = uncertain and least is not None and least > v.limit
+        return v.name.startswith("train_") or v.verdict == "NOT_MEASURED" or too_few
+
+    return all(common(v) for v in found.verdicts if v.verdict != "MET")
 
 
 def _pick(tested: list[Verified]) -> Verified | None:
