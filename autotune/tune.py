@@ -114,7 +114,7 @@ def resume(
     """
     folder = store.RunFolder.reopen(path)
     data = (folder.work / "request.json").read_bytes()
-    request = codec.decode(data, _Request, what=f"{path}/work/request.json")
+    request = codec.decode(data, _Request, what=f"the request in {path}")
     if time_s is not None:
         effort = msgspec.structs.replace(request.effort, time_s=time_s)
         request = msgspec.structs.replace(request, effort=effort)

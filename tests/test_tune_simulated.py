@@ -178,6 +178,28 @@ def test_an_energy_budget_can_be_required_to_be_measured(go: Go) -> None:
         go(Budget(energy=Limit(value=1.0)), Effort(require_measured=True))
 
 
+def test_a_saved_profile_is_checked_by_its_anchors_alone(
+    tmp_path: Path, model: Path, profile: Profile
+) -> None:
+    bridges: list[FunctionBridge] = []
+
+    def make(work: Path) -> FunctionBridge:
+        bridges.append(FunctionBridge(Simulation(work, profile).answer))
+        return bridges[0]
+
+    report, _ = tune(
+        Task.from_file(model),
+        None,
+        Effort(time_s=60, trials=8),
+        profile=profile,
+        out=tmp_path / "out",
+        bridge=make,
+    )
+    probes = [job for job in bridges[0].asked if isinstance(job, jobs.Probe)]
+    assert [job.anchors_only for job in probes] == [True]
+    assert report.profile == profile
+
+
 def test_no_report_is_left_when_nothing_is_known(go: Go, tmp_path: Path) -> None:
     from autotune.errors import ContractError
 
