@@ -8,9 +8,7 @@ import pytest
 from tests.scenarios.conftest import EXAMPLES, QUICK, Ran
 
 MODELS = sorted((Path(__file__).parent / "models").glob("*_*.py"))
-FORMS = [
-    EXAMPLES / f"{name}.py" for name in ("plain_script", "two_towers", "wine_dict", "diabetes")
-]
+FORMS = [EXAMPLES / f"{name}.py" for name in ("plain_script", "two_towers", "wine_dict")]
 
 
 # one deployment beside the baseline: every stage is gone through, none twice
