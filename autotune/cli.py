@@ -152,19 +152,15 @@ def execute(plan: Path, model: str, **given: Any) -> None:
 def verify(folder: Path, model: str | None, **given: Any) -> None:
     """Measure a report's artifact again, in fresh processes, against its budgets or new ones.
 
+    A limit that is given replaces the report's own; the others stay.
     Without MODEL quality is NOT_MEASURED, and the recorded one is shown with its date.
     """
     from autotune.control import render
     from autotune.records import codec
     from autotune.tune import verify as measure
 
-    new = any(
-        given[name] is not None
-        for name in ("latency", "energy", "memory", "max_drop", "min_quality", "load")
-    )
-    found = measure(
-        folder, model, budget=options.budget(given) if new else None, effort=options.effort(given)
-    )
+    effort = options.effort(given)
+    found = measure(folder, model, changes=options.changes(given), effort=effort)
     if given["as_json"]:
         click.echo(codec.encode(found, indent=2).decode(), nl=False)
     else:

@@ -66,9 +66,7 @@ def limits(command: F) -> F:
         click.option(
             "--percentile",
             type=click.FloatRange(1, 99.99),
-            default=95.0,
-            show_default=True,
-            help="Percentile that the latency limit is for.",
+            help="Percentile that the latency limit is for.  [default: 95]",
         ),
         click.option(
             "--energy",
@@ -171,7 +169,7 @@ def budget(given: dict[str, Any]) -> "Budget":
 
     return Budget(
         latency=given["latency"],
-        percentile=given["percentile"],
+        percentile=95.0 if given["percentile"] is None else given["percentile"],
         energy=given["energy"],
         memory=given["memory"],
         train_time_s=given.get("train_time"),
@@ -184,6 +182,17 @@ def budget(given: dict[str, Any]) -> "Budget":
         batch=given.get("batch"),
         accept_modelled_energy=given["accept_modelled_energy"],
     )
+
+
+def changes(given: dict[str, Any]) -> dict[str, Any]:
+    """The limits that were given, by their field: the rest of a report's budget stays."""
+    fields = ("latency", "percentile", "energy", "memory", "max_drop", "min_quality")
+    found = {name: given[name] for name in fields if given[name] is not None}
+    if given["load"] is not None:
+        found["load_per_s"] = given["load"]
+    if given["accept_modelled_energy"]:
+        found["accept_modelled_energy"] = True
+    return found
 
 
 def effort(given: dict[str, Any]) -> "Effort":

@@ -42,7 +42,7 @@ from autotune.records import codec
 from autotune.records.base import Record
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
-from autotune.records.plan import Plan, Recipe
+from autotune.records.plan import Deployment, Plan, Recipe
 from autotune.records.report import Report
 from autotune.records.task import TaskSpec
 from autotune.task import Task
@@ -199,19 +199,24 @@ def verify(
     folder: Path,
     model: str | Path | None = None,
     *,
-    budget: Budget | None = None,
+    changes: dict[str, Any] | None = None,
     effort: Effort | None = None,
 ) -> again.Again:
-    """Measure a report's artifact again; with the model file, its quality too."""
+    """Measure a report's artifact again; with the model file, its quality too.
+
+    ``changes`` replace fields of the report's own budget.
+    """
 
     def make(work: Path, how: Effort) -> Bridge:
         return ProcessBridge(work, meter=_meter_args(how))
 
+    report = store.load_report(folder)
+    budget = msgspec.structs.replace(report.budget, **(changes or {}))
     if model is None:
         return again.verify(folder, make, budget=budget, effort=effort)
     plan = store.load_plan(folder)
     # rows are wanted, not weights: those of the artifact are what is verified
-    trained = store.load_report(folder).survey.task.pretrained or None
+    trained = report.survey.task.pretrained or None
     task = Task.from_file(model, *plan.args, pretrained=trained, retrain=not trained)
     with task.spec(plan.seed) as spec:
         return again.verify(folder, make, budget=budget, effort=effort, spec=spec)
@@ -235,6 +240,7 @@ def _story(
             bridge, spec, request.budget, request.effort, request.profile, listener
         )
         known = Known(run)
+        run.journal = folder.new_journal()
         run.on_progress = lambda: folder.checkpoint(assemble.report(known, "running"))
         with contextlib.suppress(KeyboardInterrupt):
             if request.plan is not None:
@@ -270,6 +276,8 @@ def _search(known: Known, folder: store.RunFolder) -> None:
     if not run.survey.task.pretrained:
         _train(known)
         if run.effort.search_only:
+            plan = known.plan(Deployment(batch_size=run.budget.batch or 1))
+            folder.save_plan(plan)
             return
     weights = training.WEIGHTS if known.recipe is not None else "weights.safetensors"
     recipe = known.recipe or recipes.baseline(run.survey)
@@ -316,7 +324,8 @@ def _train(known: Known) -> None:
     known.epochs = splitting.horizon(run, FINAL_SHARE * run.effort.time_s)
     run.listener.note(f"Final training: {known.epochs} epochs; every trial's horizon is the same.")
     searching = run.bridge.now()
-    known.training = training.search(run, known.epochs, began + budget_s)
+    known.training = training.Outcome(run, known.epochs)
+    training.search(known.training, began + budget_s)
     run.timed("train search", searching)
     winner = known.training.winner
     if winner is None:

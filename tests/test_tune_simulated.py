@@ -16,6 +16,7 @@ from autotune.control.bridge import (
     key,
     load_recording,
 )
+from autotune.control.store import load_plan
 from autotune.errors import UsageError
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort, Limit
@@ -200,6 +201,58 @@ def test_a_saved_profile_is_checked_by_its_anchors_alone(
     assert report.profile == profile
 
 
+def test_a_train_search_that_is_interrupted_keeps_its_trials(
+    tmp_path: Path, model: Path, profile: Profile
+) -> None:
+    def make(work: Path) -> FunctionBridge:
+        simulation = Simulation(work, profile)
+
+        def answer(job: jobs.Job) -> jobs.Result:
+            if isinstance(job, jobs.Train) and simulation.seen.get("train") == 4:
+                raise KeyboardInterrupt
+            return simulation.answer(job)
+
+        return FunctionBridge(answer)
+
+    report, _ = tune(Task.from_file(model), out=tmp_path / "out", bridge=make)
+    assert report.status == "interrupted"
+    assert len(report.train_trials) == 4
+    assert report.train_baseline == report.train_trials[0]
+    assert report.exit_code == 4
+
+
+def test_a_search_alone_leaves_a_plan_to_execute(go: Go) -> None:
+    report = go(Budget(), Effort(time_s=60, train_trials=5, search_only=True))
+    assert report.chosen is None
+    assert report.deploy_trials == ()
+    plan = load_plan(go.folder)  # type: ignore[attr-defined]
+    best = max(t.quality or 0.0 for t in report.train_trials if t.state == "complete")
+    assert plan.recipe in [t.recipe for t in report.train_trials if t.quality == best]
+
+
+def test_a_floor_on_quality_is_judged_the_right_way_round(go: Go) -> None:
+    high = go(Budget(min_quality=0.9))
+    assert verdicts(high)["min_quality"] == "MET"
+    assert high.exit_code == 0
+    low = go(Budget(min_quality=0.999))
+    assert verdicts(low)["min_quality"] == "NOT_MET"
+    assert low.exit_code == 3
+    assert any("required" in text for text in low.why.text)
+
+
+def test_the_studies_are_kept_in_a_journal(go: Go) -> None:
+    import optuna
+
+    report = go(Budget(), Effort(time_s=60, trials=12, train_trials=5))
+    backend = optuna.storages.journal.JournalFileBackend(str(go.folder / "study.journal"))  # type: ignore[attr-defined]
+    storage = optuna.storages.JournalStorage(backend)
+    kinds = {
+        s.study_name.partition("-")[0]: s.n_trials for s in optuna.get_all_study_summaries(storage)
+    }
+    assert set(kinds) == {"train", "deploy"}
+    assert kinds["train"] >= len(report.train_trials) - 1
+
+
 def test_no_report_is_left_when_nothing_is_known(go: Go, tmp_path: Path) -> None:
     from autotune.errors import ContractError
 
@@ -249,12 +302,12 @@ def test_a_replayed_run_imports_no_torch(tmp_path: Path) -> None:
     script.write_text(
         "import sys, pathlib\n"
         f"sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\n"
-        "from tests.conftest import profile as made\n"
+        "from tests.support import made\n"
         "from autotune.control.bridge import FunctionBridge\n"
         "from autotune.records.budget import Effort\n"
         "from autotune.tune import Task, tune\n"
         "from tests.support.simulated import Simulation\n"
-        "profile = made.__wrapped__() if hasattr(made, '__wrapped__') else None\n"
+        "profile = made.profile()\n"
         "root = pathlib.Path(sys.argv[1])\n"
         "(root / 'm.py').write_text('')\n"
         "bridge = lambda work: FunctionBridge(Simulation(work, profile).answer)\n"

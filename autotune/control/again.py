@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from autotune.control import examples, figures, store, verdict
+from autotune.control import examples, figures, store, units, verdict
 from autotune.control.bridge import Bridge
 from autotune.control.run import Run, Silent, must
 from autotune.control.verifying import (
@@ -22,6 +22,7 @@ from autotune.control.verifying import (
     Side,
     calls_per_launch,
     deployment_verdicts,
+    min_quality,
 )
 from autotune.errors import OutputError, UsageError
 from autotune.records import job as jobs
@@ -50,11 +51,11 @@ def verify(
     folder: Path,
     make_bridge: Callable[[Path, Effort], Bridge],
     *,
-    budget: Budget | None = None,
+    budget: Budget,
     effort: Effort | None = None,
     spec: TaskSpec | None = None,
 ) -> Again:
-    """Measure ``folder/artifact`` against its own budgets, or against ``budget``.
+    """Measure ``folder/artifact`` against ``budget``.
 
     Raises:
         UsageError: the folder holds no finished report.
@@ -85,13 +86,13 @@ def _measure(
     report: Report,
     bridge: Bridge,
     work: Path,
-    budget: Budget | None,
+    budget: Budget,
     effort: Effort,
     spec: TaskSpec | None,
 ) -> Again:
     assert report.chosen is not None
     assert report.artifact is not None
-    budget = _absolute(budget or report.budget, report.baseline)
+    budget = _absolute(budget, report.baseline)
     sources = must(bridge, jobs.Sources(), 30.0).answer
     assert isinstance(sources, jobs.Found)
     recorded = folder / "artifact" / "recorded.npz"
@@ -151,8 +152,7 @@ def _measure(
             verdicts = deployment_verdicts(run, side, None)
             if not any(v.verdict == "UNDECIDED" for v in verdicts):
                 break
-    quality = _quality(report, run, side, recorded)
-    verdicts = (*verdicts, quality)
+    verdicts = (*verdicts, *_quality(report, run, side, recorded))
     return Again(
         folder=str(folder),
         created_utc=store.now_utc(),
@@ -202,29 +202,36 @@ def _at(found: Quantiles, percentile: float) -> float | None:
     return known.get(percentile)
 
 
-def _quality(report: Report, run: Run, side: Side, recorded: Path) -> Verdict:
+def _quality(report: Report, run: Run, side: Side, recorded: Path) -> tuple[Verdict, ...]:
     """Tested again against the baseline's recorded scores, or NOT_MEASURED."""
     assert report.chosen is not None
-    old = next((v for v in report.verdicts if v.name == "quality"), None)
     if side.scores is None:
-        quality = report.chosen.quality
-        known = f"{quality:.4g}" if quality is not None else "none"
-        return Verdict(
-            name="quality",
-            unit="",
-            limit=old.limit if old else 0.0,
-            estimate=None,
-            lower=None,
-            upper=None,
-            confidence=0.95,
-            samples=0,
-            verdict="NOT_MEASURED",
-            source="not measured again",
-            note=f"recorded: {known} on {report.created_utc[:10]}; give MODEL.py to measure it",
-        )
+        old = next((v for v in report.verdicts if v.name == "quality"), None)
+        drop = run.budget.max_drop if run.budget.max_drop is not None else old and old.limit
+        asked = [("quality", drop or 0.0), ("min_quality", run.budget.min_quality)]
+        known = units.metric(report.chosen.quality)
+        note = f"recorded: {known} on {report.created_utc[:10]}; give MODEL.py to measure it"
+        return tuple(_unmeasured(name, limit, note) for name, limit in asked if limit is not None)
     baseline: Scores = examples.scores(recorded, "baseline")
     allowed = figures.max_drop(run, baseline.quality)
     higher = report.survey.task.higher_is_better
-    return verdict.quality(
+    drop_verdict = verdict.quality(
         side.scores, baseline, allowed, higher_is_better=higher, alpha=QUALITY_ALPHA
+    )
+    return (drop_verdict, *min_quality(run, side))
+
+
+def _unmeasured(name: str, limit: float, note: str) -> Verdict:
+    return Verdict(
+        name=name,
+        unit="",
+        limit=limit,
+        estimate=None,
+        lower=None,
+        upper=None,
+        confidence=0.95,
+        samples=0,
+        verdict="NOT_MEASURED",
+        source="not measured again",
+        note=note,
     )

@@ -7,6 +7,8 @@ import statistics
 import sys
 from dataclasses import dataclass, field
 
+import msgspec
+
 from autotune import plugins
 from autotune.control import choose, store, verdict
 from autotune.control.deploying import Lab
@@ -21,7 +23,6 @@ from autotune.records.report import (
     PlanResult,
     Report,
     SearchCost,
-    TrainTrial,
     Why,
 )
 
@@ -79,7 +80,7 @@ def report(known: Known, status: str) -> Report:
         survey=run.survey,
         goal=run.budget.resolved_goal(),
         exit_code=code,
-        train_trials=training.trials if training else (),
+        train_trials=tuple(training.trials) if training else (),
         train_baseline=training.baseline if training else None,
         deploy_trials=tuple(tried),
         baseline=known.baseline,
@@ -99,7 +100,7 @@ def report(known: Known, status: str) -> Report:
 
 def _cost(known: Known) -> SearchCost:
     run = known.run
-    train: tuple[TrainTrial, ...] = known.training.trials if known.training else ()
+    train = known.training.trials if known.training else []
     deploy = [t.trial for t in known.lab.tried] if known.lab else []
     states = [str(t.state) for t in train] + [str(t.state) for t in deploy]
     energy = _search_energy(known)
@@ -120,7 +121,7 @@ def _search_energy(known: Known) -> float | None:
     """Metered joules of the search; None unless every completed trial was metered."""
     if known.run.meter is None or known.lab is None:
         return None
-    train = known.training.trials if known.training else ()
+    train = known.training.trials if known.training else []
     parts = [t.energy_j for t in train if t.state in ("complete", "pruned")]
     for tried in known.lab.tried:
         if tried.launch is not None:
@@ -140,8 +141,8 @@ def _break_even(known: Known, energy: float | None) -> float | None:
     return energy / (before - after)
 
 
-def explain(known: Known, verified: Verified, kept_baseline: str | None) -> Why:
-    """Why this plan, in fields and words."""
+def explain(known: Known, verified: Verified, kept_baseline: str | None, given: bool) -> Why:
+    """Why this plan, in fields and words; a ``given`` one was not searched for."""
     run, lab = known.run, known.lab
     assert lab is not None
     extra = [kept_baseline] if kept_baseline else []
@@ -152,6 +153,8 @@ def explain(known: Known, verified: Verified, kept_baseline: str | None) -> Why:
             f"Measured side by side it takes {c.ratio:.2f}x the baseline's time "
             f"(95 % interval {c.low:.2f} to {c.high:.2f}): {sure}."
         )
+    if given:
+        return Why(text=("The plan was given; nothing was searched.", *extra))
     extra += _robustness(lab)
     why = choose.why(
         [t.trial for t in lab.tried],
@@ -161,8 +164,6 @@ def explain(known: Known, verified: Verified, kept_baseline: str | None) -> Why:
         goal=run.budget.resolved_goal(),
         higher_is_better=run.survey.task.higher_is_better,
     )
-    import msgspec
-
     return msgspec.structs.replace(
         why, text=(*extra, *why.text), kept_baseline=kept_baseline is not None
     )

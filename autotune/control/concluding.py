@@ -6,7 +6,9 @@ limit, the least violating plan is named and the verdicts say by how much.
 
 import math
 
-from autotune.control import assemble, examples, figures, store, verdict, verifying
+import msgspec
+
+from autotune.control import assemble, examples, figures, reasons, store, verdict, verifying
 from autotune.control.assemble import Known
 from autotune.control.deploying import Lab
 from autotune.control.run import Run
@@ -49,7 +51,8 @@ def conclude(
     chosen = _pick(tested)
     if replace or chosen is None:
         chosen, kept = _against_baseline(known, lab, chosen)
-    _ship(known, chosen, kept, folder)
+    known.why = assemble.explain(known, chosen, kept, given=not replace)
+    _ship(known, chosen, folder)
     run.timed("verification", began)
 
 
@@ -78,11 +81,7 @@ def _pick(tested: list[Verified]) -> Verified | None:
 def _distance(found: Verified) -> tuple[int, float]:
     """How far from every limit: first the exit code's severity, then the relative excess."""
     code = verdict.exit_code(found.verdicts)
-    excess = sum(
-        max(0.0, v.estimate / v.limit - 1)
-        for v in found.verdicts
-        if v.estimate is not None and v.limit > 0
-    )
+    excess = sum(max(0.0, -(reasons.slack(v) or 0.0)) for v in found.verdicts if v.verdict != "MET")
     return {0: 0, 4: 1}.get(code, 2), excess
 
 
@@ -144,7 +143,7 @@ def _improves(run: Run, found: Verified) -> bool:
     return comparison.beyond_noise and comparison.ratio < 1
 
 
-def _ship(known: Known, chosen: Verified, kept: str | None, folder: store.RunFolder) -> None:
+def _ship(known: Known, chosen: Verified, folder: store.RunFolder) -> None:
     """Ship the verified bytes and write down what was found."""
     run = known.run
     folder.ship(chosen.side.built.artifact, chosen.side.built.sha256)
@@ -152,16 +151,31 @@ def _ship(known: Known, chosen: Verified, kept: str | None, folder: store.RunFol
     known.artifact = store.artifact(folder.path / "artifact", chosen.side.deployment.runtime)
     known.chosen = verifying.result(run, chosen.side, known.plan(chosen.side.deployment, sha))
     reference = chosen.reference
+    if any(stage.name == "program" for stage in reference.built.stages):
+        known.messages.append(
+            "The model's source does not stand alone, so the eager baseline is an exported "
+            "program, which can be slower than the model itself: ratios to it flatter."
+        )
     known.baseline = verifying.result(run, reference, known.plan(reference.deployment))
     known.lossless = _lossless(known, chosen)
     known.verdicts = chosen.verdicts
-    known.why = assemble.explain(known, chosen, kept)
+    known.execution = msgspec.structs.replace(
+        known.execution,
+        recovery_s=chosen.side.built.recovery_s,
+        build_s=_build_s(known, chosen.side.deployment),
+    )
     examples.record(
         folder.work,
         folder.path / "artifact" / "recorded.npz",
         chosen.side.built.artifact,
         reference.scores,
     )
+
+
+def _build_s(known: Known, deployment: Deployment) -> float | None:
+    """What the plan's build took when it was built (it has come from the cache since)."""
+    tried = known.lab.tried if known.lab else []
+    return next((t.trial.build_s for t in tried if t.trial.deployment == deployment), None)
 
 
 def _lossless(known: Known, chosen: Verified) -> PlanResult | None:

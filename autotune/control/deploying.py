@@ -174,7 +174,7 @@ class Lab:
         batches = self._batches()
         counts, fastest = self._threads(batches[0])
         searched = deployments.deploy_space(run.survey, counts, batches, run.effort)
-        study = Search(searched, seed=run.effort.seed, constraints=CONSTRAINTS)
+        study = Search(searched, seed=run.effort.seed, constraints=CONSTRAINTS, journal=run.journal)
         seeds = deployments.seeds(searched, run.survey.options, fastest)
         for values in seeds:
             study.enqueue(values, "seed")

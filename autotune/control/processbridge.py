@@ -52,7 +52,7 @@ class ProcessBridge:
         started_s: float = 0.0,
         waiting: Callable[[str], None] | None = None,
     ) -> None:
-        self._root = root
+        self._root = root.resolve()
         self._meter_args = meter
         self._memory = memory_bytes
         self._epoch = time.monotonic() - started_s
@@ -64,7 +64,7 @@ class ProcessBridge:
         self._preload: tuple[str, ...] = _PRELOAD
         # a Unix socket's path is limited to some 100 bytes: keep it out of the run folder
         self._scratch = tempfile.TemporaryDirectory(prefix="autotune-")
-        self._logs = root / "logs"
+        self._logs = self._root / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
         self._count = 0
         self._waited_for = ""

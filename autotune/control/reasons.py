@@ -55,11 +55,18 @@ def figures(trial: DeployTrial) -> str:
 
 
 def slack(verdict: Verdict) -> float | None:
-    """Share of the limit left over by what decides (the upper bound, else the estimate)."""
-    decides = verdict.upper if verdict.upper is not None else verdict.estimate
+    """Share of the limit left over by what decides; negative where the limit is broken."""
+    decides = deciding(verdict)
     if decides is None or abs(verdict.limit) < _ABSOLUTE_SLACK:
         return None
-    return (verdict.limit - decides) / abs(verdict.limit)
+    spare = verdict.limit - decides
+    return (-spare if verdict.at_least else spare) / abs(verdict.limit)
+
+
+def deciding(verdict: Verdict) -> float | None:
+    """The bound on the limit's side, else the estimate."""
+    bound = verdict.lower if verdict.at_least else verdict.upper
+    return bound if bound is not None else verdict.estimate
 
 
 def binding(verdicts: Sequence[Verdict]) -> str | None:
@@ -68,11 +75,13 @@ def binding(verdicts: Sequence[Verdict]) -> str | None:
     if not known:
         return None
     least, verdict = min(known, key=lambda pair: pair[0])
-    decides = verdict.upper if verdict.upper is not None else verdict.estimate
-    kind = " (upper bound)" if verdict.upper not in (None, verdict.estimate) else ""
-    sides = f"{quantity(decides, verdict)}{kind} of {quantity(verdict.limit, verdict)} allowed"
+    decides = deciding(verdict)
+    side = "lower" if verdict.at_least else "upper"
+    kind = f" ({side} bound)" if decides != verdict.estimate else ""
+    what = "required" if verdict.at_least else "allowed"
+    sides = f"{quantity(decides, verdict)}{kind} of {quantity(verdict.limit, verdict)} {what}"
     slackness = (
-        f"over by {units.percent(-least)}" if least < 0 else f"{units.percent(least)} to spare"
+        f"missed by {units.percent(-least)}" if least < 0 else f"{units.percent(least)} to spare"
     )
     return f"The limit on {verdict.name.replace('_', ' ')} binds: {sides}, {slackness}."
 

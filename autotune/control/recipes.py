@@ -6,6 +6,8 @@ measured one of the batch size is taken (`fastest_split`).
 
 import math
 
+import msgspec
+
 from autotune.control.space import Node, Space, Values, choice, fix, inside, optimizers
 from autotune.records.budget import Effort
 from autotune.records.hardware import Profile
@@ -82,7 +84,7 @@ def train_space(survey: Survey, effort: Effort) -> Space:
 def baseline(survey: Survey, threads: int = 1) -> Recipe:
     """The user's recipe, else Adam, lr 1e-3, batch 32, fp32, one process."""
     given = dict(survey.task.recipe or {})
-    return Recipe(**({"threads": threads} | given))  # type: ignore[arg-type]
+    return msgspec.convert({"threads": threads} | given, Recipe)
 
 
 def _honoured(whole: Space, tunes: tuple[str, ...], base: Recipe) -> Space:
@@ -105,19 +107,20 @@ def recipe(values: Values, split: tuple[str, int, int]) -> Recipe:
     adaptive = name in ("adam", "adamw")
     heavy = name in ("momentum", "nesterov")
     parallel, ranks, threads = split
-    return Recipe(
-        optimizer=name,  # type: ignore[arg-type]
-        lr=float(values["lr_adaptive" if adaptive else "lr_sgd"]),
-        momentum=float(values["momentum"]) if heavy and "momentum" in values else None,
-        beta1=float(values["beta1"]) if adaptive and "beta1" in values else None,
-        beta2=float(values["beta2"]) if adaptive and "beta2" in values else None,
-        weight_decay=float(values["weight_decay"]),
-        batch_size=int(values["batch_size"]),
-        precision=str(values.get("precision", "fp32")),  # type: ignore[arg-type]
-        parallel=parallel,
-        ranks=ranks,
-        threads=threads,
-    )
+    fields = {
+        "optimizer": name,
+        "lr": float(values["lr_adaptive" if adaptive else "lr_sgd"]),
+        "momentum": float(values["momentum"]) if heavy and "momentum" in values else None,
+        "beta1": float(values["beta1"]) if adaptive and "beta1" in values else None,
+        "beta2": float(values["beta2"]) if adaptive and "beta2" in values else None,
+        "weight_decay": float(values["weight_decay"]),
+        "batch_size": int(values["batch_size"]),
+        "precision": values.get("precision", "fp32"),
+        "parallel": parallel,
+        "ranks": ranks,
+        "threads": threads,
+    }
+    return msgspec.convert(fields, Recipe)
 
 
 def values_of(rec: Recipe, space: Space) -> dict[str, Value] | None:

@@ -42,6 +42,10 @@ def summary(report: Report, folder: str | None = None) -> str:
     blocks.append(_comparison_lines(report))
     why = [line for text in report.why.text for line in _wrap(text, "  ")]
     blocks.append(["why", *why] if why else [])
+    notes = [line for text in report.messages for line in _wrap(text, "  ")]
+    blocks.append(["notes", *notes] if notes else [])
+    if report.status == "interrupted" and folder:
+        blocks.append([f"resume    autotune run MODEL.py --resume {folder}"])
     blocks.append(_next_lines(report, folder))
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 

@@ -179,7 +179,6 @@ def _execution(report: Report) -> Section:
         ("artifact runtime", made.runtime if made else None),
         ("artifact size", units.show(made.size_bytes, "B") if made else None),
         ("artifact sha256", made.sha256 if made else None),
-        ("largest error against recorded outputs", _error(made.max_abs_error) if made else None),
     )
     known = tuple(
         row for row in rows if row[1] != units.NOT_MEASURED or row[0] == "training energy"
@@ -187,10 +186,6 @@ def _execution(report: Report) -> Section:
     if len(known) < 2:
         known = ()
     return Section("execution", "Training and artifact", (), (Table(("", ""), known),))
-
-
-def _error(value: float | None) -> str | None:
-    return None if value is None else f"{value:.2g}"
 
 
 def _energy_sources(report: Report) -> Section:

@@ -124,7 +124,12 @@ def distances(report: Report) -> tuple[str, ...]:
 def _ratio(verdict: Verdict) -> str:
     if verdict.estimate is None or verdict.limit <= 0:
         return ""
-    if verdict.estimate <= verdict.limit:
+    within = (
+        verdict.estimate >= verdict.limit
+        if verdict.at_least
+        else (verdict.estimate <= verdict.limit)
+    )
+    if within:
         return ", within it but not proved"
     return f", {units.show(verdict.estimate / verdict.limit, 'x').replace(' ', '')} the limit"
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from autotune.control.bridge import Bridge
@@ -39,7 +40,7 @@ class Silent:
 
 @dataclass
 class Run:
-    """One run in progress.  ``deadline_s`` is on the bridge's clock."""
+    """One run in progress.  ``journal`` is the file that its Optuna studies are kept in."""
 
     bridge: Bridge
     spec: TaskSpec
@@ -51,6 +52,7 @@ class Run:
     sources: tuple[EnergySource, ...] = ()
     phases: dict[str, float] = field(default_factory=dict)
     overheads: list[float] = field(default_factory=list)
+    journal: Path | None = None
     on_progress: Callable[[], None] = lambda: None
 
     @property

@@ -16,7 +16,7 @@ _MOST_EPOCHS = 60
 
 
 def measure_splits(run: Run, budget_s: float) -> tuple[Split, ...]:
-    """Throughput of every legal split at a small and a larger batch, and of bf16 where legal.
+    """Throughput of every legal split at a small and a larger batch.
 
     A split that fails is recorded with its reason.  Ranks are started once a batch size, so
     that a slow start-up is seen; what does not fit into ``budget_s`` is left out, single

@@ -36,7 +36,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.work = path / "work"
+        self.work = (path / "work").resolve()  # jobs may change their working folder
 
     @classmethod
     def create(cls, out: Path | None, name: str) -> "RunFolder":
@@ -103,10 +103,22 @@ class RunFolder:
             "trials.csv": render.csv(report),
             "report.html": render.html(report),
         }
-        if report.chosen is not None:
-            texts["plan.json"] = codec.encode(report.chosen.plan, indent=2).decode()
         for name, text in texts.items():
             write(self.path / name, text)
+        if report.chosen is not None:
+            self.save_plan(report.chosen.plan)
+
+    def save_plan(self, plan: Plan) -> None:
+        write(self.path / "plan.json", codec.encode(plan, indent=2).decode())
+
+    def new_journal(self) -> Path:
+        """Where this run's studies are kept (`optuna-dashboard study.journal` shows them).  A
+        resumed run tells its studies everything again, so it starts a new one.
+        """
+        path = self.path / "study.journal"
+        for old in self.path.glob("study.journal*"):
+            old.unlink()
+        return path
 
     def checkpoint(self, report: Report) -> None:
         """Write report.json alone (cheap; after every trial)."""

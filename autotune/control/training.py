@@ -7,7 +7,8 @@
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -21,15 +22,25 @@ from autotune.records.report import Execution, Failure, TrainTrial
 
 WEIGHTS = "weights/dense.safetensors"
 _ETA = 3
+_MOST_REPEATS = 30
 
 
-class Outcome(NamedTuple):
-    """``winner`` is one of ``trials``; ``epochs`` is the horizon of every schedule."""
+@dataclass
+class Outcome:
+    """The train search as it goes on: ``epochs`` is the horizon of every schedule."""
 
-    trials: tuple[TrainTrial, ...]
-    baseline: TrainTrial | None
-    winner: TrainTrial | None
+    run: Run
     epochs: int
+    trials: list[TrainTrial] = field(default_factory=list)
+
+    @property
+    def baseline(self) -> TrainTrial | None:
+        """The user's recipe, or the default: always the first."""
+        return self.trials[0] if self.trials else None
+
+    @property
+    def winner(self) -> TrainTrial | None:
+        return best(self.run, self.trials)
 
 
 def fitting(run: Run, recipe: Recipe) -> Recipe:
@@ -44,28 +55,27 @@ def fitting(run: Run, recipe: Recipe) -> Recipe:
 # -- 2: search -----------------------------------------------------------------------------
 
 
-def search(run: Run, epochs: int, until_s: float) -> Outcome:
+def search(outcome: Outcome, until_s: float) -> None:
     """Try recipes until the run's clock reads ``until_s`` or the trials are used up."""
+    run, trials = outcome.run, outcome.trials
     legal = recipes.splits(run.survey.options, run.profile, run.effort)
-    searched = recipes.train_space(run.survey, run.effort)
-    rungs = _rungs(epochs)
+    rungs = _rungs(outcome.epochs)
     study = Search(
-        searched,
+        recipes.train_space(run.survey, run.effort),
         seed=run.effort.seed,
         constraints=("train_energy", "train_memory", "train_time"),
         first_rung=rungs[0] if len(rungs) > 1 else None,
+        journal=run.journal,
     )
     default = recipes.baseline(run.survey)
-    trials: list[TrainTrial] = []
-    baseline = _pinned(run, study, default, epochs, rungs, trials, "the baseline recipe")
-    plain = Recipe()
-    if msgspec.structs.replace(default, threads=1) != plain:
-        _pinned(run, study, plain, epochs, rungs, trials, "the default recipe")
+    _pinned(outcome, study, default, "the baseline recipe", until_s)
+    if msgspec.structs.replace(default, threads=1) != Recipe():
+        _pinned(outcome, study, Recipe(), "the default recipe", until_s)
     _enqueue_scaled(study, default)
     seen = {space.canonical(t.recipe) for t in trials}
     repeats = 0
-    limit = run.effort.train_trials or run.effort.trials or 10_000
-    while run.bridge.now() < until_s and len(trials) < limit and repeats < 30:
+    limit = run.effort.train_trials or 10_000
+    while run.bridge.now() < until_s and len(trials) < limit and repeats < _MOST_REPEATS:
         proposal = study.ask()
         recipe = _recipe(run, proposal, legal)
         if space.canonical(recipe) in seen:
@@ -74,28 +84,34 @@ def search(run: Run, epochs: int, until_s: float) -> Outcome:
             continue
         seen.add(space.canonical(recipe))
         repeats = 0
-        trial = _skipped(run, recipe, epochs, len(trials), proposal.why) or _train(
-            run, recipe, epochs, rungs, len(trials), proposal, study
+        trial = _skipped(run, recipe, outcome.epochs, len(trials), proposal.why) or _train(
+            run, recipe, outcome.epochs, len(trials), proposal.why, proposal, study
         )
-        trials.append(trial)
         study.tell(
             proposal.number,
             _objective(run, trial),
             trial.constraints,
             pruned=trial.state == "pruned",
         )
-        winner = best(run, tuple(trials))
-        text = f"{winner.recipe.optimizer} lr {winner.recipe.lr:.2g}" if winner else "none yet"
-        run.listener.trial(trial, text, until_s - run.bridge.now())
-        run.on_progress()
-    return Outcome(tuple(trials), baseline, best(run, tuple(trials)), epochs)
+        _keep(outcome, trial, until_s)
+
+
+def _keep(outcome: Outcome, trial: TrainTrial, until_s: float) -> None:
+    run = outcome.run
+    outcome.trials.append(trial)
+    winner = outcome.winner
+    text = f"{winner.recipe.optimizer} lr {winner.recipe.lr:.2g}" if winner else "none yet"
+    run.listener.trial(trial, text, until_s - run.bridge.now())
+    run.on_progress()
 
 
 def _enqueue_scaled(study: Search, default: Recipe) -> None:
-    """The default at larger batches, its learning rate scaled by the square root."""
+    """The default at twice its learning rate, at its batch and at four times it (where twice is
+    the square-root rule).
+    """
     for factor in (1, 4):
         scaled = msgspec.structs.replace(
-            default, batch_size=default.batch_size * factor, lr=default.lr * math.sqrt(factor) * 2
+            default, batch_size=default.batch_size * factor, lr=default.lr * 2
         )
         values = recipes.values_of(scaled, study.space)
         if values is not None:
@@ -109,19 +125,11 @@ def _recipe(run: Run, proposal: Proposal, legal: tuple[tuple[str, int, int], ...
     return recipes.recipe(proposal.values, split)
 
 
-def _pinned(
-    run: Run,
-    study: Search,
-    recipe: Recipe,
-    epochs: int,
-    rungs: tuple[int, ...],
-    trials: list[TrainTrial],
-    why: str,
-) -> TrainTrial:
+def _pinned(outcome: Outcome, study: Search, recipe: Recipe, why: str, until_s: float) -> None:
     """Train a recipe to the end whatever the others do; tell the study where it lies inside."""
+    run = outcome.run
     recipe = fitting(run, recipe)
-    trial = _train(run, recipe, epochs, rungs, len(trials), None, None, why)
-    trials.append(trial)
+    trial = _train(run, recipe, outcome.epochs, len(outcome.trials), why)
     values = recipes.values_of(recipe, study.space)
     if values is not None:
         study.enqueue(values, why)
@@ -129,21 +137,21 @@ def _pinned(
         for step, value in zip(trial.rungs, trial.values, strict=True):
             study.report(proposal.number, step, value)
         study.tell(proposal.number, _objective(run, trial), trial.constraints)
-    run.listener.trial(trial, f"{recipe.optimizer} lr {recipe.lr:.2g}", run.left_s)
-    run.on_progress()
-    return trial
+    _keep(outcome, trial, until_s)
 
 
 def _train(
     run: Run,
     recipe: Recipe,
     epochs: int,
-    rungs: tuple[int, ...],
     number: int,
-    proposal: Proposal | None,
-    study: Search | None,
-    why: str = "",
+    why: str,
+    proposal: Proposal | None = None,
+    study: Search | None = None,
 ) -> TrainTrial:
+    """One training job as a trial; without a study it is never cut short."""
+    rungs = _rungs(epochs)
+
     def go_on(step: int, value: float) -> bool:
         if study is None or proposal is None or not math.isfinite(value):
             return True
@@ -161,7 +169,6 @@ def _train(
     result = run.bridge.run(job, timeout_s=_timeout(run, epochs), on_report=go_on)
     overhead = max(0.0, result.wall_s - result.work_s)
     run.overheads.append(overhead)
-    why = why or (proposal.why if proposal else "")
     if result.failure is not None:
         return TrainTrial(
             number=number,
@@ -272,7 +279,7 @@ def _objective(run: Run, trial: TrainTrial) -> float | None:
     return -signed_quality(run, trial.quality) + 1e-3 * math.tanh(loss)
 
 
-def best(run: Run, trials: tuple[TrainTrial, ...]) -> TrainTrial | None:
+def best(run: Run, trials: Sequence[TrainTrial]) -> TrainTrial | None:
     """The fully trained trial of highest quality among those within every budget; among none,
     the least violating one.
     """
@@ -339,7 +346,7 @@ def final(run: Run, recipe: Recipe, epochs: int) -> Execution:
     )
 
 
-def nothing_trained(trials: tuple[TrainTrial, ...]) -> ContractError:
+def nothing_trained(trials: Sequence[TrainTrial]) -> ContractError:
     """No recipe could be trained: the failures, by kind."""
     failures: list[Failure] = [t.failure for t in trials if t.failure is not None]
     lines = "\n".join(dict.fromkeys(f"  {f.kind}: {f.message}" for f in failures))

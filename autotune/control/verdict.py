@@ -356,6 +356,7 @@ def floor(name: str, scores: Scores, limit: float, higher_is_better: bool) -> Ve
         verdict=found,
         source="the interval of the quality on confirm",
         note=note,
+        at_least=higher_is_better,
     )
 
 

@@ -184,11 +184,11 @@ def judge(run: Run, side: Side, reference: Side, quality_alpha: float) -> tuple[
     out = deployment_verdicts(run, side, reference)
     if side.scores is None or reference.scores is None:
         return out
-    floor = _min_quality(run, side)
+    floor = min_quality(run, side)
     return (*out, _quality(run, side, reference, quality_alpha), *floor)
 
 
-def _min_quality(run: Run, side: Side) -> tuple[Verdict, ...]:
+def min_quality(run: Run, side: Side) -> tuple[Verdict, ...]:
     """``--min-quality`` against the 95 % interval of the quality itself."""
     limit, scores = run.budget.min_quality, side.scores
     if limit is None or scores is None:

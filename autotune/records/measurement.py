@@ -126,7 +126,10 @@ class Scores(Record, frozen=True, kw_only=True):
 
 
 class Verdict(Record, frozen=True, kw_only=True):
-    """One budget against its samples.  Unit is SI (``s``, ``J``, ``B``, or the metric's)."""
+    """One budget against its samples.  Unit is SI (``s``, ``J``, ``B``, or the metric's).
+
+    The estimate may be at most ``limit``, or must be ``at_least`` that.
+    """
 
     name: str
     unit: str
@@ -139,3 +142,4 @@ class Verdict(Record, frozen=True, kw_only=True):
     verdict: VerdictName
     source: str
     note: str | None = None
+    at_least: bool = False

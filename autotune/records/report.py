@@ -132,7 +132,6 @@ class Artifact(Record, frozen=True, kw_only=True):
     files: dict[str, str] = {}
     sha256: str
     size_bytes: int
-    max_abs_error: float | None = None
 
 
 class Why(Record, frozen=True, kw_only=True):

@@ -12,58 +12,17 @@ from autotune.compress import Tools, _int8, int8_dynamic, int8_static
 from autotune.errors import JobError
 from autotune.forms import Form, Interface, onnx_file
 from autotune.forms.flat import Flat
-from autotune.records.hardware import Cpu, Profile
 from autotune.records.job import Context
-from autotune.records.task import TaskInfo, Traits
+from tests.support import made
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.standard_normal((64, 20)).astype(np.float32)
 
 
 def context(isa: tuple[str, ...] = (), machine: str = "x86_64", **types: int) -> Context:
-    cpu = Cpu(
-        vendor=None,
-        model=None,
-        architecture=machine,
-        logical_cores=2,
-        physical_cores=2,
-        usable_cores=2.0,
-        isa=isa,
+    return made.context(
+        of=made.traits(module_types=types), on=made.profile(isa=isa, architecture=machine)
     )
-    profile = Profile(
-        name="p", created_utc="", fingerprint="f", cpu=cpu, memory_bytes=1, usable_memory_bytes=1
-    )
-    info = TaskInfo(
-        name="t",
-        form="contract",
-        source_sha256=None,
-        input_kind="tensor",
-        input_names=("input",),
-        input_shapes=((20,),),
-        input_dtypes=("float32",),
-        ragged=False,
-        train_rows=1,
-        select_rows=1,
-        confirm_rows=1,
-        adapt_rows=0,
-        classes=3,
-        metric="accuracy",
-        higher_is_better=True,
-        per_sample=True,
-        binary=True,
-        pretrained=False,
-        has_loss=True,
-    )
-    traits = Traits(
-        parameters=1,
-        parameter_bytes=4,
-        buffer_bytes=0,
-        flops_per_sample=1.0,
-        activation_bytes_per_sample=1.0,
-        largest_op_bytes=1,
-        module_types=types,
-    )
-    return Context(info=info, traits=traits, profile=profile)
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,8 @@ from torch import nn
 from autotune import plugins
 from autotune.compress import Tools
 from autotune.forms import Form, Interface, flat, module, onnx_file
-from autotune.records.hardware import Cpu, Profile
 from autotune.records.job import Context
-from autotune.records.task import TaskInfo, Traits
+from tests.support import made
 
 NAMES = plugins.names("compress")
 SAMPLE = torch.linspace(-1, 1, 36).reshape(1, 1, 6, 6)
@@ -34,48 +33,7 @@ def dense() -> nn.Module:
 
 
 def context(**types: int) -> Context:
-    cpu = Cpu(
-        vendor=None,
-        model=None,
-        architecture="x86_64",
-        logical_cores=2,
-        physical_cores=2,
-        usable_cores=2.0,
-    )
-    profile = Profile(
-        name="p", created_utc="", fingerprint="f", cpu=cpu, memory_bytes=1, usable_memory_bytes=1
-    )
-    info = TaskInfo(
-        name="t",
-        form="contract",
-        source_sha256=None,
-        input_kind="tensor",
-        input_names=("input",),
-        input_shapes=((1, 6, 6),),
-        input_dtypes=("float32",),
-        ragged=False,
-        train_rows=9,
-        select_rows=9,
-        confirm_rows=9,
-        adapt_rows=0,
-        classes=3,
-        metric="accuracy",
-        higher_is_better=True,
-        per_sample=True,
-        binary=True,
-        pretrained=False,
-        has_loss=True,
-    )
-    traits = Traits(
-        parameters=1,
-        parameter_bytes=4,
-        buffer_bytes=0,
-        flops_per_sample=1.0,
-        activation_bytes_per_sample=1.0,
-        largest_op_bytes=1,
-        module_types=types,
-    )
-    return Context(info=info, traits=traits, profile=profile)
+    return made.context(of=made.traits(module_types=types))
 
 
 CONTEXT = context(Conv2d=1, BatchNorm2d=1, Linear=2, ReLU=2)

@@ -11,10 +11,10 @@ import pytest
 from autotune import plugins
 from autotune.errors import ContractError
 from autotune.parallel import Group, Reporter
-from autotune.records.hardware import Cpu, Profile
 from autotune.records.job import Context, Rate, Throughput
 from autotune.records.plan import Recipe
-from autotune.records.task import TaskInfo, TaskSpec, Traits
+from autotune.records.task import TaskSpec
+from tests.support import made
 
 NAMES = plugins.names("parallel")
 SEED, REFUSED = 11, 12  # jobs' seeds, which tell the body below what to do
@@ -73,52 +73,7 @@ def order(name: str, seed: int = SEED) -> Throughput:
 
 
 def context() -> Context:
-    return Context(
-        info=TaskInfo(
-            name="t",
-            form="contract",
-            source_sha256=None,
-            input_kind="tensor",
-            input_names=("x",),
-            input_shapes=((1,),),
-            input_dtypes=("float32",),
-            ragged=False,
-            train_rows=1,
-            select_rows=1,
-            confirm_rows=1,
-            adapt_rows=0,
-            classes=None,
-            metric="accuracy",
-            higher_is_better=True,
-            per_sample=True,
-            binary=True,
-            pretrained=False,
-            has_loss=True,
-        ),
-        traits=Traits(
-            parameters=1,
-            parameter_bytes=4,
-            buffer_bytes=0,
-            flops_per_sample=1.0,
-            activation_bytes_per_sample=1.0,
-            largest_op_bytes=1,
-        ),
-        profile=Profile(
-            name="small",
-            created_utc="",
-            fingerprint="",
-            cpu=Cpu(
-                vendor=None,
-                model=None,
-                architecture="x86_64",
-                logical_cores=1,
-                physical_cores=None,
-                usable_cores=0.5,
-            ),
-            memory_bytes=1,
-            usable_memory_bytes=1,
-        ),
-    )
+    return made.context(task=made.info(train_rows=1), on=made.profile(cores=0.5))
 
 
 @pytest.mark.parametrize("name", NAMES)

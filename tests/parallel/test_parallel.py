@@ -11,12 +11,12 @@ from safetensors.numpy import load_file
 
 from autotune import plugins
 from autotune.errors import JobError
-from autotune.records.hardware import Cpu, Profile
 from autotune.records.job import Context, Rate, Throughput, Train
 from autotune.records.plan import Recipe
-from autotune.records.task import TaskInfo, TaskSpec, Traits
+from autotune.records.task import TaskSpec
 from autotune.worker import train
 from autotune.worker.channel import NullChannel
+from tests.support import made
 
 # 33 rows in batches of 8: the last has one row, so that one of two ranks has none.
 # `spare` never gets a gradient; `tied` shares the first layer's weight.
@@ -228,47 +228,7 @@ def test_single_refuses_two_ranks(tmp_path: Path) -> None:
 
 
 def context(cores: float, rows: int = 100) -> Context:
-    cpu = Cpu(
-        vendor=None,
-        model=None,
-        architecture="x",
-        logical_cores=4,
-        physical_cores=None,
-        usable_cores=cores,
-    )
-    profile = Profile(
-        name="p", created_utc="", fingerprint="", cpu=cpu, memory_bytes=1, usable_memory_bytes=1
-    )
-    info = TaskInfo(
-        name="t",
-        form="contract",
-        source_sha256=None,
-        input_kind="tensor",
-        input_names=("x",),
-        input_shapes=((1,),),
-        input_dtypes=("float32",),
-        ragged=False,
-        train_rows=rows,
-        select_rows=1,
-        confirm_rows=1,
-        adapt_rows=0,
-        classes=None,
-        metric="m",
-        higher_is_better=True,
-        per_sample=True,
-        binary=True,
-        pretrained=False,
-        has_loss=True,
-    )
-    traits = Traits(
-        parameters=1,
-        parameter_bytes=4,
-        buffer_bytes=0,
-        flops_per_sample=1.0,
-        activation_bytes_per_sample=1.0,
-        largest_op_bytes=1,
-    )
-    return Context(info=info, traits=traits, profile=profile)
+    return made.context(task=made.info(train_rows=rows), on=made.profile(cores=cores))
 
 
 def test_ddp_says_why_not() -> None:

@@ -63,8 +63,10 @@ def run(tmp_path: Path) -> Callable[..., Ran]:
     def one(model: Path, *options: object) -> Ran:
         nonlocal count
         count += 1
+        # relative, as people give it and as the default is: a job that changes its folder
+        # must still find the run's files
         folder = tmp_path / f"report{count}"
-        done = command("run", model, "--out", folder, *options)
+        done = command("run", model, "--out", folder.name, *options, cwd=tmp_path)
         return Ran(done.returncode, done.stdout, done.stderr, folder, read(folder))
 
     return one

@@ -76,6 +76,8 @@ def test_only_and_without(run: Run) -> None:
     trials = [t["deployment"] for t in ran.report["deploy_trials"]]
     assert {t["runtime"] for t in trials} == {"eager"}
     assert not any(t["compress"] for t in trials)
+    # the user's own module, not an exported program, which is slower when run eagerly
+    assert (ran.folder / "artifact" / "model.py").exists()
     excluded = {o["name"] for o in ran.report["survey"]["options"] if o["excluded_by_user"]}
     assert excluded >= {"prune", "onnxruntime", "compiled"}
 

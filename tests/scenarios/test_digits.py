@@ -107,6 +107,9 @@ def test_verify_with_another_limit(main: Ran) -> None:
     done = command("verify", main.folder, "--latency", "1us")
     assert done.returncode == 3
     assert "NOT_MET" in done.stdout
+    done = command("verify", main.folder, CNN, "--min-quality", "0.9999")
+    assert done.returncode == 3
+    assert "min quality" in done.stdout
 
 
 def test_verify_refuses_a_changed_artifact(main: Ran, tmp_path: Path) -> None:

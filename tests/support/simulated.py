@@ -22,44 +22,17 @@ from autotune.records.measurement import (
     Scores,
 )
 from autotune.records.report import Failure
-from autotune.records.task import Dim, Option, TaskInfo, Traits
+from autotune.records.task import Dim, Option, TaskInfo
+from tests.support import made
 
 ROWS = 450
 
 
 def info(**changes: object) -> TaskInfo:
-    fields: dict[str, object] = {
-        "name": "simulated",
-        "form": "contract",
-        "source_sha256": "ab" * 32,
-        "input_kind": "tensor",
-        "input_names": ("",),
-        "input_shapes": ((4,),),
-        "input_dtypes": ("float32",),
-        "ragged": False,
-        "train_rows": 900,
-        "select_rows": ROWS,
-        "confirm_rows": ROWS,
-        "adapt_rows": 0,
-        "classes": 10,
-        "metric": "accuracy",
-        "higher_is_better": True,
-        "per_sample": True,
-        "binary": True,
-        "pretrained": False,
-        "has_loss": True,
-    }
-    return TaskInfo(**(fields | changes))  # type: ignore[arg-type]
+    return made.info(**({"name": "simulated", "source_sha256": "ab" * 32} | changes))
 
 
-TRAITS = Traits(
-    parameters=1000,
-    parameter_bytes=4000,
-    buffer_bytes=0,
-    flops_per_sample=1e6,
-    activation_bytes_per_sample=1e4,
-    largest_op_bytes=4000,
-)
+TRAITS = made.traits()
 
 OPTIONS = (
     Option(kind="runtime", name="compiled", available=True, takes="module"),

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from autotune import plugins
-from autotune.records.hardware import Cpu, Leaf, Profile
+from autotune.records.hardware import Leaf
 from autotune.records.job import Context, Menu
-from autotune.records.task import TaskInfo, Traits
 from autotune.worker import menu
 from autotune.worker.channel import NullChannel
+from tests.support import made
 
 
 def context(measured: dict[str, float | None], **types: int) -> Context:
@@ -17,55 +17,10 @@ def context(measured: dict[str, float | None], **types: int) -> Context:
         name: Leaf(value=value, unit="FLOP/s", source="measured")
         for name, value in measured.items()
     }
-    cpu = Cpu(
-        vendor=None,
-        model=None,
-        architecture="x86_64",
-        logical_cores=2,
-        physical_cores=2,
-        usable_cores=2.0,
-        isa=("avx2",),
+    return made.context(
+        of=made.traits(module_types=types or {"Linear": 3}),
+        on=made.profile(isa=("avx2",), measured=leaves),
     )
-    profile = Profile(
-        name="p",
-        created_utc="",
-        fingerprint="f",
-        cpu=cpu,
-        memory_bytes=1 << 30,
-        usable_memory_bytes=1 << 30,
-        measured=leaves,
-    )
-    info = TaskInfo(
-        name="t",
-        form="contract",
-        source_sha256=None,
-        input_kind="tensor",
-        input_names=("input",),
-        input_shapes=((4,),),
-        input_dtypes=("float32",),
-        ragged=False,
-        train_rows=100,
-        select_rows=50,
-        confirm_rows=50,
-        adapt_rows=0,
-        classes=3,
-        metric="accuracy",
-        higher_is_better=True,
-        per_sample=True,
-        binary=True,
-        pretrained=False,
-        has_loss=True,
-    )
-    traits = Traits(
-        parameters=1,
-        parameter_bytes=4,
-        buffer_bytes=0,
-        flops_per_sample=1.0,
-        activation_bytes_per_sample=1.0,
-        largest_op_bytes=1,
-        module_types=types or {"Linear": 3},
-    )
-    return Context(info=info, traits=traits, profile=profile)
 
 
 def options(**types: int):

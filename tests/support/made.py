@@ -1,0 +1,79 @@
+"""Made-up records, for tests that need one and do not care which."""
+
+from autotune.records.hardware import Cpu, Leaf, Profile
+from autotune.records.job import Context
+from autotune.records.task import TaskInfo, Traits
+
+
+def info(**changes: object) -> TaskInfo:
+    """A classification task over four numbers."""
+    fields: dict[str, object] = {
+        "name": "made-up",
+        "form": "contract",
+        "source_sha256": None,
+        "input_kind": "tensor",
+        "input_names": ("input",),
+        "input_shapes": ((4,),),
+        "input_dtypes": ("float32",),
+        "ragged": False,
+        "train_rows": 900,
+        "select_rows": 450,
+        "confirm_rows": 450,
+        "adapt_rows": 0,
+        "classes": 10,
+        "metric": "accuracy",
+        "higher_is_better": True,
+        "per_sample": True,
+        "binary": True,
+        "pretrained": False,
+        "has_loss": True,
+    }
+    return TaskInfo(**(fields | changes))  # type: ignore[arg-type]
+
+
+def traits(**changes: object) -> Traits:
+    """A thousand parameters."""
+    fields: dict[str, object] = {
+        "parameters": 1000,
+        "parameter_bytes": 4000,
+        "buffer_bytes": 0,
+        "flops_per_sample": 1e6,
+        "activation_bytes_per_sample": 1e4,
+        "largest_op_bytes": 4000,
+    }
+    return Traits(**(fields | changes))  # type: ignore[arg-type]
+
+
+def profile(
+    *,
+    cores: float = 2.0,
+    isa: tuple[str, ...] = (),
+    architecture: str = "x86_64",
+    measured: dict[str, Leaf] | None = None,
+) -> Profile:
+    """8 GiB, nothing measured."""
+    cpu = Cpu(
+        vendor=None,
+        model="Made up",
+        architecture=architecture,
+        logical_cores=max(1, int(cores)),
+        physical_cores=None,
+        usable_cores=cores,
+        isa=isa,
+    )
+    return Profile(
+        name="made-up",
+        created_utc="2026-01-01T00:00:00Z",
+        fingerprint="0" * 12,
+        cpu=cpu,
+        memory_bytes=8 << 30,
+        usable_memory_bytes=7 << 30,
+        measured=measured or {},
+    )
+
+
+def context(
+    *, task: TaskInfo | None = None, of: Traits | None = None, on: Profile | None = None
+) -> Context:
+    """What a plug-in is asked about."""
+    return Context(info=task or info(), traits=of or traits(), profile=on or profile())
