@@ -5,10 +5,20 @@ limit, the least violating plan is named and the verdicts say by how much.
 """
 
 import math
+from pathlib import Path
 
 import msgspec
 
-from autotune.control import assemble, examples, figures, reasons, store, verdict, verifying
+from autotune.control import (
+    assemble,
+    earlier,
+    examples,
+    figures,
+    reasons,
+    store,
+    verdict,
+    verifying,
+)
 from autotune.control.assemble import Known
 from autotune.control.deploying import Lab
 from autotune.control.run import Run
@@ -52,6 +62,8 @@ def conclude(
     if replace or chosen is None:
         chosen, kept = _against_baseline(known, lab, chosen)
     known.why = assemble.explain(known, chosen, kept, given=not replace)
+    if run.effort.baseline is not None:
+        earlier.race(known, Path(run.effort.baseline), chosen.side, folder.work)
     _ship(known, chosen, folder)
     run.timed("verification", began)
 

@@ -153,6 +153,7 @@ def plans(report: Report) -> tuple[tuple[str, PlanResult], ...]:
     """The verified plans by the name of their column."""
     named = (
         ("baseline", report.baseline),
+        ("earlier plan", report.earlier),
         ("best lossless", report.lossless),
         ("chosen", report.chosen),
     )
@@ -236,6 +237,10 @@ def recipe(found: Recipe | None) -> str:
     parts += [f"{n}={v:.3g}" for n in names if (v := getattr(found, n)) is not None]
     if found.weight_decay:
         parts.append(f"weight_decay={found.weight_decay:.3g}")
+    parts += [
+        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in found.params.items()
+    ]
     ranks = f" x {found.ranks} ranks" if found.ranks > 1 else ""
     plural = "" if found.threads == 1 else "s"
     return (
