@@ -34,7 +34,9 @@ def nodes(original: str, prepared: str, kept: str) -> list[str]:
         or any(patterns.matches(_owner(name), wanted) for name in node.input if name in weights)
     }
     prepared_graph = onnx.load(prepared, load_external_data=False).graph
-    return [node.name for node in prepared_graph.node if made & set(node.output)]
+    found = [node.name for node in prepared_graph.node if made & set(node.output)]
+    # the dynamic quantizer splits a Gemm first, and looks for the names of the halves
+    return [*found, *(f"{name}_MatMul" for name in found)]
 
 
 def _module(node: Any) -> str:
