@@ -18,6 +18,8 @@ from torch import nn
 from tests.scenarios.conftest import ROOT, Ran, command, read
 from tests.scenarios.test_contract_given import DIGITS
 
+pytestmark = pytest.mark.serial
+
 CHECKPOINT = (
     "import argparse\nparser = argparse.ArgumentParser()\n"
     'parser.add_argument("--hidden", type=int, default=7)\n'
