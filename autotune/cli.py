@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from autotune.task import Task
 
 F = TypeVar("F", bound=Callable[..., Any])
-_GOALS = ("quality", "latency", "energy", "throughput", "memory")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,7 +42,7 @@ def cli() -> None:
 @click.option("--retrain", is_flag=True, help="Train over weights that look trained.")
 @click.option("--search-only", is_flag=True, help="Stop before the final training.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs of the final training.")
-@click.option("--goal", type=click.Choice(_GOALS), help="What to optimise; see the README.")
+@click.option("--goal", type=click.Choice(options.GOALS), help="What to optimise; see the README.")
 @click.option("--batch", type=click.IntRange(min=1), help="Deployment batch size.  [default: 1]")
 @click.option(
     "--time",
@@ -110,6 +109,42 @@ def run(model: str, args: tuple[str, ...], **given: Any) -> None:
                 listener=listener,
             )
     _finish(report, folder, given)
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "--profile", "profiles", multiple=True, required=True, metavar="NAME|FILE", help="A machine."
+)
+@options.absent
+@click.option("--json", "as_json", is_flag=True, help="Print the outlook as JSON.")
+def plan(model: str, args: tuple[str, ...], **given: Any) -> None:
+    """Predict MODEL's plans on machines that one does not have.
+
+    Training is planned; with a limit on latency, energy or memory, or a goal, deployment.
+    Nothing is measured.  Arguments after -- reach MODEL.
+    """
+    from autotune import planner
+    from autotune.control import render_plans, store
+    from autotune.records import codec
+    from autotune.task import Task
+
+    found = planner.plan(
+        Task.from_file(model, *args),
+        [store.load_profile(name) for name in given["profiles"]],
+        options.absolute(given),
+        devices=given["devices"],
+        nodes=given["nodes"],
+        prices=dict(given["prices"]),
+        batches=given["train_batch"],
+        precisions=given["precision"],
+        epochs=given["epochs"],
+        measured=given["measured"],
+    )
+    shown = codec.encode(found, indent=2).decode() if given["as_json"] else render_plans.text(found)
+    click.echo(shown, nl=False)
+    sys.exit(planner.exit_code(found))
 
 
 @cli.command()

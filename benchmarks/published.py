@@ -139,8 +139,8 @@ def table(compared: Iterable[Compared]) -> Iterable[str]:
         row = c.row
         yield (
             f"{row['split']:11} {row['model']:20} {row['profile']:15} {row['devices']:>7} "
-            f"{row['batch']:>6} {row['sequence']:>6} {c.published_s:>8.3f} s {c.predicted_s:>8.3f} s "
-            f"{c.error:>+7.1%}  {'yes' if c.covered else 'no'}"
+            f"{row['batch']:>6} {row['sequence']:>6} {c.published_s:>8.3f} s "
+            f"{c.predicted_s:>8.3f} s {c.error:>+7.1%}  {'yes' if c.covered else 'no'}"
         )
 
 

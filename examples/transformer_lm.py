@@ -1,12 +1,12 @@
-"""A decoder-only language model whose width and depth are arguments.
+r"""A decoder-only language model whose width and depth are arguments.
 
 At its small default it trains in seconds on a text that it writes itself; at any size it can be
 planned for a machine that one does not have, and no weight of it is ever made:
 
     autotune run examples/transformer_lm.py --time 3min
     autotune plan examples/transformer_lm.py --profile h100-sxm-x8 --profile a100-80-sxm-x8
-    autotune plan examples/transformer_lm.py --profile h100-sxm -- \\
-        --layers 80 --hidden 8192 --heads 64 --kv-heads 8 --ffn 28672 --gated \\
+    autotune plan examples/transformer_lm.py --profile h100-sxm -- \
+        --layers 80 --hidden 8192 --heads 64 --kv-heads 8 --ffn 28672 --gated \
         --vocabulary 32000 --sequence 4096
 """
 

@@ -235,7 +235,9 @@ class Found(Record, frozen=True, kw_only=True, tag=True):
 
 
 Job = Inspect | Outline | Probe | Menu | Train | Throughput | Build | Measure | Score | Sources
-Answer = Inspection | Outlined | Probed | Options | Trained | Rate | Built | Measured | Scored | Found
+Answer = (
+    Inspection | Outlined | Probed | Options | Trained | Rate | Built | Measured | Scored | Found
+)
 
 
 class Result(Record, frozen=True, kw_only=True):

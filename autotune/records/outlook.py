@@ -118,7 +118,7 @@ class Settling(Record, frozen=True, kw_only=True):
     """
 
     what: str
-    machine: str
+    machines: tuple[str, ...]
     device_s: float
     cost: float | None
     decides: float
@@ -139,6 +139,20 @@ class Comparison(Record, frozen=True, kw_only=True):
     settling: Settling | None = None
 
 
+class Check(Record, frozen=True, kw_only=True):
+    """One row of a measured table: seconds measured and predicted, and the difference over what
+    was measured.  ``covered``: the interval holds what was measured.
+    """
+
+    row: int
+    machine: str
+    plan: TrainingPlan | ServingPlan
+    measured_s: float
+    predicted_s: Estimate
+    error: float
+    covered: bool
+
+
 class Outlook(Record, frozen=True, kw_only=True):
     """Everything that `autotune plan` says."""
 
@@ -147,6 +161,7 @@ class Outlook(Record, frozen=True, kw_only=True):
     traits: Traits
     machines: tuple[MachineOutlook, ...]
     comparisons: tuple[Comparison, ...] = ()
+    checks: tuple[Check, ...] = ()
     statement: str = PREDICTED
     quality: str = "not predicted"
     notes: tuple[str, ...] = ()

@@ -82,7 +82,7 @@ def latency(traits: Traits, machine: Machine, batch: int) -> Bound:
     )
     if machine.bandwidth_most is None:
         return Bound(value, why)
-    weights = _weights(traits, machine)
+    weights = _read(traits) * _narrowest(machine)
     moved = max(0.0, weights - count * machine.cache_bytes)
     seconds = moved / (count * machine.bandwidth_most)
     if seconds <= value:
@@ -96,7 +96,7 @@ def latency(traits: Traits, machine: Machine, batch: int) -> Bound:
 
 def serving_memory(traits: Traits, machine: Machine) -> Bound:
     """Bytes of the fullest device while serving, at least."""
-    weights = _weights(traits, machine)
+    weights = traits.parameters * _narrowest(machine)
     count = machine.per_node if traits.transformer else 1
     return Bound(
         weights / count,
@@ -105,12 +105,12 @@ def serving_memory(traits: Traits, machine: Machine) -> Bound:
     )
 
 
-def _weights(traits: Traits, machine: Machine) -> float:
-    # embeddings are looked up, not read in full: they are left out of what must move
+def _read(traits: Traits) -> int:
+    """Parameters that every call reads in full.  An embedding is looked up, and of a model that
+    is no transformer it is not known which are read.
+    """
     shape = traits.transformer
-    table = (shape.vocabulary or 0) * shape.hidden if shape else 0
-    held = max(0, traits.parameters - table) if shape else 0
-    return float(held * _narrowest(machine))
+    return shape.block_parameters if shape else 0
 
 
 def _narrowest(machine: Machine) -> int:

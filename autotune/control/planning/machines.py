@@ -17,7 +17,7 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8")
 # Best measured bf16 matrix products over datasheet peaks run from 0.51 (MI300X) over 0.78 (B200)
 # and 0.80 (H100) to 0.87 (A100): stas00/ml-engineering, compute/accelerator, "maximum achievable
 # matmul FLOPS".  The median, and the spread that covers them.
-_OF_PEAK, OF_PEAK_SD = 0.79, 0.18
+_OF_PEAK, _OF_PEAK_SD = 0.79, 0.18
 _GEMM = re.compile(r"gemm_(\w+?)(_\d+t)?_(flop|op)_per_s")
 _MARGIN = 1.05  # datasheet peaks are exceeded by a few per cent where clocks run higher
 _LINK_BYTES_PER_S = 25e9  # PCIe 4.0 x16 as collectives reach it, where no link is told
@@ -37,6 +37,11 @@ class Rate:
     best: float
     most: float
     measured: bool
+
+    @property
+    def sd(self) -> float:
+        """Of the logarithm of ``best``: none where it was measured."""
+        return 0.0 if self.measured else _OF_PEAK_SD
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,6 @@ def machine(
     *,
     devices: int | None = None,
     nodes: int | None = None,
-    price_per_h: float | None = None,
 ) -> Machine:
     """The planner's view of a profile, or of several nodes of it.
 
@@ -82,7 +86,6 @@ def machine(
         profile: one node.
         devices: so many of its devices, whole nodes of them beyond one; all by default.
         nodes: so many nodes.
-        price_per_h: of what is planned, in a currency of the user's own.
 
     Raises:
         UsageError: the profile tells no rate at all, or more devices were asked for than its
@@ -108,7 +111,6 @@ def machine(
         found,
         devices=count,
         per_node=min(count, found.per_node),
-        price_per_h=price_per_h,
         assumed=assumed,
     )
 
@@ -221,3 +223,8 @@ def _most(figures: dict[str, Leaf], start: str) -> float | None:
 
 def _gb(value: float) -> str:
     return f"{value / 1e9:.0f} GB/s"
+
+
+def priced(target: Machine, price_per_h: float | None) -> Machine:
+    """The machine with what all of its devices cost an hour."""
+    return replace(target, price_per_h=price_per_h)

@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 
 from autotune.control.planning import parallel
-from autotune.control.planning.machines import OF_PEAK_SD, Machine
+from autotune.control.planning.machines import Machine
 from autotune.records.outlook import Estimate, Predicted, TrainingPlan
 from autotune.records.task import Traits, Transformer
 
@@ -84,7 +84,7 @@ def forecast(traits: Traits, machine: Machine, plan: TrainingPlan) -> Forecast:
     optimizer = parameters / shard * _OPTIMIZER_BYTES / (machine.bandwidth * BANDWIDTH)
     parts = (m * products, m * attention, m * traffic, m * tensor, bubble, data, optimizer)
     total = sum(parts)
-    own = OWN_SD if machine.rates[plan.precision].measured else math.hypot(OWN_SD, OF_PEAK_SD)
+    own = math.hypot(OWN_SD, machine.rates[plan.precision].sd)
     linked = (m * tensor + data) / total
     shared = SHARED_SD if traits.transformer else _PLAIN_SD
     return Forecast(
@@ -107,9 +107,7 @@ def fits(memory: float, machine: Machine) -> float:
     return probability_below(machine.memory_bytes, memory, MEMORY_SD)
 
 
-def _device_s(
-    traits: Traits, machine: Machine, plan: TrainingPlan
-) -> tuple[float, float, float]:
+def _device_s(traits: Traits, machine: Machine, plan: TrainingPlan) -> tuple[float, float, float]:
     """One micro-batch on the slowest stage: products, attention, memory traffic, in seconds.
 
     A backward pass costs two forward passes; recomputation repeats one, or attention alone.

@@ -52,10 +52,11 @@ def rank(
 ) -> tuple[list[Forecast], list[Forecast], int]:
     """Forecasts that are likely to fit, best first; the others, least memory first; how many.
 
-    Raises:
-        nothing: where no batch can be spread over the devices both lists are empty.
+    Where no batch can be spread over the devices both lists are empty.
     """
-    fitting, others, count = [], [], 0
+    fitting: list[Forecast] = []
+    others: list[Forecast] = []
+    count = 0
     for plan in plans(traits, machine, batches, precisions):
         found = predict.forecast(traits, machine, plan)
         count += 1
@@ -69,7 +70,8 @@ def rank(
 def distinct(ranked: list[Forecast], most: int) -> list[Forecast]:
     """The best of each dp x tp x pp and precision, then the next best, ``most`` in all."""
     seen: set[tuple[object, ...]] = set()
-    first, rest = [], []
+    first: list[Forecast] = []
+    rest: list[Forecast] = []
     for found in ranked:
         plan = found.plan
         key = (plan.dp, plan.tp, plan.pp, plan.precision)
