@@ -94,7 +94,8 @@ class MachineOutlook(Record, frozen=True, kw_only=True):
     """One machine: its plans, best first, and what becomes of the limits.
 
     ``why_not`` is the arithmetic where no plan fits.  ``assumed`` lists what the profile does
-    not tell and was assumed.  ``cost_per_million`` is in the currency of ``price_per_h``.
+    not tell and was assumed.  ``price_per_h`` is of all devices; ``cost_per_million``
+    samples, in its currency, of those that the first plan uses.
     """
 
     name: str

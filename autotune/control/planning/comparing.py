@@ -34,10 +34,16 @@ class Side:
     call_s: float
     own_sd: float
 
+    @property
+    def price_per_h(self) -> float | None:
+        """Of the devices that the plan uses."""
+        whole = self.machine.price_per_h
+        return None if whole is None else whole * self.devices / self.machine.devices
+
 
 def cost_per_million(side: Side, sd: float) -> Estimate | None:
     """Of a million samples, in the price's currency."""
-    hourly = side.machine.price_per_h
+    hourly = side.price_per_h
     if hourly is None:
         return None
     return predict.estimate(hourly / 3600 * side.sample_s * 1e6, sd)
@@ -49,7 +55,7 @@ def compare(first: Side, second: Side) -> Comparison:
     sd = math.hypot(first.own_sd, second.own_sd)
     faster = _above(middle, sd)
     cheaper = None
-    a, b = first.machine.price_per_h, second.machine.price_per_h
+    a, b = first.price_per_h, second.price_per_h
     if a is not None and b is not None:
         cheaper = _above(middle + math.log(b / a), sd)
     settled = not UNLIKELY < faster < LIKELY
@@ -110,13 +116,10 @@ def _decides(middle: float, before_sd: float, after_sd: float) -> float:
 def _said(
     sides: tuple[Side, ...], what: str, device_s: tuple[float, ...], decides: float
 ) -> Settling:
-    prices = [side.machine.price_per_h for side in sides]
+    hourly = [(side.price_per_h or 0.0) / side.devices for side in sides]
     cost = None
-    if None not in prices:
-        cost = sum(
-            (side.machine.price_per_h or 0.0) / side.machine.devices / 3600 * seconds
-            for side, seconds in zip(sides, device_s, strict=True)
-        )
+    if all(side.price_per_h is not None for side in sides):
+        cost = sum(h / 3600 * seconds for h, seconds in zip(hourly, device_s, strict=True))
     return Settling(
         what=what,
         machines=tuple(side.machine.name for side in sides),
