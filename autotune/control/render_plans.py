@@ -22,7 +22,7 @@ from autotune.records.outlook import (
 from autotune.records.task import Traits
 
 _WIDTH = 80
-_RECOMPUTE = {"none": "none", "selective": "sel.", "full": "full"}
+_RECOMPUTE = {"none": "none", "selective": "sel", "full": "full"}
 _LEAST_SHARE = 0.005
 _SURE_TO_FIT = 0.9
 
@@ -77,29 +77,62 @@ def _machine(one: MachineOutlook, traits: Traits) -> Iterator[str]:
 
 
 def _training(plans: tuple[Predicted, ...]) -> Iterator[str]:
-    yield "   dp x tp x pp micro    type recomp ZeRO batch     step, 90 % interval  /s  memory"
+    yield _row("", "dp/tp/pp", "micro", "type", "rec.", "Z", "batch", "step, 90 %", "/s", "memory")
     for number, found in enumerate(plans, start=1):
         plan = found.plan
         assert isinstance(plan, TrainingPlan)
-        split = f"{plan.dp} x {plan.tp} x {plan.pp}"
-        micro = f"{plan.micro_batches}x{plan.micro_batch}"
-        yield (
-            f"{number:2} {split:12} {micro:8} {plan.precision:4} {_RECOMPUTE[plan.recompute]:6} "
-            f"{plan.zero:4} {plan.batch_size:5} {_time(found.time_s):>24} "
-            f"{units.metric(_short(found.samples_per_s.value)):>4} {_memory(found)}"
+        yield _row(
+            str(number),
+            f"{plan.dp}/{plan.tp}/{plan.pp}",
+            f"{plan.micro_batches}x{plan.micro_batch}",
+            plan.precision,
+            _RECOMPUTE[plan.recompute],
+            str(plan.zero),
+            str(plan.batch_size),
+            _time(found.time_s),
+            _rate(found),
+            _memory(found),
         )
+    yield from _wrapped(
+        "micro: micro-batches x samples; rec.: activations recomputed; Z: ZeRO stage.",
+        indent="  ",
+    )
+
+
+def _row(*cells: str) -> str:
+    n, split, micro, kind, again, zero, batch, step, rate, memory = cells
+    return (
+        f"{n:>2} {split:9} {micro:7} {kind:4} {again:4} {zero:1} {batch:>5} {step:>25} {rate:>6} "
+        f"{memory:>7}"
+    )
 
 
 def _serving(plans: tuple[Predicted, ...]) -> Iterator[str]:
-    yield "   runtime   type devices batch          latency, 90 % interval       /s   memory"
+    yield _call("", "runtime", "type", "devices", "batch", "latency, 90 %", "/s", "memory")
     for number, found in enumerate(plans, start=1):
         plan = found.plan
         assert isinstance(plan, ServingPlan)
-        yield (
-            f"{number:2} {plan.runtime:9} {plan.precision:4} {plan.tp:7} {plan.batch_size:5} "
-            f"{_time(found.time_s):>31} {units.metric(_short(found.samples_per_s.value)):>8} "
-            f"{_memory(found):>8}"
+        yield _call(
+            str(number),
+            plan.runtime,
+            plan.precision,
+            str(plan.tp),
+            str(plan.batch_size),
+            _time(found.time_s),
+            _rate(found),
+            _memory(found),
         )
+
+
+def _call(*cells: str) -> str:
+    n, runtime, kind, devices, batch, latency, rate, memory = cells
+    return (
+        f"{n:>2} {runtime:8} {kind:4} {devices:>7} {batch:>5} {latency:>26} {rate:>9} {memory:>8}"
+    )
+
+
+def _rate(found: Predicted) -> str:
+    return units.metric(_short(found.samples_per_s.value))
 
 
 def _doubtful(plans: tuple[Predicted, ...]) -> Iterator[str]:

@@ -31,7 +31,7 @@ _HIDDEN = 0.8  # share of the gradients' exchange that runs beside the backward 
 _OPTIMIZER_BYTES = 30.0  # read and written a parameter by mixed-precision Adam
 SHARED_SD, OWN_SD = 0.13, 0.10
 _PLAIN_SD = 0.35  # models that are no transformer: no published row has tested those
-_LINK_SD = 0.45
+_LINK_SD, _LAUNCH_SD = 0.45, 0.4
 MEMORY_SD = 0.10
 # Accelerators draw 0.6 to 1 of their limit while they train, and a tenth to a quarter idle.
 _BUSY, _IDLE, _POWER_SD = 0.85, 0.2, 0.15
@@ -62,6 +62,7 @@ PARTS = (
     "matrix products",
     "attention",
     "memory traffic",
+    "waiting for launches",
     "tensor parallel",
     "pipeline bubble",
     "data parallel",
@@ -72,27 +73,29 @@ PARTS = (
 def forecast(traits: Traits, machine: Machine, plan: TrainingPlan) -> Forecast:
     """The numbers of one plan; ``plan.precision`` must be among the machine's rates."""
     products, attention, traffic = _device_s(traits, machine, plan)
+    waiting = max(0.0, _launching_s(traits, machine, plan) - products - attention - traffic)
     tensor = _tensor_s(traits.transformer, machine, plan)
-    stage = products + attention + traffic + tensor
+    stage = products + attention + traffic + waiting + tensor
     m, p = plan.micro_batches, plan.pp
     bubble = parallel.bubble(p, m) * m * stage
-    work = m * (products + attention + traffic)
+    work = m * (products + attention + traffic + waiting)
     exchange = _exchange_s(traits, machine, plan)
     data = exchange * (1 - _HIDDEN) + max(0.0, exchange * _HIDDEN - 0.6 * work)
     shard = plan.dp if plan.zero else 1
     parameters = parallel.stage_parameters(traits, p, plan.tp)
     optimizer = parameters / shard * _OPTIMIZER_BYTES / (machine.bandwidth * BANDWIDTH)
-    parts = (m * products, m * attention, m * traffic, m * tensor, bubble, data, optimizer)
+    device = (m * products, m * attention, m * traffic, m * waiting)
+    parts = (*device, m * tensor, bubble, data, optimizer)
     total = sum(parts)
     own = math.hypot(OWN_SD, machine.rates[plan.precision].sd)
-    linked = (m * tensor + data) / total
+    linked, hosted = (m * tensor + data) / total, m * waiting / total
     shared = SHARED_SD if traits.transformer else _PLAIN_SD
     return Forecast(
         plan=plan,
         time_s=total,
         memory_bytes=memory_bytes(traits, machine, plan),
         shared_sd=shared,
-        own_sd=math.hypot(own, _LINK_SD * linked),
+        own_sd=math.hypot(own, _LINK_SD * linked, _LAUNCH_SD * hosted),
         parts=parts,
     )
 
@@ -120,10 +123,7 @@ def _device_s(traits: Traits, machine: Machine, plan: TrainingPlan) -> tuple[flo
     if shape is None:
         flops = again * b * traits.flops_per_sample
         moved = again * 2 * b * traits.activation_bytes_per_sample * scale / 2
-        launches = again * sum(traits.op_calls.values()) * machine.launch_s
-        products = flops / (rate * PRODUCTS)
-        traffic = max(moved / (machine.bandwidth * BANDWIDTH), launches - products)
-        return products, 0.0, traffic
+        return flops / (rate * PRODUCTS), 0.0, moved / (machine.bandwidth * BANDWIDTH)
     outer = traits.flops_per_sample - shape.block_flops
     linear = again * (shape.block_flops - shape.attention_flops) / plan.pp + 3 * outer
     repeats = 3.0 if plan.recompute == "none" else 4.0
@@ -132,9 +132,15 @@ def _device_s(traits: Traits, machine: Machine, plan: TrainingPlan) -> tuple[flo
     attention = b * scored / (split * rate * ATTENTION)
     moved = _block_traffic(shape, plan) * scale * again / 3
     moved += LOGIT_BYTES * shape.sequence * b * (shape.vocabulary or 0) / split
-    traffic = moved / (machine.bandwidth * BANDWIDTH)
-    launches = again * sum(traits.op_calls.values()) / plan.pp * machine.launch_s
-    return products, attention, max(traffic, launches - products - attention)
+    return products, attention, moved / (machine.bandwidth * BANDWIDTH)
+
+
+def _launching_s(traits: Traits, machine: Machine, plan: TrainingPlan) -> float:
+    """What the host takes to launch a stage's operators for one micro-batch: an accelerator
+    that is faster waits for it.
+    """
+    again = 4 if plan.recompute == "full" else 3
+    return again * sum(traits.op_calls.values()) / plan.pp * machine.launch_s
 
 
 def _block_traffic(shape: Transformer, plan: TrainingPlan) -> float:
