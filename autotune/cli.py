@@ -130,13 +130,14 @@ def plan(model: str, args: tuple[str, ...], **given: Any) -> None:
     from autotune.records import codec
     from autotune.task import Task
 
+    profiles = {name: store.load_profile(name) for name in given["profiles"]}
     found = planner.plan(
         Task.from_file(model, *args),
-        [store.load_profile(name) for name in given["profiles"]],
+        tuple(profiles.values()),
         options.absolute(given),
         devices=given["devices"],
         nodes=given["nodes"],
-        prices=dict(given["prices"]),
+        prices={profiles[n].name if n in profiles else n: p for n, p in given["prices"]},
         batches=given["train_batch"],
         precisions=given["precision"],
         epochs=given["epochs"],

@@ -84,8 +84,8 @@ def traits(row: Row) -> Traits:
             heads=heads,
             vocabulary=vocabulary,
             block_parameters=block,
-            block_flops=flops,
-            attention_flops=scored,
+            block_flops_per_sample=flops,
+            attention_flops_per_sample=scored,
             fused_attention=bool(int(row["fused"])),
         ),
     )
@@ -115,7 +115,7 @@ def plans(row: Row) -> Iterable[TrainingPlan]:
             pp=int(row["pp"]),
             micro_batch=micro,
             micro_batches=max(1, batch // dp // micro),
-            recompute=row["recompute"],  # type: ignore[arg-type]  # checked by a test
+            recompute=row["recompute"],
             zero=int(row["zero"]),
         )
 

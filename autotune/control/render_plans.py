@@ -176,8 +176,8 @@ def _comparison(pair: Comparison, found: Outlook) -> str:
     ratio = pair.ratio
     said = (
         f"{pair.first} faster than {pair.second} with probability {_chance(pair.faster)} "
-        f"({units.metric(_short(ratio.value))} times as fast a sample, "
-        f"{units.metric(_short(ratio.low))} to {units.metric(_short(ratio.high))})"
+        f"({units.show(ratio.value, '')} times as fast a sample, "
+        f"{units.show(ratio.low, '')} to {units.show(ratio.high, '')})"
     )
     costs = {one.name: one.cost_per_million for one in found.machines}
     first, second = costs[pair.first], costs[pair.second]

@@ -10,6 +10,7 @@ from autotune.records.base import Record
 from autotune.records.task import Traits
 
 Word = Literal["CANNOT", "UNLIKELY", "UNCLEAR", "LIKELY"]
+RuntimeClass = Literal["eager", "compiled", "engine"]
 Recompute = Literal["none", "selective", "full"]
 PREDICTED = "predicted, not measured on the target"
 
@@ -50,7 +51,7 @@ class ServingPlan(Record, frozen=True, kw_only=True, tag=True):
 
     batch_size: int
     precision: str
-    runtime: Literal["eager", "compiled", "engine"]
+    runtime: RuntimeClass
     tp: int
 
 

@@ -91,7 +91,7 @@ class Transformer(Record, frozen=True, kw_only=True):
     """The shape of a model that is a stack of like attention blocks.
 
     ``layers`` blocks take and give [batch, ``sequence``, ``hidden``].  ``block_parameters`` and
-    ``block_flops`` (forward, one sample) are of all blocks together; ``attention_flops`` are
+    ``block_flops_per_sample`` (forward, one sample) are of all blocks together; ``attention_flops_per_sample`` are
     those of the products of queries, keys and values.  ``fused_attention``: attention is
     PyTorch's scaled_dot_product_attention, which keeps no [sequence, sequence] scores.
     ``vocabulary`` is the rows of the largest embedding.
@@ -103,8 +103,8 @@ class Transformer(Record, frozen=True, kw_only=True):
     heads: int | None
     vocabulary: int | None
     block_parameters: int
-    block_flops: float
-    attention_flops: float
+    block_flops_per_sample: float
+    attention_flops_per_sample: float
     fused_attention: bool
 
 

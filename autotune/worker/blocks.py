@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from autotune.records.task import Transformer
 
+_BULK = 0.6  # of the parameters outside of embeddings: less is another kind of model
 _ATTENTION = ("bmm", "baddbmm", "_scaled_dot_product")
 
 
@@ -49,8 +50,9 @@ class Spotter:
         plain = functional.scaled_dot_product_attention
 
         def attention(query: Tensor, *rest: Any, **named: Any) -> Tensor:
-            self._attended = self.fused = True
-            self._heads = query.shape[-3] if query.dim() > 3 else self._heads
+            if self._whole(query.shape[-2]):
+                self._attended = self.fused = True
+                self._heads = query.shape[-3] if query.dim() > 3 else self._heads
             return plain(query, *rest, **named)
 
         functional.scaled_dot_product_attention = attention
@@ -65,9 +67,13 @@ class Spotter:
         if first is not None and first.dim() >= 2 and self._hidden is None:
             self._hidden = first.numel() // first.shape[-1], first.shape[-1]
 
+    def _whole(self, rows: int) -> bool:
+        """Whether attention is over the whole sequence: windows cost what no form here tells."""
+        return self._hidden is not None and self._hidden[0] == rows
+
     def softmax(self, shape: Sequence[int]) -> None:
         """A softmax gave [.., heads, sequence, sequence]: attention that is not fused."""
-        if len(shape) < 3 or shape[-1] != shape[-2] or self.fused:
+        if len(shape) < 3 or shape[-1] != shape[-2] or self.fused or not self._whole(shape[-1]):
             return
         self._attended = True
         self._heads = shape[-3]
@@ -76,9 +82,11 @@ class Spotter:
         """What was seen, or None where the model is no stack of attention blocks."""
         if self._hidden is None or not self._attended:
             return None
+        own = {id(p): p.numel() for block in self._blocks for p in block.parameters()}
+        if sum(own.values()) < _BULK * self._outside_tables():
+            return None
         sequence, hidden = self._hidden
         tables = [m.num_embeddings for m in self._model.modules() if isinstance(m, nn.Embedding)]
-        own = {id(p): p.numel() for block in self._blocks for p in block.parameters()}
         return Transformer(
             layers=len(self._blocks),
             hidden=hidden,
@@ -86,10 +94,21 @@ class Spotter:
             heads=self._heads,
             vocabulary=max(tables, default=None),
             block_parameters=sum(own.values()),
-            block_flops=block_flops,
-            attention_flops=sum(n for op, n in op_flops.items() if op.startswith(_ATTENTION)),
+            block_flops_per_sample=block_flops,
+            attention_flops_per_sample=sum(
+                n for op, n in op_flops.items() if op.startswith(_ATTENTION)
+            ),
             fused_attention=self.fused,
         )
+
+    def _outside_tables(self) -> int:
+        tables = {
+            id(p)
+            for m in self._model.modules()
+            if isinstance(m, nn.Embedding)
+            for p in m.parameters()
+        }
+        return sum(p.numel() for p in self._model.parameters() if id(p) not in tables)
 
 
 def _stack(model: nn.Module) -> tuple[str | None, list[nn.Module]]:
@@ -100,6 +119,8 @@ def _stack(model: nn.Module) -> tuple[str | None, list[nn.Module]]:
             continue
         children = list(module.children())
         if len({type(child) for child in children}) != 1 or not list(children[0].children()):
+            continue
+        if isinstance(children[0], torch.jit.ScriptModule):  # takes no hooks
             continue
         size = sum(p.numel() for p in module.parameters())
         if size > best[0]:

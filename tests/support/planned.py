@@ -43,8 +43,8 @@ def decoder(
             heads=heads,
             vocabulary=vocabulary,
             block_parameters=block,
-            block_flops=flops,
-            attention_flops=scored,
+            block_flops_per_sample=flops,
+            attention_flops_per_sample=scored,
             fused_attention=fused,
         ),
     )

@@ -32,9 +32,9 @@ def test_the_example_at_its_default(outlined, examples):
     assert shape.block_parameters == block
     assert found.traits.parameters == block + (64 + 32 + 64) * 64 + 2 * 64
     scored = 2 * 4 * 64 * 32**2
-    assert shape.attention_flops == scored
-    assert shape.block_flops == 2 * 2 * 12 * 64**2 * 32 + scored
-    assert found.traits.flops_per_sample == shape.block_flops + 2 * 32 * 64 * 64
+    assert shape.attention_flops_per_sample == scored
+    assert shape.block_flops_per_sample == 2 * 2 * 12 * 64**2 * 32 + scored
+    assert found.traits.flops_per_sample == shape.block_flops_per_sample + 2 * 32 * 64 * 64
 
 
 def test_seventy_billion_parameters_take_no_memory(outlined, examples):
@@ -105,7 +105,7 @@ def test_attention_with_scores_is_found_by_its_softmax():
     assert not shape.fused_attention
     assert shape.vocabulary is None
     assert shape.block_parameters == 3 * (16 * 48 + 48)
-    assert shape.attention_flops == 3 * 4 * 16 * 6**2
+    assert shape.attention_flops_per_sample == 3 * 4 * 16 * 6**2
 
 
 def test_pytorchs_encoder_is_one():
@@ -126,3 +126,19 @@ def test_attention_is_as_it_was_afterwards():
     before = nn.functional.scaled_dot_product_attention
     count(nn.Sequential(Plain(), Plain()), (torch.randn(1, 6, 16),))
     assert nn.functional.scaled_dot_product_attention is before
+
+
+class Windows(Plain):
+    """Attention inside windows of four."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.reshape(-1, 4, 16)).reshape(x.shape)
+
+
+def test_windowed_attention_is_planned_as_another_model():
+    assert count(nn.Sequential(Windows(), Windows()), (torch.randn(1, 8, 16),)).transformer is None
+
+
+def test_attention_in_a_small_part_of_a_model_is_none():
+    model = nn.Sequential(nn.Sequential(Plain(), Plain()), nn.Linear(16, 4096))
+    assert count(model, (torch.randn(1, 6, 16),)).transformer is None

@@ -124,10 +124,13 @@ def _device_s(traits: Traits, machine: Machine, plan: TrainingPlan) -> tuple[flo
         flops = again * b * traits.flops_per_sample
         moved = again * 2 * b * traits.activation_bytes_per_sample * scale / 2
         return flops / (rate * PRODUCTS), 0.0, moved / (machine.bandwidth * BANDWIDTH)
-    outer = traits.flops_per_sample - shape.block_flops
-    linear = again * (shape.block_flops - shape.attention_flops) / plan.pp + 3 * outer
+    outer = traits.flops_per_sample - shape.block_flops_per_sample
+    linear = (
+        again * (shape.block_flops_per_sample - shape.attention_flops_per_sample) / plan.pp
+        + 3 * outer
+    )
     repeats = 3.0 if plan.recompute == "none" else 4.0
-    scored = repeats * shape.attention_flops / plan.pp
+    scored = repeats * shape.attention_flops_per_sample / plan.pp
     products = b * linear / (split * rate * PRODUCTS)
     attention = b * scored / (split * rate * ATTENTION)
     moved = _block_traffic(shape, plan) * scale * again / 3

@@ -16,7 +16,7 @@ from itertools import product
 
 from autotune.control.planning import parallel, predict
 from autotune.control.planning.machines import Machine
-from autotune.records.outlook import Predicted, ServingPlan
+from autotune.records.outlook import Predicted, RuntimeClass, ServingPlan
 from autotune.records.task import Traits
 
 _SHARED_SD, _PLAIN_SD, _OWN_SD = 0.35, 0.6, 0.20
@@ -35,7 +35,7 @@ class _Runtime:
     traffic: float
 
 
-_RUNTIMES = {
+_RUNTIMES: dict[RuntimeClass, _Runtime] = {
     "eager": _Runtime(1.0, 1.0),
     "compiled": _Runtime(0.3, 0.6),
     "engine": _Runtime(0.25, 0.5),
@@ -76,7 +76,7 @@ def plans(traits: Traits, machine: Machine, batches: Iterable[int]) -> Iterator[
             continue
         if precision == "fp16" and "bf16" in machine.rates:  # the same bytes and rates
             continue
-        yield ServingPlan(batch_size=batch, precision=precision, runtime=runtime, tp=tp)  # type: ignore[arg-type]
+        yield ServingPlan(batch_size=batch, precision=precision, runtime=runtime, tp=tp)
 
 
 def rank(
@@ -107,7 +107,7 @@ def forecast(traits: Traits, machine: Machine, plan: ServingPlan) -> Call:
     runtime, rate = _RUNTIMES[plan.runtime], machine.rates[plan.precision]
     shape, b, t = traits.transformer, plan.batch_size, plan.tp
     width = _width(plan.precision)
-    attention = b * (shape.attention_flops if shape else 0.0)
+    attention = b * (shape.attention_flops_per_sample if shape else 0.0)
     linear = b * traits.flops_per_sample - attention
     share = predict.PRODUCTS if shape else _PLAIN_SHARE
     products = linear / (t * rate.best * share)

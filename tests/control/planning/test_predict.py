@@ -17,18 +17,18 @@ def parts(plan, machine=None):
 
 
 def test_products_are_three_passes_at_a_share_of_the_best_rate():
-    linear = MODEL.flops_per_sample - SHAPE.attention_flops
+    linear = MODEL.flops_per_sample - SHAPE.attention_flops_per_sample
     found = parts(planned.plan(), planned.machine(devices=1, per_node=1))
     assert found["matrix products"] == pytest.approx(3 * linear / (1e14 * predict.PRODUCTS))
     assert found["attention"] == pytest.approx(
-        3 * SHAPE.attention_flops / (1e14 * predict.ATTENTION)
+        3 * SHAPE.attention_flops_per_sample / (1e14 * predict.ATTENTION)
     )
     assert found["tensor parallel"] == found["pipeline bubble"] == found["data parallel"] == 0
 
 
 def test_full_recomputation_repeats_the_blocks_and_not_the_head():
-    head = MODEL.flops_per_sample - SHAPE.block_flops
-    linear = SHAPE.block_flops - SHAPE.attention_flops
+    head = MODEL.flops_per_sample - SHAPE.block_flops_per_sample
+    linear = SHAPE.block_flops_per_sample - SHAPE.attention_flops_per_sample
     found = parts(planned.plan(recompute="full"))
     assert found["matrix products"] == pytest.approx(
         (4 * linear + 3 * head) / (1e14 * predict.PRODUCTS)
