@@ -91,10 +91,10 @@ class Transformer(Record, frozen=True, kw_only=True):
     """The shape of a model that is a stack of like attention blocks.
 
     ``layers`` blocks take and give [batch, ``sequence``, ``hidden``].  ``block_parameters`` and
-    ``block_flops_per_sample`` (forward, one sample) are of all blocks together; ``attention_flops_per_sample`` are
-    those of the products of queries, keys and values.  ``fused_attention``: attention is
-    PyTorch's scaled_dot_product_attention, which keeps no [sequence, sequence] scores.
-    ``vocabulary`` is the rows of the largest embedding.
+    ``block_flops_per_sample`` (forward) are of all blocks together, of which
+    ``attention_flops_per_sample`` are the products of queries, keys and values.
+    ``fused_attention``: attention is PyTorch's scaled_dot_product_attention, which keeps no
+    [sequence, sequence] scores.  ``vocabulary`` is the rows of the largest embedding.
     """
 
     layers: int
