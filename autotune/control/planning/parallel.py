@@ -52,13 +52,19 @@ def stage_parameters(traits: Traits, pp: int, tp: int) -> float:
 
 
 def layer_activation_bytes(
-    shape: Transformer, micro_batch: int, tp: int, recompute: Recompute, precision: str
+    shape: Transformer,
+    micro_batch: int,
+    tp: int,
+    recompute: Recompute,
+    precision: str,
+    *,
+    dropout: bool,
 ) -> float:
     """What one layer keeps for its backward pass, bytes on one device (at 2 bytes a number
     34 s b h + 5 a s^2 b without tensor parallelism).
 
     Fused attention keeps no [s, s] scores; selective recomputation drops them; full keeps the
-    layer's input alone.
+    layer's input alone.  Without dropout its two masks, s b h bytes each, are not there.
     """
     sbh = shape.sequence * micro_batch * shape.hidden * width(precision) / 2
     if recompute == "full":
@@ -66,7 +72,7 @@ def layer_activation_bytes(
     scores = 0.0
     if recompute == "none" and not shape.fused_attention and shape.heads:
         scores = 5 * shape.heads * shape.sequence / (shape.hidden * tp)
-    return sbh * (10 + 24 / tp + scores)
+    return sbh * (10 + 24 / tp + scores) - (0 if dropout else 2 * sbh)
 
 
 def activation_bytes(traits: Traits, plan: TrainingPlan) -> float:
@@ -80,10 +86,11 @@ def activation_bytes(traits: Traits, plan: TrainingPlan) -> float:
     if shape is None:
         kept = traits.activation_bytes_per_sample * width(plan.precision) / 4
         return b * kept * (0.35 if plan.recompute == "full" else 0.8)
-    layer = layer_activation_bytes(shape, b, t, plan.recompute, plan.precision)
+    masks = traits.has_dropout
+    layer = layer_activation_bytes(shape, b, t, plan.recompute, plan.precision, dropout=masks)
     held = min(plan.pp, plan.micro_batches) * shape.layers / plan.pp * layer
     if plan.recompute == "full":
-        held += layer_activation_bytes(shape, b, t, "none", plan.precision)
+        held += layer_activation_bytes(shape, b, t, "none", plan.precision, dropout=masks)
     logits = 8.0 * shape.sequence * b * (shape.vocabulary or 0) / t
     return held + logits if plan.pp == 1 else max(held, held / plan.pp + logits)
 

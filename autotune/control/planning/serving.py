@@ -184,7 +184,7 @@ def _held(traits: Traits, plan: ServingPlan) -> float:
     if shape is None:
         return held + b * traits.largest_op_bytes
     kept = "fp32" if parallel.width(plan.precision) == 4 else "bf16"
-    held += parallel.layer_activation_bytes(shape, b, plan.tp, "none", kept)
+    held += parallel.layer_activation_bytes(shape, b, plan.tp, "none", kept, dropout=False)
     return held + 4.0 * shape.sequence * b * (shape.vocabulary or 0)
 
 

@@ -1,5 +1,7 @@
 """Memory and link arithmetic against numbers worked out by hand from the papers' forms."""
 
+from functools import partial
+
 import pytest
 
 from autotune.control.planning import parallel
@@ -24,19 +26,22 @@ def test_activations_of_gpt3_by_the_paper():
     shape = planned.decoder(layers=96, hidden=12288, sequence=2048, heads=96, fused=False)
     assert shape.transformer is not None
     sbh = 2048 * 12288
-    layer = parallel.layer_activation_bytes
+    layer = partial(parallel.layer_activation_bytes, dropout=True)
     assert layer(shape.transformer, 1, 1, "none", "bf16") == pytest.approx(sbh * (34 + 80))
     assert layer(shape.transformer, 1, 8, "none", "bf16") == pytest.approx(sbh * (10 + 3 + 10))
     assert layer(shape.transformer, 1, 1, "selective", "bf16") == pytest.approx(34 * sbh)
     assert layer(shape.transformer, 3, 1, "full", "bf16") == pytest.approx(3 * 2 * sbh)
     assert layer(shape.transformer, 1, 1, "selective", "fp32") == pytest.approx(2 * 34 * sbh)
+    bare = parallel.layer_activation_bytes(shape.transformer, 1, 8, "none", "bf16", dropout=False)
+    assert bare == pytest.approx(sbh * (8 + 3 + 10))
 
 
 def test_fused_attention_keeps_no_scores():
     shape = planned.decoder(fused=True).transformer
     assert shape is not None
     sbh = shape.sequence * shape.hidden
-    assert parallel.layer_activation_bytes(shape, 1, 1, "none", "bf16") == 34 * sbh
+    found = parallel.layer_activation_bytes(shape, 1, 1, "none", "bf16", dropout=True)
+    assert found == 34 * sbh
 
 
 def test_stage_holds_its_blocks_and_the_larger_end():
@@ -50,7 +55,7 @@ def test_stage_holds_its_blocks_and_the_larger_end():
 def test_training_bytes_add_up():
     model = planned.decoder(layers=4, hidden=64, sequence=128, vocabulary=1000)
     sbh = 128 * 64
-    expected = 16 * model.parameters + 4 * 34 * sbh + 8 * 128 * 1000
+    expected = 16 * model.parameters + 4 * 32 * sbh + 8 * 128 * 1000
     assert parallel.training_bytes(model, planned.plan()) == pytest.approx(expected)
 
 
