@@ -122,7 +122,9 @@ def _algorithm(traits: Traits) -> float:
 
 
 def billions(count: int) -> str:
-    """``69.0 billion`` or ``1.24 million``."""
+    """``69.0 billion``, ``1.24 million`` or ``110,336``."""
+    if count < 1e6:
+        return f"{count:,}"
     size, name = (1e9, "billion") if count >= 1e9 else (1e6, "million")
     return f"{count / size:.3g} {name}"
 

@@ -32,6 +32,8 @@ _OPTIMIZER_BYTES = 30.0  # read and written a parameter by mixed-precision Adam
 SHARED_SD, OWN_SD = 0.13, 0.10
 _PLAIN_SD = 0.35  # models that are no transformer: no published row has tested those
 _LINK_SD, _LAUNCH_SD = 0.45, 0.4
+CPU_LAUNCH = 3.0  # what a module's operator costs a processor, over the element-wise one profiled
+_STEP_LAUNCHES = 200  # of an optimizer's step and the start of a backward pass
 MEMORY_SD = 0.10
 # Accelerators draw 0.6 to 1 of their limit while they train, and a tenth to a quarter idle.
 _BUSY, _IDLE, _POWER_SD = 0.85, 0.2, 0.15
@@ -73,7 +75,7 @@ PARTS = (
 def forecast(traits: Traits, machine: Machine, plan: TrainingPlan) -> Forecast:
     """The numbers of one plan; ``plan.precision`` must be among the machine's rates."""
     products, attention, traffic = _device_s(traits, machine, plan)
-    waiting = max(0.0, _launching_s(traits, machine, plan) - products - attention - traffic)
+    waiting = _waiting_s(traits, machine, plan, products + attention + traffic)
     tensor = _tensor_s(traits.transformer, machine, plan)
     stage = products + attention + traffic + waiting + tensor
     m, p = plan.micro_batches, plan.pp
@@ -84,6 +86,7 @@ def forecast(traits: Traits, machine: Machine, plan: TrainingPlan) -> Forecast:
     shard = plan.dp if plan.zero else 1
     parameters = parallel.stage_parameters(traits, p, plan.tp)
     optimizer = parameters / shard * _OPTIMIZER_BYTES / (machine.bandwidth * BANDWIDTH)
+    optimizer = max(optimizer, _STEP_LAUNCHES * machine.launch_s)
     device = (m * products, m * attention, m * traffic, m * waiting)
     parts = (*device, m * tensor, bubble, data, optimizer)
     total = sum(parts)
@@ -138,12 +141,15 @@ def _device_s(traits: Traits, machine: Machine, plan: TrainingPlan) -> tuple[flo
     return products, attention, moved / (machine.bandwidth * BANDWIDTH)
 
 
-def _launching_s(traits: Traits, machine: Machine, plan: TrainingPlan) -> float:
-    """What the host takes to launch a stage's operators for one micro-batch: an accelerator
-    that is faster waits for it.
+def _waiting_s(traits: Traits, machine: Machine, plan: TrainingPlan, work_s: float) -> float:
+    """What launching a stage's operators adds to one micro-batch: an accelerator that is faster
+    than its host waits for it; a processor does both, one after the other.
     """
     again = 4 if plan.recompute == "full" else 3
-    return again * sum(traits.op_calls.values()) / plan.pp * machine.launch_s
+    launching = again * sum(traits.op_calls.values()) / plan.pp * machine.launch_s
+    if machine.kind == "cpu":
+        return launching * CPU_LAUNCH
+    return max(0.0, launching - work_s)
 
 
 def _block_traffic(shape: Transformer, plan: TrainingPlan) -> float:

@@ -18,6 +18,7 @@ from autotune.records.task import Traits
 
 _LARGEST_MICRO_BATCH = 64
 _ALIKE = 0.02
+_LIGHTER = 0.9
 _LIKELY_TO_FIT = 0.5
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 
@@ -68,16 +69,23 @@ def rank(
 
 
 def distinct(ranked: list[Forecast], most: int) -> list[Forecast]:
-    """The best of each dp x tp x pp and precision, then the next best, ``most`` in all."""
+    """The best of each dp x tp x pp and precision, then slower ones that need clearly less
+    memory than all before them; ``most`` in all.
+    """
     seen: set[tuple[object, ...]] = set()
     first: list[Forecast] = []
-    rest: list[Forecast] = []
+    lighter: list[Forecast] = []
+    least = math.inf
     for found in ranked:
         plan = found.plan
         key = (plan.dp, plan.tp, plan.pp, plan.precision)
-        (rest if key in seen else first).append(found)
+        if key not in seen:
+            first.append(found)
+        elif found.memory_bytes < _LIGHTER * least:
+            lighter.append(found)
         seen.add(key)
-    return sorted((first + rest)[:most], key=_order)
+        least = min(least, found.memory_bytes)
+    return sorted((first + lighter)[:most], key=_order)
 
 
 def _order(found: Forecast) -> tuple[float, ...]:

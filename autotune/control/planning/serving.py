@@ -20,9 +20,7 @@ from autotune.records.outlook import Predicted, RuntimeClass, ServingPlan
 from autotune.records.task import Traits
 
 _SHARED_SD, _PLAIN_SD, _OWN_SD = 0.35, 0.6, 0.20
-# Of the best matrix product, in the convolutions and small products of other models; and what an
-# operator of a module costs beside the bare element-wise one that profiles measure.
-_PLAIN_SHARE, _PLAIN_LAUNCH = 0.4, 3.0
+_PLAIN_SHARE = 0.4  # of the best matrix product, in other models' convolutions and products
 _FORWARD = 1 / 3  # of a block's element-wise traffic in training
 _NARROW = ("fp8", "int8")
 
@@ -117,7 +115,7 @@ def forecast(traits: Traits, machine: Machine, plan: ServingPlan) -> Call:
     traffic = _traffic(traits, plan) * runtime.traffic / bandwidth
     device = max(products, weights) + traffic + _all_reduce_s(traits, machine, plan)
     launches = runtime.launches * sum(traits.op_calls.values()) * machine.launch_s
-    launches *= _PLAIN_LAUNCH if machine.kind == "cpu" else 1.0
+    launches *= predict.CPU_LAUNCH if machine.kind == "cpu" else 1.0
     # a processor's own launches delay it; an accelerator runs beside them
     total = max(device, launches) if machine.kind == "gpu" else device + launches
     return Call(
