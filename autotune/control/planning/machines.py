@@ -157,14 +157,17 @@ def _cpu(profile: Profile) -> Machine:
     figures = profile.figures
     bandwidth = _value(figures, "memory_bandwidth_bytes_per_s") or _most(figures, "copy_")
     assumed = [] if bandwidth else [f"{_gb(_CPU_BANDWIDTH_BYTES_PER_S)} of memory bandwidth"]
+    memory = profile.usable_memory_bytes or profile.memory_bytes or math.inf
+    if memory == math.inf:
+        assumed.append("memory enough (the profile tells none)")
     return Machine(
         name=profile.name,
         kind="cpu",
         devices=1,
         per_node=1,
-        memory_bytes=float(profile.usable_memory_bytes),
+        memory_bytes=float(memory),
         bandwidth=bandwidth or _CPU_BANDWIDTH_BYTES_PER_S,
-        rates=_rates(figures, profile.cpu.usable_cores),
+        rates=_rates(figures, profile.cpu.usable_cores or 1.0),
         link=_CPU_BANDWIDTH_BYTES_PER_S,
         network=_CPU_BANDWIDTH_BYTES_PER_S,
         power_limit_w=_value(figures, "power_limit_w"),

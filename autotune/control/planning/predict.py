@@ -216,8 +216,8 @@ def estimate(value: float, sd: float) -> Estimate:
 
 def probability_below(limit: float, median: float, sd: float) -> float:
     """P(X <= limit) of a lognormal."""
-    if limit <= 0:
-        return 0.0
+    if limit <= 0 or limit == math.inf:
+        return float(limit > 0)
     return 0.5 * math.erfc(math.log(median / limit) / (sd * math.sqrt(2)))
 
 

@@ -1,5 +1,7 @@
 """What is taken from a profile, and what is assumed and said."""
 
+import math
+
 import msgspec
 import pytest
 
@@ -64,6 +66,15 @@ def test_a_processor_is_one_device():
     assert found.rates["int8"].most == pytest.approx(1.05 * 2e12)
     with pytest.raises(UsageError, match="only one node"):
         machine(made.profile(measured=figures), devices=4)
+
+
+def test_a_processor_without_memory_is_taken_to_have_enough():
+    figures = {"peak_fp32_flop_per_s": leaf(1e12)}
+    bare = msgspec.structs.replace(
+        made.profile(measured=figures), memory_bytes=0, usable_memory_bytes=0
+    )
+    assert machine(bare).memory_bytes == math.inf
+    assert "memory enough (the profile tells none)" in machine(bare).assumed
 
 
 def test_a_profile_without_any_rate_is_refused():

@@ -1,5 +1,7 @@
 """Step times: parts by hand, and what must hold between plans."""
 
+import math
+
 import pytest
 
 from autotune.control.planning import predict
@@ -99,7 +101,7 @@ def test_other_models_are_predicted_with_a_wider_interval():
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected"), [(0.0, 0.0), (1.0, 0.5), (1e9, 1.0), (1.2816, 0.599)]
+    ("limit", "expected"), [(math.inf, 1.0), (0.0, 0.0), (1.0, 0.5), (1e9, 1.0), (1.2816, 0.599)]
 )
 def test_probability_of_a_lognormal(limit, expected):
     assert predict.probability_below(limit, 1.0, 0.9898) == pytest.approx(expected, abs=2e-3)
