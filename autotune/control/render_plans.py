@@ -3,6 +3,7 @@
 model -> each machine: its plans, where the best one's time goes, limits -> comparisons
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from textwrap import wrap
 
@@ -239,10 +240,10 @@ def _memory(found: Predicted) -> str:
 
 
 def _chance(probability: float) -> str:
-    """Never 0 or 1: no prediction is that sure."""
-    if probability < 0.005:
+    """Rounded down, so that 0.899 does not look LIKELY; never 0 or 1: no prediction is so sure."""
+    if probability < 0.01:
         return "under 0.01"
-    return "over 0.99" if probability >= 0.995 else f"{probability:.2f}"
+    return "over 0.99" if probability >= 0.99 else f"{math.floor(100 * probability) / 100:.2f}"
 
 
 def _significant(value: float) -> str:

@@ -6,6 +6,7 @@ traits + machine + what was asked -> ranking, serving -> judging -> MachineOutlo
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from autotune.control import units
 from autotune.control.planning import bounds, comparing, judging, predict, ranking, serving
@@ -23,6 +24,11 @@ _DEFAULT_PRECISIONS = ("bf16", "fp16", "tf32", "fp32")
 _BATCHES_A_DEVICE = (1, 4, 16)
 _SERVED = (1, 4, 16, 64)
 _POWER_SD = 0.15
+
+
+T = TypeVar("T", bound=judging.Timed)
+Limited = tuple[str, str, float, judging.Measure[T]]
+"""Name, unit, limit, and how a plan is measured by it."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,19 @@ def outlook(traits: Traits, machine: Machine, asked: Asked) -> tuple[MachineOutl
     ), main.side
 
 
+def _with_memory(
+    limits: list[Limited[T]], machine: Machine
+) -> list[tuple[float, judging.Measure[T]]]:
+    """What a plan is chosen by: nothing without limits, else these and that it fits."""
+    if not limits:
+        return []
+
+    def memory(found: T) -> tuple[float | None, float]:
+        return found.memory_bytes, predict.MEMORY_SD
+
+    return [*((limit, by) for _, _, limit, by in limits), (machine.memory_bytes, memory)]
+
+
 @dataclass(frozen=True)
 class _Half:
     """What training, or deployment, comes to."""
@@ -106,7 +125,7 @@ def _train(traits: Traits, machine: Machine, asked: Asked) -> _Half:
             "they can share, or fewer --devices"
         )
     limits = _training_limits(machine, asked)
-    best = judging.best(fitting, [(limit, measure) for _, _, limit, measure in limits])
+    best = judging.best(fitting, _with_memory(limits, machine))
     known = _training_bounds(traits, machine, asked, precisions)
     judgements = tuple(
         judging.judge(name, unit, limit, known.get(name), measure(best) if best else None)
@@ -156,10 +175,7 @@ def _precisions(machine: Machine, asked: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-Limited = tuple[str, str, float, judging.Measure[Forecast]]
-
-
-def _training_limits(machine: Machine, asked: Asked) -> list[Limited]:
+def _training_limits(machine: Machine, asked: Asked) -> list[Limited[Forecast]]:
     budget, samples = asked.budget, asked.samples
 
     def time_s(found: Forecast) -> tuple[float | None, float]:
@@ -226,7 +242,7 @@ def _serve(traits: Traits, machine: Machine, asked: Asked) -> _Half:
     batches = (budget.batch,) if budget.batch else many
     fitting, others = serving.rank(traits, machine, batches, goal)
     limits = _serving_limits(machine, budget)
-    best = judging.best(fitting, [(limit, measure) for _, _, limit, measure in limits])
+    best = judging.best(fitting, _with_memory(limits, machine))
     known = {
         "latency": bounds.latency(traits, machine, min(batches)),
         "memory": bounds.serving_memory(traits, machine),
@@ -253,9 +269,7 @@ def _serving_side(machine: Machine, best: Call | None) -> Side | None:
     return Side(machine, best.plan.tp, sample_s, best.time_s, best.own_sd)
 
 
-def _serving_limits(
-    machine: Machine, budget: Budget
-) -> list[tuple[str, str, float, judging.Measure[Call]]]:
+def _serving_limits(machine: Machine, budget: Budget) -> list[Limited[Call]]:
     def energy_j(call: Call) -> tuple[float | None, float]:
         energy = serving.written(call, machine).energy_j_per_sample
         return (None if energy is None else energy.value), math.hypot(call.time_sd, _POWER_SD)
