@@ -23,6 +23,7 @@ _MARGIN = 1.05  # datasheet peaks are exceeded by a few per cent where clocks ru
 _LINK_BYTES_PER_S = 25e9  # PCIe 4.0 x16 as collectives reach it, where no link is told
 _NETWORK_BYTES_PER_S_PER_GPU = 25e9  # one 200 Gb/s port a GPU
 _CPU_BANDWIDTH_BYTES_PER_S = 20e9
+_CPU_LAUNCH_S, _GPU_LAUNCH_S = 3e-6, 5e-6
 _CPU_RESERVE_BYTES = 0.3e9  # an interpreter with torch (FACTS: 219 MB) and its libraries
 _GPU_RESERVE_BYTES = 1.2e9  # CUDA context, libraries' workspaces
 _GPU_CACHE_BYTES = 256e6  # the largest last-level cache of the library's devices (MI300X)
@@ -145,7 +146,7 @@ def _gpu(profile: Profile) -> Machine:
         network=_value(profile.figures, "network_bytes_per_s")
         or per_node * _NETWORK_BYTES_PER_S_PER_GPU,
         power_limit_w=power,
-        launch_s=_value(figures, "launch_overhead_s", "op_overhead_s") or 5e-6,
+        launch_s=_value(figures, "launch_overhead_s", "op_overhead_s") or _GPU_LAUNCH_S,
         reserve_bytes=_GPU_RESERVE_BYTES,
         bandwidth_most=_told_bandwidth(figures),
         cache_bytes=_GPU_CACHE_BYTES,
@@ -160,6 +161,9 @@ def _cpu(profile: Profile) -> Machine:
     memory = profile.usable_memory_bytes or profile.memory_bytes or math.inf
     if memory == math.inf:
         assumed.append("memory enough (the profile tells none)")
+    launch = _value(figures, "op_overhead_s")
+    if launch is None:
+        assumed.append("3 us to launch an operator (a slow core may need several times that)")
     return Machine(
         name=profile.name,
         kind="cpu",
@@ -171,7 +175,7 @@ def _cpu(profile: Profile) -> Machine:
         link=_CPU_BANDWIDTH_BYTES_PER_S,
         network=_CPU_BANDWIDTH_BYTES_PER_S,
         power_limit_w=_value(figures, "power_limit_w"),
-        launch_s=_value(figures, "op_overhead_s") or 3e-6,
+        launch_s=launch or _CPU_LAUNCH_S,
         reserve_bytes=_CPU_RESERVE_BYTES,
         bandwidth_most=_told_bandwidth(figures) if profile.cpu.l3_bytes else None,
         cache_bytes=float(profile.cpu.l3_bytes or 0),
