@@ -18,7 +18,7 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8")
 # and 0.80 (H100) to 0.87 (A100): stas00/ml-engineering, compute/accelerator, "maximum achievable
 # matmul FLOPS".  The median, and the spread that covers them.
 _OF_PEAK, _OF_PEAK_SD = 0.79, 0.18
-_GEMM = re.compile(r"gemm_(\w+?)(_\d+t)?_(flop|op)_per_s")
+_GEMM = re.compile(r"gemm_([a-z0-9]+)(?:_[a-z0-9]+?)??(_\d+t)?_(?:flop|op)_per_s")
 _MARGIN = 1.05  # datasheet peaks are exceeded by a few per cent where clocks run higher
 _LINK_BYTES_PER_S = 25e9  # PCIe 4.0 x16 as collectives reach it, where no link is told
 _NETWORK_BYTES_PER_S_PER_GPU = 25e9  # one 200 Gb/s port a GPU

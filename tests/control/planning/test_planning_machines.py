@@ -64,6 +64,8 @@ def test_a_processor_is_one_device():
     assert found.rates["fp32"].best == 9e10
     # what one of two cores does bounds half of what both do
     assert found.rates["int8"].most == pytest.approx(1.05 * 2e12)
+    sized = figures | {"gemm_fp32_1024_2t_flop_per_s": leaf(9.5e10, source="measured")}
+    assert machine(made.profile(measured=sized)).rates["fp32"].best == 9.5e10
     with pytest.raises(UsageError, match="only one node"):
         machine(made.profile(measured=figures), devices=4)
 
