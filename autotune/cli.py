@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from autotune.task import Task
 
 F = TypeVar("F", bound=Callable[..., Any])
-_GOALS = ("quality", "latency", "energy", "throughput", "memory")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,7 +51,7 @@ def cli() -> None:
     type=click.IntRange(min=1),
     help="The same in steps of the baseline's batch size, rounded up to whole epochs.",
 )
-@click.option("--goal", type=click.Choice(_GOALS), help="What to optimise; see the README.")
+@click.option("--goal", type=click.Choice(options.GOALS), help="What to optimise; see the README.")
 @click.option("--batch", type=click.IntRange(min=1), help="Deployment batch size.  [default: 1]")
 @click.option(
     "--time",
@@ -126,6 +125,43 @@ def run(model: str, args: tuple[str, ...], **given: Any) -> None:
                 listener=listener,
             )
     _finish(report, folder, given)
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "--profile", "profiles", multiple=True, required=True, metavar="NAME|FILE", help="A machine."
+)
+@options.absent
+@click.option("--json", "as_json", is_flag=True, help="Print the outlook as JSON.")
+def plan(model: str, args: tuple[str, ...], **given: Any) -> None:
+    """Predict MODEL's plans on machines that one does not have.
+
+    Training is planned; with a limit on latency, energy or memory, or a goal, deployment.
+    Nothing is measured.  Arguments after -- reach MODEL.
+    """
+    from autotune import planner
+    from autotune.control import render_plans, store
+    from autotune.records import codec
+    from autotune.task import Task
+
+    profiles = {name: store.load_profile(name) for name in given["profiles"]}
+    found = planner.plan(
+        Task.from_file(model, *args),
+        tuple(profiles.values()),
+        options.absolute(given),
+        devices=given["devices"],
+        nodes=given["nodes"],
+        prices={profiles[n].name if n in profiles else n: p for n, p in given["prices"]},
+        batches=given["train_batch"],
+        precisions=given["precision"],
+        epochs=given["epochs"],
+        measured=given["measured"],
+    )
+    shown = codec.encode(found, indent=2).decode() if given["as_json"] else render_plans.text(found)
+    click.echo(shown, nl=False)
+    sys.exit(planner.exit_code(found))
 
 
 @cli.command()

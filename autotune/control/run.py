@@ -105,7 +105,7 @@ def must(bridge: Bridge, job: Job, timeout_s: float) -> Result:
         raise ContractError(failure.message)
     log = f"\n{failure.log}" if failure.log else ""
     what = type(job).__name__.lower()
-    if what in ("inspect", "train"):
+    if what in ("inspect", "outline", "train"):
         raise ContractError(_USER_FAULT.get(failure.kind, "{}").format(failure.message) + log)
     raise WorkerError(f"{what}: {failure.kind}: {failure.message}{log}")
 

@@ -49,6 +49,22 @@ class Inspection(Record, frozen=True, kw_only=True, tag=True):
     evaluation_s: float | None = None
 
 
+class Outline(Record, frozen=True, kw_only=True, tag=True):
+    """Count the model's traits without its weights: made on the meta device where that works,
+    so that a model far larger than this machine's memory can be looked at.  Nothing is written.
+    """
+
+    task: TaskSpec
+
+
+class Outlined(Record, frozen=True, kw_only=True, tag=True):
+    """``notes`` say what could not be seen without weights, and what was done instead."""
+
+    info: TaskInfo
+    traits: Traits
+    notes: tuple[str, ...] = ()
+
+
 class Probe(Record, frozen=True, kw_only=True, tag=True):
     """Profile this machine.  ``anchors_only`` re-measures the three anchors alone."""
 
@@ -226,8 +242,10 @@ class Found(Record, frozen=True, kw_only=True, tag=True):
     sources: tuple[EnergySource, ...]
 
 
-Job = Inspect | Probe | Menu | Train | Throughput | Build | Measure | Score | Sources
-Answer = Inspection | Probed | Options | Trained | Rate | Built | Measured | Scored | Found
+Job = Inspect | Outline | Probe | Menu | Train | Throughput | Build | Measure | Score | Sources
+Answer = (
+    Inspection | Outlined | Probed | Options | Trained | Rate | Built | Measured | Scored | Found
+)
 
 
 class Result(Record, frozen=True, kw_only=True):

@@ -116,12 +116,33 @@ class TaskInfo(Record, frozen=True, kw_only=True):
     params: dict[str, float | int | str | bool] = {}
 
 
+class Transformer(Record, frozen=True, kw_only=True):
+    """The shape of a model that is a stack of like attention blocks.
+
+    ``layers`` blocks take and give [batch, ``sequence``, ``hidden``].  ``block_parameters`` and
+    ``block_flops_per_sample`` (forward) are of all blocks together, of which
+    ``attention_flops_per_sample`` are the products of queries, keys and values.
+    ``fused_attention``: attention is PyTorch's scaled_dot_product_attention, which keeps no
+    [sequence, sequence] scores.  ``vocabulary`` is the rows of the largest embedding.
+    """
+
+    layers: int
+    hidden: int
+    sequence: int
+    heads: int | None
+    vocabulary: int | None
+    block_parameters: int
+    block_flops_per_sample: float
+    attention_flops_per_sample: float
+    fused_attention: bool
+
+
 class Traits(Record, frozen=True, kw_only=True):
     """What a model costs at least: parameters, FLOPs (attention counted), bytes.
 
     ``flops_per_sample`` counts a multiply-add as two.  ``op_flops`` and ``op_calls`` are
     per operator class for one sample.  ``largest_op_bytes`` is the operand size of the
-    largest operator at batch 1.
+    largest operator at batch 1.  ``transformer`` is there where the model is one.
     """
 
     parameters: int
@@ -135,6 +156,7 @@ class Traits(Record, frozen=True, kw_only=True):
     module_types: dict[str, int] = {}
     has_batch_norm: bool = False
     has_dropout: bool = False
+    transformer: Transformer | None = None
 
 
 class Option(Record, frozen=True, kw_only=True):
