@@ -59,7 +59,7 @@ def doctor() -> tuple[str, ...]:
 
 
 def _described(machine: Profile) -> tuple[str, ...]:
-    cores = machine.cpu.usable_cores
+    cores = machine.cpu.cores
     where = " (a virtual machine)" if machine.cpu.virtualised else ""
     return (
         f"{machine.cpu.model or machine.cpu.architecture}{where}: {cores:g} usable cores, "

@@ -75,7 +75,7 @@ def anchor_warnings(saved: Profile, now: Profile) -> tuple[str, ...]:
 
 def _check_restrictions(run: Run) -> None:
     """What the user restricts exists, before anything is spent on it."""
-    effort, cores = run.effort, max(1, math.floor(run.profile.cpu.usable_cores))
+    effort, cores = run.effort, max(1, math.floor(run.profile.cpu.cores))
     if effort.threads is not None and not 1 <= effort.threads <= cores:
         raise UsageError(f"--threads {effort.threads}: this process may use {cores} cores")
     counts = recipes.thread_counts(run.profile, effort)

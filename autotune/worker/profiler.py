@@ -11,7 +11,6 @@ with its wide interval and a warning.
 What this does not know: the machine when it is busy, and behaviour beyond the probed sizes.
 """
 
-import hashlib
 import platform
 import re
 import time
@@ -21,6 +20,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from autotune.records import profiles
 from autotune.records.hardware import Cpu, Gpu, Profile
 from autotune.records.job import Probe, Probed
 from autotune.worker import probes, system
@@ -42,21 +42,23 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
     started = time.monotonic()
     cpu = processor()
     memory, usable = _memory()
-    bench = probes.Bench(started + job.budget_s, threads=max(1, int(cpu.usable_cores)))
+    bench = probes.Bench(started + job.budget_s, threads=max(1, int(cpu.cores)))
     with _threads():
         measure = bench.anchors if job.anchors_only else bench.cpu
         measured = measure(_buffer_bytes(cpu, usable))
         gpus = () if job.device == "cpu" else probes.cuda(bench, anchors_only=job.anchors_only)
+    versions = software()
     profile = Profile(
         name=name(cpu, gpus),
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-        fingerprint=fingerprint(cpu, memory, gpus),
+        fingerprint=profiles.hardware_fingerprint(cpu, memory, gpus),
+        software_fingerprint=profiles.software_fingerprint(versions),
         cpu=cpu,
         memory_bytes=memory,
         usable_memory_bytes=usable,
         gpus=gpus,
         figures=measured,
-        software=software(),
+        software=versions,
         warnings=tuple(bench.warnings),
         probe_s=time.monotonic() - started,
     )
@@ -92,23 +94,14 @@ def isa(flags: frozenset[str]) -> tuple[str, ...]:
     return tuple(extension for extension in _ISA if extension in found)
 
 
-def fingerprint(cpu: Cpu, memory_bytes: int, gpus: tuple[Gpu, ...]) -> str:
-    """sha256 over what must agree for a profile to fit a machine."""
-    parts = (
-        cpu.model,
-        cpu.isa,
-        cpu.usable_cores,
-        round(memory_bytes / 2**30),
-        tuple(gpu.name for gpu in gpus),
-        _version("torch"),
-    )
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
 def name(cpu: Cpu, gpus: tuple[Gpu, ...]) -> str:
     """A slug such as ``amd-epyc-2c`` or ``amd-epyc-16c-nvidia-h100``."""
-    cores = f"{cpu.usable_cores:g}c"
-    words = [cpu.model or cpu.vendor or cpu.architecture, cores, *(gpu.name for gpu in gpus[:1])]
+    cores = f"{cpu.cores:g}c"
+    words = [
+        cpu.model or cpu.vendor or cpu.architecture or "cpu",
+        cores,
+        *(gpu.name for gpu in gpus[:1]),
+    ]
     text = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*", "", " ".join(words[:1]).lower())
     slug = " ".join([text, *words[1:]]).lower()
     return re.sub(r"[^a-z0-9.]+", "-", slug).strip("-")
