@@ -62,8 +62,6 @@ class Cpu(Record, frozen=True, kw_only=True):
     threads_per_core: Count | None = None
     performance_cores: Count | None = None
     efficiency_cores: Count | None = None
-    base_clock_hz: Positive | None = None
-    max_clock_hz: Positive | None = None
     governor: str | None = None
     virtualised: bool | None = None
 
@@ -99,7 +97,9 @@ class Profile(Record, frozen=True, kw_only=True):
     ``figures`` maps a name such as ``gemm_fp32_2t_flop_per_s`` to its leaf.
     ``fingerprint`` hashes what must agree of the hardware for the profile to fit a machine,
     ``software_fingerprint`` the versions that change what a probe measures (None in a
-    datasheet).
+    datasheet).  ``references`` names the public source of facts that are no leaves, by their
+    path (``cpu``).  ``others`` are accelerators that torch sees through neither CUDA nor ROCm:
+    known, but no plan uses them.
     """
 
     schema: str = "autotune.profile/1"
@@ -111,7 +111,9 @@ class Profile(Record, frozen=True, kw_only=True):
     memory_bytes: Count | None
     usable_memory_bytes: Count | None
     gpus: tuple[Gpu, ...] = ()
+    others: tuple[Gpu, ...] = ()
     figures: dict[str, Leaf] = {}
+    references: dict[str, str] = {}
     software: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
     probe_s: float | None = None

@@ -158,10 +158,11 @@ def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
 def _leaves(raw: dict[str, Any], what: str) -> Iterator[tuple[str, Leaf]]:
     """Each leaf with its path; msgspec's own path leaves the key of a dict out."""
     holders = [("figures", raw.get("figures"))]
-    gpus = raw.get("gpus")
-    for index, gpu in enumerate(gpus if isinstance(gpus, list) else ()):
-        if isinstance(gpu, dict):
-            holders.append((f"gpus[{index}].figures", gpu.get("figures")))
+    for key in ("gpus", "others"):
+        boards = raw.get(key)
+        for index, board in enumerate(boards if isinstance(boards, list) else ()):
+            if isinstance(board, dict):
+                holders.append((f"{key}[{index}].figures", board.get("figures")))
     for where, figures in holders:
         for name, leaf in figures.items() if isinstance(figures, dict) else ():
             try:
