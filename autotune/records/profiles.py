@@ -221,7 +221,7 @@ def _check_whole(profile: Profile, what: str) -> None:
 
 
 def _where(message: str, at: str) -> tuple[str, str]:
-    """Take msgspec's "... - at `$.a.b`" apart into path and rule; an unknown field joins the path."""
+    """Path and rule of msgspec's "rule - at `$.a.b`"; a field that it names joins the path."""
     rule, _, tail = message.partition(" - at `$")
     path = (at + tail.rstrip("`")).lstrip(".")
     field = re.search(r"(unknown|missing required) field `(.+?)`", rule)

@@ -4,9 +4,10 @@
     probes.cpu     -> leaves                 GEMM, copy and operator overhead on the CPU
     probes.cuda    -> Gpu and its leaves     only where there is a device
 
-A leaf's value is the median of its samples, low and high are their extremes.  Samples that
-foreign load spoiled are discarded and taken again, twice; what is still spoiled then stays,
-with its wide interval and a warning.
+A leaf's value is the median of its samples, low and high are their extremes; the anchors are
+measured again at the end, so that their interval holds the machine's drift.  How much others
+used meanwhile stands beside them (`foreign`).  Samples that foreign load spoiled are discarded
+and taken again, twice; what is still spoiled then stays, with its wide interval and a warning.
 
 What this does not know: the machine when it is busy, and behaviour beyond the probed sizes.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 from autotune.records import profiles
 from autotune.records.hardware import Cpu, Gpu, Profile
 from autotune.records.job import Probe, Probed
-from autotune.worker import probes, system
+from autotune.worker import foreign, probes, system
 from autotune.worker.channel import Channel
 
 _SOFTWARE = ("torch", "numpy", "onnx", "onnxruntime", "torch-pruning", "optuna", "autotune")
@@ -43,10 +44,14 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
     cpu = processor()
     memory, usable = _memory()
     bench = probes.Bench(started + job.budget_s, threads=max(1, int(cpu.cores)))
+    watch = foreign.Watch()
     with _threads():
         measure = bench.anchors if job.anchors_only else bench.cpu
         measured = measure(_buffer_bytes(cpu, usable))
         gpus = () if job.device == "cpu" else probes.cuda(bench, anchors_only=job.anchors_only)
+    if not job.anchors_only:
+        with _threads():
+            measured = foreign.pooled(measured, bench.anchors(_buffer_bytes(cpu, usable)))
     versions = software()
     profile = Profile(
         name=name(cpu, gpus),
@@ -57,7 +62,7 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
         memory_bytes=memory,
         usable_memory_bytes=usable,
         gpus=gpus,
-        figures=measured,
+        figures=measured | watch.leaves(),
         software=versions,
         warnings=tuple(bench.warnings),
         probe_s=time.monotonic() - started,
