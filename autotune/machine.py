@@ -59,22 +59,27 @@ def check(saved: Profile, device: str = "auto") -> library.Fit:
 
 
 def _probed(bridge: ProcessBridge, job: jobs.Probe) -> Profile:
+    return _asked(bridge, job).profile
+
+
+def _asked(bridge: ProcessBridge, job: jobs.Probe) -> jobs.Probed:
     done = must(bridge, job, 120.0).answer
     assert isinstance(done, jobs.Probed)
-    return done.profile
+    return done
 
 
 def doctor() -> tuple[str, ...]:
     """What can be measured and run here, in plain words, and the one command that mends it."""
     with _bridge(meter=("--all", "--cuda", "all")) as bridge:
-        machine = _probed(bridge, jobs.Probe())
+        probed = _asked(bridge, jobs.Probe())
+        machine = probed.profile
         found = must(bridge, jobs.Sources(), 30.0).answer
         assert isinstance(found, jobs.Found)
         context = jobs.Context(info=_ANY_TASK, traits=_ANY_TRAITS, profile=machine)
         menu = must(bridge, jobs.Menu(context=context), 60.0).answer
         assert isinstance(menu, jobs.Options)
     return (
-        *_described(machine),
+        *_described(machine, probed.lacking),
         "",
         *energy_lines(found.sources, board=_maker(machine)),
         "",
@@ -86,15 +91,20 @@ def doctor() -> tuple[str, ...]:
     )
 
 
-def _described(machine: Profile) -> tuple[str, ...]:
+def _described(machine: Profile, lacking: dict[str, str]) -> tuple[str, ...]:
     cores = machine.cpu.cores
     where = " (a virtual machine)" if machine.cpu.virtualised else ""
     return (
         f"{machine.cpu.model or machine.cpu.architecture}{where}: {cores:g} usable cores, "
         f"{units.show(machine.usable_memory_bytes, 'B')} memory",
         *(f"GPU {g.index}: {g.name}, {units.show(g.memory_bytes, 'B')}" for g in machine.gpus),
-        *(() if machine.gpus else ("No GPU.",)),
+        *(f"{g.name}: seen, but no plan can use it yet" for g in machine.others),
+        *(() if machine.gpus or machine.others else ("No GPU:", *_reasons(lacking))),
     )
+
+
+def _reasons(lacking: dict[str, str]) -> tuple[str, ...]:
+    return tuple(f"  {maker:<7} {reason}" for maker, reason in lacking.items())
 
 
 # -- energy --------------------------------------------------------------------------------

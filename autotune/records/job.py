@@ -59,7 +59,10 @@ class Probe(Record, frozen=True, kw_only=True, tag=True):
 
 
 class Probed(Record, frozen=True, kw_only=True, tag=True):
+    """``lacking`` says by maker why no accelerator of it is told of."""
+
     profile: Profile
+    lacking: dict[str, str] = {}
 
 
 class Menu(Record, frozen=True, kw_only=True, tag=True):

@@ -24,7 +24,7 @@ from pathlib import Path
 from autotune.records import profiles
 from autotune.records.hardware import Cpu, Gpu, Profile
 from autotune.records.job import Probe, Probed
-from autotune.worker import foreign, probes, system
+from autotune.worker import boards, foreign, probes, system, topology
 from autotune.worker.channel import Channel
 
 _SOFTWARE = ("torch", "numpy", "onnx", "onnxruntime", "torch-pruning", "optuna", "autotune")
@@ -42,7 +42,7 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
     """Read and measure this machine within ``job.budget_s``; torch's threads are restored."""
     started = time.monotonic()
     cpu = processor()
-    memory, usable = _memory()
+    memory, usable = memory_bytes()
     bench = probes.Bench(started + job.budget_s, threads=max(1, int(cpu.cores)))
     watch = foreign.Watch()
     with _threads():
@@ -62,17 +62,19 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
         memory_bytes=memory,
         usable_memory_bytes=usable,
         gpus=gpus,
-        figures=measured | watch.leaves(),
+        others=() if job.device == "cpu" else boards.others(),
+        figures=measured | watch.leaves() | topology.clocks(),
         software=versions,
         warnings=tuple(bench.warnings),
         probe_s=time.monotonic() - started,
     )
-    return Probed(profile=profile)
+    return Probed(profile=profile, lacking=boards.lacking() if job.device != "cpu" else {})
 
 
 def processor(root: Path = system.ROOT) -> Cpu:
     """The processor as this process may use it."""
     info, caches = system.cpuinfo(root), system.caches(root)
+    fast, small = topology.core_kinds(root) or (None, None)
     return Cpu(
         vendor=info.vendor,
         model=info.model,
@@ -84,7 +86,13 @@ def processor(root: Path = system.ROOT) -> Cpu:
         l1d_bytes=caches.l1d_bytes,
         l2_bytes=caches.l2_bytes,
         l3_bytes=caches.l3_bytes,
+        l3_count=topology.l3_count(root),
+        sockets=topology.sockets(root),
         numa_nodes=system.numa_nodes(root),
+        threads_per_core=topology.threads_per_core(root),
+        performance_cores=fast or None,
+        efficiency_cores=small or None,
+        governor=system.governor(root),
         virtualised=system.virtualised(root),
     )
 
@@ -118,9 +126,9 @@ def software() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def _memory() -> tuple[int, int]:
+def memory_bytes(root: Path = system.ROOT) -> tuple[int, int]:
     """Bytes in total, and bytes that this process may use; psutil answers where /proc does not."""
-    total, usable = system.memory_bytes(), system.usable_memory_bytes()
+    total, usable = system.memory_bytes(root), system.usable_memory_bytes(root)
     if total is None or usable is None:
         import psutil
 
