@@ -24,7 +24,9 @@ def put(root: Path, files: dict[str, str]) -> None:
 
 
 class Nvml:
-    """Two boards of the kind that pynvml shows; what is not defined is not in the binding."""
+    """Boards of the kind that pynvml shows; what is not defined is not in the binding."""
+
+    version, generation = 6, 9
 
     class NVMLError(Exception):
         pass
@@ -48,7 +50,8 @@ class Nvml:
             "nvmlDeviceGetMaxMigDeviceCount": lambda h: 2,
             "nvmlDeviceGetMigDeviceHandleByIndex": self._slice,
             "nvmlDeviceGetNvLinkState": lambda h, link: int(link < self.links),
-            "nvmlDeviceGetNvLinkVersion": lambda h, link: 6,
+            "nvmlDeviceGetNvLinkVersion": lambda h, link: self.version,
+            "nvmlDeviceGetCudaComputeCapability": lambda h: (self.generation, 0),
             "nvmlDeviceGetMaxPcieLinkGeneration": lambda h: 5,
             "nvmlDeviceGetMaxPcieLinkWidth": lambda h: 16,
             "nvmlDeviceGetP2PStatus": lambda a, b, index: 0 if self.links else 3,
@@ -123,6 +126,19 @@ def test_boards_without_nvlink(tmp_path: Path, level: int, way: str) -> None:
     facts = boards.of_device(UUID, nowhere(tmp_path, nvml=fake))
     assert facts is not None
     assert (facts.link_bytes_per_s, facts.topology) == (None, {way: 1})
+
+
+@pytest.mark.parametrize(("version", "generation", "rate"), [
+    (4, 8, 450e9), (6, 9, 450e9), (7, 9, 450e9), (7, 10, 900e9), (99, 10, None),
+])  # fmt: skip
+def test_links_by_their_version(
+    tmp_path: Path, version: int, generation: int, rate: float | None
+) -> None:
+    fake = Nvml(UUID)
+    fake.version, fake.generation = version, generation
+    facts = boards.of_device(UUID, nowhere(tmp_path, nvml=fake))
+    assert facts is not None
+    assert facts.link_bytes_per_s == rate
 
 
 def test_a_mig_slice_has_not_its_boards_limits(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from autotune.worker.boards import Facts, Sources, bare, pcie
 _LINKS = 18
 # nvmlNvlinkVersion_t -> bytes per second one way of one link: 1.0, 2.0, 2.2, 3.0, 3.1, 4.0, 5.0
 _LINK_RATE = {1: 20e9, 2: 25e9, 3: 25e9, 4: 25e9, 5: 25e9, 6: 25e9, 7: 50e9}
+_HOPPER = 9
+"""Some drivers call this generation's links 5.0, too; they are 4.0."""
 _SWITCH = 20
 """NVML_TOPOLOGY_MULTIPLE: up to here the path crosses PCIe switches only."""
 _SM, _MEMORY = 1, 2
@@ -88,7 +90,12 @@ class Nvidia:
         """All active links together; None where there is none."""
         active = [link for link in range(_LINKS) if self._ask("GetNvLinkState", handle, link)]
         versions = [self._ask("GetNvLinkVersion", handle, link) for link in active]
-        return sum(_LINK_RATE.get(version or 0, 0.0) for version in versions) or None
+        most = _LINK_RATE[6 if self._generation(handle) == _HOPPER else 7]
+        return sum(min(most, _LINK_RATE.get(version or 0, 0.0)) for version in versions) or None
+
+    def _generation(self, handle: Any) -> int | None:
+        capability = self._ask("GetCudaComputeCapability", handle)
+        return int(capability[0]) if capability else None
 
     def _topology(self, handle: Any) -> dict[str, int]:
         others = [other for other in self._handles if other is not handle]
