@@ -10,6 +10,7 @@ What this does not know: whether a datasheet is right, and a machine's parts tha
 name (Arm processors report none).
 """
 
+import re
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
@@ -23,6 +24,9 @@ from autotune.records.hardware import Gpu, Leaf, Profile
 FOREIGN = "foreign_load"
 """The leaf with the share of the usable processors that others kept busy while probing."""
 _BUSY = 0.2
+_SLACK = 0.1
+"""Of the processors: what others use is only known to so much, and they may give way."""
+_WIDE = 0.5
 _NEAR = 1.3
 """An anchor fits within this factor: the same machine, on another day, in another state."""
 State = Literal["fits", "off", "unknown"]
@@ -153,37 +157,52 @@ def _over_device(gpu: Gpu, sheet: Gpu) -> Gpu:
 
 
 def busy(profile: Profile) -> float | None:
-    """The share that others used while it was probed, where that spoils what was measured."""
+    """The share of the processors that others used while it was probed, where that matters."""
     share = profile.figures.get(FOREIGN)
     return share.value if share and share.value is not None and share.value > _BUSY else None
 
 
 def without_collapsed(profile: Profile) -> Profile:
-    """Under foreign load a rate that was measured is only a lower end, a time an upper one.
+    """Where foreign load took what a probe needed, its rate is a lower end, a time an upper one.
 
     The value becomes unknown, the best sample stays as that end: the machine did as much, and
-    does more when it is quiet.
+    does more when it is quiet.  A probe that found enough free processors keeps its value.
     """
     share = busy(profile)
     if share is None:
         return profile
-    warning = (
-        f"other work kept {share:.0%} of the usable processors busy while this machine was "
-        "probed: no rate is recorded, only the ends that were reached; probe again when it is quiet"
-    )
-    figures = {name: _end(leaf) for name, leaf in profile.figures.items()}
-    gpus = tuple(
-        msgspec.structs.replace(gpu, figures={n: _end(leaf) for n, leaf in gpu.figures.items()})
-        for gpu in profile.gpus
-    )
+    free = profile.cpu.cores * (1 - share + _SLACK)
+    lost: list[str] = []
+
+    def kept(figures: dict[str, Leaf]) -> dict[str, Leaf]:
+        spoilt = {name: _end(leaf) for name, leaf in figures.items() if _spoilt(name, leaf, free)}
+        lost.extend(spoilt)
+        return figures | spoilt
+
+    figures = kept(profile.figures)
+    gpus = tuple(msgspec.structs.replace(g, figures=kept(g.figures)) for g in profile.gpus)
+    warning = f"other work kept {share:.0%} of the usable processors busy while this was measured"
+    if lost:
+        warning += f": not recorded, but for the best that was reached: {', '.join(lost)}"
     return msgspec.structs.replace(
-        profile, figures=figures, gpus=gpus, warnings=(*profile.warnings, warning)
+        profile,
+        figures=figures,
+        gpus=gpus,
+        warnings=(*profile.warnings, f"{warning}; measure again when it is quiet"),
     )
+
+
+def _spoilt(name: str, leaf: Leaf, free: float) -> bool:
+    """Whether a measured leaf wanted more processors than were free, or tells how it fared."""
+    if leaf.source != "measured" or leaf.value is None or leaf.samples is None:
+        return False
+    threads = re.search(r"_(\d+)t_", name)
+    wide = (leaf.high or leaf.value) - (leaf.low or leaf.value) > _WIDE * leaf.value
+    return wide or (int(threads[1]) if threads else 1) > free
 
 
 def _end(leaf: Leaf) -> Leaf:
-    if leaf.source != "measured" or leaf.value is None:
-        return leaf
+    assert leaf.value is not None
     if leaf.unit == "s":
         return msgspec.structs.replace(leaf, value=None, low=None, high=leaf.low or leaf.value)
     return msgspec.structs.replace(leaf, value=None, low=leaf.high or leaf.value, high=None)
@@ -194,22 +213,21 @@ def _end(leaf: Leaf) -> Leaf:
 
 def fit(saved: Profile, now: Profile) -> Fit:
     """Whether ``saved`` fits the machine of ``now``, whose quick anchors were just measured."""
-    reasons = mismatches(saved, now)
+    now = without_collapsed(now)
     found = anchors(saved, now)
-    reasons += tuple(
+    reasons = mismatches(saved, now) + tuple(
         f"{a.name} is now {a.ratio:.2f}x of what the profile says"
         for a in found
         if a.state == "off"
     )
-    share = busy(now)
-    if saved.fingerprint != now.fingerprint:
+    if saved.fingerprint != now.fingerprint or any(a.state == "off" for a in found):
         return Fit("off", reasons, found)
-    if share is not None:
-        text = f"other work keeps {share:.0%} of the usable processors busy: check again when quiet"
-        return Fit("unknown", (*reasons, text), found)
+    if busy(now) is not None:
+        reasons += now.warnings[-1:]
     if not any(anchor.ratio for anchor in found):
-        return Fit("unknown", (*reasons, "the profile has no measured anchor to compare"), found)
-    return Fit("off" if any(a.state == "off" for a in found) else "fits", reasons, found)
+        missing = () if found else ("the profile has no measured anchor to compare",)
+        return Fit("unknown", reasons + missing, found)
+    return Fit("fits", reasons, found)
 
 
 def anchors(saved: Profile, now: Profile) -> tuple[Anchor, ...]:

@@ -162,30 +162,44 @@ def test_only_a_whole_chip_has_its_datasheet(profile: Profile) -> None:
 
 # -- foreign load --------------------------------------------------------------------------
 
-RATE = "gemm_fp32_1t_flop_per_s"
+RATE, BOTH = "gemm_fp32_1t_flop_per_s", "gemm_fp32_2t_flop_per_s"
 
 
 def probed(profile: Profile, load: float, value: float = 9e10) -> Profile:
+    """A machine with 2 usable cores of which others keep ``load`` busy."""
     figures = {
-        RATE: leaf(value, low=8e10, high=1e11, samples=7),
-        "op_overhead_s": leaf(1e-6, "s", low=9e-7, high=2e-6),
+        RATE: leaf(value, low=0.9 * value, high=1.1 * value, samples=7),
+        BOTH: leaf(1.8e11, low=1.7e11, high=1.9e11, samples=7),
+        "op_overhead_s": leaf(1e-6, "s", low=9e-7, high=2e-6, samples=7),
         library.FOREIGN: leaf(load, "1", source="probed"),
     }
+    assert profile.cpu.usable_cores == 2
     return changed(profile, figures=figures, software_fingerprint="s")
 
 
 def test_collapsed_values_are_not_recorded(profile: Profile) -> None:
     quiet = probed(profile, 0.05)
     assert library.without_collapsed(quiet) == quiet
-    busy = library.without_collapsed(probed(profile, 0.5))
-    assert busy.figures[RATE] == leaf(None, low=1e11, samples=7)
-    assert busy.figures["op_overhead_s"] == leaf(None, "s", high=9e-7)
-    assert busy.figures[library.FOREIGN].value == 0.5
-    assert "50% of the usable processors" in busy.warnings[-1]
+    busy = library.without_collapsed(probed(profile, 0.75))
+    assert busy.figures[RATE] == leaf(None, low=1.1 * 9e10, samples=7)
+    assert busy.figures[BOTH] == leaf(None, low=1.9e11, samples=7)
+    assert busy.figures["op_overhead_s"] == leaf(None, "s", high=9e-7, samples=7)
+    assert busy.figures[library.FOREIGN].value == 0.75
+    assert "75% of the usable processors" in busy.warnings[-1]
     assert profiles.read(profiles.write(busy)) == busy
     shown = render_profiles.profile(busy)
-    assert "at least 100 GFLOP/s" in shown
+    assert "at least 99.0 GFLOP/s" in shown
     assert "at most 900 ns" in shown
+
+
+def test_what_had_processors_enough_is_kept(profile: Profile) -> None:
+    """One of two cores is busy: one thread runs undisturbed, two do not."""
+    found = library.without_collapsed(probed(profile, 0.5))
+    assert found.figures[RATE].value == 9e10
+    assert found.figures[BOTH].value is None
+    assert found.figures["op_overhead_s"].value is None  # its samples are too far apart
+    assert BOTH in found.warnings[-1]
+    assert RATE not in found.warnings[-1]
 
 
 # -- check ---------------------------------------------------------------------------------
@@ -201,9 +215,11 @@ def test_a_profile_fits_within_a_third(profile: Profile) -> None:
 
 
 def test_under_load_it_cannot_be_told(profile: Profile) -> None:
-    found = library.fit(probed(profile, 0.0), probed(profile, 0.6, 5e10))
+    found = library.fit(probed(profile, 0.0), probed(profile, 0.8, 5e10))
     assert found.state == "unknown"
-    assert "60%" in found.reasons[-1]
+    assert "80%" in found.reasons[-1]
+    half = library.fit(probed(profile, 0.0), probed(profile, 0.5))
+    assert (half.state, len(half.reasons)) == ("fits", 1)
 
 
 def test_other_hardware_and_other_software_are_said_apart(profile: Profile) -> None:
