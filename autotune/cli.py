@@ -1,4 +1,4 @@
-"""argv -> calls.  The only file that prints.
+"""argv -> calls.  With `cli_profiles`, its part, the only file that prints.
 
 Everything heavy is imported inside the commands, so that ``--help`` answers at once.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from autotune import options
+from autotune import cli_profiles, options
 from autotune.errors import AutotuneError
 
 if TYPE_CHECKING:
@@ -248,22 +248,8 @@ def report(folder: Path, kind: str) -> None:
     click.echo(makers[kind](), nl=False)
 
 
-@cli.command()
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE")
-@click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
-def profile(out: Path | None, as_json: bool) -> None:
-    """Measure this machine and save its profile."""
-    from autotune import machine
-    from autotune.control import render, store
-    from autotune.records import codec
-
-    found = machine.profile()
-    path = store.save_profile(found, out)
-    if as_json:
-        click.echo(codec.encode(found, indent=2).decode(), nl=False)
-        return
-    click.echo(render.profile(found))
-    click.echo(f"saved as {path}; use it with --profile {path if out else path.stem}")
+cli.add_command(cli_profiles.profile)
+cli.add_command(cli_profiles.profiles)
 
 
 @cli.command()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from autotune import meters
-from autotune.control import units
+from autotune.control import library, units
 from autotune.control.processbridge import ProcessBridge
 from autotune.control.run import must
 from autotune.records import job as jobs
@@ -26,27 +26,60 @@ def _bridge(meter: tuple[str, ...] = ()) -> Iterator[ProcessBridge]:
             bridge.close()
 
 
-def profile(device: str = "auto") -> Profile:
-    """Probe this machine (about ten seconds)."""
+QUICK_S, THOROUGH_S = 8.0, 22.0
+_SETTLE_S = 1.0
+
+
+def profile(device: str = "auto", *, quick: bool = True) -> Profile:
+    """Probe this machine: about 5 seconds, or with every size and path up to 25.
+
+    Where others used the machine meanwhile it is probed once more, quickly; where they still
+    do, the values that they spoiled are not recorded (`library.without_collapsed`).
+    """
+    budget_s = QUICK_S if quick else THOROUGH_S
     with _bridge() as bridge:
-        done = must(bridge, jobs.Probe(device=device), 120.0).answer
-        assert isinstance(done, jobs.Probed)
-        return done.profile
+        found = _probed(bridge, jobs.Probe(device=device, thorough=not quick, budget_s=budget_s))
+        if library.busy(found) is not None:
+            time.sleep(_SETTLE_S)
+            again = _probed(bridge, jobs.Probe(device=device, budget_s=QUICK_S / 2))
+            found = again if library.busy(again) is None else found
+        return library.without_collapsed(found)
+
+
+def datasheets(found: Profile) -> tuple[Profile, tuple[str, ...]]:
+    """Lay a profile over the packaged datasheets of its models; and which those were."""
+    packaged = [e.profile for e in library.entries() if e.place == "packaged" and e.profile]
+    return library.merge(found, packaged)
+
+
+def check(saved: Profile, device: str = "auto") -> library.Fit:
+    """Measure three quick anchors: does a stored profile still fit this machine?"""
+    with _bridge() as bridge:
+        return library.fit(saved, _probed(bridge, jobs.Probe(device=device, anchors_only=True)))
+
+
+def _probed(bridge: ProcessBridge, job: jobs.Probe) -> Profile:
+    return _asked(bridge, job).profile
+
+
+def _asked(bridge: ProcessBridge, job: jobs.Probe) -> jobs.Probed:
+    done = must(bridge, job, 120.0).answer
+    assert isinstance(done, jobs.Probed)
+    return done
 
 
 def doctor() -> tuple[str, ...]:
     """What can be measured and run here, in plain words, and the one command that mends it."""
     with _bridge(meter=("--all", "--cuda", "all")) as bridge:
-        probed = must(bridge, jobs.Probe(), 120.0).answer
-        assert isinstance(probed, jobs.Probed)
+        probed = _asked(bridge, jobs.Probe())
+        machine = probed.profile
         found = must(bridge, jobs.Sources(), 30.0).answer
         assert isinstance(found, jobs.Found)
-        context = jobs.Context(info=_ANY_TASK, traits=_ANY_TRAITS, profile=probed.profile)
+        context = jobs.Context(info=_ANY_TASK, traits=_ANY_TRAITS, profile=machine)
         menu = must(bridge, jobs.Menu(context=context), 60.0).answer
         assert isinstance(menu, jobs.Options)
-    machine = probed.profile
     return (
-        *_described(machine),
+        *_described(machine, probed.lacking),
         "",
         *energy_lines(found.sources, board=_maker(machine)),
         "",
@@ -58,15 +91,20 @@ def doctor() -> tuple[str, ...]:
     )
 
 
-def _described(machine: Profile) -> tuple[str, ...]:
-    cores = machine.cpu.usable_cores
+def _described(machine: Profile, lacking: dict[str, str]) -> tuple[str, ...]:
+    cores = machine.cpu.cores
     where = " (a virtual machine)" if machine.cpu.virtualised else ""
     return (
         f"{machine.cpu.model or machine.cpu.architecture}{where}: {cores:g} usable cores, "
         f"{units.show(machine.usable_memory_bytes, 'B')} memory",
         *(f"GPU {g.index}: {g.name}, {units.show(g.memory_bytes, 'B')}" for g in machine.gpus),
-        *(() if machine.gpus else ("No GPU.",)),
+        *(f"{g.name}: seen, but no plan can use it yet" for g in machine.others),
+        *(() if machine.gpus or machine.others else ("No GPU:", *_reasons(lacking))),
     )
+
+
+def _reasons(lacking: dict[str, str]) -> tuple[str, ...]:
+    return tuple(f"  {maker:<7} {reason}" for maker, reason in lacking.items())
 
 
 # -- energy --------------------------------------------------------------------------------

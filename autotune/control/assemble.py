@@ -186,7 +186,7 @@ def _robustness(lab: Lab) -> list[str]:
     ]
     if len(uses) < 2:
         return []
-    return [f"Energy is modelled: {model.rank_robustness(uses, run.profile.cpu.usable_cores)}."]
+    return [f"Energy is modelled: {model.rank_robustness(uses, run.profile.cpu.cores)}."]
 
 
 def _software() -> dict[str, str]:

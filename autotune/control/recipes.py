@@ -19,7 +19,7 @@ def thread_counts(profile: Profile, effort: Effort) -> tuple[int, ...]:
     """``--threads``, or 1, 2, 4, ... and all usable cores."""
     if effort.threads is not None:
         return (effort.threads,)
-    cores = max(1, math.floor(profile.cpu.usable_cores))
+    cores = max(1, math.floor(profile.cpu.cores))
     powers = [1 << i for i in range(cores.bit_length()) if 1 << i <= cores]
     return tuple(sorted({*powers, cores}))
 
@@ -28,7 +28,7 @@ def splits(
     options: tuple[Option, ...], profile: Profile, effort: Effort
 ) -> tuple[tuple[str, int, int], ...]:
     """Legal parallelism splits: (plug-in, ranks, threads a rank)."""
-    cores = max(1, math.floor(profile.cpu.usable_cores))
+    cores = max(1, math.floor(profile.cpu.cores))
     legal = {o.name for o in options if o.kind == "parallel" and o.available}
     out: list[tuple[str, int, int]] = []
     if "single" in legal:

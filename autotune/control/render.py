@@ -19,11 +19,10 @@ from autotune.control import units
 from autotune.control.reasons import describe, quantity
 from autotune.control.render_html import html
 from autotune.control.render_tables import sections
-from autotune.records.hardware import Profile
 from autotune.records.measurement import Verdict
 from autotune.records.report import DeployTrial, Report, TrainTrial
 
-__all__ = ["csv", "html", "markdown", "profile", "summary", "verdicts"]
+__all__ = ["csv", "html", "markdown", "summary", "verdicts"]
 
 WIDTH = 100
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -53,23 +52,6 @@ def summary(report: Report, folder: str | None = None) -> str:
 def verdicts(found: tuple[Verdict, ...], percentile: float = 95.0) -> str:
     """The verdict lines alone."""
     return "\n".join(line for v in found for line in _verdict_lines(v, percentile))
-
-
-def profile(found: Profile) -> str:
-    """A machine in a few lines: what it is, then every measured rate with its range."""
-    cpu = found.cpu
-    cores = f"{cpu.usable_cores:g} usable of {cpu.logical_cores} cores"
-    lines = [
-        f"{found.name}: {_clean(cpu.model or cpu.architecture)}, {cores}, "
-        f"{units.show(found.usable_memory_bytes, 'B')} memory"
-    ]
-    lines += [f"  GPU {g.index}: {g.name}, {units.show(g.memory_bytes, 'B')}" for g in found.gpus]
-    for name, leaf in sorted(found.figures.items()):
-        shown = units.show(leaf.value, leaf.unit)
-        spread = "" if leaf.low is None else f" ({units.span(leaf.low, leaf.high, leaf.unit)})"
-        lines.append(f"  {name:<28} {shown}{spread}")
-    lines += [line for text in found.warnings for line in _wrap(text, "    ", "  ! ")]
-    return "\n".join(lines)
 
 
 def _clean(text: str) -> str:

@@ -253,7 +253,7 @@ def _survey(report: Report) -> Section:
         ("parameters", f"{traits.parameters} ({units.show(traits.parameter_bytes, 'B')})"),
         ("work per sample", units.show(traits.flops_per_sample, "FLOP")),
         ("machine", f"{profile.name}: {profile.cpu.model or profile.cpu.architecture}, "
-                    f"{profile.cpu.usable_cores:g} usable cores, "
+                    f"{profile.cpu.cores:g} usable cores, "
                     f"{units.show(profile.usable_memory_bytes, 'B')}"),
         ("accelerators", ", ".join(gpu.name for gpu in profile.gpus)),
     )  # fmt: skip

@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from autotune.errors import OutputError, UsageError
-from autotune.records import codec
+from autotune.records import codec, profiles
 from autotune.records.hardware import Profile
 from autotune.records.plan import Plan
 from autotune.records.report import Artifact, Report
@@ -269,13 +269,13 @@ def load_profile(name: str) -> Profile:
                 f"({', '.join(names) or 'there are none'}); `autotune profile` makes one"
             )
         path = found[0]
-    return codec.decode(path.read_bytes(), Profile, what=str(path))
+    return profiles.read(path.read_bytes(), what=str(path))
 
 
 def save_profile(profile: Profile, out: Path | None) -> Path:
     """Write a profile to ``out`` or to the user's own folder under its name."""
     path = out or profile_folders()[0] / f"{slug(profile.name)}.json"
-    write(path, codec.encode(profile, indent=2).decode())
+    write(path, profiles.write(profile).decode())
     return path
 
 

@@ -5,7 +5,7 @@ import math
 import msgspec
 
 from autotune import patterns
-from autotune.control import deployments, recipes, space, verdict
+from autotune.control import deployments, library, recipes, space, verdict
 from autotune.control.bridge import Bridge
 from autotune.control.run import Listener, Run, must
 from autotune.errors import UsageError
@@ -68,6 +68,11 @@ def look_again(run: Run, recipe: Recipe) -> None:
 
 def _profile(bridge: Bridge, saved: Profile | None, device: str, listener: Listener) -> Profile:
     """Probe the machine, or check a saved profile's anchors."""
+    if saved is not None and saved.cpu.usable_cores is None:
+        raise UsageError(
+            f"the profile {saved.name} is the datasheet of a device without a host: nothing can "
+            "run on it; give one that `autotune profile` made on this machine"
+        )
     job = jobs.Probe(anchors_only=saved is not None, device=device)
     done = must(bridge, job, 60.0).answer
     assert isinstance(done, jobs.Probed)
@@ -79,23 +84,13 @@ def _profile(bridge: Bridge, saved: Profile | None, device: str, listener: Liste
 
 
 def anchor_warnings(saved: Profile, now: Profile) -> tuple[str, ...]:
-    """What no longer fits: other hardware, or an anchor that is off by more than 30 %."""
-    out = []
-    if saved.fingerprint != now.fingerprint:
-        out.append(f"the profile {saved.name} was made on other hardware or software than this")
-    for name, leaf in now.figures.items():
-        old = saved.figures.get(name)
-        if old is None or not old.value or not leaf.value:
-            continue
-        ratio = leaf.value / old.value
-        if not 1 / 1.3 <= ratio <= 1.3:
-            out.append(f"anchor {name} is now {ratio:.2f}x of what the profile says")
-    return tuple(out)
+    """What no longer fits: other hardware, other software, an anchor that is far off."""
+    return library.fit(saved, now).reasons
 
 
 def _check_restrictions(run: Run) -> None:
     """What the user restricts exists, before anything is spent on it."""
-    effort, cores = run.effort, max(1, math.floor(run.profile.cpu.usable_cores))
+    effort, cores = run.effort, max(1, math.floor(run.profile.cpu.cores))
     if effort.threads is not None and not 1 <= effort.threads <= cores:
         raise UsageError(f"--threads {effort.threads}: this process may use {cores} cores")
     names = run.survey.task.module_names

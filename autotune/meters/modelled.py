@@ -129,13 +129,13 @@ def energy(
     """
     if cpu_s < 0 or window_s < 0:
         raise ValueError(f"cpu_s={cpu_s} and window_s={window_s} must not be negative")
-    cores = profile.cpu.usable_cores
+    cores = profile.cpu.cores
     used = min(1.0, cpu_s / (window_s * cores)) if window_s else 0.0
     if idle_w is not None and max_w is not None:
         if not 0 <= idle_w <= max_w:
             raise ValueError(f"idle_w={idle_w} and max_w={max_w}: need 0 <= idle_w <= max_w")
         watts = calibrated(idle_w, max_w, used)
-        share = min(1.0, cores / profile.cpu.logical_cores)
+        share = min(1.0, cores / (profile.cpu.logical_cores or cores))
         if share < 1:
             watts = _spread(watts.value * share, 1 - _SHARED, 1 + _SHARED)
         return _times(watts, window_s), "modelled_calibrated"

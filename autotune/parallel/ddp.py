@@ -48,7 +48,7 @@ _TICK_S = 0.5
 
 def unavailable(context: Context) -> str | None:
     """Needs two cores or two GPUs, rows for two ranks, and torch built with distributed."""
-    cores = context.profile.cpu.usable_cores
+    cores = context.profile.cpu.cores
     if len(context.profile.gpus) < 2 and cores < 2:
         return (
             f"needs 2 usable CPU cores or 2 GPUs, this process may use {cores:g} cores: "

@@ -27,7 +27,7 @@ def decode(data: bytes, kind: type[R], *, what: str = "record") -> R:
         FormatError: not JSON, an unknown key, a wrong type (with its path), or a newer
             major version of the schema.
     """
-    _check_version(data, kind, what)
+    check_version(data, kind, what)
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
@@ -45,7 +45,12 @@ class _Head(msgspec.Struct):
     schema: str = ""
 
 
-def _check_version(data: bytes, kind: type[Record], what: str) -> None:
+def check_version(data: bytes, kind: type[Record], what: str) -> None:
+    """Refuse another schema, or a newer major version of it.
+
+    Raises:
+        FormatError: with the schema that was found and the one that is read.
+    """
     expected = next((f.default for f in msgspec.structs.fields(kind) if f.name == "schema"), None)
     if not isinstance(expected, str):
         return

@@ -15,6 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from autotune.records.hardware import Gpu, Leaf
+from autotune.worker import boards
 
 _SAMPLES = 7
 _SPREAD = 0.15
@@ -232,7 +233,6 @@ def _gpu(bench: Bench, index: int, anchors_only: bool) -> Gpu:
 
     facts = torch.cuda.get_device_properties(index)
     device = torch.device("cuda", index)
-    limit_w, mig = _board(str(getattr(facts, "uuid", "")))
     measured = device_leaves(
         bench,
         device,
@@ -240,16 +240,15 @@ def _gpu(bench: Bench, index: int, anchors_only: bool) -> Gpu:
         copy_bytes=min(256 << 20, facts.total_memory // 16),
         kinds=("fp32",) if anchors_only else ("fp32", "bf16", "fp16"),
     )
-    return Gpu(
+    gpu = Gpu(
         index=index,
         name=facts.name,
         memory_bytes=facts.total_memory,
         compute_capability=f"{facts.major}.{facts.minor}",
         multiprocessors=facts.multi_processor_count,
-        power_limit_w=limit_w,
-        mig=mig,
         figures=measured,
     )
+    return boards.described(gpu, boards.of_device(str(getattr(facts, "uuid", ""))))
 
 
 def device_leaves(
@@ -283,25 +282,6 @@ def device_leaves(
 
         found |= bench.leaf(f"gemm_{kind}_flop_per_s", "FLOP/s", multiply, 2.0 * size**3)
     return found
-
-
-def _board(uuid: str) -> tuple[float | None, bool | None]:
-    """(power limit in watts, MIG enabled) from NVML by UUID; None where it does not say."""
-    try:
-        import pynvml as nvml
-    except ImportError:
-        return None, None
-    try:
-        nvml.nvmlInit()
-        name = uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
-        handle = nvml.nvmlDeviceGetHandleByUUID(name)
-        limit_w = nvml.nvmlDeviceGetEnforcedPowerLimit(handle) * 1e-3
-    except nvml.NVMLError:
-        return None, None
-    try:
-        return limit_w, bool(nvml.nvmlDeviceGetMigMode(handle)[0])
-    except nvml.NVMLError:
-        return limit_w, False
 
 
 def _bf16(size: int) -> Callable[[], Any]:

@@ -4,14 +4,14 @@
     probes.cpu     -> leaves                 GEMM, copy and operator overhead on the CPU
     probes.cuda    -> Gpu and its leaves     only where there is a device
 
-A leaf's value is the median of its samples, low and high are their extremes.  Samples that
-foreign load spoiled are discarded and taken again, twice; what is still spoiled then stays,
-with its wide interval and a warning.
+A leaf's value is the median of its samples, low and high are their extremes; the anchors are
+measured again at the end, so that their interval holds the machine's drift.  How much others
+used meanwhile stands beside them (`foreign`).  Samples that foreign load spoiled are discarded
+and taken again, twice; what is still spoiled then stays, with its wide interval and a warning.
 
 What this does not know: the machine when it is busy, and behaviour beyond the probed sizes.
 """
 
-import hashlib
 import platform
 import re
 import time
@@ -21,9 +21,10 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from autotune.records import profiles
 from autotune.records.hardware import Cpu, Gpu, Profile
 from autotune.records.job import Probe, Probed
-from autotune.worker import probes, system
+from autotune.worker import boards, foreign, probes, system, topology
 from autotune.worker.channel import Channel
 
 _SOFTWARE = ("torch", "numpy", "onnx", "onnxruntime", "torch-pruning", "optuna", "autotune")
@@ -41,31 +42,39 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
     """Read and measure this machine within ``job.budget_s``; torch's threads are restored."""
     started = time.monotonic()
     cpu = processor()
-    memory, usable = _memory()
-    bench = probes.Bench(started + job.budget_s, threads=max(1, int(cpu.usable_cores)))
+    memory, usable = memory_bytes()
+    bench = probes.Bench(started + job.budget_s, threads=max(1, int(cpu.cores)))
+    watch = foreign.Watch()
     with _threads():
         measure = bench.anchors if job.anchors_only else bench.cpu
         measured = measure(_buffer_bytes(cpu, usable))
         gpus = () if job.device == "cpu" else probes.cuda(bench, anchors_only=job.anchors_only)
+    if not job.anchors_only:
+        with _threads():
+            measured = foreign.pooled(measured, bench.anchors(_buffer_bytes(cpu, usable)))
+    versions = software()
     profile = Profile(
         name=name(cpu, gpus),
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-        fingerprint=fingerprint(cpu, memory, gpus),
+        fingerprint=profiles.hardware_fingerprint(cpu, memory, gpus),
+        software_fingerprint=profiles.software_fingerprint(versions),
         cpu=cpu,
         memory_bytes=memory,
         usable_memory_bytes=usable,
         gpus=gpus,
-        figures=measured,
-        software=software(),
+        others=() if job.device == "cpu" else boards.others(),
+        figures=measured | watch.leaves() | topology.clocks(),
+        software=versions,
         warnings=tuple(bench.warnings),
         probe_s=time.monotonic() - started,
     )
-    return Probed(profile=profile)
+    return Probed(profile=profile, lacking=boards.lacking() if job.device != "cpu" else {})
 
 
 def processor(root: Path = system.ROOT) -> Cpu:
     """The processor as this process may use it."""
     info, caches = system.cpuinfo(root), system.caches(root)
+    fast, small = topology.core_kinds(root) or (None, None)
     return Cpu(
         vendor=info.vendor,
         model=info.model,
@@ -77,7 +86,13 @@ def processor(root: Path = system.ROOT) -> Cpu:
         l1d_bytes=caches.l1d_bytes,
         l2_bytes=caches.l2_bytes,
         l3_bytes=caches.l3_bytes,
+        l3_count=topology.l3_count(root),
+        sockets=topology.sockets(root),
         numa_nodes=system.numa_nodes(root),
+        threads_per_core=topology.threads_per_core(root),
+        performance_cores=fast or None,
+        efficiency_cores=small or None,
+        governor=system.governor(root),
         virtualised=system.virtualised(root),
     )
 
@@ -92,23 +107,14 @@ def isa(flags: frozenset[str]) -> tuple[str, ...]:
     return tuple(extension for extension in _ISA if extension in found)
 
 
-def fingerprint(cpu: Cpu, memory_bytes: int, gpus: tuple[Gpu, ...]) -> str:
-    """sha256 over what must agree for a profile to fit a machine."""
-    parts = (
-        cpu.model,
-        cpu.isa,
-        cpu.usable_cores,
-        round(memory_bytes / 2**30),
-        tuple(gpu.name for gpu in gpus),
-        _version("torch"),
-    )
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
 def name(cpu: Cpu, gpus: tuple[Gpu, ...]) -> str:
     """A slug such as ``amd-epyc-2c`` or ``amd-epyc-16c-nvidia-h100``."""
-    cores = f"{cpu.usable_cores:g}c"
-    words = [cpu.model or cpu.vendor or cpu.architecture, cores, *(gpu.name for gpu in gpus[:1])]
+    cores = f"{cpu.cores:g}c"
+    words = [
+        cpu.model or cpu.vendor or cpu.architecture or "cpu",
+        cores,
+        *(gpu.name for gpu in gpus[:1]),
+    ]
     text = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*", "", " ".join(words[:1]).lower())
     slug = " ".join([text, *words[1:]]).lower()
     return re.sub(r"[^a-z0-9.]+", "-", slug).strip("-")
@@ -120,9 +126,9 @@ def software() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def _memory() -> tuple[int, int]:
+def memory_bytes(root: Path = system.ROOT) -> tuple[int, int]:
     """Bytes in total, and bytes that this process may use; psutil answers where /proc does not."""
-    total, usable = system.memory_bytes(), system.usable_memory_bytes()
+    total, usable = system.memory_bytes(root), system.usable_memory_bytes(root)
     if total is None or usable is None:
         import psutil
 

@@ -34,7 +34,7 @@ class Caches(NamedTuple):
 
 def cpuinfo(root: Path = ROOT) -> CpuInfo:
     """Vendor, model name and flags of the first processor."""
-    text = _text(root / "proc/cpuinfo") or ""
+    text = contents(root / "proc/cpuinfo") or ""
     fields: dict[str, str] = {}
     for line in text.splitlines():
         key, _, value = line.partition(":")
@@ -53,7 +53,7 @@ def virtualised(root: Path = ROOT) -> bool | None:
 
 def logical_cores(root: Path = ROOT) -> int:
     """Processors that are online, whoever may use them."""
-    text = _text(root / "sys/devices/system/cpu/online")
+    text = contents(root / "sys/devices/system/cpu/online")
     return len(ranges(text)) if text and ranges(text) else (os.cpu_count() or 1)
 
 
@@ -61,8 +61,8 @@ def physical_cores(root: Path = ROOT) -> int | None:
     """Distinct (package, core) pairs."""
     found = set()
     for cpu in (root / "sys/devices/system/cpu").glob("cpu[0-9]*"):
-        package = _text(cpu / "topology/physical_package_id")
-        core = _text(cpu / "topology/core_id")
+        package = contents(cpu / "topology/physical_package_id")
+        core = contents(cpu / "topology/core_id")
         if package is not None and core is not None:
             found.add((package, core))
     return len(found) or None
@@ -76,8 +76,8 @@ def caches(root: Path = ROOT) -> Caches:
     """Data and unified caches of processor 0."""
     sizes: dict[int, int] = {}
     for index in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index[0-9]*")):
-        level, size = _integer(index / "level"), _size(_text(index / "size"))
-        if level is not None and size is not None and _text(index / "type") != "Instruction":
+        level, size = integer(index / "level"), _size(contents(index / "size"))
+        if level is not None and size is not None and contents(index / "type") != "Instruction":
             sizes[level] = size
     return Caches(sizes.get(1), sizes.get(2), sizes.get(3))
 
@@ -97,7 +97,9 @@ def usable_cores(root: Path = ROOT, affinity_count: int | None = None) -> float:
         quota = _quota(group)
         if quota is not None:
             limits.append(quota)
-        text = _text(group / "cpuset.cpus.effective") or _text(group / "cpuset.effective_cpus")
+        text = contents(group / "cpuset.cpus.effective") or contents(
+            group / "cpuset.effective_cpus"
+        )
         if text and ranges(text):
             limits.append(float(len(ranges(text))))
     return min(limits)
@@ -112,7 +114,7 @@ def usable_memory_bytes(root: Path = ROOT) -> int | None:
     limits = [value for value in (_meminfo(root).get("MemAvailable"),) if value is not None]
     for group in groups(root):
         for name in ("memory.max", "memory.limit_in_bytes"):
-            value = _integer(group / name)
+            value = integer(group / name)
             if value is not None and 0 < value < _UNLIMITED:
                 limits.append(value)
     return min(limits) if limits else memory_bytes(root)
@@ -122,7 +124,7 @@ def groups(root: Path = ROOT) -> tuple[Path, ...]:
     """The cgroup folders of this process and all their ancestors, in every hierarchy, v1 and v2."""
     mounts = list(_mounts(root))
     found: list[Path] = []
-    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
+    for line in (contents(root / "proc/self/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         for kind, options, below, mount in mounts:
@@ -132,12 +134,12 @@ def groups(root: Path = ROOT) -> tuple[Path, ...]:
 
 
 def governor(root: Path = ROOT) -> str | None:
-    return _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return contents(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def load_average(root: Path = ROOT) -> float | None:
     """Load over the last minute."""
-    words = (_text(root / "proc/loadavg") or "").split()
+    words = (contents(root / "proc/loadavg") or "").split()
     return _float(words[0]) if words else None
 
 
@@ -151,7 +153,7 @@ def throttled(root: Path = ROOT) -> int | None:
     """How often a cgroup quota stopped this process's group or an ancestor."""
     counts = []
     for group in groups(root):
-        for line in (_text(group / "cpu.stat") or "").splitlines():
+        for line in (contents(group / "cpu.stat") or "").splitlines():
             name, _, value = line.partition(" ")
             if name == "nr_throttled" and value.isdigit():
                 counts.append(int(value))
@@ -160,7 +162,9 @@ def throttled(root: Path = ROOT) -> int | None:
 
 def peak_memory_bytes(root: Path = ROOT) -> int | None:
     """Largest resident size of this process so far (VmHWM)."""
-    match = re.search(r"^VmHWM:\s*(\d+) kB", _text(root / "proc/self/status") or "", re.MULTILINE)
+    match = re.search(
+        r"^VmHWM:\s*(\d+) kB", contents(root / "proc/self/status") or "", re.MULTILINE
+    )
     return int(match[1]) * 1024 if match else None
 
 
@@ -178,7 +182,7 @@ def tree_cpu_s(pid: int, root: Path = ROOT) -> float | None:
     parents: dict[int, int] = {}
     used: dict[int, float] = {}
     for entry in (root / "proc").glob("[0-9]*"):
-        words = (_text(entry / "stat") or "").rpartition(")")[2].split()
+        words = (contents(entry / "stat") or "").rpartition(")")[2].split()
         if len(words) > 14:
             parents[int(entry.name)] = int(words[1])
             used[int(entry.name)] = sum(int(word) for word in words[11:15]) / _hertz()
@@ -210,18 +214,18 @@ def _below(pid: int, top: int, parents: dict[int, int]) -> bool:
 
 def _quota(group: Path) -> float | None:
     """CPUs by quota: v2 ``cpu.max`` (absent or empty at the root) or v1 ``cpu.cfs_*``."""
-    words = (_text(group / "cpu.max") or "").split()
+    words = (contents(group / "cpu.max") or "").split()
     if len(words) == 2:
         quota, period = _float(words[0]), _float(words[1])
     else:
-        quota = _float(_text(group / "cpu.cfs_quota_us"))
-        period = _float(_text(group / "cpu.cfs_period_us"))
+        quota = _float(contents(group / "cpu.cfs_quota_us"))
+        period = _float(contents(group / "cpu.cfs_period_us"))
     return quota / period if quota and period and quota > 0 and period > 0 else None
 
 
 def _mounts(root: Path) -> Iterator[tuple[str, set[str], str, Path]]:
     """(type, options, the hierarchy's folder that is mounted, mount point) of each cgroup mount."""
-    for line in (_text(root / "proc/self/mountinfo") or "").splitlines():
+    for line in (contents(root / "proc/self/mountinfo") or "").splitlines():
         left, _, right = line.partition(" - ")
         before, after = left.split(), right.split()
         if len(before) >= 5 and len(after) >= 3 and after[0] in ("cgroup", "cgroup2"):
@@ -239,7 +243,7 @@ def _ancestors(mount: Path, path: str, below: str) -> list[Path]:
 
 def _meminfo(root: Path) -> dict[str, int]:
     found = {}
-    for line in (_text(root / "proc/meminfo") or "").splitlines():
+    for line in (contents(root / "proc/meminfo") or "").splitlines():
         words = line.split()
         if len(words) == 3 and words[1].isdigit():
             found[words[0].rstrip(":")] = int(words[1]) * 1024
@@ -248,7 +252,7 @@ def _meminfo(root: Path) -> dict[str, int]:
 
 def _ticks(root: Path) -> list[int]:
     """The numbers of /proc/stat's first line: user nice system idle iowait irq softirq steal."""
-    words = (_text(root / "proc/stat") or "").partition("\n")[0].split()
+    words = (contents(root / "proc/stat") or "").partition("\n")[0].split()
     return [int(word) for word in words[1:] if word.isdigit()] if words[:1] == ["cpu"] else []
 
 
@@ -262,8 +266,9 @@ def _size(text: str | None) -> int | None:
     return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]] if match else None
 
 
-def _integer(path: Path) -> int | None:
-    text = _text(path)
+def integer(path: Path) -> int | None:
+    """The whole number in a file; None where there is none."""
+    text = contents(path)
     return int(text) if text and text.isdigit() else None
 
 
@@ -274,7 +279,7 @@ def _float(text: str | None) -> float | None:
         return None
 
 
-def _text(path: Path) -> str | None:
+def contents(path: Path) -> str | None:
     """The file's text without surrounding space; None where it cannot be read."""
     try:
         return path.read_text(errors="replace").strip()

@@ -1,0 +1,97 @@
+"""The commands about profiles; with `cli` the only files that print."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import click
+
+_EXITS = {"fits": 0, "off": 3, "unknown": 4}
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Where to save it.")
+@click.option("--quick", is_flag=True, help="Only what a run needs: about 5 seconds, not 25.")
+@click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
+def profile(out: Path | None, quick: bool, device: str, as_json: bool) -> None:
+    """Measure this machine and save its profile.
+
+    Where a processor or device has exactly one packaged datasheet of its very name, what was
+    not measured is filled in from it.
+    """
+    from autotune import machine
+    from autotune.control import render_profiles, store
+    from autotune.records import profiles as files
+
+    found, sheets = machine.datasheets(machine.profile(device, quick=quick))
+    path = store.save_profile(found, out)
+    if as_json:
+        click.echo(files.write(found).decode(), nl=False)
+        return
+    click.echo(render_profiles.profile(found, _width()))
+    for name in sheets:
+        click.echo(f"  filled in from the datasheet {name}")
+    took = f" in {found.probe_s:.0f} s" if found.probe_s is not None else ""
+    click.echo(
+        f"measured{took}, saved as {path}; use it with --profile {path if out else path.stem}"
+    )
+
+
+@click.group()
+def profiles() -> None:
+    """Stored profiles: your own and those that ship with autotune."""
+
+
+@profiles.command("list")
+def list_() -> None:
+    """Every stored profile."""
+    from autotune.control import library, render_profiles
+
+    click.echo(render_profiles.listing(library.entries(), _width()))
+
+
+@profiles.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
+def show(name: str, as_json: bool) -> None:
+    """One profile by NAME or file, with the source of every figure."""
+    from autotune.control import render_profiles, store
+    from autotune.records import profiles as files
+
+    found = store.load_profile(name)
+    text = files.write(found).decode() if as_json else render_profiles.profile(found, _width())
+    click.echo(text.rstrip("\n"))
+
+
+@profiles.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+def diff(first: str, second: str) -> None:
+    """What differs between the profiles A and B."""
+    from autotune.control import library, render_profiles, store
+
+    a, b = store.load_profile(first), store.load_profile(second)
+    click.echo(render_profiles.difference(a, b, library.diff(a, b)))
+
+
+@profiles.command()
+@click.argument("name")
+@click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
+def check(name: str, device: str) -> None:
+    """Measure three quick anchors: does the profile NAME still fit this machine?
+
+    Exit code 0: it fits; 3: it does not; 4: it cannot be told now.
+    """
+    from autotune import machine
+    from autotune.control import render_profiles, store
+
+    saved = store.load_profile(name)
+    found = machine.check(saved, device)
+    click.echo(render_profiles.check(saved, found, _width()))
+    sys.exit(_EXITS[found.state])
+
+
+def _width() -> int:
+    """The terminal's, between 60 and 120 columns."""
+    return max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
