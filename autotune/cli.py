@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from autotune.task import Task
 
 F = TypeVar("F", bound=Callable[..., Any])
-_GOALS = ("quality", "latency", "energy", "throughput", "memory")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,8 +41,17 @@ def cli() -> None:
 @click.option("--pretrained", is_flag=True, help="The model comes trained: no train search.")
 @click.option("--retrain", is_flag=True, help="Train over weights that look trained.")
 @click.option("--search-only", is_flag=True, help="Stop before the final training.")
-@click.option("--epochs", type=click.IntRange(min=1), help="Epochs of the final training.")
-@click.option("--goal", type=click.Choice(_GOALS), help="What to optimise; see the README.")
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    help="Epochs of the final training; sets it apart from --time.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="The same in steps of the baseline's batch size, rounded up to whole epochs.",
+)
+@click.option("--goal", type=click.Choice(options.GOALS), help="What to optimise; see the README.")
 @click.option("--batch", type=click.IntRange(min=1), help="Deployment batch size.  [default: 1]")
 @click.option(
     "--time",
@@ -59,7 +67,14 @@ def cli() -> None:
 @click.option("--only", multiple=True, metavar="KIND=NAME", help="Search only these.")
 @click.option("--without", multiple=True, metavar="NAME", help="Leave these out.")
 @click.option("--fix", multiple=True, metavar="NAME=VALUE", help="Hold a search dimension fast.")
+@click.option(
+    "--keep-fp32",
+    multiple=True,
+    metavar="'head.*'",
+    help="Modules that no quantization may touch.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of training and serving.")
+@click.option("--baseline", metavar="DIR", help="An earlier report: its plan races too.")
 @click.option("--profile", metavar="NAME|FILE", help="A saved profile instead of probing.")
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -196,6 +211,7 @@ def report(folder: Path, kind: str) -> None:
     click.echo(makers[kind](), nl=False)
 
 
+cli.add_command(cli_profiles.plan)
 cli.add_command(cli_profiles.profile)
 cli.add_command(cli_profiles.profiles)
 

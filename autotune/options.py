@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from autotune.records.budget import Budget, Effort, Limit
 
 F = TypeVar("F", bound=Callable[..., Any])
+GOALS = ("quality", "latency", "energy", "throughput", "memory")
 
 
 class Quantity(click.ParamType[Any, Any]):
@@ -52,6 +53,24 @@ class Rate(click.ParamType[Any, Any]):
         if rate <= 0 or (sign and unit != "s"):
             self.fail(f"{value!r} is not a rate: give requests per second, e.g. 200/s", param, ctx)
         return rate
+
+
+class Price(click.ParamType[Any, Any]):
+    """What a machine costs an hour, e.g. h100-sxm-x8=24.50/h."""
+
+    name = "price"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, float]:
+        if isinstance(value, tuple):
+            return value
+        name, sign, amount = str(value).rpartition("=")
+        try:
+            price = float(amount.removesuffix("/h"))
+        except ValueError:
+            price = 0.0
+        if not sign or not name or not amount.endswith("/h") or not 0 < price < float("inf"):
+            self.fail(f"{value!r} is not a price: give NAME=2.50/h", param, ctx)
+        return name, price
 
 
 def limits(command: F) -> F:
@@ -143,7 +162,7 @@ def training_limits(command: F) -> F:
             "--train-time",
             type=Quantity("s"),
             metavar="5min",
-            help="Limit for the final training.",
+            help="Limit for the final training; sets it apart from --time.",
         ),
         click.option(
             "--train-energy",
@@ -161,6 +180,49 @@ def training_limits(command: F) -> F:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def absent(command: F) -> F:
+    """What to plan on a machine that is not here: the limits of run, in absolute numbers."""
+    options = (
+        click.option("--latency", type=Quantity("s"), metavar="5ms", help="Latency of one call."),
+        click.option("--energy", type=Quantity("J"), metavar="20mJ", help="Energy per sample."),
+        click.option(
+            "--memory",
+            type=Quantity("B"),
+            metavar="8GB",
+            help="Peak memory of a device while serving.",
+        ),
+        click.option("--min-quality", type=float, metavar="0.9", help="Said to be not predicted."),
+        click.option("--max-drop", type=float, metavar="0.01", help="Said to be not predicted."),
+        click.option(
+            "--price",
+            "prices",
+            type=Price(),
+            multiple=True,
+            metavar="NAME=2.50/h",
+            help="What a machine costs an hour, as its profile describes it.",
+        ),
+        click.option("--devices", type=click.IntRange(min=1), help="So many of its devices."),
+        click.option("--nodes", type=click.IntRange(min=1), help="So many nodes of it."),
+        click.option("--goal", type=click.Choice(GOALS), help="Plan deployment, for this goal."),
+        click.option("--batch", type=click.IntRange(min=1), help="Deployment batch.  [default: 1]"),
+        click.option(
+            "--train-batch", type=click.IntRange(min=1), multiple=True, help="Samples a step."
+        ),
+        click.option("--precision", multiple=True, metavar="NAME", help="Train in this, e.g. fp8."),
+        click.option("--epochs", type=click.IntRange(min=1), help="Epochs of the final training."),
+        click.option(
+            "--check",
+            "measured",
+            type=click.Path(path_type=Path),
+            metavar="CSV",
+            help="Compare with measured plans; docs/planning.md names the columns.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return training_limits(command)
 
 
 def budget(given: dict[str, Any]) -> "Budget":
@@ -181,6 +243,27 @@ def budget(given: dict[str, Any]) -> "Budget":
         goal=given.get("goal"),
         batch=given.get("batch"),
         accept_modelled_energy=given["accept_modelled_energy"],
+    )
+
+
+def absolute(given: dict[str, Any]) -> "Budget":
+    """The limits among the options of `absent`."""
+    from autotune.records.budget import Budget, Limit
+
+    def limit(name: str) -> Limit | None:
+        return None if given[name] is None else Limit(value=given[name])
+
+    return Budget(
+        latency=limit("latency"),
+        energy=limit("energy"),
+        memory=limit("memory"),
+        train_time_s=given["train_time"],
+        train_energy_j=given["train_energy"],
+        train_memory_bytes=given["train_memory"],
+        max_drop=given["max_drop"],
+        min_quality=given["min_quality"],
+        goal=given["goal"],
+        batch=given["batch"],
     )
 
 
@@ -213,11 +296,14 @@ def effort(given: dict[str, Any]) -> "Effort":
             "trials",
             "train_trials",
             "epochs",
+            "steps",
             "seed",
             "device",
             "only",
             "without",
             "fix",
+            "keep_fp32",
+            "baseline",
             "threads",
             "cpu_idle_w",
             "cpu_max_w",

@@ -19,6 +19,8 @@ from autotune.control import (
     again,
     assemble,
     concluding,
+    earlier,
+    echo,
     recipes,
     splitting,
     store,
@@ -28,14 +30,7 @@ from autotune.control import (
 from autotune.control.assemble import Known
 from autotune.control.bridge import Bridge, Recorder, ReplayBridge, load_recording
 from autotune.control.deploying import Lab
-from autotune.control.forecast import (
-    DEPLOY_SHARE,
-    FINAL_SHARE,
-    TRAIN_SHARE,
-    Costs,
-    Forecast,
-    forecast,
-)
+from autotune.control.forecast import DEPLOY_SHARE, FINAL_SHARE, TRAIN_SHARE, Forecast
 from autotune.control.processbridge import ProcessBridge
 from autotune.control.run import Listener, Run, Silent
 from autotune.records import codec
@@ -146,34 +141,9 @@ def dry_run(
         bridge = ProcessBridge(Path(folder), meter=_meter_args(effort))
         try:
             run = surveying.survey(bridge, spec, budget, effort, profile, listener or Silent())
-            return _costs(run)
+            return echo.measured(run)
         finally:
             bridge.close()
-
-
-def _costs(run: Run) -> Forecast:
-    """One epoch and one deployment tell the rest."""
-    weights, evaluation_s, training_s = "weights.safetensors", 0.0, 0.0
-    if not run.survey.task.pretrained:
-        measured = splitting.measure_splits(run, 0.3 * TRAIN_SHARE * run.effort.time_s)
-        run.survey = msgspec.structs.replace(run.survey, splits=measured)
-        epochs = splitting.horizon(run, FINAL_SHARE * run.effort.time_s)
-        evaluation_s, epoch_s = training.one_epoch(run)
-        training_s = epochs * epoch_s + 3 * evaluation_s
-        weights = training.WEIGHTS
-    lab = Lab(run, weights, recipes.baseline(run.survey), 1)
-    counts = recipes.thread_counts(run.profile, run.effort)
-    tried = lab.baseline(lab.dense(counts[0], lab.batch)).trial
-    costs = Costs(
-        spent_s=run.bridge.now(),
-        evaluation_s=evaluation_s or tried.measure_s,
-        training_s=training_s,
-        pinned=0 if run.survey.task.pretrained else 1 + bool(run.survey.task.recipe),
-        trial_s=tried.wall_s,
-        launch_s=tried.measure_s,
-        baselines=len(counts),
-    )
-    return forecast(costs, run.effort.time_s)
 
 
 def execute(
@@ -239,6 +209,8 @@ def _story(
         run = surveying.survey(
             bridge, spec, request.budget, request.effort, request.profile, listener
         )
+        if request.effort.baseline is not None:
+            earlier.check(Path(request.effort.baseline), run)
         known = Known(run)
         run.journal = folder.new_journal()
         run.on_progress = lambda: folder.checkpoint(assemble.report(known, "running"))
@@ -279,8 +251,11 @@ def _search(known: Known, folder: store.RunFolder) -> None:
             plan = known.plan(Deployment(batch_size=run.budget.batch or 1))
             folder.save_plan(plan)
             return
+    else:
+        echo.say(run, 0)
     weights = training.WEIGHTS if known.recipe is not None else "weights.safetensors"
     recipe = known.recipe or recipes.baseline(run.survey)
+    surveying.look_again(run, recipe)
     lab = Lab(run, weights, recipe, _recovery_epochs(run, known))
     known.lab = lab
     began = run.bridge.now()
@@ -303,6 +278,7 @@ def _replay_plan(known: Known, plan: Plan, folder: store.RunFolder) -> None:
         _final(known, known.recipe)
     weights = training.WEIGHTS if known.recipe is not None else "weights.safetensors"
     recipe = known.recipe or recipes.baseline(run.survey)
+    surveying.look_again(run, recipe)
     known.lab = Lab(run, weights, recipe, plan.deployment.recovery_epochs)
     known.lab.baseline(plan.deployment)
     if not concluding.dense_eager(plan.deployment):
@@ -322,9 +298,10 @@ def _train(known: Known) -> None:
     run.survey = msgspec.structs.replace(run.survey, splits=measured)
     run.timed("splits", began)
     known.epochs = splitting.horizon(run, FINAL_SHARE * run.effort.time_s)
-    run.listener.note(f"Final training: {known.epochs} epochs; every trial's horizon is the same.")
     searching = run.bridge.now()
-    known.training = training.Outcome(run, known.epochs)
+    echo.say(run, known.epochs)
+    reach = splitting.reach(run, known.epochs, budget_s)
+    known.training = training.Outcome(run, known.epochs, reach)
     training.search(known.training, began + budget_s)
     run.timed("train search", searching)
     winner = known.training.winner
@@ -343,6 +320,8 @@ def _final(known: Known, recipe: Recipe) -> None:
     run.listener.phase("final training", FINAL_SHARE * run.effort.time_s)
     known.execution = training.final(run, recipe, known.epochs)
     run.timed("final training", began)
+    if echo.apart(run):
+        run.apart_s = run.bridge.now() - began
     run.on_progress()
 
 

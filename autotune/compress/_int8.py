@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from autotune.compress import Tools
+from autotune.compress import Tools, _kept
 from autotune.errors import JobError
 from autotune.forms import Form
 from autotune.records.job import Context
+from autotune.records.plan import Value
 from autotune.records.task import Dim
 
 
@@ -22,8 +23,16 @@ def reduce_range(context: Context) -> Dim:
     return Dim(name="reduce_range", kind="choice", choices=(saturates,))
 
 
-def run(form: Form, tools: Tools, quantize: Callable[[str, str], None]) -> Form:
+def run(
+    form: Form,
+    tools: Tools,
+    params: dict[str, Value],
+    quantize: Callable[[str, str, dict[str, object]], None],
+) -> Form:
     """Prepare the graph (shapes inferred, batch norm folded), quantize it, check it.
+
+    ``quantize(source, target, shared)`` gets the options that every quantizer takes: by the
+    step's ``reduce_range``, and by ``keep_fp32``, the modules that stay as they are.
 
     Raises:
         JobError: unsupported, with the quantizer's last line.
@@ -34,7 +43,15 @@ def run(form: Form, tools: Tools, quantize: Callable[[str, str], None]) -> Form:
     try:
         with quiet():
             prepared = _prepare(form.folder / "model.onnx", tools.workdir / "prepared.onnx")
-            quantize(str(prepared), str(target))
+            original = str(form.folder / "model.onnx")
+            shared = {
+                "per_channel": True,
+                "reduce_range": bool(params.get("reduce_range", True)),
+                "nodes_to_exclude": _kept.nodes(
+                    original, str(prepared), str(params.get("keep_fp32", ""))
+                ),
+            }
+            quantize(str(prepared), str(target), shared)
     except JobError:
         raise
     except Exception as error:

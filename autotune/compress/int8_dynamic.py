@@ -41,7 +41,7 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
         JobError: unsupported.
     """
 
-    def quantize(source: str, target: str) -> None:
+    def quantize(source: str, target: str, shared: dict[str, Any]) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         options: dict[str, Any] = {"MatMulConstBOnly": True}
@@ -49,10 +49,9 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
             source,
             target,
             op_types_to_quantize=["MatMul", "Gemm"],
-            per_channel=True,
-            reduce_range=bool(params.get("reduce_range", True)),
             weight_type=QuantType.QInt8,
             extra_options=options,
+            **shared,
         )
 
-    return _int8.run(form, tools, quantize)
+    return _int8.run(form, tools, params, quantize)

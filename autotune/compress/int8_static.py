@@ -38,7 +38,7 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
         JobError: unsupported, or there are no calibration rows.
     """
 
-    def quantize(source: str, target: str) -> None:
+    def quantize(source: str, target: str, shared: dict[str, Any]) -> None:
         from onnxruntime.quantization import (
             CalibrationMethod,
             QuantFormat,
@@ -54,12 +54,11 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=bool(params.get("reduce_range", True)),
             calibrate_method=methods[str(params.get("method", "percentile"))],
+            **shared,
         )
 
-    return _int8.run(form, tools, quantize)
+    return _int8.run(form, tools, params, quantize)
 
 
 def _reader(batches: Iterator[dict[str, Any]], used: set[str]) -> Any:

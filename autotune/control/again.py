@@ -24,7 +24,7 @@ from autotune.control.verifying import (
     deployment_verdicts,
     min_quality,
 )
-from autotune.errors import OutputError, UsageError
+from autotune.errors import UsageError
 from autotune.records import job as jobs
 from autotune.records.base import Record
 from autotune.records.budget import Budget, Effort, Limit
@@ -61,15 +61,7 @@ def verify(
         UsageError: the folder holds no finished report.
         OutputError: the artifact's bytes are not those that were verified.
     """
-    report = store.load_report(folder)
-    if report.chosen is None or report.artifact is None:
-        raise UsageError(f"{folder} is the report of an interrupted run: there is no artifact yet")
-    sha = store.check_artifact(folder / "artifact")
-    if sha != report.artifact.sha256:
-        raise OutputError(
-            f"{folder}/artifact is not the one that this report verified (sha256 {sha[:12]}..., "
-            f"verified was {report.artifact.sha256[:12]}...)"
-        )
+    report = store.verified(folder)
     effort = effort or Effort()
     with tempfile.TemporaryDirectory(prefix="autotune-verify-") as scratch:
         work = Path(scratch)

@@ -40,6 +40,7 @@ class Known:
     lab: Lab | None = None
     baseline: PlanResult | None = None
     lossless: PlanResult | None = None
+    earlier: PlanResult | None = None
     chosen: PlanResult | None = None
     verdicts: tuple[Verdict, ...] = ()
     why: Why = field(default_factory=Why)
@@ -85,6 +86,7 @@ def report(known: Known, status: str) -> Report:
         deploy_trials=tuple(tried),
         baseline=known.baseline,
         lossless=known.lossless,
+        earlier=known.earlier,
         chosen=known.chosen,
         verdicts=known.verdicts,
         energy_sources=run.sources,

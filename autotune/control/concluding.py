@@ -5,10 +5,21 @@ limit, the least violating plan is named and the verdicts say by how much.
 """
 
 import math
+from pathlib import Path
 
 import msgspec
 
-from autotune.control import assemble, examples, figures, reasons, store, verdict, verifying
+from autotune.control import (
+    assemble,
+    choose,
+    earlier,
+    examples,
+    figures,
+    reasons,
+    store,
+    verdict,
+    verifying,
+)
 from autotune.control.assemble import Known
 from autotune.control.deploying import Lab
 from autotune.control.run import Run
@@ -52,6 +63,8 @@ def conclude(
     if replace or chosen is None:
         chosen, kept = _against_baseline(known, lab, chosen)
     known.why = assemble.explain(known, chosen, kept, given=not replace)
+    if run.effort.baseline is not None:
+        earlier.race(known, Path(run.effort.baseline), chosen.side, folder.work)
     _ship(known, chosen, folder)
     run.timed("verification", began)
 
@@ -96,11 +109,22 @@ def _against_baseline(
         return chosen, None
     own = _baseline_of(known, chosen)
     if own.met and (not chosen.met or not _improves(known.run, chosen)):
-        why = "does not keep every limit" if not chosen.met else "does not beat it beyond noise"
-        return own, f"The baseline keeps every limit and the best candidate {why}."
+        why = "does not beat it beyond noise" if chosen.met else _unkept(chosen)
+        named = choose.describe(chosen.side.deployment)
+        return own, f"The baseline keeps every limit; the best candidate ({named}) {why}."
     if chosen.met or _distance(chosen) <= _distance(own):
         return chosen, None
     return own, "The baseline comes closer to the limits than any candidate."
+
+
+def _unkept(found: Verified) -> str:
+    """Which limits a finalist does not keep, and what would decide those that are undecided."""
+    parts = [
+        f"{v.name} is {v.verdict}" + (f" ({v.note})" if v.note else "")
+        for v in found.verdicts
+        if v.verdict != "MET"
+    ]
+    return f"does not: {'; '.join(parts)}"
 
 
 def _baseline_of(known: Known, found: Verified) -> Verified:

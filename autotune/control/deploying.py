@@ -10,14 +10,17 @@ that what the search calls feasible is what verification can certify.
 from dataclasses import dataclass, field
 from hashlib import sha256
 
+import msgspec
+
 from autotune.control import choose, deployments, recipes, space, verdict
-from autotune.control.figures import Tried, broken_bound, constraints, describe, objective
+from autotune.control.attempts import Attempt, outputs_of, part_of
+from autotune.control.figures import Tried, broken_bound, constraints, objective
 from autotune.control.run import Run
 from autotune.control.search import Search
 from autotune.errors import ContractError
 from autotune.records import job as jobs
 from autotune.records.plan import Deployment, Recipe, Value
-from autotune.records.report import DeployTrial, Failure
+from autotune.records.report import DeployTrial
 
 CONSTRAINTS = ("energy", "latency", "memory", "quality")
 _BUILD_TIMEOUT_S = 300.0
@@ -50,7 +53,7 @@ class Lab:
     def build(self, deployment: Deployment) -> jobs.Result:
         name = sha256(space.canonical(deployment).encode()).hexdigest()[:12]
         job = jobs.Build(
-            task=self.run.spec,
+            task=self.run.task(self.recipe),
             weights=self.weights,
             compress=deployment.compress,
             runtime=deployment.runtime,
@@ -63,88 +66,66 @@ class Lab:
         )
         return self.run.bridge.run(job, timeout_s=_BUILD_TIMEOUT_S)
 
-    def measure(
-        self,
-        built: jobs.Built,
-        deployment: Deployment,
-        seed: int,
-        *,
-        part: str | None,
-        time_s: float,
-    ) -> jobs.Result:
+    def measure(self, built: jobs.Built, deployment: Deployment, every: int = 1) -> jobs.Result:
+        """Time it on *select* and write its outputs on ``every`` so manieth row of it."""
         job = jobs.Measure(
             artifact=built.artifact,
             rows="data/select.npz",
             batch_size=deployment.batch_size,
             threads=deployment.threads,
-            seed=seed,
+            seed=self.run.effort.seed,
             min_calls=verdict.samples_needed(self.run.budget.percentile, 0.005),
-            time_s=time_s,
-            score_rows=f"data/{part}.npz" if part else None,
-            outputs=outputs_of(built, part) if part else None,
+            time_s=_SCREEN_S,
+            score_rows="data/select.npz",
+            every=every,
+            outputs=outputs_of(built, "select"),
             meter=self.run.meter,
             load_per_s=self.run.budget.load_per_s,
         )
-        return self.run.bridge.run(job, timeout_s=120.0 + 20 * time_s)
+        return self.run.bridge.run(job, timeout_s=120.0 + 20 * _SCREEN_S + self._evaluation_s())
 
-    def score(self, built: jobs.Built, part: str) -> jobs.Result:
+    def more(self, built: jobs.Built, deployment: Deployment, every: int) -> jobs.Result:
+        """Its outputs on more rows: no second timing."""
+        job = jobs.Measure(
+            artifact=built.artifact,
+            rows="data/select.npz",
+            batch_size=deployment.batch_size,
+            threads=deployment.threads,
+            min_calls=1,
+            max_calls=1,
+            time_s=0.0,
+            warmup_s=0.0,
+            score_rows="data/select.npz",
+            every=every,
+            outputs=outputs_of(built, "select"),
+        )
+        return self.run.bridge.run(job, timeout_s=120.0 + self._evaluation_s())
+
+    def score(self, built: jobs.Built, part: str, every: int = 1) -> jobs.Result:
         job = jobs.Score(
-            task=self.run.spec,
+            task=self.run.task(self.recipe),
             part=part,
             outputs=outputs_of(built, part),
+            every=every,
             seed=self.run.effort.seed,
         )
-        return self.run.bridge.run(job, timeout_s=120.0)
+        return self.run.bridge.run(job, timeout_s=120.0 + self._evaluation_s())
 
     def trial(self, deployment: Deployment, why: str, *, baseline: bool = False) -> Tried:
         """Build, measure and score one candidate; never raises for what the candidate does."""
-        number = len(self.tried)
-        results: list[jobs.Result] = []
-
-        def spent(**fields: object) -> DeployTrial:
-            overhead = sum(max(0.0, r.wall_s - r.work_s) for r in results)
-            wall = sum(r.wall_s for r in results)
-            build = sum(r.wall_s for r in results[:1])
-            self.run.overheads.append(overhead)
-            base: dict[str, object] = {
-                "number": number,
-                "deployment": deployment,
-                "why": why,
-                "build_s": build,
-                "measure_s": wall - build,
-                "wall_s": wall,
-                "overhead_s": overhead,
-            }
-            return DeployTrial(**(base | fields))  # type: ignore[arg-type]
-
-        def failed(failure: Failure) -> Tried:
-            return Tried(spent(state="failed", failure=failure, constraints={"failed": 1.0}))
-
-        results.append(self.build(deployment))
-        built = results[-1].answer
-        if not isinstance(built, jobs.Built):
-            return failed(_of(results[-1]))
-        results.append(
-            self.measure(built, deployment, self.run.effort.seed, part="select", time_s=_SCREEN_S)
-        )
-        measured = results[-1].answer
-        if not isinstance(measured, jobs.Measured):
-            return failed(_of(results[-1]))
-        results.append(self.score(built, "select"))
-        scored = results[-1].answer
-        if not isinstance(scored, jobs.Scored):
-            return failed(_of(results[-1]))
-        launch, scores = measured.launch, scored.scores
-        fields = describe(self.run, [launch], deployment)
-        fields |= {"size_bytes": built.size_bytes, "quality": scores.quality, "state": "complete"}
-        tried = Tried(spent(**fields), built, launch, scores)
+        attempt = Attempt(self, deployment, why)
+        tried = attempt.run(None if baseline else self.baseline(deployment))
         return tried if baseline else self._constrained(tried)
 
-    def _constrained(self, tried: Tried) -> Tried:
-        import msgspec
+    def _evaluation_s(self) -> float:
+        """What one evaluation may take: some baseline's own, with room."""
+        return 10 * max((t.trial.measure_s for t in self.baselines.values()), default=30.0)
 
+    def _constrained(self, tried: Tried) -> Tried:
+        if tried.scores is None:
+            return tried
         reference = self.baseline(tried.trial.deployment)
-        fields = constraints(self.run, tried, reference)
+        fields = constraints(self.run, tried, part_of(reference, tried))
         return tried._replace(trial=msgspec.structs.replace(tried.trial, **fields))
 
     def baseline(self, deployment: Deployment) -> Tried:
@@ -159,8 +140,6 @@ class Lab:
         return self.baselines[at]
 
     def keep(self, tried: Tried) -> None:
-        import msgspec
-
         trial = msgspec.structs.replace(tried.trial, number=len(self.tried))
         self.tried.append(tried._replace(trial=trial))
 
@@ -261,6 +240,7 @@ class Lab:
             self.run.survey.options,
             batch_size=self.batch,
             recovery_epochs=self.recovery_epochs,
+            keep_fp32=self.run.effort.keep_fp32,
         )
 
     def _known(self, deployment: Deployment) -> Tried | None:
@@ -309,12 +289,3 @@ class Lab:
             a, b = b, a
         found = verdict.quality(a, b, 0.0, higher_is_better=higher)
         return found.lower is None or found.lower <= 0
-
-
-def outputs_of(built: jobs.Built, part: str | None) -> str:
-    """Rows file of an artifact's outputs on one part of the data."""
-    return f"outputs/{built.artifact.rpartition('/')[2]}-{part}.npz"
-
-
-def _of(result: jobs.Result) -> Failure:
-    return result.failure or Failure(kind="error", message="no answer")

@@ -5,11 +5,11 @@ Values that mean the same deployment are made equal, so that a repeat can be rec
 
 import msgspec
 
-from autotune.control.space import Node, Space, Values, choice, complete, fix, middle
+from autotune.control.space import Space, Values, choice, complete, fix, middle
 from autotune.errors import UsageError
 from autotune.records.budget import Effort
 from autotune.records.plan import Deployment, Step, Value
-from autotune.records.task import Option, Survey
+from autotune.records.task import Node, Option, Survey
 
 
 def deploy_space(
@@ -64,9 +64,17 @@ def _why_not(option: Option) -> str:
 
 
 def deployment(
-    values: Values, options: tuple[Option, ...], *, batch_size: int, recovery_epochs: int
+    values: Values,
+    options: tuple[Option, ...],
+    *,
+    batch_size: int,
+    recovery_epochs: int,
+    keep_fp32: tuple[str, ...] = (),
 ) -> Deployment:
-    """Sampled values as a deployment.  Recovery epochs only where something is retrained."""
+    """Sampled values as a deployment.  Recovery epochs only where something is retrained; what
+    is kept in fp32 is told to every step that quantizes.
+    """
+    kept: dict[str, Value] = {"keep_fp32": ",".join(keep_fp32)} if keep_fp32 else {}
     by_name = {o.name: o for o in options if o.kind == "compress"}
     groups = dict.fromkeys(o.group or o.name for o in by_name.values())
     names = [str(values[g]) for g in groups if values.get(g, "none") != "none"]
@@ -78,7 +86,8 @@ def deployment(
                 key.partition(".")[2]: value
                 for key, value in sorted(values.items())
                 if key.startswith(f"{name}.")
-            },
+            }
+            | (kept if by_name[name].group == "quantize" else {}),
         )
         for name in names
     )

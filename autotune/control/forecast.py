@@ -17,7 +17,9 @@ _ENOUGH_TRAIN, _ENOUGH_DEPLOY = 20, 20
 
 
 class Costs(Record, frozen=True, kw_only=True):
-    """Measured unit costs, in seconds.  ``pinned`` trainings run whatever they cost."""
+    """Measured unit costs, in seconds.  ``pinned`` trainings run whatever they cost;
+    ``apart``: the final training is not part of ``--time``.
+    """
 
     spent_s: float
     evaluation_s: float
@@ -26,6 +28,8 @@ class Costs(Record, frozen=True, kw_only=True):
     trial_s: float = 0.0
     launch_s: float = 0.0
     baselines: int = 1
+    epochs: int = 0
+    apart: bool = False
 
 
 class Forecast(Record, frozen=True, kw_only=True):
@@ -33,6 +37,7 @@ class Forecast(Record, frozen=True, kw_only=True):
 
     evaluation_s: float
     final_training_s: float
+    epochs: int = 0
     train_trials: int
     deploy_trials: int
     whole_s: float
@@ -42,14 +47,16 @@ class Forecast(Record, frozen=True, kw_only=True):
 def forecast(costs: Costs, time_s: float) -> Forecast:
     """The whole run under ``--time``."""
     # successive halving ends two of three trials at a ninth of their epochs
-    usual_s = 0.4 * costs.training_s
-    train_s = train_trials = 0.0
+    whole_s = min(costs.training_s, TRAIN_SHARE * time_s / 3.75)  # `splitting.reach`
+    usual_s = 0.4 * whole_s
+    train_s = train_trials = apart_s = 0.0
     if costs.pinned:
-        pinned_s = costs.pinned * costs.training_s
+        pinned_s = costs.pinned * whole_s
         train_s = max(TRAIN_SHARE * time_s, pinned_s)
         train_trials = costs.pinned + max(0.0, train_s - pinned_s) / max(usual_s, 1e-3)
         train_s += costs.training_s
-    left_s = max(0.0, time_s - costs.spent_s - train_s)
+        apart_s = costs.training_s if costs.apart else 0.0
+    left_s = max(0.0, time_s + apart_s - costs.spent_s - train_s)
     verify_s = _LAUNCHES * costs.launch_s + 2 * costs.evaluation_s
     fixed_s = costs.baselines * costs.trial_s
     deploy_s = max(DEPLOY_SHARE * left_s, fixed_s)
@@ -61,6 +68,7 @@ def forecast(costs: Costs, time_s: float) -> Forecast:
     return Forecast(
         evaluation_s=costs.evaluation_s,
         final_training_s=costs.training_s,
+        epochs=costs.epochs,
         train_trials=int(train_trials),
         deploy_trials=int(trials),
         whole_s=costs.spent_s + train_s + deploy_s + verify_s,
@@ -70,11 +78,12 @@ def forecast(costs: Costs, time_s: float) -> Forecast:
 
 def lines(found: Forecast, time_s: float) -> tuple[str, ...]:
     """The forecast in words."""
-    out = [f"One evaluation of the select rows takes {units.show(found.evaluation_s, 's')}."]
+    out = [f"One evaluation of the select rows takes about {units.show(found.evaluation_s, 's')}."]
     if found.final_training_s:
         out.append(
-            f"The final training takes about {units.show(found.final_training_s, 's')}; "
-            f"about {found.train_trials} recipes fit into the train search."
+            f"The final training ({found.epochs} epochs) takes about "
+            f"{units.show(found.final_training_s, 's')}; about {found.train_trials} recipes fit "
+            "into the train search."
         )
     out.append(f"About {found.deploy_trials} deployments fit into the deploy search.")
     out.append(f"The whole run would take about {units.show(found.whole_s, 's')}.")

@@ -8,11 +8,11 @@ import math
 
 import msgspec
 
-from autotune.control.space import Node, Space, Values, choice, fix, inside, optimizers
+from autotune.control.space import Space, Values, choice, fix, inside, optimizers
 from autotune.records.budget import Effort
 from autotune.records.hardware import Profile
 from autotune.records.plan import Recipe, Value
-from autotune.records.task import Dim, Option, Split, Survey
+from autotune.records.task import Dim, Node, Option, Split, Survey
 
 
 def thread_counts(profile: Profile, effort: Effort) -> tuple[int, ...]:
@@ -75,22 +75,37 @@ def train_space(survey: Survey, effort: Effort) -> Space:
     nodes.append(Node(dim=choice("batch_size", batch_sizes(survey.task.train_rows))))
     if len(precisions) > 1:
         nodes.append(Node(dim=choice("precision", precisions)))
+    nodes += [_own(node) for node in survey.task.space]
     whole = Space(name="train", nodes=tuple(nodes))
     if survey.task.tunes is not None:
         whole = _honoured(whole, survey.task.tunes, baseline(survey))
     return fix(whole, effort.fix)
 
 
+_OWN = "params."
+
+
+def _own(node: Node) -> Node:
+    """A dimension of the user's, under a name that none of ours has."""
+    dim = msgspec.structs.replace(node.dim, name=_OWN + node.dim.name)
+    parent = None if node.parent is None else _OWN + node.parent
+    return msgspec.structs.replace(node, dim=dim, parent=parent)
+
+
 def baseline(survey: Survey, threads: int = 1) -> Recipe:
     """The user's recipe, else Adam, lr 1e-3, batch 32, fp32, one process."""
     given = dict(survey.task.recipe or {})
-    return msgspec.convert({"threads": threads} | given, Recipe)
+    own = {"threads": threads, "params": survey.task.params}
+    return msgspec.convert(own | given, Recipe)
 
 
 def _honoured(whole: Space, tunes: tuple[str, ...], base: Recipe) -> Space:
     """What the user's own ``train()`` honours is searched; the rest is held at their recipe."""
     nodes = []
     for node in whole.nodes:
+        if node.dim.name.startswith(_OWN):
+            nodes.append(node)
+            continue
         name = "lr" if node.dim.name.startswith("lr_") else node.dim.name
         held = getattr(base, name)
         if name in tunes:
@@ -119,6 +134,7 @@ def recipe(values: Values, split: tuple[str, int, int]) -> Recipe:
         "parallel": parallel,
         "ranks": ranks,
         "threads": threads,
+        "params": {n.removeprefix(_OWN): v for n, v in values.items() if n.startswith(_OWN)},
     }
     return msgspec.convert(fields, Recipe)
 
@@ -135,6 +151,7 @@ def values_of(rec: Recipe, space: Space) -> dict[str, Value] | None:
         "weight_decay": rec.weight_decay or 1e-6,
         "batch_size": rec.batch_size,
         "precision": rec.precision,
+        **{_OWN + name: value for name, value in rec.params.items()},
     }
     out: dict[str, Value] = {}
     for node in space.nodes:

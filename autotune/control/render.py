@@ -134,12 +134,12 @@ def _comparison_lines(report: Report) -> list[str]:
 
 
 _ALWAYS = ("energy per sample", "quality (confirm)")
-_CELL = 23
+_NAME, _CELLS = 24, 72  # columns of the terminal
 
 
 def _row(name: str, cells: list[str]) -> list[str]:
     """A row of the comparison; a cell too wide for its column goes on below."""
-    parts = [textwrap.wrap(_clean(cell), _CELL) or [""] for cell in cells]
+    parts = [textwrap.wrap(_clean(cell), _width(cells) - 1) or [""] for cell in cells]
     height = max(map(len, parts))
     return [
         _columns(name if i == 0 else "", [p[i] if i < len(p) else "" for p in parts])
@@ -148,7 +148,12 @@ def _row(name: str, cells: list[str]) -> list[str]:
 
 
 def _columns(name: str, cells: list[str]) -> str:
-    return f"{name:<24} {' '.join(f'{cell:<{_CELL}}' for cell in cells)}".rstrip()
+    width = _width(cells)
+    return f"{name:<{_NAME}} {''.join(f'{cell:<{width}}' for cell in cells)}".rstrip()
+
+
+def _width(cells: list[str]) -> int:
+    return _CELLS // max(3, len(cells))
 
 
 def _next_lines(report: Report, folder: str | None) -> list[str]:

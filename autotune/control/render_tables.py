@@ -74,7 +74,8 @@ def outcome(trial: DeployTrial | TrainTrial) -> str:
     """How a trial ended, and why."""
     if trial.failure is not None:
         return f"{trial.state}: {trial.failure.kind}: {trial.failure.message}"
-    return f"{trial.state}: {trial.bound}" if trial.bound else trial.state
+    reason = trial.bound or getattr(trial, "stopped", None)
+    return f"{trial.state}: {reason}" if reason else trial.state
 
 
 def _deploy_trials(report: Report) -> Section:

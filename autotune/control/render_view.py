@@ -153,6 +153,7 @@ def plans(report: Report) -> tuple[tuple[str, PlanResult], ...]:
     """The verified plans by the name of their column."""
     named = (
         ("baseline", report.baseline),
+        ("earlier plan", report.earlier),
         ("best lossless", report.lossless),
         ("chosen", report.chosen),
     )
@@ -209,7 +210,9 @@ def figures(plan: PlanResult, percentile: float) -> tuple[tuple[str, str], ...]:
         ("energy per sample", units.show(plan.energy_j_per_sample, "J")),
         ("energy, modelled", modelled(plan.energy_modelled)),
         ("throughput", units.per_second(plan.throughput_per_s)),
+        ("throughput 95 % interval", _rates(plan.throughput_interval)),
         ("memory", units.show(plan.memory_bytes, "B")),
+        ("memory, a next launch (95 %)", _bytes(plan.memory_interval)),
         ("size on disk", units.show(plan.size_bytes, "B")),
         ("load", units.show(plan.load_s, "s")),
         ("first call", units.show(plan.first_call_s, "s")),
@@ -217,6 +220,16 @@ def figures(plan: PlanResult, percentile: float) -> tuple[tuple[str, str], ...]:
         *([("launches taken again", str(plan.disturbed))] if plan.disturbed else []),
     ]
     return tuple(rows)
+
+
+def _rates(interval: Interval | None) -> str:
+    if interval is None:
+        return NONE
+    return f"{units.per_second(interval.low)} to {units.per_second(interval.high)}"
+
+
+def _bytes(interval: Interval | None) -> str:
+    return NONE if interval is None else units.span(interval.low, interval.high, "B")
 
 
 def _under_load(plan: PlanResult, percentile: float) -> list[tuple[str, str]]:
@@ -236,6 +249,10 @@ def recipe(found: Recipe | None) -> str:
     parts += [f"{n}={v:.3g}" for n in names if (v := getattr(found, n)) is not None]
     if found.weight_decay:
         parts.append(f"weight_decay={found.weight_decay:.3g}")
+    parts += [
+        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in found.params.items()
+    ]
     ranks = f" x {found.ranks} ranks" if found.ranks > 1 else ""
     plural = "" if found.threads == 1 else "s"
     return (

@@ -5,12 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from autotune.control.bridge import Bridge
 from autotune.errors import ContractError, WorkerError
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
 from autotune.records.job import Job, Result
 from autotune.records.measurement import EnergySource
+from autotune.records.plan import Recipe
 from autotune.records.report import DeployTrial, TrainTrial
 from autotune.records.task import Survey, TaskSpec
 
@@ -40,7 +43,10 @@ class Silent:
 
 @dataclass
 class Run:
-    """One run in progress.  ``journal`` is the file that its Optuna studies are kept in."""
+    """One run in progress.  ``journal`` is the file that its Optuna studies are kept in;
+    ``apart_s`` what a final training took that the user set apart from ``--time``,
+    ``evaluation_s`` what one evaluation of *select* takes, about.
+    """
 
     bridge: Bridge
     spec: TaskSpec
@@ -53,11 +59,13 @@ class Run:
     phases: dict[str, float] = field(default_factory=dict)
     overheads: list[float] = field(default_factory=list)
     journal: Path | None = None
+    apart_s: float = 0.0
+    evaluation_s: float = 0.0
     on_progress: Callable[[], None] = lambda: None
 
     @property
     def left_s(self) -> float:
-        return self.effort.time_s - self.bridge.now()
+        return self.effort.time_s + self.apart_s - self.bridge.now()
 
     @property
     def meter(self) -> str | None:
@@ -72,6 +80,10 @@ class Run:
             return self.budget.max_drop
         task = self.survey.task
         return 0.01 if task.binary or task.rate else None
+
+    def task(self, recipe: Recipe) -> TaskSpec:
+        """The task with the recipe's values for the user's own hyperparameters."""
+        return msgspec.structs.replace(self.spec, params=recipe.params)
 
     def timed(self, name: str, since_s: float) -> None:
         """Add the time since ``since_s`` to a phase."""
@@ -93,7 +105,7 @@ def must(bridge: Bridge, job: Job, timeout_s: float) -> Result:
         raise ContractError(failure.message)
     log = f"\n{failure.log}" if failure.log else ""
     what = type(job).__name__.lower()
-    if what in ("inspect", "train"):
+    if what in ("inspect", "outline", "train"):
         raise ContractError(_USER_FAULT.get(failure.kind, "{}").format(failure.message) + log)
     raise WorkerError(f"{what}: {failure.kind}: {failure.message}{log}")
 

@@ -18,22 +18,11 @@ from autotune.records import codec
 from autotune.records.base import Record
 from autotune.records.budget import Effort
 from autotune.records.plan import Value
-from autotune.records.task import Dim, Option
+from autotune.records.task import Dim, Node, Option
 
 Values = Mapping[str, Value]
 
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
-
-
-class Node(Record, frozen=True, kw_only=True):
-    """A dimension that exists when ``parent`` has one of ``values`` (always, without one)."""
-
-    dim: Dim
-    parent: str | None = None
-    values: tuple[Value, ...] = ()
-
-    def active(self, chosen: Values) -> bool:
-        return self.parent is None or chosen.get(self.parent) in self.values
 
 
 class Space(Record, frozen=True, kw_only=True):

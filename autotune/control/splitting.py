@@ -13,6 +13,7 @@ from autotune.records.plan import Recipe
 from autotune.records.task import Split
 
 _MOST_EPOCHS = 60
+_WHOLE = 3.75  # trainings to the end that a train search should hold
 
 
 def measure_splits(run: Run, budget_s: float) -> tuple[Split, ...]:
@@ -31,9 +32,15 @@ def measure_splits(run: Run, budget_s: float) -> tuple[Split, ...]:
     for (parallel, ranks, threads), batch in wanted:
         if run.bridge.now() - started > budget_s and len(out) >= len(legal):
             break
-        recipe = Recipe(batch_size=batch, parallel=parallel, ranks=ranks, threads=threads)
+        recipe = Recipe(
+            batch_size=batch,
+            parallel=parallel,
+            ranks=ranks,
+            threads=threads,
+            params=run.survey.task.params,
+        )
         job = jobs.Throughput(
-            task=run.spec,
+            task=run.task(recipe),
             recipe=recipe,
             seed=run.effort.seed,
             budget_s=0.5,
@@ -64,14 +71,38 @@ def _split(recipe: Recipe, result: jobs.Result) -> Split:
 
 
 def horizon(run: Run, share_s: float) -> int:
-    """Epochs of the final training: asked for, or what ``share_s`` seconds (and the training
-    time budget) allow at the default recipe's measured throughput.
+    """Epochs of the final training: asked for, or what the training time budget, and without one
+    ``share_s`` seconds, allow at the measured throughput.
     """
-    if run.effort.epochs or run.survey.task.epochs:
-        return int(run.effort.epochs or run.survey.task.epochs or 1)
+    effort, info = run.effort, run.survey.task
+    if effort.epochs:
+        return effort.epochs
+    steps = effort.steps or (None if info.epochs else info.steps)
+    if steps:
+        batch = recipes.baseline(run.survey).batch_size
+        return max(1, math.ceil(steps * batch / info.train_rows))
+    if info.epochs:
+        return info.epochs
+    epoch_s = one_epoch_s(run)
+    if epoch_s is None:
+        return 10
+    allowed = run.budget.train_time_s or share_s
+    return max(1, min(_MOST_EPOCHS, int(0.9 * allowed / epoch_s)))
+
+
+def one_epoch_s(run: Run) -> float | None:
+    """Seconds of one epoch of a usual recipe; None where no split could be measured."""
     rates = [s.samples_per_s for s in run.survey.splits if s.samples_per_s]
     if not rates:
-        return 10
-    epoch_s = run.survey.task.train_rows / min(max(rates), 4 * min(rates))
-    allowed = min(share_s, run.budget.train_time_s or math.inf)
-    return max(1, min(_MOST_EPOCHS, int(0.9 * allowed / epoch_s)))
+        return None
+    return run.survey.task.train_rows / min(max(rates), 4 * min(rates))
+
+
+def reach(run: Run, epochs: int, search_s: float) -> int:
+    """Epochs that a trial is trained for: the horizon, or fewer where the search's time does not
+    hold some four whole trainings.
+    """
+    epoch_s = one_epoch_s(run)
+    if epoch_s is None:
+        return epochs
+    return max(1, min(epochs, int(search_s / (_WHOLE * epoch_s))))

@@ -209,6 +209,25 @@ def load_report(folder: Path) -> Report:
     return codec.decode(_read(path, "report"), Report, what=str(path))
 
 
+def verified(folder: Path) -> Report:
+    """The report of a finished run whose artifact is still the one that it verified.
+
+    Raises:
+        UsageError: the folder holds no finished report.
+        OutputError: the artifact's bytes are others.
+    """
+    report = load_report(folder)
+    if report.chosen is None or report.artifact is None:
+        raise UsageError(f"{folder} is the report of an interrupted run: there is no artifact yet")
+    sha = check_artifact(folder / "artifact")
+    if sha != report.artifact.sha256:
+        raise OutputError(
+            f"{folder}/artifact is not the one that this report verified (sha256 {sha[:12]}..., "
+            f"verified was {report.artifact.sha256[:12]}...)"
+        )
+    return report
+
+
 def load_plan(path: Path) -> Plan:
     """Read a plan.json, or that of a report folder."""
     path = path / "plan.json" if path.is_dir() else path

@@ -2,6 +2,9 @@
 
 import math
 
+import msgspec
+
+from autotune import patterns
 from autotune.control import deployments, library, recipes, space, verdict
 from autotune.control.bridge import Bridge
 from autotune.control.run import Listener, Run, must
@@ -9,6 +12,7 @@ from autotune.errors import UsageError
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
+from autotune.records.plan import Recipe
 from autotune.records.task import Survey, TaskSpec
 
 
@@ -40,10 +44,26 @@ def survey(
         certifiable_drop=least if found.info.binary else None,
     )
     run = Run(bridge, spec, budget, effort, listener, profile, known, sources.sources)
+    run.evaluation_s = found.evaluation_s or 0.0
     _check_restrictions(run)
     run.timed("survey", 0.0)
     _say_limits(run)
     return run
+
+
+def look_again(run: Run, recipe: Recipe) -> None:
+    """The traits of the model that the recipe makes, where the user's hyperparameters make it
+    another than the one that was surveyed.
+    """
+    if recipe.params == run.survey.task.params:
+        return
+    found = must(run.bridge, jobs.Inspect(task=run.task(recipe)), 120.0).answer
+    assert isinstance(found, jobs.Inspection)
+    context = jobs.Context(info=found.info, traits=found.traits, profile=run.profile)
+    menu = must(run.bridge, jobs.Menu(context=context), 60.0).answer
+    assert isinstance(menu, jobs.Options)
+    options = space.restrict(menu.options, run.effort)
+    run.survey = msgspec.structs.replace(run.survey, traits=found.traits, options=options)
 
 
 def _profile(bridge: Bridge, saved: Profile | None, device: str, listener: Listener) -> Profile:
@@ -73,6 +93,11 @@ def _check_restrictions(run: Run) -> None:
     effort, cores = run.effort, max(1, math.floor(run.profile.cpu.cores))
     if effort.threads is not None and not 1 <= effort.threads <= cores:
         raise UsageError(f"--threads {effort.threads}: this process may use {cores} cores")
+    names = run.survey.task.module_names
+    for pattern in effort.keep_fp32:
+        if not any(patterns.matches(name, [pattern]) for name in names):
+            some = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+            raise UsageError(f"--keep-fp32 {pattern!r}: no module is called so; there are: {some}")
     counts = recipes.thread_counts(run.profile, effort)
     spaces = [deployments.deploy_space(run.survey, counts, (1, 4), effort)]
     if not run.survey.task.pretrained:

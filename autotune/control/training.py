@@ -27,10 +27,13 @@ _MOST_REPEATS = 30
 
 @dataclass
 class Outcome:
-    """The train search as it goes on: ``epochs`` is the horizon of every schedule."""
+    """The train search as it goes on: ``epochs`` is the horizon of every schedule, ``reach``
+    how far a trial is trained.
+    """
 
     run: Run
     epochs: int
+    reach: int
     trials: list[TrainTrial] = field(default_factory=list)
 
     @property
@@ -59,7 +62,7 @@ def search(outcome: Outcome, until_s: float) -> None:
     """Try recipes until the run's clock reads ``until_s`` or the trials are used up."""
     run, trials = outcome.run, outcome.trials
     legal = recipes.splits(run.survey.options, run.profile, run.effort)
-    rungs = _rungs(outcome.epochs)
+    rungs = _rungs(outcome.reach)
     study = Search(
         recipes.train_space(run.survey, run.effort),
         seed=run.effort.seed,
@@ -69,8 +72,9 @@ def search(outcome: Outcome, until_s: float) -> None:
     )
     default = recipes.baseline(run.survey)
     _pinned(outcome, study, default, "the baseline recipe", until_s)
-    if msgspec.structs.replace(default, threads=1) != Recipe():
-        _pinned(outcome, study, Recipe(), "the default recipe", until_s)
+    plain = Recipe(params=default.params)
+    if msgspec.structs.replace(default, threads=1) != plain:
+        _pinned(outcome, study, plain, "the default recipe", until_s)
     _enqueue_scaled(study, default)
     seen = {space.canonical(t.recipe) for t in trials}
     repeats = 0
@@ -85,7 +89,7 @@ def search(outcome: Outcome, until_s: float) -> None:
         seen.add(space.canonical(recipe))
         repeats = 0
         trial = _skipped(run, recipe, outcome.epochs, len(trials), proposal.why) or _train(
-            run, recipe, outcome.epochs, len(trials), proposal.why, proposal, study
+            outcome, recipe, proposal.why, proposal, study
         )
         study.tell(
             proposal.number,
@@ -129,7 +133,7 @@ def _pinned(outcome: Outcome, study: Search, recipe: Recipe, why: str, until_s: 
     """Train a recipe to the end whatever the others do; tell the study where it lies inside."""
     run = outcome.run
     recipe = fitting(run, recipe)
-    trial = _train(run, recipe, outcome.epochs, len(outcome.trials), why)
+    trial = _train(outcome, recipe, why)
     values = recipes.values_of(recipe, study.space)
     if values is not None:
         study.enqueue(values, why)
@@ -141,24 +145,25 @@ def _pinned(outcome: Outcome, study: Search, recipe: Recipe, why: str, until_s: 
 
 
 def _train(
-    run: Run,
+    outcome: Outcome,
     recipe: Recipe,
-    epochs: int,
-    number: int,
     why: str,
     proposal: Proposal | None = None,
     study: Search | None = None,
 ) -> TrainTrial:
     """One training job as a trial; without a study it is never cut short."""
-    rungs = _rungs(epochs)
+    run, epochs, number = outcome.run, outcome.epochs, len(outcome.trials)
+    rungs = _rungs(outcome.reach)
 
     def go_on(step: int, value: float) -> bool:
+        if step >= outcome.reach < epochs:
+            return False
         if study is None or proposal is None or not math.isfinite(value):
             return True
         return study.report(proposal.number, step, value)
 
     job = jobs.Train(
-        task=run.spec,
+        task=run.task(recipe),
         recipe=recipe,
         epochs=epochs,
         rungs=rungs,
@@ -166,7 +171,7 @@ def _train(
         meter=run.meter,
         device=run.effort.device,
     )
-    result = run.bridge.run(job, timeout_s=_timeout(run, epochs), on_report=go_on)
+    result = run.bridge.run(job, timeout_s=_timeout(run, outcome.reach), on_report=go_on)
     overhead = max(0.0, result.wall_s - result.work_s)
     run.overheads.append(overhead)
     if result.failure is not None:
@@ -180,25 +185,19 @@ def _train(
             overhead_s=overhead,
         )
     assert isinstance(result.answer, jobs.Trained)
-    return _trial(run, result.answer, recipe, epochs, rungs, number, why, result.wall_s, overhead)
+    return _trial(outcome, result, recipe, rungs, why)
 
 
 def _trial(
-    run: Run,
-    done: jobs.Trained,
-    recipe: Recipe,
-    epochs: int,
-    rungs: tuple[int, ...],
-    number: int,
-    why: str,
-    wall_s: float,
-    overhead_s: float,
+    outcome: Outcome, result: jobs.Result, recipe: Recipe, rungs: tuple[int, ...], why: str
 ) -> TrainTrial:
-    pruned = done.stopped and done.epochs < epochs
+    run, done = outcome.run, result.answer
+    assert isinstance(done, jobs.Trained)
+    pruned = done.stopped and done.epochs < outcome.reach
     energy = done.energy.total_j if done.energy else None
-    whole = epochs / max(1, done.epochs)  # a pruned trial is projected to the full horizon
+    whole = outcome.epochs / max(1, done.epochs)  # what is cut short is projected to the horizon
     return TrainTrial(
-        number=number,
+        number=len(outcome.trials),
         recipe=recipe,
         state="pruned" if pruned else "complete",
         rungs=rungs[: len(done.val_losses)],
@@ -212,8 +211,8 @@ def _trial(
             run, done.train_s * whole, energy * whole if energy else None, done.peak_memory_bytes
         ),
         why=why,
-        wall_s=wall_s,
-        overhead_s=overhead_s,
+        wall_s=result.wall_s,
+        overhead_s=max(0.0, result.wall_s - result.work_s),
     )
 
 
@@ -235,6 +234,8 @@ def _constraints(
 def _skipped(run: Run, recipe: Recipe, epochs: int, number: int, why: str) -> TrainTrial | None:
     """A trial that a provable lower bound already rules out."""
     traits, limits = run.survey.traits, run.budget
+    if recipe.params != run.survey.task.params:
+        return None  # another model: these traits bound nothing
     bound = None
     least_s = cost.train_bound_s(recipe, epochs, run.survey.task.train_rows, traits, run.profile)
     least_bytes = cost.train_memory_bound_bytes(recipe, traits)
@@ -261,9 +262,13 @@ def _rungs(epochs: int) -> tuple[int, ...]:
 
 
 def _timeout(run: Run, epochs: int) -> float:
+    return min(3 * _whole_s(run, epochs) + 15, max(60.0, run.left_s))
+
+
+def _whole_s(run: Run, epochs: int) -> float:
+    """Seconds of a training at the slowest split's speed."""
     rates = [s.samples_per_s for s in run.survey.splits if s.samples_per_s]
-    whole = epochs * run.survey.task.train_rows / min(rates) if rates else run.effort.time_s
-    return min(3 * whole + 15, max(60.0, run.left_s))
+    return epochs * run.survey.task.train_rows / min(rates) if rates else run.effort.time_s
 
 
 def signed_quality(run: Run, quality: float) -> float:
@@ -297,9 +302,10 @@ def one_epoch(run: Run) -> tuple[float, float]:
     """Train the baseline recipe for one epoch, to `WEIGHTS`; seconds of one evaluation and of
     one epoch.
     """
+    recipe = fitting(run, recipes.baseline(run.survey))
     job = jobs.Train(
-        task=run.spec,
-        recipe=fitting(run, recipes.baseline(run.survey)),
+        task=run.task(recipe),
+        recipe=recipe,
         epochs=1,
         rungs=(1,),
         seed=run.effort.seed,
@@ -322,7 +328,7 @@ def final(run: Run, recipe: Recipe, epochs: int) -> Execution:
         ContractError: it fails (it did not in the search).
     """
     job = jobs.Train(
-        task=run.spec,
+        task=run.task(recipe),
         recipe=recipe,
         epochs=epochs,
         rungs=(epochs,),
@@ -332,7 +338,7 @@ def final(run: Run, recipe: Recipe, epochs: int) -> Execution:
         meter=run.meter,
         device=run.effort.device,
     )
-    done = must(run.bridge, job, max(600.0, _timeout(run, epochs))).answer
+    done = must(run.bridge, job, max(600.0, 3 * _whole_s(run, epochs) + 60)).answer
     assert isinstance(done, jobs.Trained)
     return Execution(
         train_s=done.train_s,

@@ -155,6 +155,14 @@ def span(low: float | None, high: float | None, unit: str) -> str:
     return f"{shown[0]} to {shown[1]}{'' if name.startswith('/') or not name else ' '}{name}"
 
 
+def around(value: float, low: float, high: float, unit: str) -> str:
+    """A value and its interval in one prefix: ``0.955 s (0.710 to 1.29 s)``."""
+    divisor, name = _scale(high, unit)
+    scaled = (_significant(x / divisor, 3) for x in (value, low, high))
+    end = f" {name}" if name else ""
+    return "{}{end} ({} to {}{end})".format(*scaled, end=end)
+
+
 def metric(value: float | None) -> str:
     """A quality or loss: four significant digits at most, or "not measured"."""
     return NOT_MEASURED if value is None else _trimmed(_significant(value, 4))

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import msgspec
 
 from autotune.control import comparing, disturbed, figures, verdict
-from autotune.control.deploying import Lab, outputs_of
+from autotune.control.attempts import outputs_of
+from autotune.control.deploying import Lab
 from autotune.control.run import Run
 from autotune.records import job as jobs
 from autotune.records.budget import Budget
@@ -97,6 +98,11 @@ def verify(lab: Lab, deployment: Deployment, finalists: int, execution: Executio
     if side is not reference:
         comparison = verdict.faster(side.latencies, reference.latencies, run.budget.percentile)
     return Verified(side, reference, (*verdicts, *trained), comparison)
+
+
+def in_turn(lab: Lab, side: Side, other: Side) -> str | None:
+    """Launch two sides in turn up to the first look; why it failed, if it did."""
+    return _take(lab, side, other, LOOKS[0])
 
 
 def _take(lab: Lab, side: Side, reference: Side, launches: int) -> str | None:

@@ -18,6 +18,8 @@ from typing import Any, Literal
 from autotune.records import codec
 from autotune.records.base import Record
 
+MODULE = "module"
+"""A graph node's note of the module that it comes from, as ``named_modules`` names it."""
 ABOUT = "about.json"
 
 

@@ -2,8 +2,10 @@
 
 The batch dimension is free where the model allows it.  The file says nothing about the
 machine that it was made on: the exporter's stack traces, which name its paths, are removed.
+Each node keeps the name of the module that it comes from (`MODULE`).
 """
 
+import ast
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +15,13 @@ import torch
 from torch import Tensor
 
 from autotune.errors import JobError
+from autotune.forms import MODULE
 from autotune.forms.exported import dynamic_shapes, last_line, quiet
 from autotune.forms.flat import Flat, plain_attention
 from autotune.records.task import Dynamic
 
 MODEL = "model.onnx"
+_SCOPES = "pkg.torch.onnx.name_scopes"
 _PROTOBUF_LIMIT = 2_000_000_000  # bytes; larger weights must lie in a file of their own
 
 
@@ -120,7 +124,11 @@ def _forget(graph: Any) -> None:
             if hasattr(value, "metadata_props"):
                 del value.metadata_props[:]
     for node in graph.node:
+        scopes = [note.value for note in node.metadata_props if note.key == _SCOPES]
         del node.metadata_props[:]
+        if scopes:  # from the outermost module to the innermost, then the operation
+            name = ast.literal_eval(scopes[0])[-2].removeprefix("model.")  # Flat's attribute
+            node.metadata_props.add(key=MODULE, value="" if name == "model" else name)
         node.doc_string = ""
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):

@@ -49,20 +49,26 @@ class Budget(Record, frozen=True, kw_only=True):
 class Effort(Record, frozen=True, kw_only=True):
     """How hard to look, and where.
 
-    ``only``/``without`` hold ``kind=name`` or bare names, ``fix`` holds ``name=value`` of a
-    search dimension; ``threads`` fixes the threads of training and serving.  ``search_only``
-    stops before the final training.
+    ``baseline`` is the folder of an earlier report whose plan races too.  ``keep_fp32`` holds
+    patterns of modules that no quantization may touch.  ``only``/``without`` hold ``kind=name``
+    or bare names, ``fix`` holds ``name=value`` of a search dimension; ``threads`` fixes the
+    threads of training and serving.  ``search_only`` stops before the final training.
+    ``epochs`` and ``steps`` (of the baseline's batch size, rounded up to whole epochs) are the
+    length of the final training.
     """
 
     time_s: float = 600.0
     trials: int | None = None
     train_trials: int | None = None
     epochs: int | None = None
+    steps: int | None = None
     seed: int = 0
     device: str = "auto"
     only: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     fix: tuple[str, ...] = ()
+    keep_fp32: tuple[str, ...] = ()
+    baseline: str | None = None
     threads: int | None = None
     search_only: bool = False
     powercap_root: str | None = None

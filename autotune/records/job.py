@@ -38,13 +38,31 @@ class Inspection(Record, frozen=True, kw_only=True, tag=True):
 
     ``imports`` are the packages that loading the task imported: the server imports them
     once so that later jobs do not pay for them.  ``weights`` is a safetensors file,
-    written where the model came trained.
+    written where the model came trained.  ``evaluation_s`` is what evaluating all of *select*
+    would take, from a first batch.
     """
 
     info: TaskInfo
     traits: Traits
     imports: tuple[str, ...] = ()
     weights: str | None = None
+    evaluation_s: float | None = None
+
+
+class Outline(Record, frozen=True, kw_only=True, tag=True):
+    """Count the model's traits without its weights: made on the meta device where that works,
+    so that a model far larger than this machine's memory can be looked at.  Nothing is written.
+    """
+
+    task: TaskSpec
+
+
+class Outlined(Record, frozen=True, kw_only=True, tag=True):
+    """``notes`` say what could not be seen without weights, and what was done instead."""
+
+    info: TaskInfo
+    traits: Traits
+    notes: tuple[str, ...] = ()
 
 
 class Probe(Record, frozen=True, kw_only=True, tag=True):
@@ -177,6 +195,8 @@ class Measure(Record, frozen=True, kw_only=True, tag=True):
     ``outputs`` (a rows file) asks for the outputs of every row of ``score_rows``, untimed,
     after the timing.  ``meter`` is the meter process's socket, or None.
 
+    ``every`` takes only each such row of ``score_rows``, the first included.
+
     ``most_s`` caps the timing of a slow candidate, after some 30 calls.  ``load_per_s`` is an
     open-loop load: requests are due at ``arrivals`` of that rate, seeded, whether or not the
     last one is answered; without it calls go one after another.
@@ -195,6 +215,7 @@ class Measure(Record, frozen=True, kw_only=True, tag=True):
     load_per_s: float | None = None
     arrivals: Literal["poisson", "fixed"] = "poisson"
     score_rows: str | None = None
+    every: int = 1
     outputs: str | None = None
     meter: str | None = None
 
@@ -204,11 +225,14 @@ class Measured(Record, frozen=True, kw_only=True, tag=True):
 
 
 class Score(Record, frozen=True, kw_only=True, tag=True):
-    """Score recorded outputs (a rows file) against the targets of ``part``."""
+    """Score recorded outputs (a rows file) against the targets of ``part``, or of ``every`` so
+    manieth row of it.
+    """
 
     task: TaskSpec
     part: str
     outputs: str
+    every: int = 1
     seed: int = 0
 
 
@@ -224,8 +248,10 @@ class Found(Record, frozen=True, kw_only=True, tag=True):
     sources: tuple[EnergySource, ...]
 
 
-Job = Inspect | Probe | Menu | Train | Throughput | Build | Measure | Score | Sources
-Answer = Inspection | Probed | Options | Trained | Rate | Built | Measured | Scored | Found
+Job = Inspect | Outline | Probe | Menu | Train | Throughput | Build | Measure | Score | Sources
+Answer = (
+    Inspection | Outlined | Probed | Options | Trained | Rate | Built | Measured | Scored | Found
+)
 
 
 class Result(Record, frozen=True, kw_only=True):

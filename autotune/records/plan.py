@@ -10,7 +10,8 @@ Value = float | int | str | bool
 class Recipe(Record, frozen=True, kw_only=True):
     """How to train.  ``batch_size`` is the global batch over all ranks; ``threads`` are per rank.
 
-    Fields that an optimizer does not have are ``None``: ``momentum`` for sgd variants,
+    ``params`` are values of the user's own ``space(trial)``, by name.  Fields that an optimizer
+    does not have are ``None``: ``momentum`` for sgd variants,
     ``beta1``/``beta2``/``eps`` for adam and adamw.
     """
 
@@ -26,6 +27,7 @@ class Recipe(Record, frozen=True, kw_only=True):
     parallel: str = "single"
     ranks: int = 1
     threads: int = 1
+    params: dict[str, Value] = {}
 
 
 class Step(Record, frozen=True, kw_only=True):

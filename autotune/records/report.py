@@ -57,11 +57,14 @@ class TrainTrial(Record, frozen=True, kw_only=True):
 
 
 class DeployTrial(Record, frozen=True, kw_only=True):
-    """One deployment tried on *select*.  ``drop`` is against the deploy baseline."""
+    """One deployment tried on *select*.  ``drop`` is against the deploy baseline.
+
+    A ``pruned`` one was clearly worse on a part of the rows already; ``stopped`` says so.
+    """
 
     number: int
     deployment: Deployment
-    state: Literal["complete", "failed", "skipped"]
+    state: Literal["complete", "pruned", "failed", "skipped"]
     latency_s: Quantiles | None = None
     energy_j_per_sample: float | None = None
     energy_modelled: Interval | None = None
@@ -74,6 +77,7 @@ class DeployTrial(Record, frozen=True, kw_only=True):
     constraints: dict[str, float] = {}
     failure: Failure | None = None
     bound: str | None = None
+    stopped: str | None = None
     why: str = "sampler"
     build_s: float = 0.0
     measure_s: float = 0.0
@@ -179,6 +183,7 @@ class Report(Record, frozen=True, kw_only=True):
     train_baseline: TrainTrial | None = None
     baseline: PlanResult | None = None
     lossless: PlanResult | None = None
+    earlier: PlanResult | None = None
     chosen: PlanResult | None = None
     verdicts: tuple[Verdict, ...] = ()
     energy_sources: tuple[EnergySource, ...] = ()

@@ -1,5 +1,6 @@
 """What the user brought: how to load it, and what was found in it."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from autotune.records.base import Record
@@ -10,8 +11,9 @@ class TaskSpec(Record, frozen=True, kw_only=True):
 
     ``kind`` is ``file`` (``path`` is a Python file), or ``pickle`` (``path`` is a
     private temporary file that a notebook's `autotune.Task` was written to).
-    ``args`` reach the file as ``sys.argv[1:]``, ``params`` reach ``make_model(**params)`` and,
-    as ``trial.params``, the user's own ``train``.  ``weights`` is a checkpoint file and counts
+    ``args`` reach the file as ``sys.argv[1:]``.  ``params`` are sampled values of the user's
+    ``space(trial)``; what that makes of them reaches ``make_model(**params)`` and, as
+    ``trial.params``, the user's own ``train``.  ``weights`` is a checkpoint file and counts
     as pretrained.  ``pretrained`` overrides the file's own; ``retrain`` says that weights that
     look trained may be trained over.
     """
@@ -38,6 +40,30 @@ class Dynamic(Record, frozen=True, kw_only=True):
     size: str
     low: int
     high: int
+
+
+class Dim(Record, frozen=True, kw_only=True):
+    """One dimension of a search space: ``choices`` if categorical, else ``low``..``high``."""
+
+    name: str
+    kind: Literal["float", "int", "choice"]
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    step: float | None = None
+    choices: tuple[float | int | str | bool, ...] = ()
+
+
+class Node(Record, frozen=True, kw_only=True):
+    """A dimension that exists when ``parent`` has one of ``values`` (always, without one)."""
+
+    dim: Dim
+    parent: str | None = None
+    values: tuple[float | int | str | bool, ...] = ()
+
+    def active(self, chosen: Mapping[str, float | int | str | bool]) -> bool:
+        """Whether it exists beside these values."""
+        return self.parent is None or chosen.get(self.parent) in self.values
 
 
 class TaskInfo(Record, frozen=True, kw_only=True):
@@ -75,6 +101,7 @@ class TaskInfo(Record, frozen=True, kw_only=True):
     pretrained: bool
     has_loss: bool
     epochs: int | None = None
+    steps: int | None = None
     recipe: dict[str, float | int | str | bool] | None = None
     module_names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -85,6 +112,29 @@ class TaskInfo(Record, frozen=True, kw_only=True):
     tunes: tuple[str, ...] | None = None
     dynamic: tuple[Dynamic, ...] = ()
     output_bytes_per_row: int | None = None
+    space: tuple[Node, ...] = ()
+    params: dict[str, float | int | str | bool] = {}
+
+
+class Transformer(Record, frozen=True, kw_only=True):
+    """The shape of a model that is a stack of like attention blocks.
+
+    ``layers`` blocks take and give [batch, ``sequence``, ``hidden``].  ``block_parameters`` and
+    ``block_flops_per_sample`` (forward) are of all blocks together, of which
+    ``attention_flops_per_sample`` are the products of queries, keys and values.
+    ``fused_attention``: attention is PyTorch's scaled_dot_product_attention, which keeps no
+    [sequence, sequence] scores.  ``vocabulary`` is the rows of the largest embedding.
+    """
+
+    layers: int
+    hidden: int
+    sequence: int
+    heads: int | None
+    vocabulary: int | None
+    block_parameters: int
+    block_flops_per_sample: float
+    attention_flops_per_sample: float
+    fused_attention: bool
 
 
 class Traits(Record, frozen=True, kw_only=True):
@@ -92,7 +142,7 @@ class Traits(Record, frozen=True, kw_only=True):
 
     ``flops_per_sample`` counts a multiply-add as two.  ``op_flops`` and ``op_calls`` are
     per operator class for one sample.  ``largest_op_bytes`` is the operand size of the
-    largest operator at batch 1.
+    largest operator at batch 1.  ``transformer`` is there where the model is one.
     """
 
     parameters: int
@@ -106,18 +156,7 @@ class Traits(Record, frozen=True, kw_only=True):
     module_types: dict[str, int] = {}
     has_batch_norm: bool = False
     has_dropout: bool = False
-
-
-class Dim(Record, frozen=True, kw_only=True):
-    """One dimension of a search space: ``choices`` if categorical, else ``low``..``high``."""
-
-    name: str
-    kind: Literal["float", "int", "choice"]
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    step: float | None = None
-    choices: tuple[float | int | str | bool, ...] = ()
+    transformer: Transformer | None = None
 
 
 class Option(Record, frozen=True, kw_only=True):

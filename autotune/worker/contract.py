@@ -24,6 +24,7 @@ from autotune.records.task import TaskInfo, TaskSpec
 from autotune.worker import adapters, dynamic, names, samples, script
 from autotune.worker.blame import broken, guard
 from autotune.worker.functions import RATES, Functions
+from autotune.worker.hyperparameters import Hook
 from autotune.worker.names import no_model
 from autotune.worker.parts import Parts, collect
 from autotune.worker.samples import LABELS, Pair, seeded
@@ -92,6 +93,11 @@ class Loaded:
     def where(self) -> str:
         """The name of the user's file, for messages."""
         return self._origin.where
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The user's own hyperparameters, as chosen for this job."""
+        return self._origin.params
 
     @property
     def path(self) -> str | None:
@@ -164,12 +170,15 @@ class Loaded:
         inputs, target = samples.pair(batch)
         return (tuple(inputs) if isinstance(inputs, list) else inputs), target
 
-    def batches(self, part: str, batch_size: int = 256) -> Iterator[Pair]:
-        """All rows of a part in order, in batches; one by one where their shapes differ."""
+    def batches(self, part: str, batch_size: int = 256, every: int = 1) -> Iterator[Pair]:
+        """All rows of a part in order (or ``every`` so manieth), in batches; one by one where
+        their shapes differ.
+        """
         dataset: Any = self.part(part)
         size = 1 if self.info.ragged and self._collate is None else batch_size
-        for start in range(0, len(dataset), size):
-            rows = range(start, min(start + size, len(dataset)))
+        chosen = range(0, len(dataset), every)
+        for start in range(0, len(chosen), size):
+            rows = chosen[start : start + size]
             yield self.collate([self.sample(part, row) for row in rows])
 
     def sample(self, part: str, row: int) -> Pair:
@@ -228,6 +237,8 @@ class Loaded:
         functions = self.functions
         functions.balance(data.rare, first[1])
         metric = functions.name(first[1])
+        hook = Hook(self._names, self.where, self.path)
+        space = hook.nodes()
         return TaskInfo(
             name=self._origin.title,
             form=self._origin.form,
@@ -250,12 +261,15 @@ class Loaded:
             pretrained=self._pretrained,
             has_loss=self.has_own_loss or isinstance(first[1], Tensor),
             epochs=names.positive(self._origin, "epochs"),
+            steps=names.positive(self._origin, "steps"),
             recipe=names.recipe(self._origin),
             warnings=data.warnings,
             own_train=self.own_train is not None,
             own_loader=self.train_loader is not None,
             tunes=names.tunes(self._origin),
             dynamic=dynamic.read(self._origin, [(name, a.shape) for name, a in named]),
+            space=space,
+            params=hook.defaults(space),
         )
 
     def _refuse_nested(self, inputs: Any) -> None:
@@ -284,7 +298,7 @@ class Loaded:
             return self._copy_of(self._names.get("model"), fresh=fresh)
         if not callable(make):
             raise no_model(self._origin, f"make_model is a {type(make).__name__}")
-        params = script.taken(self._names, self.spec.params)
+        params = script.taken(self._names, self._origin.params)
         listed = ", ".join(f"{name}={value!r}" for name, value in params.items())
         with guard(self.where, f"make_model({listed})", self._origin.path):
             model = make(**params)

@@ -63,21 +63,22 @@ def fitting(batch_size: int, row_bytes: int) -> int:
 
 
 def score_outputs(
-    loaded: Loaded, part: str, rows: Rows, seed: int, batch_size: int = 256
+    loaded: Loaded, part: str, rows: Rows, seed: int, batch_size: int = 256, *, every: int = 1
 ) -> Scores:
-    """Score outputs recorded elsewhere, one row per row of ``part``, in its order.
+    """Score outputs recorded elsewhere, one row per row of ``part``, in its order (or of
+    ``every`` so manieth row).
 
     Raises:
         ContractError: another number of rows, or the user's functions break the contract.
     """
-    expected = len(loaded.part(part))  # type: ignore[arg-type]
+    expected = len(range(0, len(loaded.part(part)), every))  # type: ignore[arg-type]
     if len(rows) != expected:
         raise ContractError(f"{len(rows)} rows of outputs for the {expected} rows of {part}")
     tally = Tally(loaded, expected)
     start = 0
     batch = 1 if rows.ragged else fitting(batch_size, rows.row_bytes)
     with torch.no_grad():
-        for _, target in loaded.batches(part, batch):
+        for _, target in loaded.batches(part, batch, every):
             size = rows_of(target)
             tally.add(_output(rows, start, size), target)
             start += size

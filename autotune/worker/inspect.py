@@ -4,7 +4,7 @@
                                      `-> data/*.npz, weights (pretrained), imports
 
 Every fault that this finds is a contract error before any search has started.  It does not
-train, and it times nothing.
+train.
 """
 
 import ast
@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import sys
+import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -53,7 +54,8 @@ def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
     torch.manual_seed(job.task.seed)
     model = loaded.trained_model() if loaded.info.pretrained else loaded.make_model()
     imports = _imports(job.task, before)
-    info = _with_weights(_check(loaded, model), loaded)
+    checked, evaluation_s = _check(loaded, model)
+    info = _with_weights(checked, loaded)
     arguments, named = loaded.model_inputs(loaded.collate([loaded.sample("select", 0)])[0])
     traits = count(model, arguments, named)
     weights = None
@@ -65,7 +67,9 @@ def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
         weights = WEIGHTS
     write_rows(loaded, root)
     (root / ABOUT).write_text(json.dumps({"shifted": loaded.functions.shifted}))
-    return Inspection(info=info, traits=traits, imports=imports, weights=weights)
+    return Inspection(
+        info=info, traits=traits, imports=imports, weights=weights, evaluation_s=evaluation_s
+    )
 
 
 def _with_weights(info: TaskInfo, loaded: Loaded) -> TaskInfo:
@@ -107,8 +111,10 @@ def _rows(loaded: Loaded, part: str, numbers: Iterable[int]) -> rows.Rows:
     return rows.from_samples(info.input_kind, names, found)
 
 
-def _check(loaded: Loaded, model: nn.Module) -> TaskInfo:
-    """One forward, one loss and one score on real rows; what they tell about the task."""
+def _check(loaded: Loaded, model: nn.Module) -> tuple[TaskInfo, float]:
+    """One forward, one loss and one score on real rows; what they tell about the task, and the
+    seconds that scoring all of *select* so would take.
+    """
     info = loaded.info
     if not info.pretrained and loaded.train is None:
         raise broken(
@@ -126,7 +132,7 @@ def _check(loaded: Loaded, model: nn.Module) -> TaskInfo:
     if not info.pretrained:
         chance.check(loaded)
         _check_training(loaded, model)
-    binary = _check_score(loaded, model)
+    binary, evaluation_s = _check_score(loaded, model)
     _check_dynamic(loaded, model)
     names = tuple(n for n, m in model.named_modules() if n and not list(m.children()))
     changed: TaskInfo = msgspec.structs.replace(
@@ -137,7 +143,7 @@ def _check(loaded: Loaded, model: nn.Module) -> TaskInfo:
         output_bytes_per_row=size_of(output) // max(1, samples_in(inputs)),
         warnings=(*info.warnings, *_framework(loaded, model)),
     )
-    return changed
+    return changed, evaluation_s
 
 
 def samples_in(inputs: Any) -> int:
@@ -249,19 +255,21 @@ def _check_training(loaded: Loaded, model: nn.Module) -> None:
         )
 
 
-def _check_score(loaded: Loaded, model: nn.Module) -> bool:
-    """Whether all scores are 0 or 1, so that the exact paired test fits."""
+def _check_score(loaded: Loaded, model: nn.Module) -> tuple[bool, float]:
+    """Whether all scores are 0 or 1, so that the exact paired test fits; and the seconds."""
+    began = time.perf_counter()
     inputs, target = _batch(loaded, "select", _SCORED_ROWS)
     with evaluating(model):
         output = _forward(loaded, model, inputs)
         score = loaded.score(output, target)
         if score is None:
             loaded.quality(output, target)
-            return False
-    if loaded.functions.balanced:  # weighted by class once the whole part is known
-        return False
+    spent = time.perf_counter() - began
+    seconds = spent * loaded.info.select_rows / max(1, samples_in(inputs))
+    if score is None or loaded.functions.balanced:  # weighted by class once the whole is known
+        return False, seconds
     plain = bool(((score == 0) | (score == 1)).all())
-    return loaded.info.binary or (plain and bool((score == 1).any()))
+    return loaded.info.binary or (plain and bool((score == 1).any())), seconds
 
 
 def _check_binary_floats(loaded: Loaded) -> None:

@@ -11,6 +11,7 @@ from autotune.worker.channel import Channel
 
 _HANDLERS: dict[type, str] = {
     jobs.Inspect: "inspect:run",
+    jobs.Outline: "outline:run",
     jobs.Probe: "profiler:run",
     jobs.Menu: "menu:run",
     jobs.Train: "train:run",

@@ -266,7 +266,7 @@ def _score(predict: Predict, job: Measure, folder: Path, root: Path) -> None:
 
     assert job.score_rows is not None
     assert job.outputs is not None
-    rows = files.load(root / job.score_rows)
+    rows = files.load(root / job.score_rows).every(job.every)
     free = bool(json.loads((folder / "artifact.json").read_text()).get("dynamic_batch"))
     record.record(predict, rows, root / job.outputs, fixed=None if free else job.batch_size)
 

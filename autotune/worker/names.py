@@ -41,7 +41,9 @@ def tunes(origin: Source) -> tuple[str, ...] | None:
     """
     value = origin.names.get("tunes", ())
     own = function(origin, "train") is not None and origin.form != "script"
-    known = [n for n in Recipe.__struct_fields__ if n not in ("parallel", "ranks", "threads")]
+    known = [
+        n for n in Recipe.__struct_fields__ if n not in ("parallel", "ranks", "threads", "params")
+    ]
     items = (value,) if isinstance(value, str) else tuple(value)
     if not own and items:
         raise broken(
@@ -105,7 +107,7 @@ def recipe(origin: Source) -> dict[str, float | int | str | bool] | None:
     value = origin.names.get("recipe")
     if value is None:
         return None
-    known = Recipe.__struct_fields__
+    known = [name for name in Recipe.__struct_fields__ if name != "params"]
     if not isinstance(value, dict) or not set(value) <= set(known):
         raise _wrong_recipe(origin, f"a dict with some of the keys {', '.join(known)}", value)
     import msgspec

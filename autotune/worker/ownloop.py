@@ -55,7 +55,7 @@ class Trial:
         self.epochs = job.epochs
         self.seed = job.seed
         self.device = device
-        self.params = dict(job.task.params)
+        self.params = dict(loaded.params)
         self.values: list[float] = []
         self.qualities: list[float] = []
         self.last_step = 0

@@ -92,6 +92,19 @@ class Rows(NamedTuple):
         """Bytes of the first row."""
         return sum(int(self._take(field, [0]).nbytes) for field in self.fields) if len(self) else 0
 
+    def every(self, step: int) -> "Rows":
+        """Each ``step``-th row, the first included."""
+        if step == 1:
+            return self
+        chosen = range(0, len(self), step)
+        fields = tuple(
+            [self._take(field, [i])[0] for i in chosen]
+            if self.ragged
+            else self._take(field, chosen)
+            for field in self.fields
+        )
+        return Rows(self.kind, self.names, fields)
+
     def batch(self, indices: Sequence[int] | Array) -> tuple[tuple[Array, ...], dict[str, Array]]:
         """Arguments and keyword arguments for one call, each ``[batch, ...]``, C-contiguous.
 

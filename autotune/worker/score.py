@@ -18,7 +18,7 @@ def run(job: Score, root: Path, channel: Channel) -> Scored:
     """
     path = root / job.outputs
     loaded = load(job.task).remember(root)
-    scores = score_outputs(loaded, job.part, rows.load(path), job.seed)
+    scores = score_outputs(loaded, job.part, rows.load(path), job.seed, every=job.every)
     if path.stat().st_size > rows.KEPT_BYTES:  # gigabytes a candidate would fill the disk
         path.unlink()
     return Scored(scores=scores)

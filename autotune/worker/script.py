@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple
 from autotune import members
 from autotune.records.task import TaskSpec
 from autotune.worker.blame import broken, guard
+from autotune.worker.hyperparameters import Hook
 
 MODULE = "__autotune__"
 LOSSES = ("criterion", "loss_fn")
@@ -34,14 +35,15 @@ _MISSING_MODULE = (
     ModuleNotFoundError,
     "install it where autotune is installed, or put it beside the file",
 )
-SETTINGS = ("epochs", "recipe", "higher_is_better", "pretrained")
+SETTINGS = ("epochs", "steps", "recipe", "higher_is_better", "pretrained")
 _FUTURE = 0x1FF0000  # the bits of code.co_flags that `from __future__ import` sets
 
 
 class Source(NamedTuple):
     """A loaded task: its ``names``, and the text that rebuilds its model elsewhere (if any).
 
-    ``root`` is the folder whose files that text may import.
+    ``root`` is the folder whose files that text may import; ``params`` are those that were
+    chosen for this task.
     """
 
     form: Literal["contract", "script", "object"]
@@ -53,6 +55,7 @@ class Source(NamedTuple):
     sha256: str | None
     warnings: tuple[str, ...] = ()
     root: Path | None = None
+    params: Mapping[str, Any] = {}
 
 
 def load(spec: TaskSpec) -> Source:
@@ -87,10 +90,11 @@ def load(spec: TaskSpec) -> Source:
         text = _importing(names) if members.member(path) else data.decode()
     sha = hashlib.sha256(data).hexdigest()
     title = path.parent.name if path.stem == "__init__" else path.stem
-    chosen = taken(names, spec.params)
+    params = Hook(names, where, str(path)).params(spec.params)
+    chosen = taken(names, params)
     if text is not None and chosen:
         text += _PARTIAL.format(params=chosen)
-    return Source(form, title, where, str(path), names, text, sha, warnings, root)
+    return Source(form, title, where, str(path), names, text, sha, warnings, root, params)
 
 
 _PARTIAL = """

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from autotune.records.task import Traits
+from autotune.worker.blocks import Spotter, is_softmax
 
 Shape = Sequence[int]
 
@@ -35,11 +36,13 @@ def count(
 
     The model's mode, its buffers and the random state are as before afterwards.
     """
-    watch = _Watch()
+    spotter = Spotter(model)
+    watch = _Watch(spotter)
     flops = FlopCounterMode(display=False, custom_mapping=_extra())
-    with _still(model), watch, flops:
+    with _still(model), spotter.watching(), watch, flops:
         model(*args, **(kwargs or {}))
     found = {str(op).removeprefix("aten."): n for op, n in _by_operator(flops).items() if n}
+    op_flops = {name: float(n) for name, n in sorted(found.items())}
     parameters = list(model.parameters())
     kinds = Counter(type(m).__name__ for m in model.modules() if not list(m.children()))
     return Traits(
@@ -49,11 +52,28 @@ def count(
         flops_per_sample=float(sum(found.values())),
         activation_bytes_per_sample=float(watch.output_bytes),
         largest_op_bytes=watch.largest_bytes,
-        op_flops={name: float(n) for name, n in sorted(found.items())},
+        op_flops=op_flops,
         op_calls=dict(sorted(watch.calls.items())),
         module_types=dict(sorted(kinds.items())),
         has_batch_norm=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()),
         has_dropout=any(isinstance(m, nn.modules.dropout._DropoutNd) for m in model.modules()),
+        transformer=spotter.shape(op_flops, _inside(flops, model, spotter.path)),
+    )
+
+
+def _inside(flops: FlopCounterMode, model: nn.Module, path: str | None) -> float:
+    """FLOPs of the modules under a dotted name; the counter names the whole model by its class."""
+    if path is None:
+        return 0.0
+    name = type(model).__name__
+    wanted = f"{name}.{path}." if path else f"{name}."
+    depth = wanted.count(".")
+    return float(
+        sum(
+            sum(by_op.values())
+            for place, by_op in flops.get_flop_counts().items()
+            if place.startswith(wanted) and place.count(".") == depth
+        )
     )
 
 
@@ -64,8 +84,9 @@ def _by_operator(flops: FlopCounterMode) -> Mapping[Any, int]:
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's is untyped
     """Counts operators that make tensors; a view makes none."""
 
-    def __init__(self) -> None:
+    def __init__(self, spotter: Spotter) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._spotter = spotter
         self.calls: Counter[str] = Counter()
         self.output_bytes = 0
         self.largest_bytes = 0
@@ -86,6 +107,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's is 
             self.output_bytes += sum(_bytes(tensor) for tensor in made)
             operands = {id(t): _bytes(t) for t in (*inputs, *made)}
             self.largest_bytes = max(self.largest_bytes, sum(operands.values()))
+            if is_softmax(func):
+                self._spotter.softmax(made[0].shape)
         return result
 
 

@@ -1,8 +1,10 @@
 """Int8 steps: near the float model, smaller, silent; the reduced range follows the processor."""
 
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -13,6 +15,7 @@ from autotune.errors import JobError
 from autotune.forms import Form, Interface, onnx_file
 from autotune.forms.flat import Flat
 from autotune.records.job import Context
+from autotune.records.plan import Value
 from tests.support import made
 
 RNG = np.random.default_rng(0)
@@ -117,3 +120,25 @@ def test_the_range_is_reduced_where_the_product_would_saturate(isa, machine, red
 def test_dynamic_int8_needs_a_linear_layer():
     assert "Linear" in (int8_dynamic.unavailable(context(Conv2d=3)) or "")
     assert int8_dynamic.unavailable(context(Linear=1)) is None
+
+
+@pytest.mark.parametrize(
+    ("step", "kept", "quantized"),
+    [
+        (int8_static, "", 2),
+        (int8_static, "2", 1),
+        (int8_dynamic, "2", 1),
+        (int8_dynamic, "0, 2", 0),
+        (int8_static, "[02]", 0),
+    ],
+)
+def test_kept_modules_stay_in_fp32(
+    form: Form, tmp_path: Path, step: ModuleType, kept: str, quantized: int
+) -> None:
+    params: dict[str, Value] = {"reduce_range": True, "keep_fp32": kept}
+    made = step.apply(form, params, tools(tmp_path))
+    graph = onnx.load(made.folder / "model.onnx").graph
+    stored = {value.name: value.data_type for value in graph.initializer}
+    small = [name for name, kind in stored.items() if kind == onnx.TensorProto.INT8]
+    weights = [n for n in small if "weight" in n and "zero" not in n and "scale" not in n]
+    assert len(weights) == quantized, stored

@@ -1,6 +1,7 @@
 """Rendering: never raises, escapes everything, and keeps the golden page."""
 
 import csv as csv_file
+import functools
 import io
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,7 +10,7 @@ from xml.etree import ElementTree
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from autotune.control import render
@@ -20,7 +21,11 @@ from autotune.records.report import Report
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MANY = settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
+    phases=(Phase.explicit, Phase.generate),  # to shrink a report takes minutes
 )
 replace = msgspec.structs.replace
 
@@ -206,6 +211,7 @@ TEXT = st.text(max_size=12) | st.just(NASTY)
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
 
 
+@functools.cache
 def record(kind: Any) -> st.SearchStrategy[Any]:
     """A strategy from a record's annotations."""
     parts = {

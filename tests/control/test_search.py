@@ -4,8 +4,8 @@ import optuna
 import pytest
 
 from autotune.control.search import Search
-from autotune.control.space import Node, Space, choice
-from autotune.records.task import Dim
+from autotune.control.space import Space, choice
+from autotune.records.task import Dim, Node
 
 SPACE = Space(
     name="toy",

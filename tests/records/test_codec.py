@@ -9,10 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.errors import FormatError
-from autotune.records import budget, codec, hardware, job, measurement, plan, report, task
+from autotune.records import (
+    budget,
+    codec,
+    hardware,
+    job,
+    measurement,
+    outlook,
+    plan,
+    report,
+    task,
+)
 from autotune.records.base import Record
 
-MODULES = (budget, hardware, job, measurement, plan, report, task)
+MODULES = (budget, hardware, job, measurement, outlook, plan, report, task)
 RECORDS = sorted(
     {
         kind
@@ -29,7 +39,8 @@ UNITLESS = {
     "worst_class_recall", "limit", "estimate", "lower", "upper", "confidence", "usable_cores",
     "foreign_load", "lr", "momentum", "beta1", "beta2", "eps", "weight_decay", "step",
     "quality_select", "min_quality", "certifiable_drop", "break_even_inferences",
-    "p50", "p95", "p99",
+    "p50", "p95", "p99", "fits", "probability", "bound", "faster", "cheaper", "cost", "decides",
+    "error", "price_per_h",
 }  # fmt: skip
 
 

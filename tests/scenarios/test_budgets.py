@@ -11,6 +11,8 @@ from autotune.records import codec
 from autotune.records.plan import Deployment, Plan, Recipe
 from tests.scenarios.conftest import EXAMPLES, QUICK, ROOT, Ran, command, read
 
+pytestmark = pytest.mark.serial
+
 MLP = EXAMPLES / "digits_mlp.py"
 PLAIN = ("--without", "compiled,prune,ddp")
 Run = Callable[..., Ran]

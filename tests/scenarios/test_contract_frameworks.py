@@ -43,6 +43,7 @@ def loaded_alone(folder: Path) -> Any:
         ("bert_pixels", "transformers", 0.2, "accuracy"),
         ("decoder_pixels", "transformers", 0.4, "token_accuracy"),
         ("lightning_digits", "lightning", 0.8, "accuracy"),
+        ("vit_digits", "transformers", 0.25, "accuracy"),
     ],
 )
 def test_a_model_goes_all_the_way(

@@ -22,6 +22,8 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+pytestmark = pytest.mark.serial
+
 HERE = Path({folder!r})
 counted = []
 

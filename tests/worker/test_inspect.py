@@ -94,6 +94,14 @@ FAULTS = {
     + DATA
     + "def train(model, recipe, data, trial):\n    return model\n"
     + 'tunes = ("learning_rate",)\n',
+    "space_of_a_stranger": HEAD
+    + MODEL
+    + DATA
+    + 'def space(trial):\n    return {"depth": trial.suggest_int("depth", 1, 3)}\n',
+    "space_without_a_range": HEAD
+    + DATA
+    + "def make_model(depth=1):\n    return nn.Linear(4, 3)\n"
+    + 'def space(trial):\n    return {"depth": trial.suggest_int("depth", 3, 1)}\n',
     "train_steps_of_none": HEAD + MODEL + DATA + "train_steps = 0\n",
     "iterable_without_eval_data": HEAD
     + MODEL

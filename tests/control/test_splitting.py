@@ -1,0 +1,75 @@
+"""How long the final training is, and how far a trial is trained."""
+
+from typing import Any
+
+import pytest
+
+from autotune.control import forecast, splitting
+from autotune.control.run import Run, Silent
+from autotune.records.budget import Budget, Effort
+from autotune.records.task import Split, Survey, TaskSpec
+from tests.support import made
+
+
+def run(effort: dict[str, Any], task: dict[str, Any], budget: dict[str, Any]) -> Run:
+    """900 rows at 300 rows per second: an epoch takes 3 s."""
+    split = Split(
+        parallel="single", ranks=1, threads=1, batch_size=32, precision="fp32", samples_per_s=300.0
+    )
+    survey = Survey(task=made.info(**task), traits=made.traits(), options=(), splits=(split,))
+    return Run(
+        None,  # type: ignore[arg-type]
+        TaskSpec(kind="file", path="model.py"),
+        Budget(**budget),
+        Effort(**effort),
+        Silent(),
+        made.profile(),
+        survey,
+    )
+
+
+@pytest.mark.parametrize(
+    ("effort", "task", "budget", "epochs"),
+    [
+        ({}, {}, {}, 14),  # nine tenths of 48 s
+        ({}, {}, {"train_time_s": 100.0}, 30),
+        ({}, {"epochs": 7}, {}, 7),
+        ({}, {"steps": 100}, {}, 4),  # 3,200 rows
+        ({}, {"steps": 100, "recipe": {"batch_size": 64}}, {}, 8),
+        ({"steps": 10}, {"epochs": 7}, {}, 1),
+        ({"epochs": 3}, {"steps": 100}, {"train_time_s": 100.0}, 3),
+    ],
+)
+def test_the_horizon(
+    effort: dict[str, Any], task: dict[str, Any], budget: dict[str, Any], epochs: int
+) -> None:
+    assert splitting.horizon(run(effort, task, budget), 48.0) == epochs
+
+
+def test_a_trial_is_trained_as_far_as_the_search_holds() -> None:
+    one = run({}, {}, {})
+    assert splitting.reach(one, 14, 180.0) == 14
+    assert splitting.reach(one, 1000, 180.0) == 16
+    assert splitting.reach(one, 1000, 1.0) == 1
+
+
+def test_a_final_training_set_apart_takes_nothing_from_the_search() -> None:
+    costs = forecast.Costs(
+        spent_s=10.0, evaluation_s=1.0, training_s=1000.0, pinned=1, trial_s=3.0, launch_s=2.0
+    )
+    inside = forecast.forecast(costs, 600.0)
+    apart = forecast.forecast(
+        forecast.Costs(
+            spent_s=10.0,
+            evaluation_s=1.0,
+            training_s=1000.0,
+            pinned=1,
+            trial_s=3.0,
+            launch_s=2.0,
+            apart=True,
+        ),
+        600.0,
+    )
+    assert inside.deploy_trials == 1
+    assert apart.deploy_trials > 90
+    assert apart.train_trials == inside.train_trials > 3
