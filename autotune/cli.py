@@ -128,43 +128,6 @@ def run(model: str, args: tuple[str, ...], **given: Any) -> None:
 
 
 @cli.command()
-@click.argument("model")
-@click.argument("args", nargs=-1, type=click.UNPROCESSED)
-@click.option(
-    "--profile", "profiles", multiple=True, required=True, metavar="NAME|FILE", help="A machine."
-)
-@options.absent
-@click.option("--json", "as_json", is_flag=True, help="Print the outlook as JSON.")
-def plan(model: str, args: tuple[str, ...], **given: Any) -> None:
-    """Predict MODEL's plans on machines that one does not have.
-
-    Training is planned; with a limit on latency, energy or memory, or a goal, deployment.
-    Nothing is measured.  Arguments after -- reach MODEL.
-    """
-    from autotune import planner
-    from autotune.control import render_plans, store
-    from autotune.records import codec
-    from autotune.task import Task
-
-    profiles = {name: store.load_profile(name) for name in given["profiles"]}
-    found = planner.plan(
-        Task.from_file(model, *args),
-        tuple(profiles.values()),
-        options.absolute(given),
-        devices=given["devices"],
-        nodes=given["nodes"],
-        prices={profiles[n].name if n in profiles else n: p for n, p in given["prices"]},
-        batches=given["train_batch"],
-        precisions=given["precision"],
-        epochs=given["epochs"],
-        measured=given["measured"],
-    )
-    shown = codec.encode(found, indent=2).decode() if given["as_json"] else render_plans.text(found)
-    click.echo(shown, nl=False)
-    sys.exit(planner.exit_code(found))
-
-
-@cli.command()
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.argument("model")
 @click.option(
@@ -248,6 +211,7 @@ def report(folder: Path, kind: str) -> None:
     click.echo(makers[kind](), nl=False)
 
 
+cli.add_command(cli_profiles.plan)
 cli.add_command(cli_profiles.profile)
 cli.add_command(cli_profiles.profiles)
 

@@ -1,21 +1,24 @@
-"""The commands about profiles; with `cli` the only files that print."""
+"""The commands about profiles and what is planned from them; only `cli` and this print."""
 
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
+
+from autotune import options
 
 _EXITS = {"fits": 0, "off": 3, "unknown": 4}
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Where to save it.")
-@click.option("--quick", is_flag=True, help="Only what a run needs: about 5 seconds, not 25.")
+@click.option("--quick", is_flag=True, help="Only what a run needs.")
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
 def profile(out: Path | None, quick: bool, device: str, as_json: bool) -> None:
-    """Measure this machine and save its profile.
+    """Measure this machine, in less than 30 seconds, and save its profile.
 
     Where a processor or device has exactly one packaged datasheet of its very name, what was
     not measured is filled in from it.
@@ -90,6 +93,43 @@ def check(name: str, device: str) -> None:
     found = machine.check(saved, device)
     click.echo(render_profiles.check(saved, found, _width()))
     sys.exit(_EXITS[found.state])
+
+
+@click.command()
+@click.argument("model")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "--profile", "profiles", multiple=True, required=True, metavar="NAME|FILE", help="A machine."
+)
+@options.absent
+@click.option("--json", "as_json", is_flag=True, help="Print the outlook as JSON.")
+def plan(model: str, args: tuple[str, ...], **given: Any) -> None:
+    """Predict MODEL's plans on machines that one does not have.
+
+    Training is planned; with a limit on latency, energy or memory, or a goal, deployment.
+    Nothing is measured.  Arguments after -- reach MODEL.
+    """
+    from autotune import planner
+    from autotune.control import render_plans, store
+    from autotune.records import codec
+    from autotune.task import Task
+
+    profiles = {name: store.load_profile(name) for name in given["profiles"]}
+    found = planner.plan(
+        Task.from_file(model, *args),
+        tuple(profiles.values()),
+        options.absolute(given),
+        devices=given["devices"],
+        nodes=given["nodes"],
+        prices={profiles[n].name if n in profiles else n: p for n, p in given["prices"]},
+        batches=given["train_batch"],
+        precisions=given["precision"],
+        epochs=given["epochs"],
+        measured=given["measured"],
+    )
+    shown = codec.encode(found, indent=2).decode() if given["as_json"] else render_plans.text(found)
+    click.echo(shown, nl=False)
+    sys.exit(planner.exit_code(found))
 
 
 def _width() -> int:

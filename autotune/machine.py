@@ -31,7 +31,7 @@ _SETTLE_S = 1.0
 
 
 def profile(device: str = "auto", *, quick: bool = True) -> Profile:
-    """Probe this machine: about 5 seconds, or with every size and path up to 25.
+    """Probe this machine: what a run needs, or every size and path, in less than 30 seconds.
 
     Where others used the machine meanwhile it is probed once more, quickly; where they still
     do, the values that they spoiled are not recorded (`library.without_collapsed`).
