@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from autotune.records.task import Traits
+from autotune.worker.optimizers import hidden_matrices
 
 Shape = Sequence[int]
 
@@ -54,6 +55,7 @@ def count(
         module_types=dict(sorted(kinds.items())),
         has_batch_norm=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()),
         has_dropout=any(isinstance(m, nn.modules.dropout._DropoutNd) for m in model.modules()),
+        hidden_matrices=len(hidden_matrices(model)),
     )
 
 
