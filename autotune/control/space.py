@@ -96,10 +96,8 @@ def optimizers(options: tuple[Option, ...]) -> tuple[str, ...]:
     rules = [o for o in options if o.kind == "optimizer"]
     left = tuple(o.name for o in rules if o.available)
     if not left:
-        refused = "; ".join(f"{o.name}: {o.reason}" for o in rules if o.reason)
-        raise UsageError(
-            "--only and --without leave no optimizer" + (f" ({refused})" * bool(refused))
-        )
+        refused = [f"; {o.name} is refused: {o.reason}" for o in rules if o.reason]
+        raise UsageError(f"--only and --without leave no optimizer{''.join(refused)}")
     return left
 
 
