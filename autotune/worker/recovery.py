@@ -74,7 +74,7 @@ def _epoch(
     loaded: Loaded,
     batches: Iterator[list[Any]],
     recipe: Recipe,
-    steering: tuple[Rule, Iterator[float]],
+    steering: "tuple[Rule, Iterator[float]]",
 ) -> float:
     """Mean loss of one pass."""
     rule, shares = steering

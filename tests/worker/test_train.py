@@ -181,8 +181,9 @@ def test_a_schedule_ends_at_the_horizon_however_soon_it_is_stopped(tmp_path: Pat
 @pytest.mark.parametrize("rule", get_args(Optimizer))
 def test_every_rule_learns_with_everything_on(tmp_path: Path, rule: str) -> None:
     everything = {
-        "optimizer": rule, "lr": {"sgd": 1.0, "radam": 0.5}.get(rule, 0.05), "schedule": "one_cycle", "clip_norm": 1.0,
-        "label_smoothing": 0.1, "ema": 0.9, "weight_decay": 1e-3,
+        "optimizer": rule, "lr": {"sgd": 1.0, "radam": 0.5}.get(rule, 0.05),
+        "schedule": "one_cycle", "clip_norm": 1.0, "label_smoothing": 0.1, "ema": 0.9,
+        "weight_decay": 1e-3,
     }  # fmt: skip
     done = run(tmp_path, epochs=20, recipe=everything)
     assert done.train_losses[-1] < 0.9 * done.train_losses[0]
