@@ -71,6 +71,9 @@ def train_bound_s(
 
 
 def train_memory_bound_bytes(recipe: Recipe, traits: Traits) -> float:
-    """fp32 weights and gradients, and the optimizer's state (Adam keeps two moments)."""
-    states = {"sgd": 2, "momentum": 3, "nesterov": 3}.get(recipe.optimizer, 4)
-    return float(traits.parameter_bytes * states)
+    """fp32 weights and gradients, the optimizer's state (Adam keeps two moments, Muon one of its
+    matrices, Adafactor next to nothing) and the averaged weights.
+    """
+    few = {"sgd": 0, "adafactor": 0, "momentum": 1, "nesterov": 1, "rmsprop": 1, "muon": 1}
+    copies = 2 + few.get(recipe.optimizer, 2) + (1 if recipe.ema is not None else 0)
+    return float(traits.parameter_bytes * copies)

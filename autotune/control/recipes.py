@@ -4,11 +4,14 @@ The parallelism split is no dimension: it does not change what is learnt, so the
 measured one of the batch size is taken (`fastest_split`).
 """
 
+import json
 import math
+from collections.abc import Iterator
 
 import msgspec
 
-from autotune.control.space import Space, Values, choice, fix, inside, optimizers
+from autotune.control import families
+from autotune.control.space import LR, Space, Values, choice, complete, fix, inside, optimizers
 from autotune.records.budget import Effort
 from autotune.records.hardware import Profile
 from autotune.records.plan import Recipe, Value
@@ -47,42 +50,47 @@ def batch_sizes(train_rows: int) -> tuple[int, ...]:
 
 
 def train_space(survey: Survey, effort: Effort) -> Space:
-    """Optimizer and its hyperparameters, batch size, precision.
+    """Optimizer and its hyperparameters, schedule, regularisation, batch size, precision.
+
+    The first choice of each is to do without, and the user's own value is always among them.
 
     The parallelism split is no dimension of its own: it does not change what is learnt, so the
     fastest measured split of the batch size is taken (see `fastest_split`).
     """
-    names = optimizers(effort)
     precisions = tuple(o.name for o in survey.options if o.kind == "precision" and o.available) or (
         "fp32",
     )
-    adaptive = tuple(o for o in ("adam", "adamw") if o in names)
-    heavy = tuple(o for o in ("momentum", "nesterov") if o in names)
-    plain = tuple(o for o in ("sgd", "momentum", "nesterov") if o in names)
-    nodes = [Node(dim=choice("optimizer", names))]
-    if adaptive:
-        lr = Dim(name="lr_adaptive", kind="float", low=1e-4, high=3e-2, log=True)
-        beta1 = choice("beta1", (0.8, 0.9, 0.95))
-        beta2 = choice("beta2", (0.95, 0.99, 0.999))
-        nodes += [Node(dim=d, parent="optimizer", values=adaptive) for d in (lr, beta1, beta2)]
-    if plain:
-        lr = Dim(name="lr_sgd", kind="float", low=1e-3, high=1.0, log=True)
-        nodes.append(Node(dim=lr, parent="optimizer", values=plain))
-    if heavy:
-        momentum = Dim(name="momentum", kind="float", low=0.8, high=0.98)
-        nodes.append(Node(dim=momentum, parent="optimizer", values=heavy))
+    base = baseline(survey)
+    nodes = [*families.nodes(optimizers(survey.options))]
     nodes.append(Node(dim=Dim(name="weight_decay", kind="float", low=1e-6, high=1e-1, log=True)))
+    nodes += _course(base, smoothable=survey.task.smoothable)
     nodes.append(Node(dim=choice("batch_size", batch_sizes(survey.task.train_rows))))
     if len(precisions) > 1:
         nodes.append(Node(dim=choice("precision", precisions)))
     nodes += [_own(node) for node in survey.task.space]
     whole = Space(name="train", nodes=tuple(nodes))
     if survey.task.tunes is not None:
-        whole = _honoured(whole, survey.task.tunes, baseline(survey))
+        whole = _honoured(whole, survey.task.tunes, base)
     return fix(whole, effort.fix)
 
 
+def _course(base: Recipe, *, smoothable: bool) -> Iterator[Node]:
+    """The schedule, and what keeps a training steady or its result general."""
+
+    def first_none(name: str, *others: float) -> Dim:
+        return choice(name, tuple(dict.fromkeys((0.0, *others, getattr(base, name) or 0.0))))
+
+    yield Node(dim=choice("schedule", ("constant", "cosine", "one_cycle")))
+    warm = first_none("warmup", 0.05)
+    yield Node(dim=warm, parent="schedule", values=("constant", "cosine"))
+    yield Node(dim=first_none("clip_norm", 1.0))
+    if smoothable:
+        yield Node(dim=first_none("label_smoothing", 0.1))
+    yield Node(dim=first_none("ema", 0.99))
+
+
 _OWN = "params."
+_HYPER = ("momentum", "beta1", "beta2")
 
 
 def _own(node: Node) -> Node:
@@ -106,7 +114,7 @@ def _honoured(whole: Space, tunes: tuple[str, ...], base: Recipe) -> Space:
         if node.dim.name.startswith(_OWN):
             nodes.append(node)
             continue
-        name = "lr" if node.dim.name.startswith("lr_") else node.dim.name
+        name = "lr" if node.dim.name.startswith(LR) else node.dim.name
         held = getattr(base, name)
         if name in tunes:
             nodes.append(node)
@@ -119,16 +127,17 @@ def _honoured(whole: Space, tunes: tuple[str, ...], base: Recipe) -> Space:
 def recipe(values: Values, split: tuple[str, int, int]) -> Recipe:
     """Sampled values and a split as a recipe."""
     name = str(values["optimizer"])
-    adaptive = name in ("adam", "adamw")
-    heavy = name in ("momentum", "nesterov")
     parallel, ranks, threads = split
     fields = {
         "optimizer": name,
-        "lr": float(values["lr_adaptive" if adaptive else "lr_sgd"]),
-        "momentum": float(values["momentum"]) if heavy and "momentum" in values else None,
-        "beta1": float(values["beta1"]) if adaptive and "beta1" in values else None,
-        "beta2": float(values["beta2"]) if adaptive and "beta2" in values else None,
+        "lr": float(values[families.of(name).lr]),
+        **{field: values.get(field) for field in _HYPER},
         "weight_decay": float(values["weight_decay"]),
+        "schedule": values.get("schedule", "constant"),
+        "warmup": values.get("warmup", 0.0),
+        "clip_norm": values.get("clip_norm") or None,
+        "label_smoothing": values.get("label_smoothing", 0.0),
+        "ema": values.get("ema") or None,
         "batch_size": int(values["batch_size"]),
         "precision": values.get("precision", "fp32"),
         "parallel": parallel,
@@ -141,18 +150,7 @@ def recipe(values: Values, split: tuple[str, int, int]) -> Recipe:
 
 def values_of(rec: Recipe, space: Space) -> dict[str, Value] | None:
     """A recipe as values of the space, to enqueue it; None where it lies outside."""
-    adaptive = rec.optimizer in ("adam", "adamw")
-    raw: dict[str, Value | None] = {
-        "optimizer": rec.optimizer,
-        "lr_adaptive" if adaptive else "lr_sgd": rec.lr,
-        "beta1": rec.beta1 if rec.beta1 is not None else 0.9,
-        "beta2": rec.beta2 if rec.beta2 is not None else 0.999,
-        "momentum": rec.momentum if rec.momentum is not None else 0.9,
-        "weight_decay": rec.weight_decay or 1e-6,
-        "batch_size": rec.batch_size,
-        "precision": rec.precision,
-        **{_OWN + name: value for name, value in rec.params.items()},
-    }
+    raw = _raw(rec)
     out: dict[str, Value] = {}
     for node in space.nodes:
         if not node.active(out):
@@ -161,7 +159,53 @@ def values_of(rec: Recipe, space: Space) -> dict[str, Value] | None:
         if value is None or not inside(node.dim, value):
             return None
         out[node.dim.name] = value
-    return out
+    lost = [name for name in (*_HYPER, "warmup") if getattr(rec, name) and name not in out]
+    return None if lost else out
+
+
+def values_near(rec: Recipe, space: Space) -> dict[str, Value] | None:
+    """A recipe as values of the space, what lies outside replaced by what is nearest to it or
+    does without; None where its optimizer is not in the space.
+    """
+    raw = _raw(rec)
+    dims = {node.dim.name: node.dim for node in space.nodes}
+    if not inside(dims["optimizer"], rec.optimizer):
+        return None
+    sizes = [int(size) for size in dims["batch_size"].choices]
+    raw["batch_size"] = min(sizes, key=lambda size: abs(math.log(size / rec.batch_size)))
+    lr = dims[families.of(rec.optimizer).lr]
+    if lr.kind == "float":
+        raw[lr.name] = min(max(rec.lr, lr.low or 0.0), lr.high or math.inf)
+    return complete(space, {name: value for name, value in raw.items() if value is not None})
+
+
+def _raw(rec: Recipe) -> dict[str, Value | None]:
+    return {
+        "optimizer": rec.optimizer,
+        families.of(rec.optimizer).lr: rec.lr,
+        "beta1": rec.beta1 if rec.beta1 is not None else 0.9,
+        "beta2": rec.beta2 if rec.beta2 is not None else 0.999,
+        "momentum": rec.momentum if rec.momentum is not None else 0.9,
+        "weight_decay": rec.weight_decay or 1e-6,
+        "schedule": rec.schedule,
+        "warmup": rec.warmup,
+        "clip_norm": rec.clip_norm or 0.0,
+        "label_smoothing": rec.label_smoothing,
+        "ema": rec.ema or 0.0,
+        "batch_size": rec.batch_size,
+        "precision": rec.precision,
+        **{_OWN + name: value for name, value in rec.params.items()},
+    }
+
+
+def seeds(space: Space, default: Recipe) -> tuple[tuple[dict[str, Value], str], ...]:
+    """Where a search begins (`families.seeds`), as different values of the space."""
+    found: dict[str, tuple[dict[str, Value], str]] = {}
+    for rec, why in families.seeds(default):
+        values = values_near(rec, space)
+        if values is not None:
+            found.setdefault(json.dumps(values, sort_keys=True), (values, why))
+    return tuple(found.values())
 
 
 def fastest_split(

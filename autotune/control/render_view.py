@@ -241,7 +241,7 @@ def _under_load(plan: PlanResult, percentile: float) -> list[tuple[str, str]]:
 
 
 def recipe(found: Recipe | None) -> str:
-    """``adamw lr=0.003 weight_decay=0.01, batch 64, fp32, single, 2 threads``."""
+    """``adamw lr=0.003 weight_decay=0.01 one_cycle, batch 64, fp32, single, 2 threads``."""
     if found is None:
         return "came trained"
     names = ("momentum", "beta1", "beta2", "eps")
@@ -249,6 +249,10 @@ def recipe(found: Recipe | None) -> str:
     parts += [f"{n}={v:.3g}" for n in names if (v := getattr(found, n)) is not None]
     if found.weight_decay:
         parts.append(f"weight_decay={found.weight_decay:.3g}")
+    if found.schedule != "constant":
+        parts.append(found.schedule)
+    regular = ("warmup", "clip_norm", "label_smoothing", "ema")
+    parts += [f"{n}={v:.3g}" for n in regular if (v := getattr(found, n))]
     parts += [
         f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in found.params.items()

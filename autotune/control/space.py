@@ -21,8 +21,8 @@ from autotune.records.plan import Value
 from autotune.records.task import Dim, Node, Option
 
 Values = Mapping[str, Value]
-
-OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
+LR = "lr_"
+"""How the names of learning rates begin; each family of optimizers has its own range."""
 
 
 class Space(Record, frozen=True, kw_only=True):
@@ -58,7 +58,7 @@ def restrict(options: tuple[Option, ...], effort: Effort) -> tuple[Option, ...]:
     Raises:
         UsageError: a kind or name that does not exist; the message lists those that do.
     """
-    known = {(o.kind, o.name) for o in options} | {("optimizer", o) for o in OPTIMIZERS}
+    known = {(o.kind, o.name) for o in options}
     only = [pair for text in effort.only for pair in _named(text, known, "--only")]
     without = {pair for text in effort.without for pair in _named(text, known, "--without")}
     kinds = {kind for kind, _ in only}
@@ -87,19 +87,17 @@ def _named(text: str, known: set[tuple[str, str]], flag: str) -> list[tuple[str,
     return pairs
 
 
-def optimizers(effort: Effort) -> tuple[str, ...]:
-    """Optimizers left after ``--only`` and ``--without``."""
-    known = {("optimizer", o) for o in OPTIMIZERS}
-    only, without = set(), set()
-    for text in effort.only:
-        if text.startswith("optimizer=") or text.split("=")[0] in OPTIMIZERS:
-            only |= {n for _, n in _named(text, known, "--only")}
-    for text in effort.without:
-        names = text.removeprefix("optimizer=").split(",")
-        without |= {n for n in names if n in OPTIMIZERS}
-    left = tuple(o for o in OPTIMIZERS if (not only or o in only) and o not in without)
+def optimizers(options: tuple[Option, ...]) -> tuple[str, ...]:
+    """The update rules that are left.
+
+    Raises:
+        UsageError: none is; the message says why of each that the user did not exclude.
+    """
+    rules = [o for o in options if o.kind == "optimizer"]
+    left = tuple(o.name for o in rules if o.available)
     if not left:
-        raise UsageError("--only and --without leave no optimizer")
+        refused = [f"; {o.name} is refused: {o.reason}" for o in rules if o.reason]
+        raise UsageError(f"--only and --without leave no optimizer{''.join(refused)}")
     return left
 
 
@@ -115,25 +113,38 @@ def inside(dim: Dim, value: Value) -> bool:
 def fix(space: Space, given: tuple[str, ...]) -> Space:
     """The space with every ``name=value`` of ``given`` that it has held fast.
 
-    ``lr`` and a step's bare parameter name (``macs_kept``) stand for the dimensions that end so.
+    ``lr`` and a step's bare parameter name (``macs_kept``) stand for the dimensions that end so;
+    a value need lie in the range of one of them.
 
     Raises:
         UsageError: a value outside its dimension's range; the message says what it may be.
     """
     nodes = list(space.nodes)
     for text in given:
-        name, _, value = text.partition("=")
-        for i, node in enumerate(nodes):
-            if named(node.dim, name.strip()):
-                held = choice(node.dim.name, (_parsed(node.dim, value.strip(), text),))
-                nodes[i] = Node(dim=held, parent=node.parent, values=node.values)
+        name, _, value = (part.strip() for part in text.partition("="))
+        found = [i for i, node in enumerate(nodes) if named(node.dim, name)]
+        if not found:
+            continue
+        parsed = _parsed(_widest([nodes[i].dim for i in found]), value, text)
+        for i in found:
+            held = choice(nodes[i].dim.name, (parsed,))
+            nodes[i] = Node(dim=held, parent=nodes[i].parent, values=nodes[i].values)
     return Space(name=space.name, nodes=tuple(nodes))
+
+
+def _widest(dims: list[Dim]) -> Dim:
+    """From the least to the largest end of dimensions of one meaning."""
+    first = dims[0]
+    if first.kind == "choice":
+        return first
+    lows, highs = [float(d.low or 0.0) for d in dims], [float(d.high or 0.0) for d in dims]
+    return msgspec.structs.replace(first, low=min(lows), high=max(highs))
 
 
 def named(dim: Dim, name: str) -> bool:
     """Whether a person means this dimension by ``name``."""
     short = dim.name.rpartition(".")[2]
-    return name in (dim.name, short) or (name == "lr" and short.startswith("lr_"))
+    return name in (dim.name, short) or (name == "lr" and short.startswith(LR))
 
 
 def check_fixed(given: tuple[str, ...], spaces: tuple[Space, ...]) -> None:
@@ -146,13 +157,13 @@ def check_fixed(given: tuple[str, ...], spaces: tuple[Space, ...]) -> None:
     for text in given:
         name, sign, _ = text.partition("=")
         if not sign or not any(named(dim, name.strip()) for dim in dims):
-            known = sorted({dim.name.replace("lr_adaptive", "lr") for dim in dims} - {"lr_sgd"})
+            known = sorted({"lr" if dim.name.startswith(LR) else dim.name for dim in dims})
             raise UsageError(f"--fix {text}: give NAME=VALUE with one of: {', '.join(known)}")
 
 
 def _parsed(dim: Dim, value: str, text: str) -> Value:
     if dim.kind == "choice":
-        found = [c for c in dim.choices if str(c).lower() == value.lower()]
+        found = [c for c in dim.choices if _says(value, c)]
         if not found:
             raise UsageError(f"--fix {text}: one of {', '.join(map(str, dim.choices))}")
         return found[0]
@@ -163,6 +174,15 @@ def _parsed(dim: Dim, value: str, text: str) -> Value:
     if not float(dim.low or 0.0) <= number <= float(dim.high or 0.0):
         raise UsageError(f"--fix {text}: from {dim.low:g} to {dim.high:g}")
     return round(number) if dim.kind == "int" else number
+
+
+def _says(text: str, choice: Value) -> bool:
+    if isinstance(choice, float):
+        try:
+            return float(text) == choice
+        except ValueError:
+            return False
+    return str(choice).lower() == text.lower()
 
 
 def neighbour(space: Space, values: Values, seed: int) -> dict[str, Value]:

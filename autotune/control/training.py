@@ -75,7 +75,8 @@ def search(outcome: Outcome, until_s: float) -> None:
     plain = Recipe(params=default.params)
     if msgspec.structs.replace(default, threads=1) != plain:
         _pinned(outcome, study, plain, "the default recipe", until_s)
-    _enqueue_scaled(study, default)
+    for values, why in recipes.seeds(study.space, default):
+        study.enqueue(values, why)
     seen = {space.canonical(t.recipe) for t in trials}
     repeats = 0
     limit = run.effort.train_trials or 10_000
@@ -107,19 +108,6 @@ def _keep(outcome: Outcome, trial: TrainTrial, until_s: float) -> None:
     text = f"{winner.recipe.optimizer} lr {winner.recipe.lr:.2g}" if winner else "none yet"
     run.listener.trial(trial, text, until_s - run.bridge.now())
     run.on_progress()
-
-
-def _enqueue_scaled(study: Search, default: Recipe) -> None:
-    """The default at twice its learning rate, at its batch and at four times it (where twice is
-    the square-root rule).
-    """
-    for factor in (1, 4):
-        scaled = msgspec.structs.replace(
-            default, batch_size=default.batch_size * factor, lr=default.lr * 2
-        )
-        values = recipes.values_of(scaled, study.space)
-        if values is not None:
-            study.enqueue(values, "default, scaled")
 
 
 def _recipe(run: Run, proposal: Proposal, legal: tuple[tuple[str, int, int], ...]) -> Recipe:

@@ -1,27 +1,53 @@
 """What to do: a training recipe, a deployment, and the two together as a plan file."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from autotune.records.base import Record
 
 Value = float | int | str | bool
+Optimizer = Literal[
+    "adam",
+    "adamw",
+    "sgd",
+    "momentum",
+    "nesterov",
+    "rmsprop",
+    "nadam",
+    "radam",
+    "adafactor",
+    "muon",
+]
+Share = Annotated[float, Meta(ge=0, lt=1)]
 
 
 class Recipe(Record, frozen=True, kw_only=True):
     """How to train.  ``batch_size`` is the global batch over all ranks; ``threads`` are per rank.
 
     ``params`` are values of the user's own ``space(trial)``, by name.  Fields that an optimizer
-    does not have are ``None``: ``momentum`` for sgd variants,
-    ``beta1``/``beta2``/``eps`` for adam and adamw.
+    does not have are ``None``: ``momentum`` but for the rules with a heavy ball, ``beta1`` but
+    for the relatives of Adam, ``beta2`` and ``eps`` but for the adaptive ones (the formulas are
+    in docs/algorithms.md).
+
+    ``warmup`` is the share of the training's steps over which the learning rate rises from 0
+    (one_cycle: from a 25th; 0 stands for its usual 0.3).  ``clip_norm`` is the largest norm of
+    the whole gradient.  ``label_smoothing`` needs the default cross-entropy.  ``ema`` is the
+    decay a step of averaged weights, which are then what is evaluated and kept.
     """
 
-    optimizer: Literal["sgd", "momentum", "nesterov", "adam", "adamw"] = "adam"
+    optimizer: Optimizer = "adam"
     lr: float = 1e-3
     momentum: float | None = None
     beta1: float | None = None
     beta2: float | None = None
     eps: float | None = None
     weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
+    warmup: Share = 0.0
+    clip_norm: Annotated[float, Meta(gt=0)] | None = None
+    label_smoothing: Share = 0.0
+    ema: Annotated[float, Meta(gt=0, lt=1)] | None = None
     batch_size: int = 32
     precision: Literal["fp32", "bf16"] = "fp32"
     parallel: str = "single"

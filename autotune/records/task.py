@@ -77,8 +77,9 @@ class TaskInfo(Record, frozen=True, kw_only=True):
     ``own_train``: the user's ``train()`` runs instead of our loop; ``tunes`` are then the
     recipe fields that it honours, all others leave the space (None where our loop runs, which
     honours all).  ``own_loader``: batches come from the user's ``train_loader``.
-    ``weights_sha256`` is that of the checkpoint file.  ``output_bytes_per_row`` is the size of
-    one row's outputs.
+    ``smoothable``: the training loss is the default cross-entropy, whose labels can be
+    smoothed.  ``weights_sha256`` is that of the checkpoint file.  ``output_bytes_per_row`` is
+    the size of one row's outputs.
     """
 
     name: str
@@ -100,6 +101,7 @@ class TaskInfo(Record, frozen=True, kw_only=True):
     binary: bool
     pretrained: bool
     has_loss: bool
+    smoothable: bool = False
     epochs: int | None = None
     steps: int | None = None
     recipe: dict[str, float | int | str | bool] | None = None
@@ -142,7 +144,8 @@ class Traits(Record, frozen=True, kw_only=True):
 
     ``flops_per_sample`` counts a multiply-add as two.  ``op_flops`` and ``op_calls`` are
     per operator class for one sample.  ``largest_op_bytes`` is the operand size of the
-    largest operator at batch 1.  ``transformer`` is there where the model is one.
+    largest operator at batch 1.  ``transformer`` is there where the model is one;
+    ``hidden_matrices`` counts the weights that Muon is made for.
     """
 
     parameters: int
@@ -157,13 +160,14 @@ class Traits(Record, frozen=True, kw_only=True):
     has_batch_norm: bool = False
     has_dropout: bool = False
     transformer: Transformer | None = None
+    hidden_matrices: int | None = None
 
 
 class Option(Record, frozen=True, kw_only=True):
     """One legal or refused choice.
 
-    ``kind`` is ``runtime``, ``compress``, ``parallel`` or ``precision``.  A refused one
-    carries a reason that a person can act on.  ``takes`` and ``gives`` are forms
+    ``kind`` is ``runtime``, ``compress``, ``parallel``, ``precision`` or ``optimizer``.  A
+    refused one carries a reason that a person can act on.  ``takes`` and ``gives`` are forms
     (``module``, ``onnx``); compressors of one ``group`` exclude each other; ``dims`` are a
     compressor's own parameters.
     """

@@ -51,6 +51,11 @@ class Epochs(Protocol):
 
     rows: int
 
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch; an upper bound where only the user's loader knows."""
+        ...
+
     def epoch(self, number: int) -> Iterator[Batch]: ...
 
     def first(self, rows: int) -> Batch: ...
@@ -104,14 +109,16 @@ class StreamBatches:
         self._share = share
         self._samples = stream.samples(share.rank, share.world)
 
+    @property
+    def steps(self) -> int:
+        return _steps(self.rows, self._share)
+
     def epoch(self, number: int) -> Iterator[Batch]:
         """The next ``rows`` rows; ``number`` does not matter."""
         del number
         size, world = self._share.batch_size, self._share.world
-        for start in range(0, self.rows, size):
+        for start in range(0, self.steps * size, size):
             of = min(size, self.rows - start)
-            if self._share.paired and of < size and of // world < 2:
-                continue
             mine = len(range(self._share.rank, of, world))
             yield self._batch(self._samples, max(1, mine), mine, of)
 
@@ -140,14 +147,21 @@ class LoaderBatches:
         spare = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         self._workers = max(0, spare - share.threads * share.world) // share.world
         self._loader = self._made(self._workers)
+        self._most = math.ceil(rows / share.batch_size)
+
+    @property
+    def steps(self) -> int:
+        try:
+            return min(self._most, len(self._loader))
+        except TypeError:  # no length, as of an iterable dataset
+            return self._most
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """One pass, or as many steps as ``rows`` rows are where the loader has no end."""
         sampler = getattr(self._loader, "sampler", None)
         if sampler is not None and hasattr(sampler, "set_epoch"):
             sampler.set_epoch(number)
-        steps = math.ceil(self.rows / self._share.batch_size)
-        for batch in itertools.islice(self._loader, steps):
+        for batch in itertools.islice(self._loader, self._most):
             yield self._batch(batch)
 
     def first(self, rows: int) -> Batch:
@@ -196,24 +210,20 @@ class Batches:
     ) -> None:
         self.rows = len(dataset)  # type: ignore[arg-type]
         self._gather = _gatherer(dataset, collate)
-        self._batch_size = batch_size
+        self._share = Share(batch_size, rank, world, paired=paired, device=device)
         self._seed = seed
-        self._rank = rank
-        self._world = world
-        self._paired = paired
-        self._device = device
+
+    @property
+    def steps(self) -> int:
+        return _steps(self.rows, self._share)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of epoch ``number`` (any order of epochs gives the same rows)."""
         generator = torch.Generator().manual_seed(self._seed * _EPOCH_STRIDE + number)
         order = torch.randperm(self.rows, generator=generator)
-        for chunk in torch.split(order, self._batch_size):
-            of = len(chunk)
-            short = of < self._batch_size
-            if self._paired and short and of // self._world < 2:
-                continue
-            mine = chunk[self._rank :: self._world]
-            yield self._batch(mine if len(mine) else chunk[:1], len(mine), of)
+        for chunk in torch.split(order, self._share.batch_size)[: self.steps]:
+            mine = chunk[self._share.rank :: self._share.world]
+            yield self._batch(mine if len(mine) else chunk[:1], len(mine), len(chunk))
 
     def first(self, rows: int) -> Batch:
         """The first rows of the dataset, unshuffled."""
@@ -222,7 +232,17 @@ class Batches:
 
     def _batch(self, indices: Tensor, rows: int, of: int) -> Batch:
         input, target = self._gather(indices)
-        return Batch(_moved(input, self._device), _moved(target, self._device), rows, of)
+        device = self._share.device
+        return Batch(_moved(input, device), _moved(target, device), rows, of)
+
+
+def _steps(rows: int, share: Share) -> int:
+    """Global batches of an epoch; a last, short one is left out where it is too short for batch
+    norm on some rank.
+    """
+    whole, left = divmod(rows, share.batch_size)
+    dropped = share.paired and left // share.world < 2
+    return whole + (1 if left and not dropped else 0)
 
 
 def _gatherer(dataset: Dataset[Any], collate: Callable[[list[Any]], tuple[Any, Any]]) -> Gather:

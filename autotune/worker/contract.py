@@ -199,13 +199,21 @@ class Loaded:
         own = adapters.has_training_step(model)
         return adapters.TrainingStep(model) if own else model
 
-    def training_loss(self, module: Any, inputs: Any, target: Any, number: int = 0) -> Tensor:
-        """The loss of one batch; ``module`` is what `stepped` gave, wrapped or not."""
+    def training_loss(
+        self, module: Any, inputs: Any, target: Any, number: int = 0, smoothing: float = 0.0
+    ) -> Tensor:
+        """The loss of one batch; ``module`` is what `stepped` gave, wrapped or not.
+
+        Raises:
+            ContractError: labels cannot be smoothed (see `Functions.loss`).
+        """
         inner = getattr(module, "module", module)
         if isinstance(inner, adapters.TrainingStep):
+            if smoothing:
+                raise self.functions.unsmoothable(smoothing)
             loss: Tensor = module(inputs, target, number)
             return loss
-        return self.loss(self.call(module, inputs), target)
+        return self.functions.loss(self.call(module, inputs), target, smoothing)
 
     def loss(self, output: Any, target: Any) -> Tensor:
         """The training loss: a scalar, mean over the batch (see `Functions.loss`)."""

@@ -49,13 +49,21 @@ def main_output(output: Any) -> Tensor | None:
     return None
 
 
-def loss(output: Any, target: Any, shifted: bool = False) -> Tensor:
+def smoothable(output: Any, target: Any) -> bool:
+    """Whether the default loss is the cross-entropy: neither the model's own nor of floats."""
+    own = isinstance(getattr(output, "loss", None), Tensor)
+    return not own and isinstance(target, Tensor) and not target.is_floating_point()
+
+
+def loss(output: Any, target: Any, shifted: bool = False, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy for integer targets, mean squared error for floats; a scalar.
 
     Args:
         output: the model's output; where it holds its own ``loss``, that is taken.
         target: what it should be.
         shifted: the target of token t is token t + 1 (transformers' causal models).
+        smoothing: share of the cross-entropy's targets that is spread evenly over all classes
+            (Szegedy et al., arXiv 1512.00567).
 
     Raises:
         ContractError: output and target do not fit together.
@@ -68,7 +76,9 @@ def loss(output: Any, target: Any, shifted: bool = False) -> Tensor:
         pred, true = pred[:, :-1], true[:, 1:]
     if not true.is_floating_point():
         logits = classes_second(pred, true)
-        return functional.cross_entropy(logits, true.long(), ignore_index=IGNORED)
+        return functional.cross_entropy(
+            logits, true.long(), ignore_index=IGNORED, label_smoothing=smoothing
+        )
     return functional.mse_loss(alike(pred, true), true.to(pred.dtype))
 
 

@@ -51,14 +51,17 @@ class Functions:
             return str(getattr(own, "__name__", kind))
         return "balanced_accuracy" if self.balanced else defaults.metric(target, self.threshold)
 
-    def loss(self, output: Any, target: Any) -> Tensor:
+    def loss(self, output: Any, target: Any, smoothing: float = 0.0) -> Tensor:
         """The training loss: a scalar, mean over the batch.
 
         Raises:
-            ContractError: the user's function returns no scalar, or no default fits.
+            ContractError: the user's function returns no scalar, no default fits, or labels
+                are to be smoothed where the loss is not the default cross-entropy.
         """
+        if smoothing and not self.smoothable(output, target):
+            raise self.unsmoothable(smoothing)
         if self.own_loss is None:
-            return self._located(defaults.loss, output, target, self.shifted)
+            return self._located(defaults.loss, output, target, self.shifted, smoothing)
         with guard(self.where, "loss(output, target)", self.path):
             value = self.own_loss(output, target)
         if not isinstance(value, Tensor) or value.numel() != 1:
@@ -70,6 +73,21 @@ class Functions:
                 "    return per_sample.mean()",
             )
         return value.reshape(())
+
+    def smoothable(self, output: Any, target: Any) -> bool:
+        """Whether the loss is the default cross-entropy, whose labels can be smoothed."""
+        return self.own_loss is None and defaults.smoothable(output, target)
+
+    def unsmoothable(self, smoothing: float) -> ContractError:
+        """The error for a smoothing that nothing would apply."""
+        return broken(
+            self.where,
+            "label_smoothing needs the default loss, the cross-entropy of integer targets",
+            found=f"label_smoothing {smoothing:g} with a loss of the task's own, or float targets",
+            mend="def loss(output, target):\n"
+            f"    return F.cross_entropy(output, target, label_smoothing={smoothing:g})",
+            hint="or leave label_smoothing out of the recipe",
+        )
 
     def score(self, output: Any, target: Any) -> Tensor | None:
         """Quality per sample ``[batch]``, float32, or None where only a whole set has one.

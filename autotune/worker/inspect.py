@@ -138,12 +138,27 @@ def _check(loaded: Loaded, model: nn.Module) -> tuple[TaskInfo, float]:
     changed: TaskInfo = msgspec.structs.replace(
         info,
         has_loss=has_loss,
+        smoothable=has_loss and _smoothable(loaded, model, output, target),
         binary=binary,
         module_names=names,
         output_bytes_per_row=size_of(output) // max(1, samples_in(inputs)),
         warnings=(*info.warnings, *_framework(loaded, model)),
     )
     return changed, evaluation_s
+
+
+def _smoothable(loaded: Loaded, model: nn.Module, output: Any, target: Any) -> bool:
+    """Whether the loss is the default cross-entropy; the recipe may then smooth its labels.
+
+    Raises:
+        ContractError: it is not, and the user's recipe smooths them (in our loop).
+    """
+    own = loaded.own_train is not None
+    plain = not adapters.has_training_step(model) and loaded.functions.smoothable(output, target)
+    smoothing = (loaded.info.recipe or {}).get("label_smoothing")
+    if smoothing and not plain and not own:
+        raise loaded.functions.unsmoothable(float(smoothing))
+    return plain or own
 
 
 def samples_in(inputs: Any) -> int:

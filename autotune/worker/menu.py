@@ -1,25 +1,30 @@
-"""What is legal here: every plug-in's answer, and the precisions that pay on this machine."""
+"""What is legal here: every plug-in's answer, the precisions that pay on this machine, and the
+optimizers that this torch and this model have a use for.
+"""
 
 from pathlib import Path
+from typing import get_args
 
 from autotune import plugins
 from autotune.records.hardware import Profile
 from autotune.records.job import Context, Menu, Options
-from autotune.records.task import Option
+from autotune.records.plan import Optimizer
+from autotune.records.task import Option, Traits
 from autotune.worker.channel import Channel
 
 _FOLDERS = (("runtime", "runtimes"), ("compress", "compress"), ("parallel", "parallel"))
 
 
 def run(job: Menu, root: Path, channel: Channel) -> Options:
-    """One `Option` per plug-in and precision, refused ones with their reason."""
+    """One `Option` per plug-in, precision and optimizer, refused ones with their reason."""
     del root, channel
     found = [
         _option(kind, folder, name, job.context)
         for kind, folder in _FOLDERS
         for name in plugins.names(folder)
     ]
-    return Options(options=(*found, *precisions(job.context.profile)))
+    rules = optimizers(job.context.traits)
+    return Options(options=(*found, *precisions(job.context.profile), *rules))
 
 
 def _option(kind: str, folder: str, name: str, context: Context) -> Option:
@@ -47,6 +52,17 @@ def precisions(profile: Profile) -> tuple[Option, ...]:
     return (
         Option(kind="precision", name="fp32", available=True),
         Option(kind="precision", name="bf16", available=reason is None, reason=reason),
+    )
+
+
+def optimizers(traits: Traits) -> tuple[Option, ...]:
+    """Every update rule; refused where this torch lacks it or the model has no use for it."""
+    from autotune.worker.optimizers import unavailable
+
+    reasons = {name: unavailable(name, traits.hidden_matrices) for name in get_args(Optimizer)}
+    return tuple(
+        Option(kind="optimizer", name=name, available=reason is None, reason=reason)
+        for name, reason in reasons.items()
     )
 
 

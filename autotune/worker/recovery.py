@@ -1,13 +1,14 @@
 """Recovery training: a pruned model learns again, for a few epochs at a lower learning rate.
 
-Plain task loss, the recipe's optimizer, learning rate 0.3 times the recipe's, cosine to 0.
+Plain task loss, the recipe's optimizer, learning rate 0.3 times the recipe's, cosine to 0.  The
+recipe's schedule, clipping, smoothing and averaging are for training from scratch.
 """
 
 import itertools
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
@@ -18,6 +19,9 @@ from autotune.records.plan import Recipe
 from autotune.worker.channel import Channel
 from autotune.worker.contract import Loaded
 from autotune.worker.streams import Stream
+
+if TYPE_CHECKING:
+    from autotune.worker.optimizers import Rule
 
 _LR_SHARE = 0.3
 
@@ -41,15 +45,15 @@ def recover(
             f"recovery_epochs is {epochs}, but the task has no training rows: "
             "define train_data() in the model file, or use recovery_epochs 0",
         )
-    from autotune.worker import optimizers
+    from autotune.worker import optimizers, schedules
 
     started = time.perf_counter()
     torch.manual_seed(seed)
     torch.set_num_threads(max(1, recipe.threads * recipe.ranks))
     slower = msgspec.structs.replace(recipe, lr=recipe.lr * _LR_SHARE)
-    optimizer = optimizers.build(slower, model.parameters())
+    rule = optimizers.build(slower, model)
     steps = max(1, epochs * math.ceil(len(data) / recipe.batch_size))
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    shares = (schedules.cosine(step, steps) for step in itertools.count())
     model.train()
     for epoch in range(epochs):
         loss = _epoch(
@@ -57,7 +61,7 @@ def recover(
             loaded,
             _batches(data, recipe.batch_size, seed + epoch),
             recipe,
-            (optimizer, decay),
+            (rule, shares),
         )
         if not channel.report(epoch + 1, loss):
             break
@@ -70,19 +74,18 @@ def _epoch(
     loaded: Loaded,
     batches: Iterator[list[Any]],
     recipe: Recipe,
-    steering: tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler],
+    steering: "tuple[Rule, Iterator[float]]",
 ) -> float:
     """Mean loss of one pass."""
-    optimizer, decay = steering
+    rule, shares = steering
     total, count = 0.0, 0
     for samples in batches:
         inputs, target = loaded.collate(samples)
-        optimizer.zero_grad(set_to_none=True)
+        rule.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
             loss = loaded.training_loss(loaded.stepped(model), inputs, target)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        decay.step()
+        rule.step(next(shares))
         total, count = total + float(loss.detach()) * len(samples), count + len(samples)
     if not math.isfinite(total):
         raise JobError("nan", "recovery training gave a loss that is not a number")

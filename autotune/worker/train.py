@@ -32,7 +32,8 @@ from autotune.errors import JobError
 from autotune.parallel import Group
 from autotune.records.job import Rate, Throughput, Train, Trained
 from autotune.records.plan import Recipe
-from autotune.worker import contract, optimizers, ownloop
+from autotune.worker import contract, optimizers, ownloop, schedules
+from autotune.worker.averaging import Average
 from autotune.worker.batches import Batch, Share, of_task
 from autotune.worker.channel import Channel
 from autotune.worker.contract import Loaded
@@ -69,7 +70,9 @@ def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
     loaded = contract.load(job.task)
     if loaded.own_train is not None:
         return ownloop.fit(job, root, channel, group, loaded)
-    loop = Loop(job.recipe, loaded, group, seed=job.seed, limit_s=job.time_limit_s)
+    loop = Loop(
+        job.recipe, loaded, group, seed=job.seed, epochs=job.epochs, limit_s=job.time_limit_s
+    )
     loop.wanted_step_losses = job.step_losses
     judge = Judge(loaded, loop.model, group, channel)
     done, go, rung = 0, True, False
@@ -80,8 +83,10 @@ def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
             done += whole
             rung = whole and done in job.rungs
             if rung and done < job.epochs and not loop.late:
-                go = judge.report(done)
+                with loop.judged():
+                    go = judge.report(done)
         energy = meter.close()
+    loop.settle()
     if go and rung:
         judge.report(done)
     elif go:
@@ -127,6 +132,7 @@ class Loop:
     """A fresh model, its optimizer and its batches, stepped and timed.
 
     Args:
+        epochs: the horizon of the learning rate's schedule, however soon training is stopped.
         limit_s: training time allowed; with ``strict`` from the first step on, otherwise
             from the second.
         strict: raise on a loss that is not finite.
@@ -139,6 +145,7 @@ class Loop:
         group: Group,
         *,
         seed: int,
+        epochs: int = 1,
         limit_s: float | None = None,
         strict: bool = True,
     ) -> None:
@@ -159,7 +166,12 @@ class Loop:
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         if not trainable:
             raise JobError("unsupported", "the model has no parameter that requires a gradient")
-        self._optimizer = optimizers.build(recipe, trainable)
+        self._trainable = trainable
+        self._rule = optimizers.build(recipe, self.model)
+        self._horizon = max(1, epochs * self._batches.steps)
+        self._average: Average | None = None
+        if recipe.ema is not None and group.rank == 0:  # which alone judges and saves
+            self._average = Average(self.model, recipe.ema)
         stepped = loaded.stepped(self.model)
         self._wrapped = group.wrap(stepped, find_unused=self._leaves_some_unused())
         seed_all(seed + group.rank)  # ranks drop out different units of their different rows
@@ -211,11 +223,26 @@ class Loop:
         self.epoch_losses.append(self.group.mean(total, count))
         return whole
 
+    def judged(self) -> contextlib.AbstractContextManager[None]:
+        """Within, the model is what would be kept now: the averaged weights, where there are."""
+        return contextlib.nullcontext() if self._average is None else self._average.applied()
+
+    def settle(self) -> None:
+        """The model is what is kept; it is not trained any more."""
+        if self._average is not None:
+            self._average.settle()
+
     def _step(self, batch: Batch) -> float:
         """One optimizer step; returns this rank's mean loss."""
-        self._optimizer.zero_grad()
+        self._rule.zero_grad()
         with self._precision():
-            loss = self.loaded.training_loss(self._wrapped, batch.input, batch.target, self.steps)
+            loss = self.loaded.training_loss(
+                self._wrapped,
+                batch.input,
+                batch.target,
+                self.steps,
+                self._recipe.label_smoothing,
+            )
         value = float(loss.detach())
         if self._strict and not math.isfinite(value):
             raise JobError(
@@ -226,7 +253,11 @@ class Loop:
         if self.group.world > 1:
             loss = loss * (batch.rows * self.group.world / batch.of)
         loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
+        if self._recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._trainable, self._recipe.clip_norm)
+        self._rule.step(schedules.share(self._recipe, self.steps, self._horizon))
+        if self._average is not None:
+            self._average.update()
         self.steps += 1
         self._samples += batch.of
         if len(self.step_losses) < self.wanted_step_losses:

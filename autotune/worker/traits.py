@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autotune.records.task import Traits
 from autotune.worker.blocks import Spotter, is_softmax
+from autotune.worker.optimizers import hidden_matrices
 
 Shape = Sequence[int]
 
@@ -57,6 +58,7 @@ def count(
         module_types=dict(sorted(kinds.items())),
         has_batch_norm=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()),
         has_dropout=any(isinstance(m, nn.modules.dropout._DropoutNd) for m in model.modules()),
+        hidden_matrices=len(hidden_matrices(model)),
         transformer=spotter.shape(op_flops, _inside(flops, model, spotter.path)),
     )
 

@@ -1,16 +1,18 @@
 """Search spaces: every sampled plan is legal, restrictions are obeyed, equal plans are equal."""
 
 import random
+from typing import Any, get_args
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.control import deployments, recipes, space
+from autotune.control import deployments, families, recipes, space
 from autotune.errors import UsageError
 from autotune.records.budget import Effort
 from autotune.records.hardware import Profile
-from autotune.records.plan import Recipe
+from autotune.records.plan import Optimizer, Recipe
 from autotune.records.task import Dim, Option, Split, Survey
 from tests.support.simulated import OPTIONS, TRAITS, info
 
@@ -54,8 +56,11 @@ def test_every_sampled_recipe_is_legal_and_comes_back(seed: int) -> None:
     searched = recipes.train_space(survey(), Effort())
     values = searched.sample(picker(seed))
     recipe = recipes.recipe(values, ("single", 1, 2))
-    assert (recipe.momentum is not None) == (recipe.optimizer in ("momentum", "nesterov"))
-    assert (recipe.beta1 is not None) == (recipe.optimizer in ("adam", "adamw"))
+    assert (recipe.momentum is not None) == (recipe.optimizer in families.HEAVY)
+    assert (recipe.beta1 is not None) == (recipe.optimizer in families.TWO_MOMENTS)
+    assert not (recipe.warmup and recipe.schedule == "one_cycle")
+    family = families.of(recipe.optimizer)
+    assert family.low <= recipe.lr <= family.high
     back = recipes.values_of(recipe, searched)
     assert back == values
 
@@ -77,8 +82,96 @@ def test_only_keeps_and_without_drops() -> None:
     kept = space.restrict(OPTIONS, Effort(only=("runtime=eager,compiled",), without=("prune",)))
     assert [o.name for o in kept if o.kind == "runtime" and o.available] == ["compiled", "eager"]
     assert not any(o.name == "prune" and o.available for o in kept)
-    assert space.optimizers(Effort(without=("sgd,adam",))) == ("momentum", "nesterov", "adamw")
-    assert space.optimizers(Effort(only=("optimizer=adamw",))) == ("adamw",)
+    few = Effort(only=("optimizer=sgd,adam,adamw",), without=("sgd",))
+    assert space.optimizers(space.restrict(OPTIONS, few)) == ("adam", "adamw")
+    assert space.optimizers(space.restrict(OPTIONS, Effort(only=("muon",)))) == ("muon",)
+
+
+def test_a_refused_optimizer_is_not_searched_and_says_why() -> None:
+    options = tuple(
+        msgspec.structs.replace(o, available=False, reason="no hidden matrix")
+        if o.name == "muon"
+        else o
+        for o in OPTIONS
+    )
+    assert "muon" not in space.optimizers(options)
+    with pytest.raises(UsageError, match="muon is refused: no hidden matrix"):
+        space.optimizers(space.restrict(options, Effort(only=("optimizer=muon",))))
+
+
+def test_every_rule_is_of_one_family() -> None:
+    found = [rule for family in families.FAMILIES for rule in family.rules]
+    assert sorted(found) == sorted(get_args(Optimizer))
+
+
+def test_the_first_choice_is_to_do_without() -> None:
+    searched = recipes.train_space(survey(), Effort())
+    made = recipes.recipe(space.complete(searched, {}), ("single", 1, 1))
+    plain = msgspec.structs.replace(
+        made, lr=1e-3, weight_decay=0.0, batch_size=32, beta1=None, beta2=None
+    )
+    assert plain == Recipe()
+
+
+def test_what_the_loss_cannot_smooth_is_not_searched() -> None:
+    plain = Survey(task=info(smoothable=False), traits=TRAITS, options=OPTIONS)
+    names = [n.dim.name for n in recipes.train_space(plain, Effort()).nodes]
+    assert "label_smoothing" not in names
+    assert {"schedule", "warmup", "clip_norm", "ema"} <= set(names)
+
+
+def test_the_users_own_values_are_in_the_space() -> None:
+    given = {
+        "optimizer": "nesterov", "lr": 0.1, "momentum": 0.95, "schedule": "cosine",
+        "warmup": 0.03, "clip_norm": 0.7, "label_smoothing": 0.2, "ema": 0.998,
+        "weight_decay": 5e-4, "batch_size": 64,
+    }  # fmt: skip
+    mine = Survey(task=info(recipe=given), traits=TRAITS, options=OPTIONS)
+    base = recipes.baseline(mine)
+    values = recipes.values_of(base, recipes.train_space(mine, Effort()))
+    assert values is not None
+    assert recipes.recipe(values, ("single", 1, 1)) == base
+
+
+@pytest.mark.parametrize(
+    "odd", [{"schedule": "one_cycle", "warmup": 0.1}, {"optimizer": "rmsprop", "momentum": 0.9}]
+)
+def test_a_recipe_that_would_lose_something_lies_outside(odd: dict[str, Any]) -> None:
+    searched = recipes.train_space(survey(), Effort())
+    assert recipes.values_of(Recipe(**odd), searched) is None
+
+
+def test_a_search_begins_with_recipes_in_use() -> None:
+    searched = recipes.train_space(survey(), Effort())
+    begun = [
+        recipes.recipe(values, ("single", 1, 1)) for values, _ in recipes.seeds(searched, Recipe())
+    ]
+    assert len({space.canonical(r) for r in begun}) == len(begun) == 6
+    assert (begun[0].optimizer, begun[0].schedule) == ("adamw", "one_cycle")
+    assert begun[1].lr == 2e-3
+    assert {r.optimizer for r in begun} == {"adam", "adamw", "nesterov", "muon"}
+
+
+def test_seeds_keep_to_what_is_allowed() -> None:
+    effort = Effort(without=("muon", "nesterov"), fix=("lr=5e-4", "schedule=cosine", "ema=0"))
+    mine = Survey(task=info(), traits=TRAITS, options=space.restrict(OPTIONS, effort))
+    searched = recipes.train_space(mine, effort)
+    begun = [recipes.recipe(v, ("single", 1, 1)) for v, _ in recipes.seeds(searched, Recipe())]
+    assert {r.optimizer for r in begun} == {"adam", "adamw"}
+    assert {(r.lr, r.schedule, r.ema) for r in begun} == {(5e-4, "cosine", None)}
+
+
+def test_a_loop_of_ones_own_is_searched_in_what_it_honours() -> None:
+    task = info(tunes=("lr", "schedule"), own_train=True)
+    mine = Survey(task=task, traits=TRAITS, options=OPTIONS)
+    searched = recipes.train_space(mine, Effort())
+    free = {
+        node.dim.name for node in searched.nodes if len(node.dim.choices) != 1
+    }  # the rest is held
+    assert free == {f.lr for f in families.FAMILIES} | {"schedule"}
+    found = [recipes.recipe(v, ("single", 1, 1)) for v, _ in recipes.seeds(searched, Recipe())]
+    assert {r.optimizer for r in found} == {"adam"}
+    assert {(r.clip_norm, r.ema, r.label_smoothing) for r in found} == {(None, None, 0.0)}
 
 
 def test_nothing_left_is_an_error(profile: Profile) -> None:

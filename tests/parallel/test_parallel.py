@@ -61,8 +61,11 @@ def task(root: Path, *, forward: str = "pass", spare: str = "pass", more: str = 
     return TaskSpec(kind="file", path=str(path))
 
 
-def job(spec: TaskSpec, *, ranks: int = 1, lr: float = 0.05, rule: str = "sgd", **more) -> Train:
+def job(
+    spec: TaskSpec, *, ranks: int = 1, lr: float = 0.05, rule: str = "sgd", course=None, **more
+) -> Train:
     recipe = Recipe(
+        **(course or {}),
         optimizer=rule,
         lr=lr,
         batch_size=8,
@@ -150,6 +153,37 @@ def test_two_ranks_stop_at_a_rung_as_one_does_with_adam(tmp_path: Path) -> None:
     same_weights(tmp_path / "one.st", tmp_path / "two.st")
     assert pair.peak_memory_bytes > 0
     assert pair.startup_s > 0
+
+
+def test_two_ranks_follow_one_course_with_muon(tmp_path: Path) -> None:
+    spec = task(tmp_path)
+    more = {
+        "rule": "muon", "lr": 0.01, "epochs": 3, "rungs": (1, 3),
+        "course": {
+            "schedule": "cosine", "warmup": 0.1, "clip_norm": 0.3, "label_smoothing": 0.1,
+            "ema": 0.9,
+        },
+    }  # fmt: skip
+    alone = train.run(job(spec, weights_out="one.st", **more), tmp_path, NullChannel())
+    pair = train.run(job(spec, ranks=2, weights_out="two.st", **more), tmp_path, NullChannel())
+    # Muon rounds to bfloat16, which carries differences of the last bit further
+    close(alone.step_losses, pair.step_losses, rel=1e-2)
+    close(alone.val_losses, pair.val_losses, rel=1e-2)
+
+
+def test_two_ranks_follow_one_course_with_adamw(tmp_path: Path) -> None:
+    spec = task(tmp_path)
+    more = {
+        "rule": "adamw", "lr": 0.01, "epochs": 3, "rungs": (1, 3),
+        "course": {
+            "schedule": "one_cycle", "clip_norm": 0.3, "label_smoothing": 0.1, "ema": 0.9,
+        },
+    }  # fmt: skip
+    alone = train.run(job(spec, weights_out="one.st", **more), tmp_path, NullChannel())
+    pair = train.run(job(spec, ranks=2, weights_out="two.st", **more), tmp_path, NullChannel())
+    close(alone.step_losses, pair.step_losses)
+    close(alone.val_losses, pair.val_losses)
+    same_weights(tmp_path / "one.st", tmp_path / "two.st")
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -27,6 +27,7 @@ def info(**changes: object) -> TaskInfo:
         "binary": True,
         "pretrained": False,
         "has_loss": True,
+        "smoothable": True,
     }
     return TaskInfo(**(fields | changes))  # type: ignore[arg-type]
 

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from autotune.records.measurement import (
     Launch,
     Scores,
 )
+from autotune.records.plan import Optimizer
 from autotune.records.report import Failure
 from autotune.records.task import Dim, Option, TaskInfo
 from tests.support import made
@@ -67,6 +69,7 @@ OPTIONS = (
     Option(kind="parallel", name="single", available=True),
     Option(kind="parallel", name="ddp", available=True),
     Option(kind="precision", name="fp32", available=True),
+    *(Option(kind="optimizer", name=name, available=True) for name in get_args(Optimizer)),
 )
 
 RUNTIME = {"eager": 1.0, "compiled": 0.7, "onnxruntime": 0.4}

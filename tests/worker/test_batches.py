@@ -1,6 +1,7 @@
 """The rows of each step do not depend on the ranks, nor on how they are gathered."""
 
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
-from autotune.worker.batches import Batches
+from autotune.worker.batches import Batches, LoaderBatches, Share, StreamBatches
 from autotune.worker.samples import Part
+from autotune.worker.streams import Stream
 
 X = torch.arange(23.0).reshape(23, 1)
 Y = torch.arange(23)
@@ -66,6 +68,37 @@ def test_batch_norm_drops_a_last_batch_that_is_too_small() -> None:
     assert [len(b) for b in rows(DATA, batch_size=11, paired=True)] == [11, 11]
     assert [len(b) for b in rows(DATA, paired=True, world=2)] == [3, 3, 3, 3]
     assert [len(b) for b in rows(DATA, batch_size=1, paired=True)] == [1] * 23
+
+
+@pytest.mark.parametrize(
+    "share",
+    [
+        {"batch_size": 5},
+        {"batch_size": 23},
+        {"batch_size": 64},
+        {"batch_size": 64, "paired": True, "world": 16},
+        {"batch_size": 11, "paired": True},
+        {"batch_size": 7, "paired": True, "world": 2},
+        {"batch_size": 1, "paired": True},
+    ],
+)
+def test_the_steps_of_an_epoch_are_known_before_it(share: dict[str, Any]) -> None:
+    batches = Batches(DATA, collate, seed=0, **share)
+    assert batches.steps == len(list(batches.epoch(1)))
+    stream = StreamBatches(
+        Stream(lambda: iter(DATA), len(DATA), "model.py"), collate, Share(**share)
+    )
+    assert stream.steps == len(list(stream.epoch(1))) == batches.steps
+
+
+def test_the_users_loader_says_its_steps_or_the_rows_do() -> None:
+    def steps(loader: Any) -> int:
+        loaded = SimpleNamespace(where="", path=None, train_loader=lambda *_: loader)
+        return LoaderBatches(loaded, 23, Share(5)).steps
+
+    assert steps([1, 2, 3]) == 3
+    assert steps([0] * 100) == 5
+    assert steps(iter([])) == 5
 
 
 @pytest.mark.parametrize(

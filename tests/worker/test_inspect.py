@@ -102,6 +102,15 @@ FAULTS = {
     + DATA
     + "def make_model(depth=1):\n    return nn.Linear(4, 3)\n"
     + 'def space(trial):\n    return {"depth": trial.suggest_int("depth", 3, 1)}\n',
+    "smoothing_of_ones_own_loss": HEAD
+    + MODEL
+    + DATA
+    + "def loss(output, target):\n    return F.cross_entropy(output, target)\n"
+    + 'recipe = {"optimizer": "adamw", "label_smoothing": 0.1}\n',
+    "warmup_beyond_the_end": HEAD
+    + MODEL
+    + DATA
+    + 'recipe = {"schedule": "cosine", "warmup": 5.0}\n',
     "train_steps_of_none": HEAD + MODEL + DATA + "train_steps = 0\n",
     "iterable_without_eval_data": HEAD
     + MODEL

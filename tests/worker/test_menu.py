@@ -1,12 +1,14 @@
-"""The menu: one option per plug-in and precision, refused ones with a reason."""
+"""The menu: one option per plug-in, precision and optimizer, refused ones with a reason."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from autotune import plugins
 from autotune.records.hardware import Leaf
 from autotune.records.job import Context, Menu
+from autotune.records.plan import Optimizer
 from autotune.worker import menu
 from autotune.worker.channel import NullChannel
 from tests.support import made
@@ -48,6 +50,15 @@ def test_what_does_not_fit_the_model_is_refused_with_the_reason():
     found = options(Conv2d=1)
     assert "nothing to prune" in found["compress", "prune"].reason
     assert "Linear" in found["compress", "int8_dynamic"].reason
+
+
+@pytest.mark.parametrize(("matrices", "there"), [(None, True), (2, True), (0, False)])
+def test_muon_only_where_there_are_matrices_for_it(matrices, there):
+    found = {o.name: o for o in menu.optimizers(made.traits(hidden_matrices=matrices))}
+    assert set(found) == set(get_args(Optimizer))
+    assert found["muon"].available is there
+    assert there or "no hidden matrix" in found["muon"].reason
+    assert all(o.kind == "optimizer" for o in found.values())
 
 
 @pytest.mark.parametrize(

@@ -1,84 +1,82 @@
-"""Each rule against its published formula in NumPy, 100 steps in float64."""
+"""From a recipe to torch: what is refused, and which weights are Muon's.
 
-import numpy as np
+The rules themselves are held to their formulas by tests/test_optimizer_math.py.
+"""
+
 import pytest
 import torch
 from torch import nn
 
+from autotune.errors import JobError
 from autotune.records.plan import Recipe
 from autotune.worker import optimizers
 
-STEPS = 100
-RULES = {
-    "sgd": Recipe(optimizer="sgd", lr=0.02),
-    "sgd decayed": Recipe(optimizer="sgd", lr=0.02, weight_decay=0.1),
-    "momentum": Recipe(optimizer="momentum", lr=0.01),
-    "momentum 0.5": Recipe(optimizer="momentum", lr=0.01, momentum=0.5, weight_decay=0.01),
-    "nesterov": Recipe(optimizer="nesterov", lr=0.01),
-    "nesterov 0.7": Recipe(optimizer="nesterov", lr=0.01, momentum=0.7, weight_decay=0.01),
-    "adam": Recipe(optimizer="adam", lr=0.01),
-    "adam all": Recipe(
-        optimizer="adam", lr=0.02, beta1=0.8, beta2=0.95, eps=1e-4, weight_decay=0.1
-    ),
-    "adamw": Recipe(optimizer="adamw", lr=0.01),
-    "adamw all": Recipe(
-        optimizer="adamw", lr=0.02, beta1=0.8, beta2=0.95, eps=1e-4, weight_decay=0.1
-    ),
-}
+
+class Reader(nn.Module):
+    """One of everything that has a 2-D tensor."""
+
+    def __init__(self, *, tied: bool = False) -> None:
+        super().__init__()
+        self.words = nn.Embedding(10, 4)
+        self.places = nn.Parameter(torch.zeros(6, 4))
+        self.kernel = nn.Conv1d(4, 4, 3)
+        self.first = nn.Linear(4, 8)
+        self.memory = nn.GRU(8, 4)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 10)
+        if tied:
+            self.head.weight = self.words.weight
 
 
-def _problem() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(7)
-    root = rng.normal(size=(4, 4))
-    return root @ root.T + np.eye(4), rng.normal(size=4), rng.normal(size=4)
+def names(model: nn.Module, params: list[nn.Parameter]) -> set[str]:
+    known = {id(p): name for name, p in model.named_parameters()}
+    return {known[id(p)] for p in params}
 
 
-def _sgd_like(recipe: Recipe, grad, w: np.ndarray) -> np.ndarray:
-    mu = 0.9 if recipe.momentum is None else recipe.momentum
-    v = None
-    for _ in range(STEPS):
-        g = grad(w) + recipe.weight_decay * w
-        if recipe.optimizer == "sgd":
-            w = w - recipe.lr * g
-            continue
-        v = g if v is None else mu * v + g
-        w = w - recipe.lr * (g + mu * v if recipe.optimizer == "nesterov" else v)
-    return w
+@pytest.mark.parametrize("tied", [False, True])
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(tied: bool) -> None:
+    model = Reader(tied=tied)
+    ours = {"first.weight", "memory.weight_ih_l0", "memory.weight_hh_l0"}
+    assert names(model, optimizers.hidden_matrices(model)) == ours
+    muon, rest = optimizers.build(Recipe(optimizer="muon", lr=0.01), model).optimizers
+    assert isinstance(muon, torch.optim.Muon)
+    assert isinstance(rest, torch.optim.AdamW)
+    assert names(model, muon.param_groups[0]["params"]) == ours
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert names(model, rest.param_groups[0]["params"]) == trainable - ours
 
 
-def _adam_like(recipe: Recipe, grad, w: np.ndarray) -> np.ndarray:
-    b1, b2 = recipe.beta1 or 0.9, recipe.beta2 or 0.999
-    eps = recipe.eps or 1e-8
-    m, v = np.zeros_like(w), np.zeros_like(w)
-    for t in range(1, STEPS + 1):
-        g = grad(w)
-        if recipe.optimizer == "adam":
-            g = g + recipe.weight_decay * w
-        else:
-            w = w - recipe.lr * recipe.weight_decay * w
-        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
-        w = w - recipe.lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
-    return w
+def test_a_model_without_hidden_matrices_refuses_muon() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3))
+    assert optimizers.hidden_matrices(model) == []
+    with pytest.raises(JobError, match="no hidden matrix") as caught:
+        optimizers.build(Recipe(optimizer="muon"), model)
+    assert caught.value.kind == "unsupported"
+    assert optimizers.unavailable("muon", None) is None
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_rule_follows_its_formula(name: str) -> None:
-    recipe = RULES[name]
-    a, b, start = _problem()
-    reference = _adam_like if recipe.optimizer.startswith("adam") else _sgd_like
-    expected = reference(recipe, lambda w: a @ w - b, start)
-
-    w = nn.Parameter(torch.tensor(start))
-    optimizer = optimizers.build(recipe, [w])
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        (0.5 * w @ torch.tensor(a) @ w - torch.tensor(b) @ w).backward()
-        optimizer.step()
-
-    assert np.abs(expected - start).max() > 1e-3
-    np.testing.assert_allclose(w.detach().numpy(), expected, rtol=0, atol=1e-6)
+def test_a_torch_without_the_rule_refuses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    reason = optimizers.unavailable("muon", 3)
+    assert reason is not None
+    assert torch.__version__ in reason
+    assert "torch.optim.Muon" in reason
+    assert optimizers.unavailable("adam", 0) is None
 
 
 def test_a_wrong_hyperparameter_is_refused() -> None:
     with pytest.raises(ValueError, match="-1"):
-        optimizers.build(Recipe(optimizer="sgd", lr=-1.0), [nn.Parameter(torch.ones(1))])
+        optimizers.build(Recipe(optimizer="sgd", lr=-1.0), nn.Linear(2, 2))
+
+
+def test_a_step_takes_a_share_of_the_learning_rate() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(1.0)
+    rule = optimizers.build(Recipe(optimizer="sgd", lr=0.5), model)
+    for share in (1.0, 0.5, 0.0):
+        model.weight.grad = torch.ones(1, 1)
+        rule.step(share)
+    assert float(model.weight.detach()) == pytest.approx(1 - 0.5 - 0.25)
+    rule.zero_grad()
+    assert model.weight.grad is None

@@ -3,17 +3,17 @@
 import hashlib
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model
 from torch import nn
 
 from autotune.errors import ContractError, JobError
 from autotune.records.job import Throughput, Train
 from autotune.records.measurement import EnergyWindow
-from autotune.records.plan import Recipe
+from autotune.records.plan import Optimizer, Recipe
 from autotune.records.task import TaskSpec
 from autotune.worker import contract, meterclient, train
 from autotune.worker.channel import NullChannel
@@ -158,6 +158,105 @@ def test_the_weights_file_is_the_model(tmp_path: Path, text: str) -> None:
     model = loaded.make_model()
     load_model(model, path)
     assert evaluate(model, loaded, "select").loss == pytest.approx(done.val_losses[-1], abs=1e-6)
+
+
+def weights(root: Path, name: str = "w.st") -> dict[str, torch.Tensor]:
+    return load_file(root / name)
+
+
+def test_a_schedule_ends_at_the_horizon_however_soon_it_is_stopped(tmp_path: Path) -> None:
+    class Stop(NullChannel):
+        def report(self, step: int, value: float) -> bool:
+            return super().report(step, value) and step < 2
+
+    cosine = {"schedule": "cosine", "warmup": 0.1}
+    whole = run(tmp_path, epochs=10, rungs=(2, 10), recipe=cosine)
+    early = run(tmp_path, channel=Stop(), epochs=10, rungs=(2, 10), recipe=cosine)
+    short = run(tmp_path, epochs=2, recipe=cosine)
+    assert early.stopped
+    assert early.step_losses == whole.step_losses[:10]
+    assert early.step_losses != short.step_losses
+
+
+@pytest.mark.parametrize("rule", get_args(Optimizer))
+def test_every_rule_learns_with_everything_on(tmp_path: Path, rule: str) -> None:
+    everything = {
+        "optimizer": rule, "lr": {"sgd": 1.0, "radam": 0.5}.get(rule, 0.05),
+        "schedule": "one_cycle", "clip_norm": 1.0, "label_smoothing": 0.1, "ema": 0.9,
+        "weight_decay": 1e-3,
+    }  # fmt: skip
+    done = run(tmp_path, epochs=20, recipe=everything)
+    assert done.train_losses[-1] < 0.9 * done.train_losses[0]
+    assert done.qualities[0] > 0.7
+
+
+@pytest.mark.parametrize("text", [PLAIN, NORMED, TIED])
+def test_averaged_weights_are_what_is_judged_and_kept(tmp_path: Path, text: str) -> None:
+    from autotune.worker.evaluate import evaluate
+
+    class Stop(NullChannel):
+        def report(self, step: int, value: float) -> bool:
+            return super().report(step, value) and step < 3
+
+    run(tmp_path, text, weights_out="plain.st")
+    whole = run(tmp_path, text, recipe={"ema": 0.9}, rungs=(1, 2, 3), weights_out="w.st")
+    ended = run(tmp_path, text, recipe={"ema": 0.9}, epochs=3, rungs=(3,), weights_out="ended.st")
+    stopped = run(
+        tmp_path, text, Stop(), recipe={"ema": 0.9}, epochs=9, rungs=(3, 9), weights_out="cut.st"
+    )
+    assert whole.step_losses == ended.step_losses == stopped.step_losses
+    assert whole.val_losses[-1] == ended.val_losses[-1] == stopped.val_losses[-1]
+    for name, tensor in weights(tmp_path).items():
+        assert tensor.equal(weights(tmp_path, "ended.st")[name])
+        assert tensor.equal(weights(tmp_path, "cut.st")[name])
+        counter = not tensor.is_floating_point()
+        assert tensor.equal(weights(tmp_path, "plain.st")[name]) == counter
+    loaded = contract.load(task(tmp_path, text))
+    model = loaded.make_model()
+    load_model(model, tmp_path / "w.st")
+    loss = evaluate(model, loaded, "select").loss
+    assert loss == pytest.approx(whole.val_losses[-1], abs=1e-6)
+
+
+def test_smoothing_changes_the_training_alone(tmp_path: Path) -> None:
+    plain = run(tmp_path, recipe={"lr": 0.0})
+    smooth = run(tmp_path, recipe={"lr": 0.0, "label_smoothing": 0.3})
+    assert plain.train_losses != smooth.train_losses
+    assert plain.val_losses == smooth.val_losses
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "def loss(output, target):\n    return nn.functional.cross_entropy(output, target)\n",
+        "def train_data():\n    x = torch.randn(33, 6)\n    return TensorDataset(x, x[:, :3])\n"
+        "def eval_data():\n    return train_data()\n",
+    ],
+)
+def test_a_loss_that_is_not_the_default_cannot_be_smoothed(tmp_path: Path, more: str) -> None:
+    with pytest.raises(ContractError, match="label_smoothing needs the default loss"):
+        run(tmp_path, PLAIN + more, recipe={"label_smoothing": 0.1})
+
+
+def test_a_clipped_gradient_moves_the_weights_no_further(tmp_path: Path) -> None:
+    def moved(clip: float | None) -> float:
+        sgd = {"optimizer": "sgd", "lr": 1.0, "batch_size": 33, "clip_norm": clip}
+        run(tmp_path, epochs=1, recipe={**sgd, "lr": 0.0}, weights_out="start.st")
+        run(tmp_path, epochs=1, recipe=sgd, weights_out="w.st")
+        start = weights(tmp_path, "start.st")
+        gaps = [(w - start[name]).square().sum() for name, w in weights(tmp_path).items()]
+        return float(torch.stack(gaps).sum().sqrt())
+
+    assert moved(None) > 0.02
+    assert moved(0.01) == pytest.approx(0.01, rel=1e-3)
+    assert moved(100.0) == pytest.approx(moved(None), rel=1e-6)
+
+
+def test_a_rule_without_use_for_the_model_is_unsupported(tmp_path: Path) -> None:
+    text = "\ndef make_model():\n    return nn.Linear(6, 3)\n"
+    with pytest.raises(JobError, match="no hidden matrix") as caught:
+        run(tmp_path, text, recipe={"optimizer": "muon"})
+    assert caught.value.kind == "unsupported"
 
 
 def test_batch_norm_drops_a_last_row_alone(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ def test_linear() -> None:
     assert traits.flops_per_sample == 2 * 8 * 4
     assert traits.op_flops == {"addmm": 64.0}
     assert traits.op_calls == {"addmm": 1}
+    assert traits.hidden_matrices == 0
     assert traits.parameters == 8 * 4 + 4
     assert traits.parameter_bytes == 4 * 36
     assert traits.activation_bytes_per_sample == 4 * 4

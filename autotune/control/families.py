@@ -1,0 +1,87 @@
+"""Update rules by family: what of each is searched, and where a search begins.
+
+A family shares one learning rate, so that what is learnt of one rule helps with the next.
+Ranges are priors: the default of torch and what published recipes use lie inside.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from autotune.control.space import LR, choice
+from autotune.records.plan import Optimizer, Recipe
+from autotune.records.task import Dim, Node
+
+
+class Family(NamedTuple):
+    """Rules whose learning rates mean about the same step, and the range of those."""
+
+    name: str
+    rules: tuple[Optimizer, ...]
+    low: float
+    high: float
+
+    @property
+    def lr(self) -> str:
+        return LR + self.name
+
+
+# Muon's update has the size of AdamW's; momentum 0.9 multiplies the steps of sgd by ten;
+# Adafactor's rate is relative to the size of the weights.
+FAMILIES = (
+    Family("adaptive", ("adam", "adamw", "nadam", "radam", "muon"), 1e-4, 3e-2),
+    Family("sgd", ("sgd",), 1e-3, 1.0),
+    Family("momentum", ("momentum", "nesterov"), 3e-4, 0.3),
+    Family("rmsprop", ("rmsprop",), 3e-5, 1e-2),
+    Family("adafactor", ("adafactor",), 1e-3, 0.1),
+)
+HEAVY: tuple[Optimizer, ...] = ("momentum", "nesterov")
+TWO_MOMENTS: tuple[Optimizer, ...] = ("adam", "adamw", "nadam", "radam")
+
+
+def of(rule: str) -> Family:
+    """The family of a rule."""
+    return next(family for family in FAMILIES if rule in family.rules)
+
+
+def nodes(names: tuple[str, ...]) -> Iterator[Node]:
+    """The rule, and what hangs on it; ``names`` are those allowed."""
+    yield Node(dim=choice("optimizer", names))
+    for family in FAMILIES:
+        dim = Dim(name=family.lr, kind="float", low=family.low, high=family.high, log=True)
+        yield from _under(dim, family.rules, names)
+    yield from _under(choice("beta1", (0.9, 0.8, 0.95)), TWO_MOMENTS, names)
+    yield from _under(choice("beta2", (0.999, 0.95, 0.99)), TWO_MOMENTS, names)
+    yield from _under(Dim(name="momentum", kind="float", low=0.8, high=0.98), HEAVY, names)
+
+
+def _under(dim: Dim, rules: tuple[str, ...], names: tuple[str, ...]) -> Iterator[Node]:
+    found = tuple(name for name in rules if name in names)
+    if found:
+        yield Node(dim=dim, parent="optimizer", values=found)
+
+
+def seeds(default: Recipe) -> tuple[tuple[Recipe, str], ...]:
+    """What to try before the sampler knows anything, the likeliest first.
+
+    The default's batch and precision with recipes in use; and the default itself at twice its
+    learning rate, at its batch and at four times it (where twice is the square-root rule).
+    """
+
+    def with_(**changes: object) -> Recipe:
+        changed: Recipe = msgspec.structs.replace(default, **changes)
+        return changed
+
+    four = 4 * default.batch_size
+    plain = {"momentum": None, "beta1": None, "beta2": None, "eps": None, "warmup": 0.0}
+    adamw = {**plain, "optimizer": "adamw", "weight_decay": 1e-2, "schedule": "one_cycle"}
+    cosine = {**plain, "schedule": "cosine", "warmup": 0.05}
+    return (
+        (with_(**adamw, lr=3e-3), "seed: adamw, one cycle"),
+        (with_(lr=2 * default.lr), "default, scaled"),
+        (with_(lr=2 * default.lr, batch_size=four), "default, scaled"),
+        (with_(**cosine, optimizer="nesterov", lr=0.05, weight_decay=5e-4), "seed: nesterov"),
+        (with_(**cosine, optimizer="muon", lr=3e-3, weight_decay=1e-2), "seed: muon, cosine"),
+        (with_(**adamw, lr=6e-3, batch_size=four, ema=0.99), "seed: adamw, one cycle, averaged"),
+    )

@@ -1,0 +1,59 @@
+"""An exponential moving average of a model's weights (docs/algorithms.md).
+
+    after each step     average += (1 - d) (weights - average),  d = min(decay, (1 + t) / (10 + t))
+    while judged        the model holds the average
+    afterwards          it goes on with its own weights
+
+Floating-point buffers (the statistics of batch norm) are averaged as the weights are; those of
+integers stay as they are.  Tied weights are averaged once.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """The moving average of ``model``, which starts as its weights are now.
+
+    Args:
+        model: what is being trained.
+        decay: between 0 and 1; the first steps use less, so that a short training is not held
+            back by its start (Polyak & Juditsky, 1992; the ramp is TensorFlow's).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        tensors = chain(model.parameters(), model.buffers())
+        self._live = [t.detach() for t in tensors if t.is_floating_point()]
+        self._mean = [t.clone() for t in self._live]
+        self._decay = decay
+        self._steps = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the weights after one more step in."""
+        self._steps += 1
+        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
+        torch._foreach_lerp_(self._mean, self._live, 1 - decay)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within, the model is the average."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def settle(self) -> None:
+        """The model becomes the average for good; nothing may be updated afterwards."""
+        self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        kept: list[Tensor] = [t.clone() for t in self._live]
+        torch._foreach_copy_(self._live, self._mean)
+        torch._foreach_copy_(self._mean, kept)
