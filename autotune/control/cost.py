@@ -23,10 +23,10 @@ def peak_flop_per_s(profile: Profile) -> float | None:
     """The best measured fp32 rate over all thread counts and devices."""
     leaves = [
         leaf
-        for name, leaf in profile.measured.items()
+        for name, leaf in profile.figures.items()
         if name.startswith(("gemm_fp32", "gemm_bf16")) and leaf.unit == "flop/s"
     ]
-    leaves += [leaf for gpu in profile.gpus for n, leaf in gpu.measured.items() if "gemm" in n]
+    leaves += [leaf for gpu in profile.gpus for n, leaf in gpu.figures.items() if "gemm" in n]
     rates = [max(x for x in (leaf.value, leaf.high) if x) for leaf in leaves if leaf.value]
     return max(rates) * _MARGIN if rates else None
 

@@ -64,7 +64,7 @@ def profile(found: Profile) -> str:
         f"{units.show(found.usable_memory_bytes, 'B')} memory"
     ]
     lines += [f"  GPU {g.index}: {g.name}, {units.show(g.memory_bytes, 'B')}" for g in found.gpus]
-    for name, leaf in sorted(found.measured.items()):
+    for name, leaf in sorted(found.figures.items()):
         shown = units.show(leaf.value, leaf.unit)
         spread = "" if leaf.low is None else f" ({units.span(leaf.low, leaf.high, leaf.unit)})"
         lines.append(f"  {name:<28} {shown}{spread}")

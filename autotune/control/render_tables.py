@@ -260,7 +260,7 @@ def _survey(report: Report) -> Section:
     measured = tuple(
         (name, units.show(leaf.value, leaf.unit), units.span(leaf.low, leaf.high, leaf.unit)
          if leaf.low is not None or leaf.high is not None else NONE, leaf.source)
-        for name, leaf in sorted(profile.measured.items())
+        for name, leaf in sorted(profile.figures.items())
     )  # fmt: skip
     tables = (Table(("", ""), rows), Table(("Measured here", "Value", "Range", "Source"), measured))
     return Section("survey", "Task and machine", lines, tables, fold=True)

@@ -63,8 +63,8 @@ def anchor_warnings(saved: Profile, now: Profile) -> tuple[str, ...]:
     out = []
     if saved.fingerprint != now.fingerprint:
         out.append(f"the profile {saved.name} was made on other hardware or software than this")
-    for name, leaf in now.measured.items():
-        old = saved.measured.get(name)
+    for name, leaf in now.figures.items():
+        old = saved.figures.get(name)
         if old is None or not old.value or not leaf.value:
             continue
         ratio = leaf.value / old.value

@@ -50,22 +50,23 @@ class Cpu(Record, frozen=True, kw_only=True):
 
 
 class Gpu(Record, frozen=True, kw_only=True):
-    """One accelerator.  ``index`` is torch's, not NVML's."""
+    """``count`` accelerators alike; ``index`` is the first one's, torch's and not NVML's."""
 
     index: int
+    count: int = 1
     name: str
     memory_bytes: int
     compute_capability: str | None = None
     multiprocessors: int | None = None
     power_limit_w: float | None = None
     mig: bool | None = None
-    measured: dict[str, Leaf] = {}
+    figures: dict[str, Leaf] = {}
 
 
 class Profile(Record, frozen=True, kw_only=True):
     """A machine, reusable on the same machine without probing it again.
 
-    ``measured`` maps a name such as ``gemm_fp32_2t_flop_per_s`` to its leaf.
+    ``figures`` maps a name such as ``gemm_fp32_2t_flop_per_s`` to its leaf.
     ``fingerprint`` hashes what must agree for the profile to fit a machine.
     """
 
@@ -77,7 +78,7 @@ class Profile(Record, frozen=True, kw_only=True):
     memory_bytes: int
     usable_memory_bytes: int
     gpus: tuple[Gpu, ...] = ()
-    measured: dict[str, Leaf] = {}
+    figures: dict[str, Leaf] = {}
     software: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
     probe_s: float | None = None

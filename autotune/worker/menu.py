@@ -64,5 +64,5 @@ def _bf16_refusal(profile: Profile) -> str | None:
 
 
 def _measured(profile: Profile, name: str) -> float | None:
-    leaf = profile.measured.get(name)
+    leaf = profile.figures.get(name)
     return leaf.value if leaf is not None else None

@@ -248,7 +248,7 @@ def _gpu(bench: Bench, index: int, anchors_only: bool) -> Gpu:
         multiprocessors=facts.multi_processor_count,
         power_limit_w=limit_w,
         mig=mig,
-        measured=measured,
+        figures=measured,
     )
 
 

@@ -55,7 +55,7 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
         memory_bytes=memory,
         usable_memory_bytes=usable,
         gpus=gpus,
-        measured=measured,
+        figures=measured,
         software=software(),
         warnings=tuple(bench.warnings),
         probe_s=time.monotonic() - started,

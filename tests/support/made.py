@@ -68,7 +68,7 @@ def profile(
         cpu=cpu,
         memory_bytes=8 << 30,
         usable_memory_bytes=7 << 30,
-        measured=measured or {},
+        figures=measured or {},
     )
 
 

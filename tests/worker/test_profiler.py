@@ -230,14 +230,14 @@ def test_a_device_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_anchors_alone_for_real() -> None:
     threads = torch.get_num_threads()
     probed = profiler.run(Probe(anchors_only=True), Path(), NullChannel())
-    assert set(probed.profile.measured) == ANCHORS
+    assert set(probed.profile.figures) == ANCHORS
     assert torch.get_num_threads() == threads
 
 
 def test_whole_profile_for_real() -> None:
     profile = profiler.run(Probe(device="cpu", budget_s=6.0), Path(), NullChannel()).profile
-    assert set(profile.measured) >= ANCHORS
-    for leaf in profile.measured.values():
+    assert set(profile.figures) >= ANCHORS
+    for leaf in profile.figures.values():
         assert leaf.value is not None
         assert leaf.low is not None
         assert leaf.high is not None
