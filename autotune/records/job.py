@@ -48,9 +48,12 @@ class Inspection(Record, frozen=True, kw_only=True, tag=True):
 
 
 class Probe(Record, frozen=True, kw_only=True, tag=True):
-    """Profile this machine.  ``anchors_only`` re-measures the three anchors alone."""
+    """Profile this machine.  ``anchors_only`` re-measures the three anchors alone; ``thorough``
+    measures more sizes and paths than a run needs.
+    """
 
     anchors_only: bool = False
+    thorough: bool = False
     device: str = "auto"
     budget_s: float = 10.0
 

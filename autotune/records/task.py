@@ -87,12 +87,31 @@ class TaskInfo(Record, frozen=True, kw_only=True):
     output_bytes_per_row: int | None = None
 
 
+class Floor(Record, frozen=True, kw_only=True):
+    """What no runtime can leave out of one call: work that depends on the input, reaches an
+    output, is done once and touches no padding.
+
+    ``flops`` of one sample and ``more_flops`` of each further one are by kind: ``matmul``,
+    ``conv``, ``winograd`` (convolutions that Winograd's algorithm fits), ``attention``,
+    ``recurrent``.  ``read_bytes`` are of the parameters that this work reads.
+    ``trainable_bytes`` are of those that get gradients; computing these takes
+    ``gradient_flops`` for one sample.  ``narrow``: some of it is in a type narrower than fp32.
+    """
+
+    flops: dict[str, float]
+    more_flops: dict[str, float] = {}
+    read_bytes: int
+    trainable_bytes: int
+    gradient_flops: float = 0.0
+    narrow: bool = False
+
+
 class Traits(Record, frozen=True, kw_only=True):
     """What a model costs at least: parameters, FLOPs (attention counted), bytes.
 
     ``flops_per_sample`` counts a multiply-add as two.  ``op_flops`` and ``op_calls`` are
     per operator class for one sample.  ``largest_op_bytes`` is the operand size of the
-    largest operator at batch 1.
+    largest operator at batch 1.  ``floor`` is what bounds rest on; None bounds nothing.
     """
 
     parameters: int
@@ -106,6 +125,7 @@ class Traits(Record, frozen=True, kw_only=True):
     module_types: dict[str, int] = {}
     has_batch_norm: bool = False
     has_dropout: bool = False
+    floor: Floor | None = None
 
 
 class Dim(Record, frozen=True, kw_only=True):

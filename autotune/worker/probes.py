@@ -1,7 +1,8 @@
 """Microbenchmarks: how fast this machine multiplies, copies and dispatches.
 
     Bench.cpu      gemm_fp32_{t}t_flop_per_s (t: 1 and all threads), gemm_bf16_1t_flop_per_s,
-                   gemm_int8_1t_op_per_s, copy_{t}t_bytes_per_s, op_overhead_s
+                   gemm_int8_1t_op_per_s, copy_{t}t_bytes_per_s, op_overhead_s; the other paths
+                   (`paths`): conv_fp32_, linear_fp32_ and read_; with ``thorough`` all of theirs
     Bench.anchors  gemm_fp32_1t, copy_1t and op_overhead: enough to see that a profile fits
     cuda           the same kinds of leaves for each device
 
@@ -60,16 +61,27 @@ class Bench:
             **self._overhead(),
         }
 
-    def cpu(self, buffer_bytes: int) -> dict[str, Leaf]:
-        """Every CPU leaf, in order of importance: a spent budget costs the last ones."""
+    def cpu(
+        self, buffer_bytes: int, *, thorough: bool = False, cache_bytes: int | None = None
+    ) -> dict[str, Leaf]:
+        """Every CPU leaf, in order of importance: a spent budget costs the last ones.
+
+        ``cache_bytes`` is the size of a core's own cache, for what stays in it.
+        """
+        from autotune.worker import paths
+
         counts = tuple(dict.fromkeys((1, self._threads)))
-        return {
+        found = {
             **self._gemm_fp32(counts),
             **self._copy(counts, buffer_bytes),
             **self._overhead(),
             **self._ladder("gemm_bf16_1t_flop_per_s", "FLOP/s", _bf16),
             **self._ladder("gemm_int8_1t_op_per_s", "op/s", _int8),
+            **paths.quick(self, counts, buffer_bytes),
         }
+        if thorough:
+            found |= paths.thorough(self, counts, buffer_bytes, cache_bytes)
+        return found
 
     def rates(
         self, call: Callable[[], object], work: float, *, floor: float | None = None
@@ -119,7 +131,7 @@ class Bench:
         def call() -> object:
             return torch.mm(left, right, out=out)
 
-        return self._scaled("gemm_fp32_{}t_flop_per_s", "FLOP/s", call, 2.0 * _GEMM_N**3, counts)
+        return self.scaled("gemm_fp32_{}t_flop_per_s", "FLOP/s", call, 2.0 * _GEMM_N**3, counts)
 
     def _copy(self, counts: Sequence[int], size: int) -> dict[str, Leaf]:
         """Bytes read plus bytes written."""
@@ -131,9 +143,9 @@ class Bench:
         def call() -> object:
             return target.copy_(source)
 
-        return self._scaled("copy_{}t_bytes_per_s", "B/s", call, 2.0 * size, counts)
+        return self.scaled("copy_{}t_bytes_per_s", "B/s", call, 2.0 * size, counts)
 
-    def _scaled(
+    def scaled(
         self, name: str, unit: str, call: Callable[[], object], work: float, counts: Sequence[int]
     ) -> dict[str, Leaf]:
         """The same call at several thread counts; more threads must not be slower."""

@@ -44,8 +44,11 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
     memory, usable = _memory()
     bench = probes.Bench(started + job.budget_s, threads=max(1, int(cpu.usable_cores)))
     with _threads():
-        measure = bench.anchors if job.anchors_only else bench.cpu
-        measured = measure(_buffer_bytes(cpu, usable))
+        size = _buffer_bytes(cpu, usable)
+        if job.anchors_only:
+            measured = bench.anchors(size)
+        else:
+            measured = bench.cpu(size, thorough=job.thorough, cache_bytes=cpu.l2_bytes)
         gpus = () if job.device == "cpu" else probes.cuda(bench, anchors_only=job.anchors_only)
     profile = Profile(
         name=name(cpu, gpus),
