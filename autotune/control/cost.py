@@ -32,8 +32,12 @@ _INT8_GAIN = {"amx_int8": 16.0, "i8mm": 8.0}
 _INT8_USUAL = 4.0
 _NARROW_GAIN = 16.0
 _PRUNE_SLACK = 0.1
+_READ_MARGIN = 1.25
+"""Readers differ more than multipliers do: another library may prefetch better."""
 _COPY_READS = 2.0
-"""A copy that counts a byte read and a byte written may move a third one (write-allocate)."""
+"""Where no reader was measured: one that only reads may do what a copy reads and writes, and
+what it fetches to write over.
+"""
 _EAGER_PATH = "gemm_fp32"
 _PATHS = ("gemm_fp32", "conv_fp32", "linear_fp32")
 
@@ -74,15 +78,21 @@ def _eager_matmul(profile: Profile, threads: int) -> float | None:
 
 def _read_bytes_per_s(profile: Profile) -> float | None:
     """The most bytes per second that any number of cores reads from memory."""
+    figures = profile.figures
     if profile.gpus:
         return None
-    best: list[float] = [_best(profile.figures.get("memory_bandwidth_bytes_per_s"))]
-    for name, leaf in profile.figures.items():
-        if name.startswith("read_"):
-            best.append(_MARGIN * _best(leaf))
-        elif name.startswith("copy_") and leaf.unit == "B/s":
-            best.append(_MARGIN * _COPY_READS * _best(leaf))
-    return max(best) or None
+    read = [_best(leaf) for name, leaf in figures.items() if name.startswith(("read_", "triad_"))
+            and "cached" not in name]  # fmt: skip
+    copied = [_best(leaf) for name, leaf in figures.items() if name.startswith("copy_")]
+    margin = _READ_MARGIN if read else _READ_MARGIN * _COPY_READS
+    sheet = _best(figures.get("memory_bandwidth_bytes_per_s"))
+    return max(sheet, margin * max([*read, *copied], default=0.0)) or None
+
+
+def _cached_bytes_per_s(profile: Profile, threads: int) -> float | None:
+    """The most bytes per second that these cores read from the cache they share."""
+    rate = _rate(profile.figures, "read_cached", threads, "bytes_per_s")
+    return _READ_MARGIN * rate if rate and not profile.gpus else None
 
 
 def _kept(deployment: Deployment) -> float:
@@ -114,12 +124,12 @@ def latency_bound_s(deployment: Deployment, traits: Traits, profile: Profile) ->
         return None
     kept = _kept(deployment)
     narrow = _narrow(profile) if floor.narrow or _quantized(deployment) else 1.0
-    eager = deployment.runtime == "eager" and deployment.lossless and not floor.narrow
+    eager = deployment.runtime == "eager" and narrow == 1.0
     path = _eager_matmul(profile, deployment.threads) if eager else None
     times = []
     for kind, flops in _flops(floor, deployment.batch_size).items():
         rate = path if kind == "matmul" and path else peak * narrow
-        times.append((flops / _gain(kind, profile, deployment.runtime), rate))
+        times.append((flops / _gain(kind, profile, deployment), rate))
     total = sum(flops / rate for flops, rate in times)
     if not deployment.lossless and times:  # which kind was cut is not known
         dense = sum(_flops(floor, deployment.batch_size).values())
@@ -128,17 +138,20 @@ def latency_bound_s(deployment: Deployment, traits: Traits, profile: Profile) ->
     return max(total, _reading_s(deployment, floor, profile)) or None
 
 
-def _gain(kind: str, profile: Profile, runtime: str) -> float:
+def _gain(kind: str, profile: Profile, deployment: Deployment) -> float:
     """How many times fewer multiplications an algorithm may need than FLOPs say.
 
-    oneDNN and ONNX Runtime convolve directly on the CPU; eager PyTorch hands small inputs to
-    NNPACK.  A GPU's library may use FFTs.
+    On x86, oneDNN (as PyTorch calls it: ``convolution_direct``) and ONNX Runtime convolve
+    directly; PyTorch hands small inputs that come alone to NNPACK.  A GPU's library may use FFTs.
     """
-    if kind not in ("conv", "winograd"):
+    if kind == "conv" and not profile.gpus:
+        return 1.0
+    if not kind.startswith(("conv", "winograd")):
         return 1.0
     if profile.gpus:
         return math.inf
-    if kind == "winograd" and (runtime == "eager" or profile.cpu.architecture != "x86_64"):
+    alone = deployment.batch_size == 1 and deployment.runtime != "onnxruntime"
+    if profile.cpu.architecture != "x86_64" or (alone and kind == "winograd_small"):
         return _NNPACK_GAIN
     return 1.0
 
@@ -151,12 +164,21 @@ def _narrow(profile: Profile) -> float:
 
 
 def _reading_s(deployment: Deployment, floor: Floor, profile: Profile) -> float:
-    """Weights that the last-level cache cannot hold are read once a call."""
-    rate, cache = _read_bytes_per_s(profile), profile.cpu.l3_bytes
-    if rate is None or cache is None or any(_prunes(s.name) for s in deployment.compress):
+    """Each call reads every weight once: at the shared cache's rate what the cores' own caches
+    cannot hold, and at the memory's rate what the shared one cannot.
+    """
+    cpu = profile.cpu
+    if any(_prunes(step.name) for step in deployment.compress):
         return 0.0
     size = floor.read_bytes / (8.0 if _quantized(deployment) else 1.0)
-    return max(0.0, size - cache) / rate
+    memory, shared = _read_bytes_per_s(profile), _cached_bytes_per_s(profile, deployment.threads)
+    seconds = 0.0
+    if memory and cpu.l3_bytes:
+        seconds = max(0.0, size - cpu.l3_bytes) / memory
+    if shared and cpu.l2_bytes and cpu.l3_bytes:
+        own = deployment.threads * (cpu.l2_bytes + (cpu.l1d_bytes or 0))
+        seconds = max(seconds, (size - own) / shared)
+    return seconds
 
 
 def _prunes(name: str) -> bool:
@@ -198,7 +220,7 @@ def train_bound_s(
     first = sum(floor.flops.values())
     more = sum(floor.more_flops.values()) / first if first else 0.0
     batch = max(1, recipe.batch_size)
-    convolves = any(kind in ("conv", "winograd") for kind in floor.flops)
+    convolves = any(kind.startswith(("conv", "winograd")) for kind in floor.flops)
     gain = math.inf if convolves and profile.gpus else _NNPACK_GAIN if convolves else 1.0
     if recipe.precision != "fp32" or floor.narrow:
         gain *= _NARROW_GAIN

@@ -92,8 +92,8 @@ class Floor(Record, frozen=True, kw_only=True):
     output, is done once and touches no padding.
 
     ``flops`` of one sample and ``more_flops`` of each further one are by kind: ``matmul``,
-    ``conv``, ``winograd`` (convolutions that Winograd's algorithm fits), ``attention``,
-    ``recurrent``.  ``read_bytes`` are of the parameters that this work reads.
+    ``conv``, ``winograd`` and ``winograd_small`` (convolutions that Winograd's algorithm fits, on
+    large and on small inputs), ``attention``, ``recurrent``.  ``read_bytes`` are of the parameters that this work reads.
     ``trainable_bytes`` are of those that get gradients; computing these takes
     ``gradient_flops`` for one sample.  ``narrow``: some of it is in a type narrower than fp32.
     """

@@ -3,6 +3,7 @@
     quick      conv_fp32_{t}t_flop_per_s     oneDNN's direct convolution
                linear_fp32_{t}t_flop_per_s   oneDNN's packed matrix product (compiled models)
                read_{t}t_bytes_per_s         cold GEMV: a matrix that no cache holds, once through
+               read_cached_{t}t_bytes_per_s  the same within the cache that cores share
     thorough   gemm_fp32_n{N}_{t}t_flop_per_s, depthwise_fp32_{t}t_flop_per_s,
                triad_{t}t_bytes_per_s (memory), triad_cached_1t_bytes_per_s (a core's own cache)
 
@@ -25,8 +26,10 @@ _CONV = (4, 128, 28)
 _DEPTHWISE = (8, 192, 56)
 
 
-def quick(bench: "Bench", counts: Sequence[int], buffer_bytes: int) -> "dict[str, Leaf]":
-    """What bounds need."""
+def quick(
+    bench: "Bench", counts: Sequence[int], buffer_bytes: int, cache_bytes: int | None
+) -> "dict[str, Leaf]":
+    """What bounds need.  ``cache_bytes`` is the size of the last cache before memory."""
     batch, channels, side = _CONV
     found = bench.scaled(
         "conv_fp32_{}t_flop_per_s",
@@ -39,9 +42,15 @@ def quick(bench: "Bench", counts: Sequence[int], buffer_bytes: int) -> "dict[str
     if packed is not None:
         flops = 2.0 * _LINEAR_ROWS * _LINEAR_N**2
         found |= bench.scaled("linear_fp32_{}t_flop_per_s", "FLOP/s", packed, flops, counts)
-    return found | bench.scaled(
+    found |= bench.scaled(
         "read_{}t_bytes_per_s", "B/s", _read(buffer_bytes), float(buffer_bytes), counts
     )
+    if cache_bytes:
+        size = cache_bytes // 4
+        found |= bench.scaled(
+            "read_cached_{}t_bytes_per_s", "B/s", _read(size), float(size), counts
+        )
+    return found
 
 
 def thorough(

@@ -62,11 +62,16 @@ class Bench:
         }
 
     def cpu(
-        self, buffer_bytes: int, *, thorough: bool = False, cache_bytes: int | None = None
+        self,
+        buffer_bytes: int,
+        *,
+        thorough: bool = False,
+        own_cache_bytes: int | None = None,
+        last_cache_bytes: int | None = None,
     ) -> dict[str, Leaf]:
         """Every CPU leaf, in order of importance: a spent budget costs the last ones.
 
-        ``cache_bytes`` is the size of a core's own cache, for what stays in it.
+        The caches are a core's own, and the last one before memory.
         """
         from autotune.worker import paths
 
@@ -77,10 +82,10 @@ class Bench:
             **self._overhead(),
             **self._ladder("gemm_bf16_1t_flop_per_s", "FLOP/s", _bf16),
             **self._ladder("gemm_int8_1t_op_per_s", "op/s", _int8),
-            **paths.quick(self, counts, buffer_bytes),
+            **paths.quick(self, counts, buffer_bytes, last_cache_bytes),
         }
         if thorough:
-            found |= paths.thorough(self, counts, buffer_bytes, cache_bytes)
+            found |= paths.thorough(self, counts, buffer_bytes, own_cache_bytes)
         return found
 
     def rates(

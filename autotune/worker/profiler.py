@@ -48,7 +48,12 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
         if job.anchors_only:
             measured = bench.anchors(size)
         else:
-            measured = bench.cpu(size, thorough=job.thorough, cache_bytes=cpu.l2_bytes)
+            measured = bench.cpu(
+                size,
+                thorough=job.thorough,
+                own_cache_bytes=cpu.l2_bytes,
+                last_cache_bytes=cpu.l3_bytes,
+            )
         gpus = () if job.device == "cpu" else probes.cuda(bench, anchors_only=job.anchors_only)
     profile = Profile(
         name=name(cpu, gpus),

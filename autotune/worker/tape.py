@@ -24,6 +24,8 @@ from autotune.records.task import Floor
 from autotune.worker import flopcounts
 
 _CAUSAL = 0.5
+_SMALL = 20_480
+"""Elements of a single input up to which PyTorch prefers NNPACK to oneDNN (its use_mkldnn)."""
 _WIDE = (torch.float32, torch.float64)
 
 
@@ -218,7 +220,9 @@ def _random(played: Played) -> bool:
 
 
 def kind_of(played: Played) -> str:
-    """matmul, conv, winograd (a kernel that Winograd's form fits), attention, recurrent."""
+    """matmul, conv, winograd (a convolution that Winograd's algorithm fits; _small: with an input
+    that PyTorch does not give to oneDNN when it comes alone), attention, recurrent.
+    """
     name = played.name
     if "attention" in name:
         return "attention"
@@ -228,9 +232,11 @@ def kind_of(played: Played) -> str:
         return "matmul"
     if len(played.args) < 9:
         return "conv"
-    _, weight, _, stride, _, dilation, transposed, _, groups = played.args[:9]
+    source, weight, _, stride, _, dilation, transposed, _, groups = played.args[:9]
     plain = not transposed and set(stride) == {1} and set(dilation) == {1} and groups == 1
-    return "winograd" if plain and max(weight.shape[2:]) > 1 else "conv"
+    if not plain or max(weight.shape[2:]) == 1:
+        return "conv"
+    return "winograd_small" if prod(source.shape[1:]) <= _SMALL else "winograd"
 
 
 def _valid(played: Played) -> float:
