@@ -9,7 +9,7 @@ from typing import Literal
 
 from autotune.records.base import Record
 from autotune.records.hardware import Profile
-from autotune.records.measurement import EnergySource, EnergyWindow, Launch, Scores
+from autotune.records.measurement import EnergySource, EnergyWindow, Launch, OpReplay, Scores
 from autotune.records.plan import Recipe, Step
 from autotune.records.report import Failure
 from autotune.records.task import Option, TaskInfo, TaskSpec, Traits
@@ -60,6 +60,22 @@ class Probe(Record, frozen=True, kw_only=True, tag=True):
 
 class Probed(Record, frozen=True, kw_only=True, tag=True):
     profile: Profile
+
+
+class Replay(Record, frozen=True, kw_only=True, tag=True):
+    """Time each distinct operator of the model alone, at every batch size and thread count, and
+    the whole model once, within about ``budget_s``.  ``onnx``: in ONNX Runtime too.
+    """
+
+    task: TaskSpec
+    batch_sizes: tuple[int, ...]
+    threads: tuple[int, ...]
+    onnx: bool = True
+    budget_s: float = 15.0
+
+
+class Replayed(Record, frozen=True, kw_only=True, tag=True):
+    replays: tuple[OpReplay, ...]
 
 
 class Menu(Record, frozen=True, kw_only=True, tag=True):
@@ -221,8 +237,8 @@ class Found(Record, frozen=True, kw_only=True, tag=True):
     sources: tuple[EnergySource, ...]
 
 
-Job = Inspect | Probe | Menu | Train | Throughput | Build | Measure | Score | Sources
-Answer = Inspection | Probed | Options | Trained | Rate | Built | Measured | Scored | Found
+Job = Inspect | Probe | Replay | Menu | Train | Throughput | Build | Measure | Score | Sources
+Answer = Inspection | Probed | Replayed | Options | Trained | Rate | Built | Measured | Scored | Found
 
 
 class Result(Record, frozen=True, kw_only=True):

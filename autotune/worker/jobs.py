@@ -12,6 +12,7 @@ from autotune.worker.channel import Channel
 _HANDLERS: dict[type, str] = {
     jobs.Inspect: "inspect:run",
     jobs.Probe: "profiler:run",
+    jobs.Replay: "replay:run",
     jobs.Menu: "menu:run",
     jobs.Train: "train:run",
     jobs.Throughput: "train:throughput",

@@ -38,7 +38,7 @@ def quick(
         2.0 * batch * 9 * channels**2 * (side - 2) ** 2,
         counts,
     )
-    packed = packed_linear(_LINEAR_ROWS, _LINEAR_N)
+    packed = packed_linear(_LINEAR_ROWS, _LINEAR_N, _LINEAR_N)
     if packed is not None:
         flops = 2.0 * _LINEAR_ROWS * _LINEAR_N**2
         found |= bench.scaled("linear_fp32_{}t_flop_per_s", "FLOP/s", packed, flops, counts)
@@ -94,15 +94,17 @@ def convolution(batch: int, channels: int, side: int, groups: int = 1) -> Callab
     return call
 
 
-def packed_linear(rows: int, size: int) -> Callable[[], object] | None:
-    """A linear layer with weights packed for oneDNN; None where PyTorch was built without it."""
+def packed_linear(rows: int, depth: int, width: int) -> Callable[[], object] | None:
+    """A linear layer [rows, depth] -> [rows, width] with weights packed for oneDNN; None where
+    PyTorch was built without it.
+    """
     import torch
 
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops, "mkldnn"):
         return None
-    source = torch.ones(rows, size)
+    source = torch.ones(rows, depth)
     ops: Any = torch.ops.mkldnn
-    weight = ops._reorder_linear_weight(torch.ones(size, size), rows)
+    weight = ops._reorder_linear_weight(torch.ones(width, depth), rows)
 
     def call() -> object:
         with torch.no_grad():
