@@ -7,10 +7,12 @@ its bound is `cost.latency_bound_s` from this machine's profile.  Recorded trial
 under ``reports/`` join with their bounds on latency (from their own profile) and memory.
 
 Passes when at least 10,000 pairs have no bound above the truth and the median of bound/truth is
-at least 0.3.  A loaded machine makes truths slower, never faster: it costs tightness, not safety.
+at least 0.3.  Rows are kept under .cache/benchmarks and a further run goes on from them (bounds
+are then of the run that measured them).  A loaded machine makes truths slower, never faster: it costs tightness, not safety.
 """
 
 import argparse
+import json
 import logging
 import random
 import sys
@@ -36,6 +38,7 @@ from autotune.records.task import Traits
 from autotune.worker import profiler, tape, traits
 from benchmarks import families
 
+CACHE = Path(".cache/benchmarks")
 LEAST_PAIRS = 10_000
 LEAST_MEDIAN = 0.3
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -241,6 +244,23 @@ def recorded(folder: Path) -> Iterator[Pair]:
                 yield Pair("recorded memory", least, trial.memory_bytes)
 
 
+# -- rows kept between runs ----------------------------------------------------------------
+
+
+def keep(path: Path, number: int, pairs: list[Pair]) -> None:
+    """Append one model's pairs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps({"model": number, "pairs": pairs}) + "\n")
+
+
+def kept(path: Path) -> tuple[list[Pair], int]:
+    """The pairs of earlier runs, and how many models they are of."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return [Pair(*pair) for row in rows for pair in row["pairs"]], len(rows)
+
+
 # -- the verdict ---------------------------------------------------------------------------
 
 
@@ -271,16 +291,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=LEAST_PAIRS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reports", type=Path, default=Path("reports"))
+    parser.add_argument("--seconds", type=float, default=3600.0, help="stop, to go on later")
+    parser.add_argument("--fresh", action="store_true", help="forget the rows of earlier runs")
     given = parser.parse_args(argv)
     logging.disable()  # the quantizer advises to prepare each model
     torch.manual_seed(given.seed)
     np.random.seed(given.seed)
     answer = profiler.run(Probe(thorough=True, budget_s=25.0), Path(), None)  # type: ignore[arg-type]
-    pairs = list(recorded(given.reports))
-    rng, number = random.Random(given.seed), 0
-    while len(pairs) < given.pairs:
-        pairs += measured(answer.profile, families.draw(rng, number))
-        number += 1
+    rows = CACHE / f"bounds-{given.seed}.jsonl"
+    if given.fresh:
+        rows.unlink(missing_ok=True)
+    pairs, number = kept(rows)
+    pairs += recorded(given.reports)
+    rng, until = random.Random(given.seed), time.monotonic() + given.seconds
+    for drawn in range(number):
+        families.draw(rng, drawn)
+    while len(pairs) < given.pairs and time.monotonic() < until:
+        found = list(measured(answer.profile, families.draw(rng, number)))
+        keep(rows, number, found)
+        pairs, number = pairs + found, number + 1
     print("\n".join(table(pairs)))
     ratios = [p.bound / p.truth for p in pairs if not p.what.endswith("memory")]
     print(f"{len(ratios)} pairs of {number} models: median bound/truth {median(ratios):.3f}")

@@ -48,9 +48,16 @@ def _best(leaf: Leaf | None) -> float:
 
 
 def _rate(figures: Mapping[str, Leaf], path: str, threads: int, unit: str = "flop_per_s") -> float:
-    """The best rate of a path: measured at these threads, or 1-thread cores side by side."""
-    alone = _best(figures.get(f"{path}_1t_{unit}")) * threads
-    return max(alone, _best(figures.get(f"{path}_{threads}t_{unit}")))
+    """The best rate of a path at any size: measured at these threads, or 1-thread cores side by
+    side.
+    """
+    alone = together = 0.0
+    for name, leaf in figures.items():
+        if name.startswith(path) and name.endswith(f"_1t_{unit}"):
+            alone = max(alone, _best(leaf))
+        if name.startswith(path) and name.endswith(f"_{threads}t_{unit}"):
+            together = max(together, _best(leaf))
+    return max(alone * threads, together)
 
 
 def peak_flop_per_s(profile: Profile, threads: int | None = None) -> float | None:
@@ -72,8 +79,7 @@ def peak_flop_per_s(profile: Profile, threads: int | None = None) -> float | Non
 def _eager_matmul(profile: Profile, threads: int) -> float | None:
     """The rate that eager fp32 matrix products cannot pass: their own path's."""
     measured = _rate(profile.figures, _EAGER_PATH, threads)
-    known = profile.figures.get(f"{_EAGER_PATH}_{threads}t_flop_per_s")
-    return _MARGIN * measured if measured and known and not profile.gpus else None
+    return _MARGIN * measured if measured and not profile.gpus else None
 
 
 def _read_bytes_per_s(profile: Profile) -> float | None:

@@ -153,9 +153,7 @@ def broken_bound(run: Run, deployment: Deployment, reference: Tried) -> str | No
     least_s = cost.latency_bound_s(deployment, traits, run.profile)
     least_j = cost.energy_bound_j(deployment, traits, run.profile)
     fastest = reference.launch.latency_s if reference.launch is not None else ()
-    if fastest and cost.contradicted(
-        reference.trial.deployment, min(fastest), traits, run.profile
-    ):
+    if fastest and cost.contradicted(reference.trial.deployment, min(fastest), traits, run.profile):
         least_s = least_j = None
     limit_s = resolve(run.budget.latency, at_percentile(run, reference))
     if limit_s is not None and least_s is not None and least_s > limit_s:

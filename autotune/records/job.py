@@ -238,7 +238,9 @@ class Found(Record, frozen=True, kw_only=True, tag=True):
 
 
 Job = Inspect | Probe | Replay | Menu | Train | Throughput | Build | Measure | Score | Sources
-Answer = Inspection | Probed | Replayed | Options | Trained | Rate | Built | Measured | Scored | Found
+Answer = (
+    Inspection | Probed | Replayed | Options | Trained | Rate | Built | Measured | Scored | Found
+)
 
 
 class Result(Record, frozen=True, kw_only=True):

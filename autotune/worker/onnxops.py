@@ -1,6 +1,6 @@
 """One operator as an ONNX Runtime session, built by hand: an export would take seconds.
 
-    single(played, threads) -> call, or None where there is no like operator
+single(played, threads) -> call, or None where there is no like operator
 """
 
 from collections.abc import Callable

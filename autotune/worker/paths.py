@@ -1,6 +1,7 @@
 """The other ways through this machine: each library path and memory level at its own rate.
 
-    quick      conv_fp32_{t}t_flop_per_s     oneDNN's direct convolution
+    quick      gemm_fp32_n256_{t}t_flop_per_s  too short for other work to come between
+               conv_fp32_{t}t_flop_per_s     oneDNN's direct convolution
                linear_fp32_{t}t_flop_per_s   oneDNN's packed matrix product (compiled models)
                read_{t}t_bytes_per_s         cold GEMV: a matrix that no cache holds, once through
                read_cached_{t}t_bytes_per_s  the same within the cache that cores share
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
     from autotune.records.hardware import Leaf
     from autotune.worker.probes import Bench
 
-_SIZES = (128, 256, 512, 2048)
-_LINEAR_N = 1024
-_LINEAR_ROWS = 512
-_CONV = (4, 128, 28)
+_SIZES = (128, 1024, 2048)
+_SHORT = 256
+_LINEAR_N = 512
+_LINEAR_ROWS = 256
+_CONV = (1, 128, 30)
 """Batch, channels in and out, and height and width of a 3x3 convolution."""
-_DEPTHWISE = (8, 192, 56)
+_DEPTHWISE = (2, 192, 58)
 
 
 def quick(
@@ -31,7 +33,9 @@ def quick(
 ) -> "dict[str, Leaf]":
     """What bounds need.  ``cache_bytes`` is the size of the last cache before memory."""
     batch, channels, side = _CONV
-    found = bench.scaled(
+    name = f"gemm_fp32_n{_SHORT}_{{}}t_flop_per_s"
+    found = bench.scaled(name, "FLOP/s", _gemm(_SHORT), 2.0 * _SHORT**3, counts)
+    found |= bench.scaled(
         "conv_fp32_{}t_flop_per_s",
         "FLOP/s",
         convolution(batch, channels, side),

@@ -16,13 +16,15 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from autotune.records.hardware import Gpu, Leaf
+from autotune.worker import quiet
 
 _SAMPLES = 7
 _SPREAD = 0.15
 _NOISE = 0.95
 """Two thread counts that share one limit, such as the memory's, may differ this little."""
 _REPEATS = 2
-_GEMM_N = 1024
+_GEMM_N = 512
+"""Large enough for the full rate, and short enough to be done within one time slice."""
 _LADDER = (32, 64, 128, 256, 512, 1024)
 _SURE_N = 128
 """Up to this size a ladder climbs untested; beyond it only where the next call is affordable."""
@@ -95,12 +97,14 @@ class Bench:
 
         Samples are spoiled if they spread over 15 %, or if their median lies under
         ``floor`` (more threads slower than fewer).  Spoiled ones are discarded and taken
-        again, twice; the least spread set is kept.
+        again, twice; the least spread set is kept.  A sample that was disturbed (`quiet`)
+        gives way to the undisturbed ones.
         """
         call()
         best: list[float] = []
         for _ in range(1 + _REPEATS):
-            samples = [work / self._time(call) for _ in range(_SAMPLES)]
+            taken = [self._sample(call) for _ in range(_SAMPLES)]
+            samples = [work / seconds for seconds in quiet.best(taken)]
             if not best or _spoilt(samples, floor) < _spoilt(best, floor):
                 best = samples
             if _spoilt(best, floor) <= _SPREAD or self.over():
@@ -215,6 +219,11 @@ class Bench:
             if spoilt:
                 self.warnings.append(f"{name} is uncertain: other work ran on this machine")
         return {name: as_leaf(samples, unit)} if samples else {}
+
+    def _sample(self, call: Callable[[], object]) -> quiet.Sample:
+        if self._timer is time.perf_counter:
+            return quiet.timed(call)
+        return quiet.Sample(self._time(call), True)
 
     def _time(self, call: Callable[[], object]) -> float:
         started = self._timer()

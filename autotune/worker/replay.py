@@ -26,6 +26,7 @@ from autotune.records.job import Replay, Replayed
 from autotune.records.measurement import OpReplay, OpTime
 from autotune.worker import contract, onnxops, paths, system, tape
 from autotune.worker.channel import Channel
+from autotune.worker.quiet import Sample, best, timed
 from autotune.worker.tape import Played, Spec
 
 _CALLS = 7
@@ -98,16 +99,14 @@ def replay(
 
 
 def _timed(call: Callable[[], object], seconds: float) -> float:
-    """The median of calls for some time."""
+    """The median of undisturbed calls for some time."""
+    spent: list[Sample] = []
     with torch.inference_mode():
         for _ in range(3):
             call()
-        spent: list[float] = []
-        while sum(spent) < seconds and len(spent) < 200:
-            started = time.perf_counter()
-            call()
-            spent.append(time.perf_counter() - started)
-    return median(spent)
+        while sum(s.seconds for s in spent) < seconds and len(spent) < 200:
+            spent.append(timed(call))
+    return median(best(spent))
 
 
 def _ops(
@@ -233,18 +232,24 @@ def _packed(one: Played, pressure: Callable[[], object] | None) -> float | None:
 
 def _cold(call: Call, pressure: Callable[[], object] | None) -> float:
     """The median of a few calls, each with caches as the model leaves them."""
-    spent: list[float] = []
+    spent: list[Sample] = []
     with torch.inference_mode():
         call.run()
-        while len(spent) < _CALLS and (sum(spent) < _OP_S or len(spent) < 2):
+        call.run()
+        while not _enough(spent):
             if pressure is not None:
                 pressure()
                 if call.warm is not None and call.warm.is_floating_point():
                     call.warm.sum()
-            started = time.perf_counter()
-            call.run()
-            spent.append(time.perf_counter() - started)
-    return median(spent)
+            spent.append(timed(call.run))
+    return median(best(spent))
+
+
+def _enough(spent: list[Sample]) -> bool:
+    clean, total = sum(s.clean for s in spent), sum(s.seconds for s in spent)
+    if clean >= _CALLS or len(spent) >= 3 * _CALLS:
+        return True
+    return clean >= 2 and total > _OP_S or total > 4 * _OP_S
 
 
 def _pressure(model: nn.Module, played: tuple[Played, ...]) -> Callable[[], object] | None:

@@ -257,7 +257,9 @@ def _valid(played: Played) -> float:
     return share
 
 
-def _taps(size: int, positions: int, kernel: int, stride: int, padding: int, dilation: int) -> float:
+def _taps(
+    size: int, positions: int, kernel: int, stride: int, padding: int, dilation: int
+) -> float:
     inside = 0
     for tap in range(kernel):
         first, offset = -(-max(0, padding - tap * dilation) // stride), tap * dilation - padding
