@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -130,10 +131,10 @@ def _pruned(sample: families.Sample, found: Traits) -> tuple[nn.Module, float] |
     linears = [layer for layer in sample.module.modules() if isinstance(layer, nn.Linear)]
     sizes = [linears[0].in_features, *(max(8, n.out_features // 2) for n in linears[:-1]), 10]
     layers: list[nn.Module] = []
-    for left, right in zip(sizes, sizes[1:], strict=False):
+    for left, right in pairwise(sizes):
         layers += [nn.Linear(left, right), nn.ReLU()]
     thinner = nn.Sequential(*layers[:-1]).eval()
-    work = 2.0 * sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+    work = 2.0 * sum(a * b for a, b in pairwise(sizes))
     return thinner, work / found.flops_per_sample
 
 

@@ -8,6 +8,7 @@ The sizes are those that a CPU serves in some 0.5 to 50 ms.
 import math
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,7 @@ def _size(rng: random.Random, low: int, high: int, step: int = 8) -> int:
 def mlp(rng: random.Random) -> Sample:
     widths = [_size(rng, 512, 4096) for _ in range(rng.randint(2, 5))]
     layers: list[nn.Module] = []
-    for left, right in zip(widths, widths[1:], strict=False):
+    for left, right in pairwise(widths):
         layers += [nn.Linear(left, right), nn.ReLU()]
     layers.append(nn.Linear(widths[-1], 10))
     return Sample("mlp", nn.Sequential(*layers), lambda b: torch.randn(b, widths[0]))

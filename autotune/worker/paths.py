@@ -13,11 +13,20 @@ and as fast as any other.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from autotune.records.hardware import Leaf
-    from autotune.worker.probes import Bench
+from autotune.records.hardware import Leaf
+
+
+class Bench(Protocol):
+    """What times: see `probes.Bench`."""
+
+    def scaled(
+        self, name: str, unit: str, call: Callable[[], object], work: float, counts: Sequence[int]
+    ) -> dict[str, Leaf]:
+        """The same call at several thread counts, ``{}`` in ``name``."""
+        ...
+
 
 _SIZES = (128, 1024, 2048)
 _SHORT = 256
@@ -29,8 +38,8 @@ _DEPTHWISE = (2, 192, 58)
 
 
 def quick(
-    bench: "Bench", counts: Sequence[int], buffer_bytes: int, cache_bytes: int | None
-) -> "dict[str, Leaf]":
+    bench: Bench, counts: Sequence[int], buffer_bytes: int, cache_bytes: int | None
+) -> dict[str, Leaf]:
     """What bounds need.  ``cache_bytes`` is the size of the last cache before memory."""
     batch, channels, side = _CONV
     name = f"gemm_fp32_n{_SHORT}_{{}}t_flop_per_s"
@@ -58,8 +67,8 @@ def quick(
 
 
 def thorough(
-    bench: "Bench", counts: Sequence[int], buffer_bytes: int, cache_bytes: int | None
-) -> "dict[str, Leaf]":
+    bench: Bench, counts: Sequence[int], buffer_bytes: int, cache_bytes: int | None
+) -> dict[str, Leaf]:
     """What estimates gain from."""
     found: dict[str, Leaf] = {}
     for size in _SIZES:
@@ -104,10 +113,11 @@ def packed_linear(rows: int, depth: int, width: int) -> Callable[[], object] | N
     """
     import torch
 
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops, "mkldnn"):
+    backend: Any = torch.backends.mkldnn
+    ops: Any = torch.ops.mkldnn
+    if not backend.is_available() or not hasattr(ops, "_linear_pointwise"):
         return None
     source = torch.ones(rows, depth)
-    ops: Any = torch.ops.mkldnn
     weight = ops._reorder_linear_weight(torch.ones(width, depth), rows)
 
     def call() -> object:

@@ -14,6 +14,7 @@ falls under long load: one run of the whole model tells (control.estimate).
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -88,9 +89,7 @@ def replay(
                 if time.monotonic() > until_s and out:
                     return tuple(out)
                 torch.set_num_threads(count)
-                whole = None
-                if not out:
-                    whole = _timed(lambda a=args, k=kwargs: model(*a, **k), 0.3)
+                whole = None if out else _timed(partial(model, *args, **kwargs), 0.3)
                 ops = _ops(played, _pressure(model, played), count if onnx else None)
                 out.append(OpReplay(batch_size=size, threads=count, ops=ops, whole_s=whole))
     finally:

@@ -127,13 +127,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         new = [t for t in _tensors(result) if t.untyped_storage()._cdata not in held]
         mutates = bool(func._schema.is_mutable)
         if new or mutates:
-            specs = tree_map(self._spec, (args, kwargs))
+            placed, named = tree_map(self._spec, (args, kwargs))
             for tensor in {t.untyped_storage()._cdata: t for t in new}.values():
                 self.serial(tensor, new=True)
             made = tuple(self._spec(t) for t in new)
             name = str(func.overloadpacket).removeprefix("aten.")
             flops = flopcounts.flops(func, args, kwargs, result)
-            self.played.append(Played(func, name, *specs, made, flops, mutates))
+            self.played.append(Played(func, name, placed, named, made, flops, mutates))
         return result
 
     def _spec(self, leaf: Any) -> Any:
