@@ -173,9 +173,7 @@ def _onnx(model: Any, inputs: Any) -> Callable[[int, Any], Callable[[], object]]
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
-        made = ort.InferenceSession(
-            file.getvalue(), options, providers=["CPUExecutionProvider"]
-        )
+        made = ort.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
         feed = {made.get_inputs()[0].name: x.numpy()}
         return lambda: made.run(None, feed)
 

@@ -50,9 +50,7 @@ class Anchor(NamedTuple):
 
 def anchors(replays: Sequence[OpReplay]) -> tuple[Anchor, ...]:
     """The whole runs among the replays (eager)."""
-    return tuple(
-        Anchor("eager", r.batch_size, r.threads, r.whole_s) for r in replays if r.whole_s
-    )
+    return tuple(Anchor("eager", r.batch_size, r.threads, r.whole_s) for r in replays if r.whole_s)
 
 
 def op_s(op: OpTime, runtime: str) -> float:
@@ -92,9 +90,7 @@ def operators_s(
     return max(s0 + (s1 - s0) * (batch - b0) / (b1 - b0), min(s0, s1) * batch / max(batch, b1))
 
 
-def _residual(
-    replays: Sequence[OpReplay], anchor: Anchor
-) -> tuple[float, float] | None:
+def _residual(replays: Sequence[OpReplay], anchor: Anchor) -> tuple[float, float] | None:
     """Host overhead (s) and scale that make the anchor's sum its measured time."""
     summed = operators_s(replays, anchor.runtime, anchor.batch_size, anchor.threads)
     if not summed:
@@ -119,7 +115,9 @@ def latency_s(
     own = [a for a in found if a.runtime == runtime]
     host, scale, sigma = _RUN_S[runtime], 1.0, _SIGMA_UNANCHORED
     if own:
-        nearest = min(own, key=lambda a: (a.threads != threads, abs(math.log(a.batch_size / batch))))
+        nearest = min(
+            own, key=lambda a: (a.threads != threads, abs(math.log(a.batch_size / batch)))
+        )
         fitted = _residual(replays, nearest)
         if fitted is not None:
             host, scale = fitted
@@ -131,9 +129,7 @@ def deployment_s(
     replays: Sequence[OpReplay], found: Sequence[Anchor], deployment: Deployment
 ) -> Interval | None:
     """One call of a deployment: pruned work scales, int8 is guessed, with a wide interval."""
-    dense = latency_s(
-        replays, found, deployment.runtime, deployment.batch_size, deployment.threads
-    )
+    dense = latency_s(replays, found, deployment.runtime, deployment.batch_size, deployment.threads)
     if dense is None or deployment.lossless:
         return dense
     share = 1.0
@@ -145,9 +141,7 @@ def deployment_s(
 
 def throughput_per_s(latency: Interval, batch: int) -> Interval:
     """Samples per second of calls one after another."""
-    return Interval(
-        value=batch / latency.value, low=batch / latency.high, high=batch / latency.low
-    )
+    return Interval(value=batch / latency.value, low=batch / latency.high, high=batch / latency.low)
 
 
 def energy_j(latency: Interval, batch: int, power_w: Interval) -> Interval:

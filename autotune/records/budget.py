@@ -51,7 +51,8 @@ class Effort(Record, frozen=True, kw_only=True):
 
     ``only``/``without`` hold ``kind=name`` or bare names, ``fix`` holds ``name=value`` of a
     search dimension; ``threads`` fixes the threads of training and serving.  ``search_only``
-    stops before the final training.
+    stops before the final training.  ``like`` is an earlier report's folder to start from, or
+    ``auto``: the nearest one beside this run's.
     """
 
     time_s: float = 600.0
@@ -70,3 +71,4 @@ class Effort(Record, frozen=True, kw_only=True):
     cpu_idle_w: float | None = None
     cpu_max_w: float | None = None
     require_measured: bool = False
+    like: str | None = None
