@@ -8,7 +8,8 @@ under ``reports/`` join with their bounds on latency (from their own profile) an
 
 Passes when at least 10,000 pairs have no bound above the truth and the median of bound/truth is
 at least 0.3.  Rows are kept under .cache/benchmarks and a further run goes on from them (bounds
-are then of the run that measured them).  A loaded machine makes truths slower, never faster: it costs tightness, not safety.
+are then of the run that measured them).  A loaded machine makes truths slower, never faster: it
+costs tightness, not safety.
 """
 
 import argparse

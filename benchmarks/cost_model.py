@@ -98,7 +98,7 @@ def measure(name: str, runtime: str) -> Iterator[Record]:
         )
         yield Replays(model=name, replays=found)
         return
-    batches = BATCHES if runtime != "compiled" else ANCHOR[:1] + (1, 16)
+    batches = BATCHES if runtime != "compiled" else (1, ANCHOR[0], 16)
     calls = _onnx(model, inputs) if runtime == "onnxruntime" else None
     for threads in THREADS:
         torch.set_num_threads(threads)

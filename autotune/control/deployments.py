@@ -102,7 +102,7 @@ def values_of(
         "threads": deployment.threads,
         "batch_size": deployment.batch_size,
     }
-    raw |= {group: "none" for group in groups.values()}
+    raw |= dict.fromkeys(groups.values(), "none")
     for step in deployment.compress:
         if step.name not in groups:
             return None

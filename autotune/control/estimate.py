@@ -109,8 +109,10 @@ def latency_s(
 
     Without an anchor of the runtime's own its sum stands by itself, with a wide interval.
     """
+    if runtime not in _RUN_S:
+        return None
     summed = operators_s(replays, runtime, batch, threads)
-    if summed is None or runtime not in _RUN_S:
+    if summed is None:
         return None
     own = [a for a in found if a.runtime == runtime]
     host, scale, sigma = _RUN_S[runtime], 1.0, _SIGMA_UNANCHORED

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from autotune.control import choose, deployments, store, units
+from autotune.control import choose, deployments, store
 from autotune.control.run import Run
 from autotune.control.search import Proposal, Search
 from autotune.control.space import Space, canonical

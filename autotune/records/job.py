@@ -78,6 +78,23 @@ class Replayed(Record, frozen=True, kw_only=True, tag=True):
     replays: tuple[OpReplay, ...]
 
 
+class Footprint(Record, frozen=True, kw_only=True, tag=True):
+    """Track the memory of one training step at two small batches."""
+
+    task: TaskSpec
+    recipe: Recipe
+
+
+class Footprinted(Record, frozen=True, kw_only=True, tag=True):
+    """``base_bytes`` were resident before; the step's tensors take ``fixed_bytes`` and
+    ``bytes_per_sample`` for each sample of the batch.
+    """
+
+    base_bytes: int
+    fixed_bytes: int
+    bytes_per_sample: int
+
+
 class Menu(Record, frozen=True, kw_only=True, tag=True):
     """Ask every plug-in whether it can be used for this task here."""
 
@@ -237,9 +254,31 @@ class Found(Record, frozen=True, kw_only=True, tag=True):
     sources: tuple[EnergySource, ...]
 
 
-Job = Inspect | Probe | Replay | Menu | Train | Throughput | Build | Measure | Score | Sources
+Job = (
+    Inspect
+    | Probe
+    | Replay
+    | Footprint
+    | Menu
+    | Train
+    | Throughput
+    | Build
+    | Measure
+    | Score
+    | Sources
+)
 Answer = (
-    Inspection | Probed | Replayed | Options | Trained | Rate | Built | Measured | Scored | Found
+    Inspection
+    | Probed
+    | Replayed
+    | Footprinted
+    | Options
+    | Trained
+    | Rate
+    | Built
+    | Measured
+    | Scored
+    | Found
 )
 
 

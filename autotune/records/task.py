@@ -93,7 +93,8 @@ class Floor(Record, frozen=True, kw_only=True):
 
     ``flops`` of one sample and ``more_flops`` of each further one are by kind: ``matmul``,
     ``conv``, ``winograd`` and ``winograd_small`` (convolutions that Winograd's algorithm fits, on
-    large and on small inputs), ``attention``, ``recurrent``.  ``read_bytes`` are of the parameters that this work reads.
+    large and on small inputs), ``attention``, ``recurrent``.  ``read_bytes`` are of the
+    parameters that this work reads.
     ``trainable_bytes`` are of those that get gradients; computing these takes
     ``gradient_flops`` for one sample.  ``narrow``: some of it is in a type narrower than fp32.
     """

@@ -248,7 +248,7 @@ def _enough(spent: list[Sample]) -> bool:
     clean, total = sum(s.clean for s in spent), sum(s.seconds for s in spent)
     if clean >= _CALLS or len(spent) >= 3 * _CALLS:
         return True
-    return clean >= 2 and total > _OP_S or total > 4 * _OP_S
+    return (clean >= 2 and total > _OP_S) or total > 4 * _OP_S
 
 
 def _pressure(model: nn.Module, played: tuple[Played, ...]) -> Callable[[], object] | None:
