@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from autotune.control import estimate
 from autotune.records import codec
 from autotune.records.base import Record
+from autotune.records.job import Footprinted
 from autotune.records.measurement import OpReplay
 
 CACHE = Path(".cache/benchmarks")
@@ -36,6 +37,8 @@ ANCHOR = (4, 1)
 COMPILED = ("resnet", "mobilenet", "mlp_wide", "mlp_small", "bert", "gpt", "recommender")
 QUICK = ("mobilenet", "mlp_wide", "bert", "lstm")
 CALL_S = 0.3
+MEMORY_BATCHES = (16, 64)
+MEMORY_STEPS = 4
 
 
 class Truth(Record, frozen=True, kw_only=True):
@@ -54,6 +57,15 @@ class Replays(Record, frozen=True, kw_only=True):
 
     model: str
     replays: tuple[OpReplay, ...]
+
+
+class Peak(Record, frozen=True, kw_only=True):
+    """Resident bytes before training, and the most while a process trained."""
+
+    model: str
+    batch: int
+    base_bytes: int
+    peak_bytes: int
 
 
 class Point(NamedTuple):
@@ -85,6 +97,9 @@ def measure(name: str, runtime: str) -> Iterator[Record]:
     torch.manual_seed(0)
     make, inputs = ZOO[name]
     model = make().eval()
+    if runtime.startswith("memory"):
+        yield _memory(name, make, inputs, int(runtime.removeprefix("memory") or 0))
+        return
     if runtime == "replay":
         from autotune.worker import replay
 
@@ -114,6 +129,30 @@ def measure(name: str, runtime: str) -> Iterator[Record]:
                 seconds=seconds,
                 clean=clean,
             )
+
+
+def _memory(name: str, make: Any, inputs: Any, batch: int) -> Record:
+    """A training step's footprint, or (``batch``) the peak of a process that trains."""
+    from autotune.records.plan import Recipe
+    from autotune.worker import footprint, optimizers, trained
+
+    def loss(model: Any, size: int) -> Any:
+        return model(inputs(size)).float().square().mean()
+
+    recipe = Recipe()
+    footprint.warm_up(recipe)
+    base = footprint.resident_bytes()
+    if not batch:
+        fixed, per_sample = footprint.line(make, loss, recipe)
+        return Footprinted(base_bytes=base, fixed_bytes=fixed, bytes_per_sample=per_sample)
+    model = make().train()
+    optimizer = optimizers.build(recipe, model.parameters())
+    for _ in range(MEMORY_STEPS):
+        loss(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    peak = trained.peak_memory_bytes()
+    return Peak(model=name, batch=batch, base_bytes=base, peak_bytes=peak)
 
 
 def settled(call: Callable[[], object]) -> tuple[float, float]:
@@ -191,6 +230,7 @@ def jobs(quick: bool) -> list[tuple[str, str]]:
     out = []
     for name in names:
         out += [(name, "replay"), (name, "eager"), (name, "onnxruntime")]
+        out += [(name, f"memory{batch or ''}") for batch in (0, *MEMORY_BATCHES)]
         if name in COMPILED and not quick:
             out.append((name, "compiled"))
     return out
@@ -221,7 +261,7 @@ def points(wanted: list[tuple[str, str]]) -> list[Point]:
     replays: dict[str, tuple[OpReplay, ...]] = {}
     for name, runtime in wanted:
         path = CACHE / f"cost-{name}-{runtime}.jsonl"
-        if not path.exists():
+        if not path.exists() or runtime.startswith("memory"):
             continue
         for line in path.read_bytes().splitlines():
             if runtime == "replay":
@@ -239,6 +279,39 @@ def points(wanted: list[tuple[str, str]]) -> list[Point]:
                 key = (t.model, t.runtime, t.batch, t.threads)
                 out.append(Point(*key, guess.value, low, high, t.seconds))
     return out
+
+
+def memory(wanted: list[tuple[str, str]]) -> list[tuple[str, int, float, bool]]:
+    """(model, batch, predicted over true peak memory, within its interval)."""
+    out = []
+    for name in dict.fromkeys(name for name, _ in wanted):
+        path = CACHE / f"cost-{name}-memory.jsonl"
+        if not path.exists():
+            continue
+        found = codec.decode(path.read_bytes().strip(), Footprinted, what=path.name)
+        for batch in MEMORY_BATCHES:
+            path = CACHE / f"cost-{name}-memory{batch}.jsonl"
+            if path.exists():
+                peak = codec.decode(path.read_bytes().strip(), Peak, what=path.name)
+                guess = estimate.training_memory_bytes(found, batch)
+                inside = guess.low <= peak.peak_bytes <= guess.high
+                out.append((name, batch, guess.value / peak.peak_bytes, inside))
+    return out
+
+
+def memory_summary(found: list[tuple[str, int, float, bool]]) -> tuple[list[str], bool]:
+    """Lines, and whether the median error is within 10 %."""
+    if not found:
+        return [], True
+    errors = [abs(ratio - 1) for _, _, ratio, _ in found]
+    good = mean(errors) <= 0.10
+    worst = max(found, key=lambda row: abs(row[2] - 1))
+    covered = mean(inside for *_, inside in found)
+    return [
+        f"peak training memory: {len(found)} points, MAPE {mean(errors):.3f}, "
+        f"{sum(e <= 0.10 for e in errors)} within 10 %, worst {worst[0]} batch {worst[1]} "
+        f"{worst[2]:.2f}x, in interval {covered:.2f}  {'PASS' if good else 'FAIL'}  (<= 0.10)"
+    ], good
 
 
 # -- the verdict ---------------------------------------------------------------------------
@@ -317,7 +390,9 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(["no point was measured", *failures]))
         return 1
     lines, good = summary(found)
-    print("\n".join([*lines, *failures]))
+    more, fits = memory_summary(memory(wanted))
+    good = good and fits
+    print("\n".join([*lines, *more, *failures]))
     print(json.dumps({"points": len(found), "passed": good}))
     return 0 if good else 1
 

@@ -230,7 +230,7 @@ def train_bound_s(
     gain = math.inf if convolves and profile.gpus else _NNPACK_GAIN if convolves else 1.0
     if recipe.precision != "fp32" or floor.narrow:
         gain *= _NARROW_GAIN
-    a_batch = (first + floor.gradient_flops) * (1 + (batch - 1) * min(1.0, more))
+    a_batch = (first + floor.gradient_flops_per_sample) * (1 + (batch - 1) * min(1.0, more))
     return epochs * (rows // batch) * a_batch / (peak * gain)
 
 

@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from autotune.records.job import Footprinted
 from autotune.records.measurement import Interval, OpReplay, OpTime
 from autotune.records.plan import Deployment, Recipe
 from autotune.records.task import Traits
@@ -37,6 +38,8 @@ _SIGMA_UNANCHORED = 0.35
 _BACKWARD = 2.0
 """A backward pass does each product twice (inputs' and weights' gradients)."""
 _SIGMA_STEP = 0.20
+_KEPT, _KEPT_SPREAD, _BASE_SPREAD = 1.35, 0.25, 0.03
+"""Resident over tracked bytes of activations, and the half-widths of 90 % intervals."""
 
 
 class Anchor(NamedTuple):
@@ -171,6 +174,18 @@ def training_step_s(
     passes = {"sgd": 3, "momentum": 5, "nesterov": 6}.get(recipe.optimizer, 10)
     optimizer = passes * traits.parameter_bytes / memory_bytes_per_s
     return _around(forward.value * (1 + _BACKWARD) + optimizer, _SIGMA_STEP)
+
+
+def training_memory_bytes(found: Footprinted, batch: int) -> Interval:
+    """Peak resident bytes of training one process at this batch.
+
+    Beyond what is tracked there are a library's own copies and what the allocator cannot give
+    back: in proportion to the activations (`_KEPT`, from models outside the benchmark).
+    """
+    step = found.fixed_bytes + _KEPT * found.bytes_per_sample * batch
+    spread = _KEPT_SPREAD * found.bytes_per_sample * batch + _BASE_SPREAD * found.base_bytes
+    value = found.base_bytes + step
+    return Interval(value=value, low=value - min(spread, 0.5 * step), high=value + spread)
 
 
 def _around(value: float, sigma: float) -> Interval:

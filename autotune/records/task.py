@@ -96,14 +96,14 @@ class Floor(Record, frozen=True, kw_only=True):
     large and on small inputs), ``attention``, ``recurrent``.  ``read_bytes`` are of the
     parameters that this work reads.
     ``trainable_bytes`` are of those that get gradients; computing these takes
-    ``gradient_flops`` for one sample.  ``narrow``: some of it is in a type narrower than fp32.
+    ``gradient_flops_per_sample``.  ``narrow``: some of it is in a type narrower than fp32.
     """
 
     flops: dict[str, float]
     more_flops: dict[str, float] = {}
     read_bytes: int
     trainable_bytes: int
-    gradient_flops: float = 0.0
+    gradient_flops_per_sample: float = 0.0
     narrow: bool = False
 
 

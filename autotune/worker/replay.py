@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -123,12 +124,15 @@ def _ops(
         first.setdefault(key, (one, fused))
         for spec in one.made:
             made_by[spec.serial] = kind
-    out = []
+    timed_ops = []
     for key, (one, fused) in first.items():
-        found = _op(one, calls[key], fused, pressure, onnx_threads)
+        found = _op(one, calls[key], fused, pressure)
         if found is not None:
-            out.append(found)
-    return tuple(out)
+            timed_ops.append((one, found))
+    if onnx_threads is None:
+        return tuple(found for _, found in timed_ops)
+    # after all of PyTorch's: two pools of threads that wait by spinning slow each other down
+    return tuple(_with_onnx(one, found, pressure, onnx_threads) for one, found in timed_ops)
 
 
 def _fusable(one: Played, kind: str, before: list[str]) -> bool:
@@ -149,34 +153,33 @@ def _identity(one: Played) -> Any:
 
 
 def _op(
-    one: Played,
-    calls: int,
-    fused: bool,
-    pressure: Callable[[], object] | None,
-    onnx_threads: int | None,
+    one: Played, calls: int, fused: bool, pressure: Callable[[], object] | None
 ) -> OpTime | None:
     kind = kind_of(one)
     try:
         eager = _cold(_call(one), pressure)
     except (RuntimeError, TypeError, IndexError, NotImplementedError):
         return None  # what cannot be done again with made-up values
-    packed = _packed(one, pressure) if kind == "matmul" else None
-    onnx = None
-    if onnx_threads is not None and kind in _HEAVY:
-        single = onnxops.single(one, onnx_threads)
-        if single is not None:
-            idle = onnxops.overhead_s(onnx_threads)
-            onnx = max(0.0, _cold(Call(single, None), pressure) - idle)
-    moved = sum(spec.bytes for spec in (*one.operands, *one.made))
     return OpTime(
         kind=kind,
         calls=calls,
         eager_s=eager,
-        packed_s=packed,
-        onnx_s=onnx,
-        bytes_moved=moved,
+        packed_s=_packed(one, pressure) if kind == "matmul" else None,
+        bytes_moved=sum(spec.bytes for spec in (*one.operands, *one.made)),
         fused=fused,
     )
+
+
+def _with_onnx(
+    one: Played, found: OpTime, pressure: Callable[[], object] | None, threads: int
+) -> OpTime:
+    single = onnxops.single(one, threads) if found.kind in _HEAVY else None
+    if single is None:
+        return found
+    # its threads spin between the operators of a whole model, but not through other work
+    between = pressure if threads == 1 else None
+    seconds = _cold(Call(single, None), between) - onnxops.overhead_s(threads)
+    return msgspec.structs.replace(found, onnx_s=max(0.0, seconds))
 
 
 def kind_of(one: Played) -> str:

@@ -174,7 +174,7 @@ def floor(one: Tape, two: Tape | None) -> Floor:
         more_flops={kind: n for kind, n in more.items() if n},
         read_bytes=sum(weights.values()),
         trainable_bytes=sum(trained.values()),
-        gradient_flops=gradients,
+        gradient_flops_per_sample=gradients,
         narrow=narrow,
     )
 

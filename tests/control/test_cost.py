@@ -34,7 +34,7 @@ def model(**changes: object) -> Traits:
         "more_flops": {"matmul": 1e9},
         "read_bytes": 4000,
         "trainable_bytes": 4000,
-        "gradient_flops": 1e9,
+        "gradient_flops_per_sample": 1e9,
     }
     return made.traits(floor=Floor(**(fields | changes)))  # type: ignore[arg-type]
 

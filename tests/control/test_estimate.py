@@ -102,9 +102,7 @@ def test_a_training_step_is_three_forwards_and_the_optimizer() -> None:
     assert found.value == pytest.approx(3 * 8 * EAGER + 3 * 4000 / 1e9)
 
 
-@given(
-    st.floats(1e-5, 1), st.floats(1e-5, 1), st.integers(1, 64), st.sampled_from([1, 4, 8])
-)
+@given(st.floats(1e-5, 1), st.floats(1e-5, 1), st.integers(1, 64), st.sampled_from([1, 4, 8]))
 def test_intervals_hold_their_value(work: float, whole: float, batch: int, at: int) -> None:
     replays = (replay(1, per_sample=work), replay(8, per_sample=work))
     anchor = estimate.Anchor("eager", at, 1, whole)

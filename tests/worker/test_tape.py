@@ -18,7 +18,7 @@ def test_a_linear_layer() -> None:
     assert found.more_flops == {"matmul": 64.0}
     assert found.read_bytes == 4 * (8 * 4 + 4)
     assert found.trainable_bytes == 4 * (8 * 4 + 4)
-    assert found.gradient_flops == 64.0
+    assert found.gradient_flops_per_sample == 64.0
     assert not found.narrow
 
 
