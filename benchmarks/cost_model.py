@@ -88,7 +88,7 @@ class Point(NamedTuple):
 # -- measuring, in an interpreter of its own -----------------------------------------------
 
 
-def measure(name: str, runtime: str) -> Iterator[Record]:
+def measure(name: str, runtime: str, most: int = max(THREADS)) -> Iterator[Record]:
     """What the parent keeps: the truths of one runtime, or (``replay``) the operators."""
     import torch
 
@@ -107,7 +107,7 @@ def measure(name: str, runtime: str) -> Iterator[Record]:
             model,
             lambda b: ((inputs(b),), {}),
             BATCHES,
-            THREADS,
+            tuple(t for t in THREADS if t <= most),
             onnx=True,
             until_s=time.monotonic() + 60,
         )
@@ -115,7 +115,7 @@ def measure(name: str, runtime: str) -> Iterator[Record]:
         return
     batches = BATCHES if runtime != "compiled" else (1, ANCHOR[0], 16)
     calls = _onnx(model, inputs) if runtime == "onnxruntime" else None
-    for threads in THREADS:
+    for threads in (t for t in THREADS if t <= most):
         torch.set_num_threads(threads)
         for batch in sorted(batches):
             x = inputs(batch)
@@ -236,15 +236,22 @@ def jobs(quick: bool) -> list[tuple[str, str]]:
     return out
 
 
-def collect(wanted: list[tuple[str, str]], until: float) -> list[str]:
+def rows(name: str, runtime: str, most: int) -> Path:
+    """Where the rows of one interpreter are kept; those of fewer threads apart."""
+    apart = "" if most == max(THREADS) or runtime.startswith("memory") else f"-{most}t"
+    return CACHE / f"cost-{name}-{runtime}{apart}.jsonl"
+
+
+def collect(wanted: list[tuple[str, str]], until: float, most: int) -> list[str]:
     """Measure what is not kept yet; the failures in words."""
     CACHE.mkdir(parents=True, exist_ok=True)
     failures = []
     for name, runtime in wanted:
-        path = CACHE / f"cost-{name}-{runtime}.jsonl"
+        path = rows(name, runtime, most)
         if path.exists() or time.monotonic() > until:
             continue
-        command = [sys.executable, "-m", "benchmarks.cost_model", "--measure", name, runtime]
+        command = [sys.executable, "-m", "benchmarks.cost_model", "--threads", str(most)]
+        command += ["--measure", name, runtime]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         if done.returncode or not lines:
@@ -255,12 +262,12 @@ def collect(wanted: list[tuple[str, str]], until: float) -> list[str]:
     return failures
 
 
-def points(wanted: list[tuple[str, str]]) -> list[Point]:
+def points(wanted: list[tuple[str, str]], most: int = max(THREADS)) -> list[Point]:
     """Every kept truth beside its prediction."""
     truths: dict[str, list[Truth]] = defaultdict(list)
     replays: dict[str, tuple[OpReplay, ...]] = {}
     for name, runtime in wanted:
-        path = CACHE / f"cost-{name}-{runtime}.jsonl"
+        path = rows(name, runtime, most)
         if not path.exists() or runtime.startswith("memory"):
             continue
         for line in path.read_bytes().splitlines():
@@ -374,18 +381,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="four models, in about a minute")
     parser.add_argument("--seconds", type=float, default=3600.0, help="stop, to go on later")
     parser.add_argument("--fresh", action="store_true", help="forget the rows of earlier runs")
+    parser.add_argument("--threads", type=int, choices=THREADS, default=max(THREADS), help="most")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     if given.measure:
-        for row in measure(*given.measure):
+        for row in measure(*given.measure, given.threads):
             print(codec.encode(row).decode(), flush=True)
         return 0
     if given.fresh:
         for path in CACHE.glob("cost-*.jsonl"):
             path.unlink()
     wanted = jobs(given.quick)
-    failures = collect(wanted, time.monotonic() + given.seconds)
-    found = points(wanted)
+    failures = collect(wanted, time.monotonic() + given.seconds, given.threads)
+    found = points(wanted, given.threads)
     if not found:
         print("\n".join(["no point was measured", *failures]))
         return 1

@@ -299,6 +299,8 @@ def device_leaves(
         wait()
 
     found = bench.leaf("copy_bytes_per_s", "B/s", copy, 2.0 * copy_bytes)
+    if device.type == "cuda":
+        found |= _host_copies(bench, source, wait)
     for kind in kinds:
         matrix = torch.ones(size, size, device=device, dtype=types[kind])
         out = torch.empty_like(matrix)
@@ -309,6 +311,28 @@ def device_leaves(
 
         found |= bench.leaf(f"gemm_{kind}_flop_per_s", "FLOP/s", multiply, 2.0 * size**3)
     return found
+
+
+def _host_copies(bench: Bench, held: "torch.Tensor", wait: Callable[[], None]) -> dict[str, Leaf]:
+    """Between pinned host memory and the device, one way each."""
+    import torch
+
+    part = held[: min(held.numel(), 16 << 20)]
+    host = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
+    size = float(part.numel() * part.element_size())
+
+    def down() -> None:
+        part.copy_(host, non_blocking=True)
+        wait()
+
+    def up() -> None:
+        host.copy_(part, non_blocking=True)
+        wait()
+
+    return {
+        **bench.leaf("host_to_device_bytes_per_s", "B/s", down, size),
+        **bench.leaf("device_to_host_bytes_per_s", "B/s", up, size),
+    }
 
 
 def _board(uuid: str) -> tuple[float | None, bool | None]:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from autotune.records.hardware import Cpu, Gpu, Profile
 from autotune.records.job import Probe, Probed
-from autotune.worker import probes, system
+from autotune.worker import links, probes, system
 from autotune.worker.channel import Channel
 
 _SOFTWARE = ("torch", "numpy", "onnx", "onnxruntime", "torch-pruning", "optuna", "autotune")
@@ -42,6 +42,7 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
     started = time.monotonic()
     cpu = processor()
     memory, usable = _memory()
+    linked = links.gloo() if job.thorough and cpu.usable_cores >= 2 else {}  # before any thread
     bench = probes.Bench(started + job.budget_s, threads=max(1, int(cpu.usable_cores)))
     with _threads():
         size = _buffer_bytes(cpu, usable)
@@ -63,7 +64,7 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
         memory_bytes=memory,
         usable_memory_bytes=usable,
         gpus=gpus,
-        figures=measured,
+        figures=measured | linked,
         software=software(),
         warnings=tuple(bench.warnings),
         probe_s=time.monotonic() - started,
