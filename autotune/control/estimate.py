@@ -153,7 +153,8 @@ def deployment_s(
     for step in deployment.compress:
         level = step.params.get("macs_kept")
         share *= float(level) if isinstance(level, float | int) else 0.5
-    return _around(dense.value * share, _SIGMA_UNANCHORED)
+    least = _RUN_S[deployment.runtime]
+    return _around(max(least, dense.value * share), _SIGMA_UNANCHORED)
 
 
 def throughput_per_s(latency: Interval, batch: int) -> Interval:

@@ -2,11 +2,12 @@
 
     Replay job (seconds) + the measured baselines --estimate--> predicted latency of each seed
 
-The fastest predicted seeds come first, and where the batch is searched they start at the batch of
+Of each group of seeds the fastest predicted come first, and where the batch is searched they start at the batch of
 the highest predicted throughput.  Predictions order; they reject nothing.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 from autotune.control import estimate, units
 from autotune.control.run import Run
@@ -41,7 +42,18 @@ class Foresight:
     def order(
         self, seeds: Sequence[tuple[Mapping[str, Value], Deployment]], batches: Sequence[int]
     ) -> list[tuple[Mapping[str, Value], str]]:
-        """Seeds, the fastest predicted first, at the batch of the highest throughput."""
+        """Seeds at the batch of the highest throughput, the fastest predicted first within each
+        group: the usual order's groups (dense, compressed, dear to build) stay, so that a short
+        run still tries a lossless plan.
+        """
+        out: list[tuple[Mapping[str, Value], str]] = []
+        for _, group in groupby(seeds, key=lambda seed: seed[1].lossless):
+            out += self._group(list(group), batches)
+        return out
+
+    def _group(
+        self, seeds: Sequence[tuple[Mapping[str, Value], Deployment]], batches: Sequence[int]
+    ) -> list[tuple[Mapping[str, Value], str]]:
         out: list[tuple[float, Mapping[str, Value], str]] = []
         for values, deployment in seeds:
             rates = {b: self._per_sample(deployment, b) for b in batches}

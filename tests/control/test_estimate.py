@@ -132,3 +132,10 @@ def test_without_replays_seeds_keep_their_order() -> None:
         "eager",
         "onnxruntime",
     ]
+
+
+def test_dense_seeds_stay_before_compressed_ones() -> None:
+    pruned = Deployment(compress=(Step(name="prune", params={"macs_kept": 0.1}),))
+    seeds = [({"runtime": "eager"}, Deployment()), ({"runtime": "eager", "prune": "prune"}, pruned)]
+    ordered = Foresight(REPLAYS, ()).order(seeds, (1,))
+    assert [len(values) for values, _ in ordered] == [1, 2]
