@@ -2,8 +2,8 @@
 
     Replay job (seconds) + the measured baselines --estimate--> predicted latency of each seed
 
-Of each group of seeds the fastest predicted come first, and where the batch is searched they start at the batch of
-the highest predicted throughput.  Predictions order; they reject nothing.
+Of each group of seeds the fastest predicted come first, and where the batch is searched they start
+at the batch of the highest predicted throughput.  Predictions order; they reject nothing.
 """
 
 from collections.abc import Mapping, Sequence
