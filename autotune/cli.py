@@ -77,6 +77,11 @@ def cli() -> None:
 @click.option("--baseline", metavar="DIR", help="An earlier report: its plan races too.")
 @click.option("--profile", metavar="NAME|FILE", help="A saved profile instead of probing.")
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
+@click.option(
+    "--like",
+    metavar="DIR|auto",
+    help="Start from the plans of an earlier report, measured anew; auto: the nearest one.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--require-measured", is_flag=True, help="Stop where energy cannot be measured.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Report folder.")

@@ -309,6 +309,7 @@ def effort(given: dict[str, Any]) -> "Effort":
             "cpu_max_w",
             "require_measured",
             "search_only",
+            "like",
         )
         if given.get(name) is not None
     }

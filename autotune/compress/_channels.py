@@ -22,6 +22,8 @@ from autotune.forms.module import tie, ties
 
 _STEPS = 9  # bisections: 1/512 of the ratio
 _CLOSE = 0.03  # of the dense operations
+TOLERANCE = 0.1
+"""A level further off is refused: bounds on pruned plans rest on it (control.cost)."""
 _MOST = 0.95  # of a layer's channels
 _ODD = (0.29, 0.37)  # leave widths that no fixed head width or head count divides
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.LSTM, nn.Embedding)
@@ -52,10 +54,11 @@ def prune(model: Flat, inputs: Sequence[Tensor], kept: float) -> Flat:
         if abs(best[0] - kept) <= _CLOSE:
             break
     assert best is not None
-    if best[0] > kept + 0.1 or best[0] > 0.999:
+    if abs(best[0] - kept) > TOLERANCE or best[0] > 0.999:
+        end = "least it leaves" if best[0] > kept else "nearest it comes"
         raise JobError(
             "unsupported",
-            f"pruning cannot reach macs_kept {kept:g}: {best[0]:.2f} is the least it leaves "
+            f"pruning cannot reach macs_kept {kept:g}: {best[0]:.2f} is the {end} "
             "(the rest is in layers that make the output or that cannot be pruned)",
         )
     return _checked(best[1], inputs, shapes)

@@ -1,34 +1,104 @@
 """Lower bounds that are provably safe, from a profile and a model's traits.
 
-    latency >= FLOPs / F_max        F_max = 1.05 x the best measured rate x what a
-                                    cleverer algorithm or a narrower type may gain
-    memory  >= bytes of parameters
+    latency >= max(sum over kinds of FLOPs / F_max,  (bytes of weights - cache) / B_max)
+    energy  >= idle W x latency bound          memory >= weights
+    training >= FLOPs of forward passes and weight gradients / F_max
+
+F_max is the most that these cores can do, by any library: the largest of the datasheet's peak,
+1.05 x the best measured rate of any path, and what the narrower types' rates imply (a core does
+bf16 at least 2 times and int8 at least 4 times as fast as fp32, where it has instructions for
+them).  Eager matrix products go one path, whose own rate is measured.  FLOPs are those of
+`Floor`: what no runtime can leave out.
 
 Bounds reject; they are never used as estimates.  What is not known bounds nothing.
+
+What this does not know: libraries whose algorithms save multiplications beyond Winograd's
+(FFT convolutions are met by counting no convolution on a GPU), and a profile that was measured
+while other work ran: `contradicted` tells one measured candidate that proves it wrong.
 """
 
-from autotune.records.hardware import Profile
+import math
+from collections.abc import Mapping
+
+from autotune.records.hardware import Leaf, Profile
 from autotune.records.plan import Deployment, Recipe
-from autotune.records.task import Traits
+from autotune.records.task import Floor, Traits
 
-# Winograd convolutions need up to 4 times fewer multiplications than the direct form that
-# FLOPs are counted in (Lavin and Gray, arXiv 1509.09308); int8 dot products do 4 times the
-# fp32 rate on VNNI and up to 16 times on AMX.
-_ALGORITHM = 4.0
-_NARROW = 16.0
 _MARGIN = 1.05
+_NNPACK_GAIN = 324 / 64
+"""F(6x6, 3x3) takes 64 products where the direct form takes 324 (Lavin and Gray, arXiv
+1509.09308); PyTorch's NNPACK path uses it for small inputs."""
+_INT8_GAIN = {"amx_int8": 16.0, "i8mm": 8.0}
+_INT8_USUAL = 4.0
+_NARROW_GAIN = 16.0
+_PRUNE_SLACK = 0.1
+_READ_MARGIN = 1.25
+"""Readers differ more than multipliers do: another library may prefetch better."""
+_COPY_READS = 2.0
+"""Where no reader was measured: one that only reads may do what a copy reads and writes, and
+what it fetches to write over.
+"""
+_EAGER_PATH = "gemm_fp32"
+_PATHS = ("gemm_fp32", "conv_fp32", "linear_fp32")
 
 
-def peak_flop_per_s(profile: Profile) -> float | None:
-    """The best measured fp32 rate over all thread counts and devices."""
-    leaves = [
-        leaf
-        for name, leaf in profile.figures.items()
-        if name.startswith(("gemm_fp32", "gemm_bf16")) and leaf.unit == "flop/s"
-    ]
-    leaves += [leaf for gpu in profile.gpus for n, leaf in gpu.figures.items() if "gemm" in n]
-    rates = [max(x for x in (leaf.value, leaf.high) if x) for leaf in leaves if leaf.value]
-    return max(rates) * _MARGIN if rates else None
+def _best(leaf: Leaf | None) -> float:
+    """The largest value that a leaf speaks for; 0 for none."""
+    return max((x for x in (leaf.value, leaf.high) if x), default=0.0) if leaf else 0.0
+
+
+def _rate(figures: Mapping[str, Leaf], path: str, threads: int, unit: str = "flop_per_s") -> float:
+    """The best rate of a path at any size: measured at these threads, or 1-thread cores side by
+    side.
+    """
+    alone = together = 0.0
+    for name, leaf in figures.items():
+        if name.startswith(path) and name.endswith(f"_1t_{unit}"):
+            alone = max(alone, _best(leaf))
+        if name.startswith(path) and name.endswith(f"_{threads}t_{unit}"):
+            together = max(together, _best(leaf))
+    return max(alone * threads, together)
+
+
+def peak_flop_per_s(profile: Profile, threads: int | None = None) -> float | None:
+    """The most fp32 FLOP/s of ``threads`` cores (all usable ones by default), and of any GPU."""
+    figures = profile.figures
+    count = threads or max(1, math.ceil(profile.cpu.cores))
+    measured = [_rate(figures, path, count) for path in _PATHS]
+    measured.append(_rate(figures, "gemm_bf16", count) / 2)
+    measured.append(_rate(figures, "gemm_int8", count, "op_per_s") / _INT8_USUAL)
+    rates = [_MARGIN * max(measured), _best(figures.get("peak_fp32_flop_per_s"))]
+    for gpu in profile.gpus:
+        found = [_best(leaf) for name, leaf in gpu.figures.items() if leaf.unit == "FLOP/s"]
+        rates.append(_MARGIN * gpu.count * max(found, default=0.0))
+        if not found:
+            return None  # a device of unknown speed
+    return max(rates) or None
+
+
+def _eager_matmul(profile: Profile, threads: int) -> float | None:
+    """The rate that eager fp32 matrix products cannot pass: their own path's."""
+    measured = _rate(profile.figures, _EAGER_PATH, threads)
+    return _MARGIN * measured if measured and not profile.gpus else None
+
+
+def _read_bytes_per_s(profile: Profile) -> float | None:
+    """The most bytes per second that any number of cores reads from memory."""
+    figures = profile.figures
+    if profile.gpus:
+        return None
+    read = [_best(leaf) for name, leaf in figures.items() if name.startswith(("read_", "triad_"))
+            and "cached" not in name]  # fmt: skip
+    copied = [_best(leaf) for name, leaf in figures.items() if name.startswith("copy_")]
+    margin = _READ_MARGIN if read else _READ_MARGIN * _COPY_READS
+    sheet = _best(figures.get("memory_bandwidth_bytes_per_s"))
+    return max(sheet, margin * max([*read, *copied], default=0.0)) or None
+
+
+def _cached_bytes_per_s(profile: Profile, threads: int) -> float | None:
+    """The most bytes per second that these cores read from the cache they share."""
+    rate = _rate(profile.figures, "read_cached", threads, "bytes_per_s")
+    return _READ_MARGIN * rate if rate and not profile.gpus else None
 
 
 def _kept(deployment: Deployment) -> float:
@@ -37,7 +107,9 @@ def _kept(deployment: Deployment) -> float:
     for step in deployment.compress:
         level = step.params.get("macs_kept")
         if isinstance(level, float | int):
-            kept *= max(0.0, float(level) - 0.1)
+            kept *= max(0.0, float(level) - _PRUNE_SLACK)
+        elif "int8" not in step.name:
+            kept = 0.0  # a step that this does not know may leave nothing
     return kept
 
 
@@ -45,35 +117,130 @@ def _quantized(deployment: Deployment) -> bool:
     return any("int" in step.name for step in deployment.compress)
 
 
+def _flops(floor: Floor, batch: int) -> dict[str, float]:
+    more = floor.more_flops
+    return {kind: n + (batch - 1) * more.get(kind, 0.0) for kind, n in floor.flops.items()}
+
+
 def latency_bound_s(deployment: Deployment, traits: Traits, profile: Profile) -> float | None:
     """No call of this deployment can be faster than this, in seconds."""
-    peak = peak_flop_per_s(profile)
-    if peak is None or not traits.flops_per_sample:
+    floor = traits.floor
+    peak = peak_flop_per_s(profile, deployment.threads)
+    if floor is None or peak is None:
         return None
-    peak *= _ALGORITHM * (_NARROW if _quantized(deployment) else 1.0)
-    return deployment.batch_size * traits.flops_per_sample * _kept(deployment) / peak
+    kept = _kept(deployment)
+    narrow = _narrow(profile) if floor.narrow or _quantized(deployment) else 1.0
+    eager = deployment.runtime == "eager" and narrow == 1.0
+    path = _eager_matmul(profile, deployment.threads) if eager else None
+    times = []
+    for kind, flops in _flops(floor, deployment.batch_size).items():
+        rate = path if kind == "matmul" and path else peak * narrow
+        times.append((flops / _gain(kind, profile, deployment), rate))
+    total = sum(flops / rate for flops, rate in times)
+    if not deployment.lossless and times:  # which kind was cut is not known
+        dense = sum(_flops(floor, deployment.batch_size).values())
+        least = sum(flops for flops, _ in times)
+        total = max(0.0, least - (1 - kept) * dense) / max(rate for _, rate in times)
+    return max(total, _reading_s(deployment, floor, profile)) or None
+
+
+def _gain(kind: str, profile: Profile, deployment: Deployment) -> float:
+    """How many times fewer multiplications an algorithm may need than FLOPs say.
+
+    On x86, oneDNN (as PyTorch calls it: ``convolution_direct``) and ONNX Runtime convolve
+    directly; PyTorch hands small inputs that come alone to NNPACK.  A GPU's library may use FFTs.
+    """
+    if kind == "conv" and not profile.gpus:
+        return 1.0
+    if not kind.startswith(("conv", "winograd")):
+        return 1.0
+    if profile.gpus:
+        return math.inf
+    alone = deployment.batch_size == 1 and deployment.runtime != "onnxruntime"
+    if profile.cpu.architecture != "x86_64" or (alone and kind == "winograd_small"):
+        return _NNPACK_GAIN
+    return 1.0
+
+
+def _narrow(profile: Profile) -> float:
+    if profile.gpus:
+        return _NARROW_GAIN
+    gains = [gain for name, gain in _INT8_GAIN.items() if name in profile.cpu.isa]
+    return max(gains, default=_INT8_USUAL)
+
+
+def _reading_s(deployment: Deployment, floor: Floor, profile: Profile) -> float:
+    """Each call reads every weight once: at the shared cache's rate what the cores' own caches
+    cannot hold, and at the memory's rate what the shared one cannot.
+    """
+    cpu = profile.cpu
+    if any(_prunes(step.name) for step in deployment.compress):
+        return 0.0
+    size = floor.read_bytes / (8.0 if _quantized(deployment) else 1.0)
+    memory, shared = _read_bytes_per_s(profile), _cached_bytes_per_s(profile, deployment.threads)
+    seconds = 0.0
+    if memory and cpu.l3_bytes:
+        seconds = max(0.0, size - cpu.l3_bytes) / memory
+    if shared and cpu.l2_bytes and cpu.l3_bytes:
+        own = deployment.threads * (cpu.l2_bytes + (cpu.l1d_bytes or 0))
+        seconds = max(seconds, (size - own) / shared)
+    return seconds
+
+
+def _prunes(name: str) -> bool:
+    return "int8" not in name
+
+
+def energy_bound_j(deployment: Deployment, traits: Traits, profile: Profile) -> float | None:
+    """Joules per sample: the least idle power that was measured, over the least time."""
+    idle = profile.figures.get("idle_power_w")
+    least_s = latency_bound_s(deployment, traits, profile)
+    if idle is None or least_s is None or idle.source != "measured":
+        return None
+    watts = idle.low if idle.low is not None else idle.value
+    return watts * least_s / deployment.batch_size if watts else None
 
 
 def memory_bound_bytes(deployment: Deployment, traits: Traits) -> float:
-    """The serving process holds at least its weights; at most 8 times smaller than fp32 ones."""
-    narrow = 8.0 if _quantized(deployment) else 1.0
-    return traits.parameter_bytes * _kept(deployment) / narrow
+    """The serving process holds its weights; int8 ones may be 8 times smaller (int4 is), and of
+    pruned ones nothing is known.
+    """
+    if any(_prunes(step.name) for step in deployment.compress):
+        return 0.0
+    return traits.parameter_bytes / (8.0 if _quantized(deployment) else 1.0)
+
+
+def contradicted(deployment: Deployment, latency_s: float, traits: Traits, prof: Profile) -> bool:
+    """Whether a measured latency lies under its bound: then the profile is wrong, not it."""
+    bound = latency_bound_s(deployment, traits, prof)
+    return bound is not None and latency_s < bound
 
 
 def train_bound_s(
     recipe: Recipe, epochs: int, rows: int, traits: Traits, profile: Profile
 ) -> float | None:
-    """Forward and backward of every row: three forwards' worth of FLOPs."""
-    peak = peak_flop_per_s(profile)
-    if peak is None or not traits.flops_per_sample:
+    """Forward and weight gradients of every row; incomplete batches may be left out."""
+    floor, peak = traits.floor, peak_flop_per_s(profile)
+    if floor is None or peak is None:
         return None
-    return 3.0 * traits.flops_per_sample * rows * epochs / (peak * _ALGORITHM)
+    first = sum(floor.flops.values())
+    more = sum(floor.more_flops.values()) / first if first else 0.0
+    batch = max(1, recipe.batch_size)
+    convolves = any(kind.startswith(("conv", "winograd")) for kind in floor.flops)
+    gain = math.inf if convolves and profile.gpus else _NNPACK_GAIN if convolves else 1.0
+    if recipe.precision != "fp32" or floor.narrow:
+        gain *= _NARROW_GAIN
+    a_batch = (first + floor.gradient_flops_per_sample) * (1 + (batch - 1) * min(1.0, more))
+    return epochs * (rows // batch) * a_batch / (peak * gain)
 
 
 def train_memory_bound_bytes(recipe: Recipe, traits: Traits) -> float:
-    """fp32 weights and gradients, the optimizer's state (Adam keeps two moments, Muon one of its
-    matrices, Adafactor next to nothing) and the averaged weights.
+    """Weights, and of those that are trained gradients and the optimizer's state (Adam keeps two
+    moments, Muon one of its matrices, Adafactor next to nothing); averaged weights are one copy
+    more.
     """
     few = {"sgd": 0, "adafactor": 0, "momentum": 1, "nesterov": 1, "rmsprop": 1, "muon": 1}
-    copies = 2 + few.get(recipe.optimizer, 2) + (1 if recipe.ema is not None else 0)
-    return float(traits.parameter_bytes * copies)
+    states = 1 + few.get(recipe.optimizer, 2)
+    trained = traits.floor.trainable_bytes if traits.floor is not None else 0
+    averaged = trained if recipe.ema is not None else 0
+    return float(traits.parameter_bytes + states * trained + averaged)

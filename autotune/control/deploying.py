@@ -12,7 +12,7 @@ from hashlib import sha256
 
 import msgspec
 
-from autotune.control import choose, deployments, recipes, space, verdict
+from autotune.control import choose, deployments, foresight, recipes, reuse, space, verdict
 from autotune.control.attempts import Attempt, outputs_of, part_of
 from autotune.control.figures import Tried, broken_bound, constraints, objective
 from autotune.control.run import Run
@@ -153,10 +153,9 @@ class Lab:
         batches = self._batches()
         counts, fastest = self._threads(batches[0])
         searched = deployments.deploy_space(run.survey, counts, batches, run.effort)
-        study = Search(searched, seed=run.effort.seed, constraints=CONSTRAINTS, journal=run.journal)
-        seeds = deployments.seeds(searched, run.survey.options, fastest)
-        for values in seeds:
-            study.enqueue(values, "seed")
+        study, first = self._started(
+            searched, deployments.seeds(searched, run.survey.options, fastest), batches, counts
+        )
         limit = run.effort.trials or 10_000
         repeats = asked = 0
         while run.bridge.now() < until_s and len(self.tried) < limit and repeats < _MOST_REPEATS:
@@ -173,13 +172,39 @@ class Lab:
                 continue
             else:
                 repeats = 0
-                tried = self._bounded(deployment) if asked > len(seeds) else None
+                tried = self._bounded(deployment) if asked > first else None
                 tried = tried or self.trial(deployment, proposal.why)
                 tried = tried._replace(values=proposal.values)
                 self.keep(tried)
                 self._tell_listener(until_s)
             value = objective(run, tried, self.baseline(deployment))
             study.tell(proposal.number, value, tried.trial.constraints)
+
+    def _started(
+        self,
+        searched: space.Space,
+        usual: list[dict[str, Value]],
+        batches: tuple[int, ...],
+        counts: tuple[int, ...],
+    ) -> tuple[reuse.Guided, int]:
+        """The study with everything enqueued that is worth trying first, and how many these are."""
+        run = self.run
+        ahead = foresight.look(run, batches, counts, [t.trial for t in self.baselines.values()])
+        ordered = ahead.order([(v, self.deployment(v)) for v in usual], batches)
+        donor = reuse.find(run)
+        first = reuse.seeds(run, donor, searched, ordered)
+        study = self._study(searched, run.effort.seed)
+        blind = None
+        if donor is not None:
+            apart = space.Space(name=f"{searched.name}-blind", nodes=searched.nodes)
+            blind = self._study(apart, run.effort.seed + 1)
+        guided = reuse.Guided(study, blind, len(first))
+        for values, why in first:
+            guided.enqueue(values, why)
+        return guided, len(first)
+
+    def _study(self, searched: space.Space, seed: int) -> Search:
+        return Search(searched, seed=seed, constraints=CONSTRAINTS, journal=self.run.journal)
 
     def _batches(self) -> tuple[int, ...]:
         """Batch sizes that are searched: one, but for the goals that are about many samples."""
@@ -227,7 +252,7 @@ class Lab:
         ]
         return max(like, default=0.0)
 
-    def _enqueue_neighbour(self, study: Search, searched: space.Space, salt: int) -> None:
+    def _enqueue_neighbour(self, study: reuse.Guided, searched: space.Space, salt: int) -> None:
         ranked = self.ranked()
         best = self.tried[ranked[0].number] if ranked else None
         if best is not None and best.values is not None:

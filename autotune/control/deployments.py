@@ -5,7 +5,7 @@ Values that mean the same deployment are made equal, so that a repeat can be rec
 
 import msgspec
 
-from autotune.control.space import Space, Values, choice, complete, fix, middle
+from autotune.control.space import Space, Values, choice, complete, fix, inside, middle
 from autotune.errors import UsageError
 from autotune.records.budget import Effort
 from autotune.records.plan import Deployment, Step, Value
@@ -99,6 +99,34 @@ def deployment(
         batch_size=int(values.get("batch_size", batch_size)),
         recovery_epochs=recovery_epochs if retrained else 0,
     )
+
+
+def values_of(
+    deployment: Deployment, space: Space, options: tuple[Option, ...]
+) -> dict[str, Value] | None:
+    """A deployment as values of the space, to enqueue it; None where it lies outside."""
+    groups = {o.name: o.group or o.name for o in options if o.kind == "compress"}
+    raw: dict[str, Value] = {
+        "runtime": deployment.runtime,
+        "threads": deployment.threads,
+        "batch_size": deployment.batch_size,
+    }
+    raw |= dict.fromkeys(groups.values(), "none")
+    for step in deployment.compress:
+        if step.name not in groups:
+            return None
+        raw[groups[step.name]] = step.name
+        raw |= {f"{step.name}.{name}": value for name, value in step.params.items()}
+    out: dict[str, Value] = {}
+    for node in space.nodes:
+        if not node.active(out):
+            continue
+        value = raw.get(node.dim.name)
+        if value is None or not inside(node.dim, value):
+            return None
+        out[node.dim.name] = value
+    steps = {name for name in groups if name in out.values()}
+    return out if steps == {step.name for step in deployment.compress} else None
 
 
 def seeds(space: Space, options: tuple[Option, ...], threads: int) -> list[dict[str, Value]]:

@@ -144,11 +144,23 @@ def _certifiable(run: Run, allowed: float) -> bool:
 
 
 def broken_bound(run: Run, deployment: Deployment, reference: Tried) -> str | None:
+    """The limit that a provable bound says this deployment cannot keep, in words.
+
+    A baseline faster than its own bound proves the profile wrong (measured under load, say):
+    then nothing is rejected by time.
+    """
     traits = run.survey.traits
     least_s = cost.latency_bound_s(deployment, traits, run.profile)
+    least_j = cost.energy_bound_j(deployment, traits, run.profile)
+    fastest = reference.launch.latency_s if reference.launch is not None else ()
+    if fastest and cost.contradicted(reference.trial.deployment, min(fastest), traits, run.profile):
+        least_s = least_j = None
     limit_s = resolve(run.budget.latency, at_percentile(run, reference))
     if limit_s is not None and least_s is not None and least_s > limit_s:
         return f"latency is at least {least_s:.3g} s, the limit is {limit_s:.3g} s"
+    limit_j = resolve(run.budget.energy, reference.trial.energy_j_per_sample)
+    if limit_j is not None and least_j is not None and least_j > limit_j:
+        return f"energy is at least {least_j:.3g} J, the limit is {limit_j:.3g} J"
     least_bytes = cost.memory_bound_bytes(deployment, traits)
     limit_bytes = resolve(run.budget.memory, reference.trial.memory_bytes)
     if limit_bytes is not None and least_bytes > limit_bytes:

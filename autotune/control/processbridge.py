@@ -26,7 +26,7 @@ from autotune.records.measurement import EnergySource
 from autotune.records.report import Failure
 
 # A job that times something holds the machine's lock while it runs.
-_TIMED = (jobs.Measure, jobs.Train, jobs.Throughput, jobs.Probe)
+_TIMED = (jobs.Measure, jobs.Train, jobs.Throughput, jobs.Probe, jobs.Replay)
 _GRACE_S = 10.0
 
 # What every job needs; torch imports its compiler when the first optimizer is made (1 s).

@@ -224,6 +224,8 @@ def _skipped(run: Run, recipe: Recipe, epochs: int, number: int, why: str) -> Tr
     traits, limits = run.survey.traits, run.budget
     if recipe.params != run.survey.task.params:
         return None  # another model: these traits bound nothing
+    if run.survey.task.own_train:  # what the user's own loop does is not known
+        return None
     bound = None
     least_s = cost.train_bound_s(recipe, epochs, run.survey.task.train_rows, traits, run.profile)
     least_bytes = cost.train_memory_bound_bytes(recipe, traits)

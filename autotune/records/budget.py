@@ -55,6 +55,8 @@ class Effort(Record, frozen=True, kw_only=True):
     threads of training and serving.  ``search_only`` stops before the final training.
     ``epochs`` and ``steps`` (of the baseline's batch size, rounded up to whole epochs) are the
     length of the final training.
+    ``like`` is an earlier report's folder to start from, or ``auto``: the nearest one beside
+    this run's.
     """
 
     time_s: float = 600.0
@@ -76,3 +78,4 @@ class Effort(Record, frozen=True, kw_only=True):
     cpu_idle_w: float | None = None
     cpu_max_w: float | None = None
     require_measured: bool = False
+    like: str | None = None

@@ -9,7 +9,7 @@ from typing import Literal
 
 from autotune.records.base import Record
 from autotune.records.hardware import Profile
-from autotune.records.measurement import EnergySource, EnergyWindow, Launch, Scores
+from autotune.records.measurement import EnergySource, EnergyWindow, Launch, OpReplay, Scores
 from autotune.records.plan import Recipe, Step
 from autotune.records.report import Failure
 from autotune.records.task import Option, TaskInfo, TaskSpec, Traits
@@ -81,6 +81,39 @@ class Probed(Record, frozen=True, kw_only=True, tag=True):
 
     profile: Profile
     lacking: dict[str, str] = {}
+
+
+class Replay(Record, frozen=True, kw_only=True, tag=True):
+    """Time each distinct operator of the model alone, at every batch size and thread count, and
+    the whole model once, within about ``budget_s``.  ``onnx``: in ONNX Runtime too.
+    """
+
+    task: TaskSpec
+    batch_sizes: tuple[int, ...]
+    threads: tuple[int, ...]
+    onnx: bool = True
+    budget_s: float = 15.0
+
+
+class Replayed(Record, frozen=True, kw_only=True, tag=True):
+    replays: tuple[OpReplay, ...]
+
+
+class Footprint(Record, frozen=True, kw_only=True, tag=True):
+    """Track the memory of one training step at two small batches."""
+
+    task: TaskSpec
+    recipe: Recipe
+
+
+class Footprinted(Record, frozen=True, kw_only=True, tag=True):
+    """``base_bytes`` were resident before; the step's tensors take ``fixed_bytes`` and
+    ``bytes_per_sample`` for each sample of the batch.
+    """
+
+    base_bytes: int
+    fixed_bytes: int
+    bytes_per_sample: int
 
 
 class Menu(Record, frozen=True, kw_only=True, tag=True):
@@ -248,9 +281,33 @@ class Found(Record, frozen=True, kw_only=True, tag=True):
     sources: tuple[EnergySource, ...]
 
 
-Job = Inspect | Outline | Probe | Menu | Train | Throughput | Build | Measure | Score | Sources
+Job = (
+    Inspect
+    | Outline
+    | Probe
+    | Replay
+    | Footprint
+    | Menu
+    | Train
+    | Throughput
+    | Build
+    | Measure
+    | Score
+    | Sources
+)
 Answer = (
-    Inspection | Outlined | Probed | Options | Trained | Rate | Built | Measured | Scored | Found
+    Inspection
+    | Outlined
+    | Probed
+    | Replayed
+    | Footprinted
+    | Options
+    | Trained
+    | Rate
+    | Built
+    | Measured
+    | Scored
+    | Found
 )
 
 

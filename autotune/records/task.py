@@ -139,13 +139,34 @@ class Transformer(Record, frozen=True, kw_only=True):
     fused_attention: bool
 
 
+class Floor(Record, frozen=True, kw_only=True):
+    """What no runtime can leave out of one call: work that depends on the input, reaches an
+    output, is done once and touches no padding.
+
+    ``flops`` of one sample and ``more_flops`` of each further one are by kind: ``matmul``,
+    ``conv``, ``winograd`` and ``winograd_small`` (convolutions that Winograd's algorithm fits, on
+    large and on small inputs), ``attention``, ``recurrent``.  ``read_bytes`` are of the
+    parameters that this work reads.
+    ``trainable_bytes`` are of those that get gradients; computing these takes
+    ``gradient_flops_per_sample``.  ``narrow``: some of it is in a type narrower than fp32.
+    """
+
+    flops: dict[str, float]
+    more_flops: dict[str, float] = {}
+    read_bytes: int
+    trainable_bytes: int
+    gradient_flops_per_sample: float = 0.0
+    narrow: bool = False
+
+
 class Traits(Record, frozen=True, kw_only=True):
     """What a model costs at least: parameters, FLOPs (attention counted), bytes.
 
     ``flops_per_sample`` counts a multiply-add as two.  ``op_flops`` and ``op_calls`` are
     per operator class for one sample.  ``largest_op_bytes`` is the operand size of the
-    largest operator at batch 1.  ``transformer`` is there where the model is one;
-    ``hidden_matrices`` counts the weights that Muon is made for.
+    largest operator at batch 1.  ``floor`` is what bounds rest on; None bounds nothing.
+    ``transformer`` is there where the model is one; ``hidden_matrices`` counts the weights that
+    Muon is made for.
     """
 
     parameters: int
@@ -159,6 +180,7 @@ class Traits(Record, frozen=True, kw_only=True):
     module_types: dict[str, int] = {}
     has_batch_norm: bool = False
     has_dropout: bool = False
+    floor: Floor | None = None
     transformer: Transformer | None = None
     hidden_matrices: int | None = None
 

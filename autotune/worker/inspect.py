@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from autotune import members
 from autotune.errors import ContractError
 from autotune.records.job import Inspect, Inspection
-from autotune.records.task import TaskInfo, TaskSpec
+from autotune.records.task import Floor, TaskInfo, TaskSpec
 from autotune.worker import adapters, chance, defaults, dynamic, rows, samples
 from autotune.worker.blame import broken, guard
 from autotune.worker.channel import Channel
@@ -58,6 +58,8 @@ def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
     info = _with_weights(checked, loaded)
     arguments, named = loaded.model_inputs(loaded.collate([loaded.sample("select", 0)])[0])
     traits = count(model, arguments, named)
+    if not info.ragged and not info.dynamic:  # a longer row would bound a shorter one
+        traits = msgspec.structs.replace(traits, floor=_floor(loaded, model))
     weights = None
     if info.pretrained:
         from safetensors.torch import save_model
@@ -70,6 +72,22 @@ def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
     return Inspection(
         info=info, traits=traits, imports=imports, weights=weights, evaluation_s=evaluation_s
     )
+
+
+def _floor(loaded: Loaded, model: nn.Module) -> Floor | None:
+    """The needed work of one sample and of two; None for a model that cannot be taped."""
+    from autotune.worker import tape
+
+    tapes: list[tape.Tape | None] = []
+    for size in (1, 2):
+        sample = loaded.sample("select", 0)
+        arguments, named = loaded.model_inputs(loaded.collate([sample] * size)[0])
+        try:
+            tapes.append(tape.record(model, arguments, named))
+        except Exception:  # bounds are a help: a model that they do not fit runs without
+            tapes.append(None)
+    one, two = tapes
+    return tape.floor(one, two) if one is not None else None
 
 
 def _with_weights(info: TaskInfo, loaded: Loaded) -> TaskInfo:

@@ -13,6 +13,8 @@ _HANDLERS: dict[type, str] = {
     jobs.Inspect: "inspect:run",
     jobs.Outline: "outline:run",
     jobs.Probe: "profiler:run",
+    jobs.Replay: "replay:run",
+    jobs.Footprint: "footprint:run",
     jobs.Menu: "menu:run",
     jobs.Train: "train:run",
     jobs.Throughput: "train:throughput",

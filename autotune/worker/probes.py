@@ -1,7 +1,8 @@
 """Microbenchmarks: how fast this machine multiplies, copies and dispatches.
 
     Bench.cpu      gemm_fp32_{t}t_flop_per_s (t: 1 and all threads), gemm_bf16_1t_flop_per_s,
-                   gemm_int8_1t_op_per_s, copy_{t}t_bytes_per_s, op_overhead_s
+                   gemm_int8_1t_op_per_s, copy_{t}t_bytes_per_s, op_overhead_s; the other paths
+                   (`paths`): conv_fp32_, linear_fp32_ and read_; with ``thorough`` all of theirs
     Bench.anchors  gemm_fp32_1t, copy_1t and op_overhead: enough to see that a profile fits
     cuda           the same kinds of leaves for each device
 
@@ -15,14 +16,15 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from autotune.records.hardware import Gpu, Leaf
-from autotune.worker import boards
+from autotune.worker import boards, quiet
 
 _SAMPLES = 7
 _SPREAD = 0.15
 _NOISE = 0.95
 """Two thread counts that share one limit, such as the memory's, may differ this little."""
 _REPEATS = 2
-_GEMM_N = 1024
+_GEMM_N = 512
+"""Large enough for the full rate, and short enough to be done within one time slice."""
 _LADDER = (32, 64, 128, 256, 512, 1024)
 _SURE_N = 128
 """Up to this size a ladder climbs untested; beyond it only where the next call is affordable."""
@@ -61,16 +63,32 @@ class Bench:
             **self._overhead(),
         }
 
-    def cpu(self, buffer_bytes: int) -> dict[str, Leaf]:
-        """Every CPU leaf, in order of importance: a spent budget costs the last ones."""
+    def cpu(
+        self,
+        buffer_bytes: int,
+        *,
+        thorough: bool = False,
+        own_cache_bytes: int | None = None,
+        last_cache_bytes: int | None = None,
+    ) -> dict[str, Leaf]:
+        """Every CPU leaf, in order of importance: a spent budget costs the last ones.
+
+        The caches are a core's own, and the last one before memory.
+        """
+        from autotune.worker import paths
+
         counts = tuple(dict.fromkeys((1, self._threads)))
-        return {
+        found = {
             **self._gemm_fp32(counts),
             **self._copy(counts, buffer_bytes),
             **self._overhead(),
             **self._ladder("gemm_bf16_1t_flop_per_s", "FLOP/s", _bf16),
             **self._ladder("gemm_int8_1t_op_per_s", "op/s", _int8),
+            **paths.quick(self, counts, buffer_bytes, last_cache_bytes),
         }
+        if thorough:
+            found |= paths.thorough(self, counts, buffer_bytes, own_cache_bytes)
+        return found
 
     def rates(
         self, call: Callable[[], object], work: float, *, floor: float | None = None
@@ -79,12 +97,14 @@ class Bench:
 
         Samples are spoiled if they spread over 15 %, or if their median lies under
         ``floor`` (more threads slower than fewer).  Spoiled ones are discarded and taken
-        again, twice; the least spread set is kept.
+        again, twice; the least spread set is kept.  A sample that was disturbed (`quiet`)
+        gives way to the undisturbed ones.
         """
         call()
         best: list[float] = []
         for _ in range(1 + _REPEATS):
-            samples = [work / self._time(call) for _ in range(_SAMPLES)]
+            taken = [self._sample(call) for _ in range(_SAMPLES)]
+            samples = [work / seconds for seconds in quiet.best(taken)]
             if not best or _spoilt(samples, floor) < _spoilt(best, floor):
                 best = samples
             if _spoilt(best, floor) <= _SPREAD or self.over():
@@ -120,7 +140,7 @@ class Bench:
         def call() -> object:
             return torch.mm(left, right, out=out)
 
-        return self._scaled("gemm_fp32_{}t_flop_per_s", "FLOP/s", call, 2.0 * _GEMM_N**3, counts)
+        return self.scaled("gemm_fp32_{}t_flop_per_s", "FLOP/s", call, 2.0 * _GEMM_N**3, counts)
 
     def _copy(self, counts: Sequence[int], size: int) -> dict[str, Leaf]:
         """Bytes read plus bytes written."""
@@ -132,9 +152,9 @@ class Bench:
         def call() -> object:
             return target.copy_(source)
 
-        return self._scaled("copy_{}t_bytes_per_s", "B/s", call, 2.0 * size, counts)
+        return self.scaled("copy_{}t_bytes_per_s", "B/s", call, 2.0 * size, counts)
 
-    def _scaled(
+    def scaled(
         self, name: str, unit: str, call: Callable[[], object], work: float, counts: Sequence[int]
     ) -> dict[str, Leaf]:
         """The same call at several thread counts; more threads must not be slower."""
@@ -199,6 +219,11 @@ class Bench:
             if spoilt:
                 self.warnings.append(f"{name} is uncertain: other work ran on this machine")
         return {name: as_leaf(samples, unit)} if samples else {}
+
+    def _sample(self, call: Callable[[], object]) -> quiet.Sample:
+        if self._timer is time.perf_counter:
+            return quiet.timed(call)
+        return quiet.Sample(self._time(call), True)
 
     def _time(self, call: Callable[[], object]) -> float:
         started = self._timer()
@@ -272,6 +297,8 @@ def device_leaves(
         wait()
 
     found = bench.leaf("copy_bytes_per_s", "B/s", copy, 2.0 * copy_bytes)
+    if device.type == "cuda":
+        found |= _host_copies(bench, source, wait)
     for kind in kinds:
         matrix = torch.ones(size, size, device=device, dtype=types[kind])
         out = torch.empty_like(matrix)
@@ -282,6 +309,28 @@ def device_leaves(
 
         found |= bench.leaf(f"gemm_{kind}_flop_per_s", "FLOP/s", multiply, 2.0 * size**3)
     return found
+
+
+def _host_copies(bench: Bench, held: "torch.Tensor", wait: Callable[[], None]) -> dict[str, Leaf]:
+    """Between pinned host memory and the device, one way each."""
+    import torch
+
+    part = held[: min(held.numel(), 16 << 20)]
+    host = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
+    size = float(part.numel() * part.element_size())
+
+    def down() -> None:
+        part.copy_(host, non_blocking=True)
+        wait()
+
+    def up() -> None:
+        host.copy_(part, non_blocking=True)
+        wait()
+
+    return {
+        **bench.leaf("host_to_device_bytes_per_s", "B/s", down, size),
+        **bench.leaf("device_to_host_bytes_per_s", "B/s", up, size),
+    }
 
 
 def _bf16(size: int) -> Callable[[], Any]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from autotune.records import profiles
 from autotune.records.hardware import Cpu, Gpu, Profile
 from autotune.records.job import Probe, Probed
-from autotune.worker import boards, foreign, probes, system, topology
+from autotune.worker import boards, foreign, links, probes, system, topology
 from autotune.worker.channel import Channel
 
 _SOFTWARE = ("torch", "numpy", "onnx", "onnxruntime", "torch-pruning", "optuna", "autotune")
@@ -43,11 +43,20 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
     started = time.monotonic()
     cpu = processor()
     memory, usable = memory_bytes()
+    linked = links.gloo() if job.thorough and cpu.cores >= 2 else {}  # before any thread
     bench = probes.Bench(started + job.budget_s, threads=max(1, int(cpu.cores)))
     watch = foreign.Watch()
     with _threads():
-        measure = bench.anchors if job.anchors_only else bench.cpu
-        measured = measure(_buffer_bytes(cpu, usable))
+        size = _buffer_bytes(cpu, usable)
+        if job.anchors_only:
+            measured = bench.anchors(size)
+        else:
+            measured = bench.cpu(
+                size,
+                thorough=job.thorough,
+                own_cache_bytes=cpu.l2_bytes,
+                last_cache_bytes=cpu.l3_bytes,
+            )
         gpus = () if job.device == "cpu" else probes.cuda(bench, anchors_only=job.anchors_only)
     if not job.anchors_only:
         with _threads():
@@ -63,7 +72,7 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
         usable_memory_bytes=usable,
         gpus=gpus,
         others=() if job.device == "cpu" else boards.others(),
-        figures=measured | watch.leaves() | topology.clocks(),
+        figures=measured | linked | watch.leaves() | topology.clocks(),
         software=versions,
         warnings=tuple(bench.warnings),
         probe_s=time.monotonic() - started,

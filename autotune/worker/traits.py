@@ -5,29 +5,26 @@
 
 The model runs once in eval mode without gradients, with the fused transformer layers
 switched off: those would hide their matrix products.  FlopCounterMode counts some CPU
-operators as 0; `_EXTRA` adds them.
+operators as 0; `flopcounts` adds them.
 
 What this does not know: work inside operators that PyTorch has no formula for (element-wise
 operators, norms and pooling count as 0 FLOPs; their bytes are counted).
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from math import prod
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from autotune.records.task import Traits
+from autotune.worker import flopcounts
 from autotune.worker.blocks import Spotter, is_softmax
 from autotune.worker.optimizers import hidden_matrices
-
-Shape = Sequence[int]
+from autotune.worker.tape import still
 
 
 def count(
@@ -39,8 +36,8 @@ def count(
     """
     spotter = Spotter(model)
     watch = _Watch(spotter)
-    flops = FlopCounterMode(display=False, custom_mapping=_extra())
-    with _still(model), spotter.watching(), watch, flops:
+    flops = FlopCounterMode(display=False, custom_mapping=flopcounts.extra())
+    with still(model), spotter.watching(), watch, flops:
         model(*args, **(kwargs or {}))
     found = {str(op).removeprefix("aten."): n for op, n in _by_operator(flops).items() if n}
     op_flops = {name: float(n) for name, n in sorted(found.items())}
@@ -131,71 +128,3 @@ def _storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages behind some tensors, a shared one once."""
     storages = {_place(t): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
-
-
-@contextmanager
-def _still(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, no fused transformer layers; everything restored at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for module, mode in modes:
-            module.training = mode
-
-
-def _extra() -> dict[Any, Callable[..., int]]:
-    """Formulas for operators that FlopCounterMode lets pass as 0; a multiply-add is two."""
-    aten = torch.ops.aten
-    table: dict[str, Callable[..., int]] = {
-        "_scaled_dot_product_flash_attention_for_cpu": _attention,
-        "mkldnn_rnn_layer": _rnn_layer,
-        "mv": _matrix_vector,
-        "addmv": _add_matrix_vector,
-        "dot": _dot,
-        "_trilinear": _trilinear,
-    }
-    return {getattr(aten, name): formula for name, formula in table.items() if hasattr(aten, name)}
-
-
-def _attention(query: Shape, key: Shape, value: Shape, *rest: Any, **named: Any) -> int:
-    """Query [b, h, s, d], key [b, h', t, d], value [b, h', t, e]: QK^T, then times V."""
-    batch, heads, rows, width = query
-    return 2 * batch * heads * rows * key[2] * (width + value[3])
-
-
-def _rnn_layer(inputs: Shape, weight_ih: Shape, weight_hh: Shape, *rest: Any, **named: Any) -> int:
-    """One layer and direction: [time, batch, in] against [4h, in], the state against [4h, h]."""
-    return 2 * inputs[0] * inputs[1] * (prod(weight_ih) + prod(weight_hh))
-
-
-def _matrix_vector(matrix: Shape, vector: Shape, *rest: Any, **named: Any) -> int:
-    return 2 * prod(matrix)
-
-
-def _add_matrix_vector(added: Shape, matrix: Shape, *rest: Any, **named: Any) -> int:
-    return 2 * prod(matrix)
-
-
-def _dot(left: Shape, right: Shape, *rest: Any, **named: Any) -> int:
-    return 2 * prod(left)
-
-
-def _trilinear(
-    first: Shape,
-    second: Shape,
-    third: Shape,
-    e1: Any,
-    e2: Any,
-    e3: Any,
-    sums: Any,
-    *rest: Any,
-    **named: Any,
-) -> int:
-    """nn.Bilinear: x1 [b, i], W [o, i, j], x2 [b, j]: 2 b o i j for the larger product."""
-    return 2 * first[0] * prod(second)

@@ -1,0 +1,206 @@
+"""Estimates with 90 % intervals, from operators timed one by one on this machine.
+
+    replay (ops at batch b, threads t) --runtime's way of doing each kind--> sum S(b, t)
+    one run of the whole model --residual--> host overhead h and scale r
+    T(b, t) = h + r S(b, t),  T x/÷ exp(1.645 sigma)
+
+Eager PyTorch does operators as they were timed.  A compiled model and ONNX Runtime fuse pointwise
+work into what comes before, have packed weights or kernels of their own (timed), and spend next
+to nothing on dispatch.  Batches between replayed ones are interpolated, beyond them extended.
+
+Estimates order and seed a search; they never reject (`cost` does) and are never a verdict.
+What this does not know: allocation, frequency under long load, and what else a process does.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from autotune.records.job import Footprinted
+from autotune.records.measurement import Interval, OpReplay, OpTime
+from autotune.records.plan import Deployment, Recipe
+from autotune.records.task import Traits
+
+_Z90 = 1.645
+_DISPATCH_S = 1.5e-6
+"""What an eager operator costs before it does anything, about."""
+_HOST_PER_OP_S = 6e-6
+"""The most that modules and Python add to an operator in a whole eager model."""
+_RUN_S = {"eager": 0.0, "compiled": 15e-6, "onnxruntime": 8e-6}
+"""One call that does nothing."""
+_LIGHT = {"eager": 1.0, "compiled": 0.5, "onnxruntime": 0.8}
+"""Light operators' work beside eager's; fused ones in `_FUSED`."""
+_FUSED = {"eager": 1.0, "compiled": 0.15, "onnxruntime": 0.35}
+_HEAVY = ("matmul", "conv", "depthwise", "attention", "recurrent")
+SIGMA = {"eager": 0.20, "compiled": 0.30, "onnxruntime": 0.13}
+"""Log-error of a prediction with the runtime's own anchor: priors, which `benchmarks.cost_model`
+tests.  Eager PyTorch's is wide since large activations may or may not be new pages at each call.
+"""
+_SIGMA_UNANCHORED = 0.35
+_BACKWARD = 2.0
+"""A backward pass does each product twice (inputs' and weights' gradients)."""
+_SIGMA_STEP = 0.20
+_KEPT, _KEPT_SPREAD, _BASE_SPREAD = 1.35, 0.25, 0.03
+"""Resident over tracked bytes of activations, and the half-widths of 90 % intervals."""
+
+
+class Anchor(NamedTuple):
+    """The whole model, measured once by ``runtime`` at ``batch_size`` and ``threads``."""
+
+    runtime: str
+    batch_size: int
+    threads: int
+    seconds: float
+
+
+def anchors(replays: Sequence[OpReplay]) -> tuple[Anchor, ...]:
+    """The whole runs among the replays (eager)."""
+    return tuple(Anchor("eager", r.batch_size, r.threads, r.whole_s) for r in replays if r.whole_s)
+
+
+def op_s(op: OpTime, runtime: str) -> float:
+    """Seconds of one call of one operator in a runtime."""
+    if runtime == "eager":
+        return op.eager_s
+    work = max(0.0, op.eager_s - _DISPATCH_S)
+    if op.kind in _HEAVY:
+        return _heavy_s(op, runtime, work)
+    if op.kind == "normal" and op.fused:  # a batch norm that is folded into weights
+        return 0.0
+    return work * (_FUSED if op.fused else _LIGHT)[runtime]
+
+
+def _heavy_s(op: OpTime, runtime: str, work: float) -> float:
+    """By the runtime's own kernel where that was timed.  Compiled convolutions are not: they keep
+    blocked layouts and reuse memory as ONNX Runtime does, which eager ones do not.
+    """
+    if runtime == "compiled" and op.kind == "matmul":
+        return min(work, op.packed_s) if op.packed_s is not None else work
+    if runtime == "compiled" and op.kind not in ("conv", "depthwise"):
+        return work
+    return op.onnx_s if op.onnx_s is not None else work
+
+
+def total_s(replay: OpReplay, runtime: str) -> float:
+    """All operators of one call."""
+    return sum(op.calls * op_s(op, runtime) for op in replay.ops)
+
+
+def operators_s(
+    replays: Sequence[OpReplay], runtime: str, batch: int, threads: int
+) -> float | None:
+    """Seconds of all operators at any batch: linear between those replayed; None for a thread
+    count that was not.
+    """
+    known = sorted(
+        (r.batch_size, total_s(r, runtime)) for r in replays if r.threads == threads and r.ops
+    )
+    if not known:
+        return None
+    if len(known) == 1:
+        size, seconds = known[0]
+        return seconds * batch / size
+    upper = next((i for i, (size, _) in enumerate(known) if size >= batch), len(known) - 1)
+    (b0, s0), (b1, s1) = known[max(0, upper - 1)], known[max(1, upper)]
+    return max(s0 + (s1 - s0) * (batch - b0) / (b1 - b0), min(s0, s1) * batch / max(batch, b1))
+
+
+def _residual(replays: Sequence[OpReplay], anchor: Anchor) -> tuple[float, float] | None:
+    """Host overhead (s) and scale that make the anchor's sum its measured time."""
+    summed = operators_s(replays, anchor.runtime, anchor.batch_size, anchor.threads)
+    if not summed:
+        return None
+    calls = max((sum(op.calls for op in r.ops) for r in replays), default=0)
+    run_s = _RUN_S.get(anchor.runtime, 0.0)
+    most = run_s + (calls * _HOST_PER_OP_S if anchor.runtime == "eager" else 0.0)
+    host = min(max(0.0, anchor.seconds - summed), most)
+    return host, (anchor.seconds - host) / summed
+
+
+def latency_s(
+    replays: Sequence[OpReplay], found: Sequence[Anchor], runtime: str, batch: int, threads: int
+) -> Interval | None:
+    """One call of the dense model; None where nothing like it was replayed.
+
+    Without an anchor of the runtime's own its sum stands by itself, with a wide interval.
+    """
+    if runtime not in _RUN_S:
+        return None
+    summed = operators_s(replays, runtime, batch, threads)
+    if summed is None:
+        return None
+    own = [a for a in found if a.runtime == runtime]
+    host, scale, sigma = _RUN_S[runtime], 1.0, _SIGMA_UNANCHORED
+    if own:
+        nearest = min(
+            own, key=lambda a: (a.threads != threads, abs(math.log(a.batch_size / batch)))
+        )
+        fitted = _residual(replays, nearest)
+        if fitted is not None:
+            host, scale = fitted
+            sigma = SIGMA[runtime]
+    return _around(host + scale * summed, sigma)
+
+
+def deployment_s(
+    replays: Sequence[OpReplay], found: Sequence[Anchor], deployment: Deployment
+) -> Interval | None:
+    """One call of a deployment: pruned work scales, int8 is guessed, with a wide interval."""
+    dense = latency_s(replays, found, deployment.runtime, deployment.batch_size, deployment.threads)
+    if dense is None or deployment.lossless:
+        return dense
+    share = 1.0
+    for step in deployment.compress:
+        level = step.params.get("macs_kept")
+        share *= float(level) if isinstance(level, float | int) else 0.5
+    least = _RUN_S[deployment.runtime]
+    return _around(max(least, dense.value * share), _SIGMA_UNANCHORED)
+
+
+def throughput_per_s(latency: Interval, batch: int) -> Interval:
+    """Samples per second of calls one after another."""
+    return Interval(value=batch / latency.value, low=batch / latency.high, high=batch / latency.low)
+
+
+def energy_j(latency: Interval, batch: int, power_w: Interval) -> Interval:
+    """Joules per sample at a loaded power."""
+    return Interval(
+        value=latency.value * power_w.value / batch,
+        low=latency.low * power_w.low / batch,
+        high=latency.high * power_w.high / batch,
+    )
+
+
+def training_step_s(
+    replays: Sequence[OpReplay],
+    found: Sequence[Anchor],
+    recipe: Recipe,
+    traits: Traits,
+    memory_bytes_per_s: float,
+) -> Interval | None:
+    """One step of one process: forward, twice as much backward, and the optimizer, which reads
+    and writes weights, gradients and its state.
+    """
+    forward = latency_s(replays, found, "eager", recipe.batch_size, recipe.threads)
+    if forward is None:
+        return None
+    passes = {"sgd": 3, "momentum": 5, "nesterov": 6}.get(recipe.optimizer, 10)
+    optimizer = passes * traits.parameter_bytes / memory_bytes_per_s
+    return _around(forward.value * (1 + _BACKWARD) + optimizer, _SIGMA_STEP)
+
+
+def training_memory_bytes(found: Footprinted, batch: int) -> Interval:
+    """Peak resident bytes of training one process at this batch.
+
+    Beyond what is tracked there are a library's own copies and what the allocator cannot give
+    back: in proportion to the activations (`_KEPT`, from models outside the benchmark).
+    """
+    step = found.fixed_bytes + _KEPT * found.bytes_per_sample * batch
+    spread = _KEPT_SPREAD * found.bytes_per_sample * batch + _BASE_SPREAD * found.base_bytes
+    value = found.base_bytes + step
+    return Interval(value=value, low=value - min(spread, 0.5 * step), high=value + spread)
+
+
+def _around(value: float, sigma: float) -> Interval:
+    factor = math.exp(_Z90 * sigma)
+    return Interval(value=value, low=value / factor, high=value * factor)

@@ -1,0 +1,182 @@
+"""Start from the ranking of an earlier report of a like model on a like machine.
+
+    --like DIR | auto --> Donor: its best deployments --re-measured first--> the study
+                                  every third proposal: a study that has never seen them
+
+An earlier ranking can trap a search: where donor and model rank differently, a sampler that saw
+the donor's plans stays among them.  So they are measured anew (nothing of the old figures is
+believed), and a share of the trials is kept blind.
+
+What this does not know: quality.  What was accurate for another model need not be for this one.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from autotune.control import choose, deployments, store
+from autotune.control.run import Run
+from autotune.control.search import Proposal, Search
+from autotune.control.space import Space, canonical
+from autotune.errors import FormatError, UsageError
+from autotune.records.base import Record
+from autotune.records.hardware import Profile
+from autotune.records.plan import Deployment, Value
+from autotune.records.report import Report
+from autotune.records.task import Traits
+
+AUTO = "auto"
+_PLANS = 4
+_BLIND_EVERY = 3
+_LIKE_MODEL = 1.2
+"""Sum of the logarithms of what differs, at most: 1.8x in size and in work, say."""
+_LIKE_MACHINE = 0.5
+"""Logarithm of the anchors' ratio, at most: 1.6x."""
+
+
+class Donor(Record, frozen=True, kw_only=True):
+    """Where a search starts from: the report's folder, and deployments, best first."""
+
+    folder: str
+    model: str
+    deployments: tuple[Deployment, ...]
+
+
+def model_distance(one: Traits, other: Traits) -> float:
+    """0 for alike models: logarithms of size and work, and the share of unlike layers."""
+    pairs = (
+        (one.parameters, other.parameters),
+        (one.flops_per_sample, other.flops_per_sample),
+    )
+    apart = sum(abs(math.log((a + 1) / (b + 1))) for a, b in pairs)
+    kinds = set(one.module_types) | set(other.module_types)
+    common = sum(min(one.module_types.get(k, 0), other.module_types.get(k, 0)) for k in kinds)
+    most = max(sum(one.module_types.values()), sum(other.module_types.values()), 1)
+    return apart + (1 - common / most if kinds else 0.0)
+
+
+def machine_distance(one: Profile, other: Profile) -> float:
+    """0 for alike machines, infinite for other instructions, cores or devices."""
+    same = (
+        one.cpu.architecture == other.cpu.architecture
+        and one.cpu.isa == other.cpu.isa
+        and one.cpu.usable_cores == other.cpu.usable_cores
+        and [g.name for g in one.gpus] == [g.name for g in other.gpus]
+    )
+    if not same:
+        return math.inf
+    ratios = [
+        abs(math.log(leaf.value / found.value))
+        for name, leaf in one.figures.items()
+        if leaf.value and (found := other.figures.get(name)) is not None and found.value
+    ]
+    return sorted(ratios)[len(ratios) // 2] if ratios else 0.0
+
+
+def find(run: Run) -> Donor | None:
+    """The donor that ``--like`` names; with ``auto`` the nearest among this run's neighbours.
+
+    Raises:
+        UsageError: the folder that was named holds no report with a plan.
+    """
+    like = run.effort.like
+    if like is None:
+        return None
+    if like != AUTO:
+        return _named(run, Path(like))
+    near: list[tuple[float, Donor]] = []
+    here = run.journal.parent if run.journal is not None else None
+    for file in sorted((here.parent if here else Path("reports")).glob("*/report.json")):
+        if here is not None and file.parent.samefile(here):
+            continue
+        try:
+            report = store.load_report(file)
+        except (FormatError, UsageError):
+            continue
+        model = model_distance(run.survey.traits, report.survey.traits)
+        machine = machine_distance(run.profile, report.profile)
+        donor = _donor(file.parent, report)
+        if donor is not None and model <= _LIKE_MODEL and machine <= _LIKE_MACHINE:
+            near.append((model + machine, donor))
+    if not near:
+        run.listener.note("--like auto: no report of a like model on a like machine was found")
+        return None
+    return min(near, key=lambda pair: pair[0])[1]
+
+
+def _named(run: Run, folder: Path) -> Donor:
+    report = store.load_report(folder)
+    donor = _donor(folder, report)
+    if donor is None:
+        raise UsageError(
+            f"--like {folder}: its report holds no measured deployment; give a finished one"
+        )
+    machine = machine_distance(run.profile, report.profile)
+    model = model_distance(run.survey.traits, report.survey.traits)
+    if machine > _LIKE_MACHINE:
+        run.listener.note(f"--like {folder}: it was made on another kind of machine than this")
+    if model > _LIKE_MODEL:
+        run.listener.note(f"--like {folder}: its model is unlike this one")
+    return donor
+
+
+def _donor(folder: Path, report: Report) -> Donor | None:
+    goal, higher = report.budget.resolved_goal(), report.survey.task.higher_is_better
+    ranked = [t.deployment for t in choose.order(report.deploy_trials, goal, higher)]
+    best = [report.chosen.plan.deployment] if report.chosen is not None else []
+    unique = {canonical(d): d for d in [*best, *ranked]}
+    if not unique:
+        return None
+    plans = tuple(unique.values())[:_PLANS]
+    return Donor(folder=str(folder), model=report.survey.task.name, deployments=plans)
+
+
+def seeds(
+    run: Run, donor: Donor | None, space: Space, usual: Sequence[tuple[Mapping[str, Value], str]]
+) -> list[tuple[Mapping[str, Value], str]]:
+    """What to enqueue, and why: the donor's plans that this space has, then the usual seeds."""
+    given: list[Mapping[str, Value]] = []
+    if donor is not None:
+        options = run.survey.options
+        known = (deployments.values_of(d, space, options) for d in donor.deployments)
+        given = [values for values in known if values is not None]
+        run.listener.note(
+            f"Starts from {len(given)} plans of {donor.folder} ({donor.model}), "
+            f"measured anew; every third of the sampler's trials has not seen them."
+        )
+    out: list[tuple[Mapping[str, Value], str]] = [(v, "an earlier report") for v in given]
+    return out + [(values, why) for values, why in usual if values not in given]
+
+
+class Guided:
+    """A study with a donor's plans in it, and beside it one that never sees them.
+
+    Without ``blind`` it is the study alone.
+    """
+
+    def __init__(self, study: Search, blind: Search | None, first: int) -> None:
+        self._study, self._blind = study, blind
+        self._first = first
+        self._asked = 0
+        self._open: list[tuple[Search, int]] = []
+
+    def enqueue(self, values: Mapping[str, Value], why: str) -> None:
+        self._study.enqueue(values, why)
+
+    def ask(self) -> Proposal:
+        """The next configuration; after the ``first`` ones every third is blind."""
+        self._asked += 1
+        late = self._asked - self._first
+        blind = self._blind is not None and late > 0 and late % _BLIND_EVERY == 0
+        study = self._blind if blind and self._blind is not None else self._study
+        number, values, why = study.ask()
+        self._open.append((study, number))
+        return Proposal(len(self._open) - 1, values, "blind sampler" if blind else why)
+
+    def tell(self, number: int, value: float | None, constraints: Mapping[str, float]) -> None:
+        study, own = self._open[number]
+        study.tell(own, value, constraints)
+
+    def abandon(self, number: int) -> None:
+        study, own = self._open[number]
+        study.abandon(own)

@@ -1,0 +1,295 @@
+"""One call of a model as the list of operators that PyTorch dispatches, with their shapes.
+
+    record(model, inputs) -> Tape: Played(operator, operands' shapes, FLOPs, who made what)
+                               |-> floor    what no runtime can leave out (bounds)
+                               `-> replay   each distinct operator timed alone (estimates)
+
+*Needed* work depends on the input, reaches an output, is not done twice on the same operands
+and touches no padding: the rest a compiler may fold, drop, share or skip.
+
+What this does not know: a model whose control flow depends on the values of its input.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from autotune.records.task import Floor
+from autotune.worker import flopcounts
+
+_CAUSAL = 0.5
+_SMALL = 20_480
+"""Elements of a single input up to which PyTorch prefers NNPACK to oneDNN (its use_mkldnn)."""
+_WIDE = (torch.float32, torch.float64)
+
+
+class Spec(NamedTuple):
+    """A tensor's place in an operator's arguments.  ``most`` is an integer tensor's maximum."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    parameter: bool
+    serial: int
+    most: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes behind it; an expanded dimension holds one element."""
+        seen = (n for n, step in zip(self.shape, self.stride, strict=True) if step or n == 1)
+        return prod(seen) * self.dtype.itemsize
+
+
+class Played(NamedTuple):
+    """One operator call.  ``args`` and ``kwargs`` hold `Spec` in the places of tensors."""
+
+    op: Any
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    made: tuple[Spec, ...]
+    flops: float
+    mutates: bool
+
+    @property
+    def operands(self) -> tuple[Spec, ...]:
+        leaves = tree_leaves((self.args, dict(self.kwargs)), is_leaf=_is_spec)
+        return tuple(leaf for leaf in leaves if isinstance(leaf, Spec))
+
+
+class Tape(NamedTuple):
+    """``inputs`` and ``outputs`` are serial numbers of storages."""
+
+    played: tuple[Played, ...]
+    inputs: frozenset[int]
+    outputs: frozenset[int]
+    trainable: Mapping[int, int]
+    """Bytes of each storage that gets a gradient."""
+
+
+def record(
+    model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+) -> Tape:
+    """Run the model once, in eval mode without gradients, and note every operator."""
+    recorder = _Recorder(model)
+    given = frozenset(recorder.serial(t) for t in _tensors((args, kwargs)))
+    with still(model), recorder:
+        result = model(*args, **(kwargs or {}))
+    trainable = {
+        recorder.serial(p): p.numel() * p.element_size()
+        for p in model.parameters()
+        if p.requires_grad
+    }
+    reached = frozenset(recorder.serial(t) for t in _output_tensors(result))
+    return Tape(tuple(recorder.played), given, reached, trainable)
+
+
+def _output_tensors(result: Any) -> list[Tensor]:
+    """Tensors of an output; a dataclass or object of tensors counts by its attributes."""
+    found = _tensors(result)
+    return found or _tensors(dict(getattr(result, "__dict__", {})))
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's is untyped
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.played: list[Played] = []
+        self._serials: dict[int, int] = {}
+        self._count = 0
+        held = [*model.parameters(), *model.buffers()]
+        self._parameters = {self.serial(tensor) for tensor in held}
+
+    def serial(self, tensor: Tensor, *, new: bool = False) -> int:
+        """A number for a storage; freed memory that is used again gets a new one."""
+        place = tensor.untyped_storage()._cdata
+        if new or place not in self._serials:
+            self._count += 1
+            self._serials[place] = self._count
+        return self._serials[place]
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        given = _tensors((args, kwargs))
+        held = {t.untyped_storage()._cdata for t in given}
+        new = [t for t in _tensors(result) if t.untyped_storage()._cdata not in held]
+        mutates = bool(func._schema.is_mutable)
+        if new or mutates:
+            placed, named = tree_map(self._spec, (args, kwargs))
+            for tensor in {t.untyped_storage()._cdata: t for t in new}.values():
+                self.serial(tensor, new=True)
+            made = tuple(self._spec(t) for t in new)
+            name = str(func.overloadpacket).removeprefix("aten.")
+            flops = flopcounts.flops(func, args, kwargs, result)
+            self.played.append(Played(func, name, placed, named, made, flops, mutates))
+        return result
+
+    def _spec(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        serial = self.serial(leaf)
+        small = not leaf.is_floating_point() and leaf.numel() and leaf.dtype != torch.bool
+        most = int(leaf.max()) if small and leaf.device.type == "cpu" else None
+        return Spec(
+            tuple(leaf.shape),
+            tuple(leaf.stride()),
+            leaf.dtype,
+            serial in self._parameters,
+            serial,
+            most,
+        )
+
+
+# -- what no runtime can leave out ---------------------------------------------------------
+
+
+def floor(one: Tape, two: Tape | None) -> Floor:
+    """The needed work of one sample, and what a second one adds (None: nothing is known)."""
+    first = _needed(one)
+    second = _needed(two) if two is not None else []
+    flops = _by_kind(first)
+    both = _by_kind(second)
+    more = {kind: max(0.0, both[kind] - flops.get(kind, 0.0)) for kind in both}
+    weights = {s.serial: s.bytes for p in first for s in p.operands if s.parameter}
+    touched = {s.serial for p in one.played for s in p.operands}
+    trained = {s: n for s, n in one.trainable.items() if s in touched}
+    gradients = sum(
+        _valid(p) * p.flops for p in first if any(s.serial in trained for s in p.operands)
+    )
+    narrow = any(s.dtype not in _WIDE for p in first for s in p.operands if s.shape)
+    return Floor(
+        flops=flops,
+        more_flops={kind: n for kind, n in more.items() if n},
+        read_bytes=sum(weights.values()),
+        trainable_bytes=sum(trained.values()),
+        gradient_flops_per_sample=gradients,
+        narrow=narrow,
+    )
+
+
+def _by_kind(needed: Sequence[Played]) -> dict[str, float]:
+    out: dict[str, float] = {}
+    for played in needed:
+        kind = kind_of(played)
+        out[kind] = out.get(kind, 0.0) + played.flops * _valid(played)
+    return out
+
+
+def _needed(tape: Tape) -> list[Played]:
+    """Operators with FLOPs whose work depends on the input and reaches an output, each once."""
+    varying = set(tape.inputs)
+    moving = []
+    for played in tape.played:
+        if any(s.serial in varying for s in played.operands) or _random(played):
+            varying |= {s.serial for s in _written(played)}
+            moving.append(played)
+    live = set(tape.outputs)
+    needed = []
+    for played in reversed(moving):
+        if any(s.serial in live for s in _written(played)):
+            live |= {s.serial for s in played.operands}
+            needed.append(played)
+    seen: set[Any] = set()
+    out = []
+    for played in reversed(needed):
+        key = (played.name, tuple((s.serial, s.shape) for s in played.operands))
+        if played.flops and key not in seen:
+            out.append(played)
+        seen.add(key)
+    return out
+
+
+def _written(played: Played) -> tuple[Spec, ...]:
+    return (*played.made, *played.operands[:1]) if played.mutates else played.made
+
+
+def _random(played: Played) -> bool:
+    return played.name in ("bernoulli", "rand", "randn", "normal", "uniform", "multinomial")
+
+
+def kind_of(played: Played) -> str:
+    """matmul, conv, winograd (a convolution that Winograd's algorithm fits; _small: with an input
+    that PyTorch does not give to oneDNN when it comes alone), attention, recurrent.
+    """
+    name = played.name
+    if "attention" in name:
+        return "attention"
+    if "rnn" in name or "lstm" in name or "gru" in name:
+        return "recurrent"
+    if "conv" not in name:
+        return "matmul"
+    if len(played.args) < 9:
+        return "conv"
+    source, weight, _, stride, _, dilation, transposed, _, groups = played.args[:9]
+    plain = not transposed and set(stride) == {1} and set(dilation) == {1} and groups == 1
+    if not plain or max(weight.shape[2:]) == 1:
+        return "conv"
+    return "winograd_small" if prod(source.shape[1:]) <= _SMALL else "winograd"
+
+
+def _valid(played: Played) -> float:
+    """Share of a convolution's taps that lie inside its input; half of causal attention."""
+    if "attention" in played.name:
+        flags = [a for a in (*played.args, *played.kwargs.values()) if isinstance(a, bool)]
+        return _CAUSAL if any(flags) else 1.0
+    if "conv" not in played.name or len(played.args) < 9:
+        return 1.0
+    source, weight, _, stride, padding, dilation, transposed = played.args[:7]
+    share = 1.0
+    for axis, kernel in enumerate(weight.shape[2:]):
+        i = min(axis, len(stride) - 1)
+        small, large = source.shape[2 + axis], played.made[0].shape[2 + axis]
+        if transposed:
+            small, large = large, small
+        share *= _taps(small, large, kernel, stride[i], padding[i], dilation[i])
+    return share
+
+
+def _taps(
+    size: int, positions: int, kernel: int, stride: int, padding: int, dilation: int
+) -> float:
+    inside = 0
+    for tap in range(kernel):
+        first, offset = -(-max(0, padding - tap * dilation) // stride), tap * dilation - padding
+        last = min(positions - 1, (size - 1 - offset) // stride)
+        inside += max(0, last - first + 1)
+    return inside / max(1, positions * kernel)
+
+
+# -- helpers -------------------------------------------------------------------------------
+
+
+def _is_spec(leaf: Any) -> bool:
+    return isinstance(leaf, Spec)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+@contextmanager
+def still(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, no fused transformer layers; everything restored at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for module, mode in modes:
+            module.training = mode

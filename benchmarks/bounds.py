@@ -1,0 +1,324 @@
+"""Are the lower bounds below every truth, and how near?  ``python -m benchmarks.bounds``
+
+Random models of seven families, each at several batches and thread counts, dense and pruned,
+in eager PyTorch and, where the model is a chain of layers, in ONNX Runtime, there also with
+int8 weights.  The truth of a pair (plan, model) is the *fastest* of its calls on this machine;
+its bound is `cost.latency_bound_s` from this machine's profile.  Recorded trials of the reports
+under ``reports/`` join with their bounds on latency (from their own profile) and memory.
+
+Passes when at least 10,000 pairs have no bound above the truth and the median of bound/truth is
+at least 0.3.  Rows are kept under .cache/benchmarks and a further run goes on from them (bounds
+are then of the run that measured them).  A loaded machine makes truths slower, never faster: it
+costs tightness, not safety.
+"""
+
+import argparse
+import json
+import logging
+import random
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from torch import nn
+
+from autotune.control import cost, store
+from autotune.errors import FormatError
+from autotune.records.hardware import Profile
+from autotune.records.job import Probe
+from autotune.records.plan import Deployment, Step
+from autotune.records.task import Traits
+from autotune.worker import profiler, tape, traits
+from benchmarks import families
+
+CACHE = Path(".cache/benchmarks")
+LEAST_PAIRS = 10_000
+LEAST_MEDIAN = 0.3
+BATCHES = (1, 2, 4, 8, 16, 32)
+CALLS = 4
+CALL_S = 0.02
+MOST_FLOPS = 2e9
+"""Calls with more work are left out: they take the time of many others."""
+
+
+class Pair(NamedTuple):
+    """Seconds, or bytes for memory."""
+
+    what: str
+    bound: float
+    truth: float
+
+
+def fastest(call: Callable[[], object]) -> float:
+    """Seconds of the fastest of some calls, after two that warm up."""
+    call()
+    best, spent = float("inf"), 0.0
+    for number in range(CALLS + 1):
+        started = time.perf_counter()
+        call()
+        taken = time.perf_counter() - started
+        best = min(best, taken) if number else best
+        spent += taken
+        if spent > CALL_S and number >= 2:
+            break
+    return best
+
+
+def traits_of(sample: families.Sample) -> Traits:
+    """As the survey counts them."""
+    one, two = (tape.record(sample.module, (sample.inputs(n),)) for n in (1, 2))
+    counted = traits.count(sample.module, (sample.inputs(1),))
+    return msgspec.structs.replace(counted, floor=tape.floor(one, two))
+
+
+def measured(profile: Profile, sample: families.Sample) -> Iterator[Pair]:
+    """Every plan of one model."""
+    found = traits_of(sample)
+    threads = tuple(dict.fromkeys((1, max(1, int(profile.cpu.usable_cores)))))
+    thinner = _pruned(sample, found)
+    sessions = {(kind, t): _session(sample, kind, t) for kind in ("fp32", "int8") for t in threads}
+    for batch in BATCHES:
+        if found.flops_per_sample * batch > MOST_FLOPS:
+            break
+        x = sample.inputs(batch)
+        for count in threads:
+            torch.set_num_threads(count)
+            plan = Deployment(runtime="eager", threads=count, batch_size=batch)
+
+            def pair(
+                what: str, call: Callable[[], object], deployment: Deployment = plan
+            ) -> Iterator[Pair]:
+                bound = cost.latency_bound_s(deployment, found, profile)
+                if bound is not None:
+                    yield Pair(f"{what} {sample.family}", bound, fastest(call))
+
+            yield from pair("eager", lambda x=x: _eager(sample.module, x))
+            if thinner is not None:
+                module, kept = thinner
+                step = Step(name="prune", params={"macs_kept": kept})
+                pruned = Deployment(compress=(step,), threads=count, batch_size=batch)
+                yield from pair("pruned", lambda x=x, m=module: _eager(m, x), pruned)
+            for kind in ("fp32", "int8"):
+                session = sessions[kind, count]
+                if session is not None:
+                    steps = (Step(name="int8_dynamic"),) if kind == "int8" else ()
+                    onnx = Deployment(
+                        compress=steps, runtime="onnxruntime", threads=count, batch_size=batch
+                    )
+                    feed = {"x": x.numpy()}
+                    yield from pair(
+                        f"onnxruntime {kind}", lambda s=session, f=feed: s.run(None, f), onnx
+                    )
+
+
+def _eager(module: nn.Module, x: torch.Tensor) -> object:
+    with torch.inference_mode():
+        return module(x)
+
+
+def _pruned(sample: families.Sample, found: Traits) -> tuple[nn.Module, float] | None:
+    """An MLP's inner layers cut to half of their channels, and the share of its work left."""
+    if sample.family != "mlp":
+        return None
+    linears = [layer for layer in sample.module.modules() if isinstance(layer, nn.Linear)]
+    sizes = [linears[0].in_features, *(max(8, n.out_features // 2) for n in linears[:-1]), 10]
+    layers: list[nn.Module] = []
+    for left, right in pairwise(sizes):
+        layers += [nn.Linear(left, right), nn.ReLU()]
+    thinner = nn.Sequential(*layers[:-1]).eval()
+    work = 2.0 * sum(a * b for a, b in pairwise(sizes))
+    return thinner, work / found.flops_per_sample
+
+
+# -- ONNX by hand: an export of each would take seconds ------------------------------------
+
+
+def _session(sample: families.Sample, kind: str, threads: int) -> Any:
+    """An ONNX Runtime session of a chain of layers; None for other models, and for int8
+    convolutions (their ranges would have to be calibrated).
+    """
+    if not isinstance(sample.module, nn.Sequential) or (kind == "int8" and sample.family != "mlp"):
+        return None
+    import onnxruntime as ort
+
+    model = _graph(sample.module, sample.inputs(1).shape)
+    if kind == "int8":
+        model = _int8(model)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _int8(model: Any) -> Any:
+    """As the compressor int8_dynamic does it."""
+    import onnx
+    from onnxruntime.quantization import quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = (str(Path(folder) / f"{name}.onnx") for name in ("fp32", "int8"))
+        onnx.save(model, source)
+        quantize_dynamic(source, target, op_types_to_quantize=["MatMul", "Gemm"])
+        return onnx.load(target)
+
+
+def _graph(chain: nn.Sequential, shape: torch.Size) -> Any:
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes, weights, last = [], [], "x"
+
+    def put(name: str, tensor: torch.Tensor) -> str:
+        weights.append(numpy_helper.from_array(tensor.detach().numpy(), name))
+        return name
+
+    for i, layer in enumerate(chain):
+        out = f"y{i}"
+        if isinstance(layer, nn.Linear):
+            names = [put(f"w{i}", layer.weight.T.contiguous()), put(f"b{i}", layer.bias)]
+            nodes.append(helper.make_node("MatMul", [last, names[0]], [f"m{i}"]))
+            nodes.append(helper.make_node("Add", [f"m{i}", names[1]], [out]))
+        elif isinstance(layer, nn.Conv2d):
+            inputs = [last, put(f"w{i}", layer.weight)]
+            inputs += [put(f"b{i}", layer.bias)] if layer.bias is not None else []
+            pads = list(layer.padding) * 2
+            nodes.append(
+                helper.make_node(
+                    "Conv",
+                    inputs,
+                    [out],
+                    kernel_shape=list(layer.kernel_size),
+                    strides=list(layer.stride),
+                    pads=pads,
+                    group=layer.groups,
+                )
+            )
+        elif isinstance(layer, nn.BatchNorm2d):
+            held = (layer.weight, layer.bias, layer.running_mean, layer.running_var)
+            inputs = [last, *(put(f"n{i}{j}", t) for j, t in enumerate(held) if t is not None)]
+            nodes.append(helper.make_node("BatchNormalization", inputs, [out]))
+        elif isinstance(layer, nn.ReLU):
+            nodes.append(helper.make_node("Relu", [last], [out]))
+        elif isinstance(layer, nn.ReLU6):
+            ends = [put(f"e{i}{n}", torch.tensor(float(n))) for n in (0, 6)]
+            nodes.append(helper.make_node("Clip", [last, *ends], [out]))
+        elif isinstance(layer, nn.AdaptiveAvgPool2d):
+            nodes.append(helper.make_node("GlobalAveragePool", [last], [out]))
+        else:
+            nodes.append(helper.make_node("Flatten", [last], [out]))
+        last = out
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", *shape[1:]])
+    y = helper.make_tensor_value_info(last, TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "chain", [x], [y], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+# -- recordings ----------------------------------------------------------------------------
+
+
+def recorded(folder: Path) -> Iterator[Pair]:
+    """Every completed trial of every report, by its own profile and traits."""
+    for file in sorted(folder.glob("*/report.json")):
+        try:
+            report = store.load_report(file)
+        except FormatError as error:  # of another version
+            print(f"left out: {error}")
+            continue
+        counted = report.survey.traits
+        for trial in report.deploy_trials:
+            if trial.state != "complete" or trial.latency_s is None:
+                continue
+            bound = cost.latency_bound_s(trial.deployment, counted, report.profile)
+            if bound is not None:
+                yield Pair("recorded latency", bound, trial.latency_s.p50)
+            if trial.memory_bytes is not None:
+                least = cost.memory_bound_bytes(trial.deployment, counted)
+                yield Pair("recorded memory", least, trial.memory_bytes)
+
+
+# -- rows kept between runs ----------------------------------------------------------------
+
+
+def keep(path: Path, number: int, pairs: list[Pair]) -> None:
+    """Append one model's pairs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps({"model": number, "pairs": pairs}) + "\n")
+
+
+def kept(path: Path) -> tuple[list[Pair], int]:
+    """The pairs of earlier runs, and how many models they are of."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return [Pair(*pair) for row in rows for pair in row["pairs"]], len(rows)
+
+
+# -- the verdict ---------------------------------------------------------------------------
+
+
+def table(pairs: list[Pair]) -> list[str]:
+    """One line a kind: how many, the median and largest bound/truth, how many above 1."""
+    kinds: dict[str, list[float]] = defaultdict(list)
+    for pair in pairs:
+        kinds[pair.what].append(pair.bound / pair.truth)
+    lines = [f"{'pairs of':<28}{'n':>7}{'median':>9}{'largest':>9}{'above':>7}"]
+    for kind, ratios in sorted(kinds.items()):
+        above = sum(r > 1 for r in ratios)
+        lines.append(
+            f"{kind:<28}{len(ratios):>7}{median(ratios):>9.3f}{max(ratios):>9.3f}{above:>7}"
+        )
+    return lines
+
+
+def passes(pairs: list[Pair], least: int) -> bool:
+    """No bound above the truth, latency bounds near enough, and pairs enough."""
+    ratios = [p.bound / p.truth for p in pairs if not p.what.endswith("memory")]
+    near = median(ratios) >= LEAST_MEDIAN if ratios else False
+    return len(ratios) >= least and max(ratios) <= 1 and near
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table and PASS or FAIL; 0 for a pass."""
+    parser = argparse.ArgumentParser(prog="benchmarks.bounds", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=LEAST_PAIRS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reports", type=Path, default=Path("reports"))
+    parser.add_argument("--seconds", type=float, default=3600.0, help="stop, to go on later")
+    parser.add_argument("--fresh", action="store_true", help="forget the rows of earlier runs")
+    given = parser.parse_args(argv)
+    logging.disable()  # the quantizer advises to prepare each model
+    torch.manual_seed(given.seed)
+    np.random.seed(given.seed)
+    answer = profiler.run(Probe(thorough=True, budget_s=25.0), Path(), None)  # type: ignore[arg-type]
+    rows = CACHE / f"bounds-{given.seed}.jsonl"
+    if given.fresh:
+        rows.unlink(missing_ok=True)
+    pairs, number = kept(rows)
+    pairs += recorded(given.reports)
+    rng, until = random.Random(given.seed), time.monotonic() + given.seconds
+    for drawn in range(number):
+        families.draw(rng, drawn)
+    while len(pairs) < given.pairs and time.monotonic() < until:
+        found = list(measured(answer.profile, families.draw(rng, number)))
+        keep(rows, number, found)
+        pairs, number = pairs + found, number + 1
+    print("\n".join(table(pairs)))
+    ratios = [p.bound / p.truth for p in pairs if not p.what.endswith("memory")]
+    print(f"{len(ratios)} pairs of {number} models: median bound/truth {median(ratios):.3f}")
+    good = passes(pairs, given.pairs)
+    print(f"no bound above the truth, median at least {LEAST_MEDIAN}: {'PASS' if good else 'FAIL'}")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Estimates: sums of operators, residuals from one run, intervals that hold the value."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.control import estimate
+from autotune.control.foresight import Foresight
+from autotune.records.measurement import Interval, OpReplay, OpTime
+from autotune.records.plan import Deployment, Recipe, Step
+from tests.support import made
+
+MS = 1e-3
+
+
+def replay(batch: int, threads: int = 1, per_sample: float = MS) -> OpReplay:
+    ops = (
+        OpTime(kind="matmul", calls=2, eager_s=per_sample * batch, onnx_s=0.5 * per_sample * batch,
+               packed_s=0.6 * per_sample * batch),
+        OpTime(kind="pointwise", calls=2, eager_s=0.1 * per_sample * batch, fused=True),
+        OpTime(kind="normal", calls=1, eager_s=0.2 * per_sample * batch, fused=True),
+    )  # fmt: skip
+    return OpReplay(batch_size=batch, threads=threads, ops=ops)
+
+
+REPLAYS = (replay(1), replay(8))
+EAGER = 2.4 * MS
+
+
+def test_eager_is_the_sum_of_its_operators() -> None:
+    assert estimate.total_s(REPLAYS[0], "eager") == pytest.approx(EAGER)
+
+
+@pytest.mark.parametrize("runtime", ["compiled", "onnxruntime"])
+def test_fusing_runtimes_have_kernels_of_their_own_and_fold_norms(runtime: str) -> None:
+    heavy, light, norm = REPLAYS[0].ops
+    assert estimate.op_s(norm, runtime) == 0
+    assert estimate.op_s(light, runtime) < light.eager_s / 2
+    own = heavy.packed_s if runtime == "compiled" else heavy.onnx_s
+    assert estimate.op_s(heavy, runtime) == own
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 8, 16])
+def test_batches_between_and_beyond_are_on_the_line(batch: int) -> None:
+    found = estimate.operators_s(REPLAYS, "eager", batch, 1)
+    assert found == pytest.approx(EAGER * batch)
+
+
+def test_what_was_not_replayed_is_not_known() -> None:
+    assert estimate.operators_s(REPLAYS, "eager", 1, 2) is None
+    assert estimate.latency_s((), (), "eager", 1, 1) is None
+    assert estimate.latency_s(REPLAYS, (), "openvino", 1, 1) is None
+
+
+def test_one_run_fixes_the_scale_and_narrows_the_interval() -> None:
+    free = estimate.latency_s(REPLAYS, (), "eager", 8, 1)
+    anchor = estimate.Anchor("eager", 1, 1, 2 * EAGER)
+    held = estimate.latency_s(REPLAYS, (anchor,), "eager", 8, 1)
+    assert free is not None
+    assert held is not None
+    assert free.value == pytest.approx(8 * EAGER)
+    assert held.value == pytest.approx(16 * EAGER, rel=0.01)
+    assert held.high / held.low < free.high / free.low
+    same = estimate.latency_s(REPLAYS, (anchor,), "eager", 1, 1)
+    assert same is not None
+    assert same.value == pytest.approx(2 * EAGER)
+
+
+def test_a_small_excess_is_host_overhead_and_does_not_grow_with_the_batch() -> None:
+    anchor = estimate.Anchor("eager", 1, 1, EAGER + 10e-6)
+    found = estimate.latency_s(REPLAYS, (anchor,), "eager", 8, 1)
+    assert found is not None
+    assert found.value == pytest.approx(8 * EAGER + 10e-6)
+
+
+def test_compression_widens_the_interval() -> None:
+    pruned = Deployment(compress=(Step(name="prune", params={"macs_kept": 0.5}),))
+    anchor = estimate.Anchor("eager", 1, 1, EAGER)
+    dense = estimate.deployment_s(REPLAYS, (anchor,), Deployment())
+    found = estimate.deployment_s(REPLAYS, (anchor,), pruned)
+    assert dense is not None
+    assert found is not None
+    assert found.value == pytest.approx(0.5 * EAGER)
+    assert found.high / found.low > dense.high / dense.low
+
+
+def test_throughput_and_energy_turn_the_interval_with_them() -> None:
+    latency = Interval(value=0.1, low=0.05, high=0.2)
+    rate = estimate.throughput_per_s(latency, 4)
+    assert (rate.low, rate.value, rate.high) == (20, 40, 80)
+    joules = estimate.energy_j(latency, 4, Interval(value=40, low=20, high=60))
+    assert joules.value == pytest.approx(1)
+    assert joules.low == pytest.approx(0.25)
+    assert joules.high == pytest.approx(3)
+
+
+def test_a_training_step_is_three_forwards_and_the_optimizer() -> None:
+    anchor = estimate.Anchor("eager", 1, 1, EAGER)
+    recipe = Recipe(optimizer="sgd", batch_size=8)
+    found = estimate.training_step_s(REPLAYS, (anchor,), recipe, made.traits(), 1e9)
+    assert found is not None
+    assert found.value == pytest.approx(3 * 8 * EAGER + 3 * 4000 / 1e9)
+
+
+@given(st.floats(1e-5, 1), st.floats(1e-5, 1), st.integers(1, 64), st.sampled_from([1, 4, 8]))
+def test_intervals_hold_their_value(work: float, whole: float, batch: int, at: int) -> None:
+    replays = (replay(1, per_sample=work), replay(8, per_sample=work))
+    anchor = estimate.Anchor("eager", at, 1, whole)
+    found = estimate.latency_s(replays, (anchor,), "eager", batch, 1)
+    assert found is not None
+    assert 0 < found.low < found.value < found.high
+
+
+def test_foresight_orders_seeds_by_prediction_and_takes_the_best_batch() -> None:
+    ahead = Foresight(REPLAYS, ())
+    seeds = [
+        ({"runtime": "eager"}, Deployment()),
+        ({"runtime": "onnxruntime"}, Deployment(runtime="onnxruntime")),
+        ({"runtime": "other"}, Deployment(runtime="other")),
+    ]
+    ordered = ahead.order(seeds, (1,))
+    assert [values["runtime"] for values, _ in ordered] == ["onnxruntime", "eager", "other"]
+    assert ordered[0][1].startswith("seed, predicted")
+    assert ordered[2][1] == "seed"
+    (values, _), *_ = ahead.order(seeds[1:2], (1, 8))
+    assert values["batch_size"] == 8  # the run's own overhead is shared
+
+
+def test_without_replays_seeds_keep_their_order() -> None:
+    seeds = [({"runtime": r}, Deployment(runtime=r)) for r in ("eager", "onnxruntime")]
+    assert [v["runtime"] for v, _ in Foresight((), ()).order(seeds, (1,))] == [
+        "eager",
+        "onnxruntime",
+    ]
+
+
+def test_dense_seeds_stay_before_compressed_ones() -> None:
+    pruned = Deployment(compress=(Step(name="prune", params={"macs_kept": 0.1}),))
+    seeds = [({"runtime": "eager"}, Deployment()), ({"runtime": "eager", "prune": "prune"}, pruned)]
+    ordered = Foresight(REPLAYS, ()).order(seeds, (1,))
+    assert [len(values) for values, _ in ordered] == [1, 2]

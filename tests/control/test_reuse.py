@@ -1,0 +1,194 @@
+"""Reuse: what counts as like, what a donor gives, and a share that never saw it."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from autotune.control import deployments, reuse, space
+from autotune.control.bridge import FunctionBridge
+from autotune.control.search import Search
+from autotune.errors import UsageError
+from autotune.records.budget import Budget, Effort
+from autotune.records.hardware import Leaf, Profile
+from autotune.records.plan import Deployment, Step
+from autotune.records.report import DeployTrial, Report
+from autotune.records.task import Survey
+from autotune.tune import Task, tune
+from tests.support import made
+from tests.support.simulated import OPTIONS, Simulation
+
+GOAL = Budget(goal="latency", max_drop=0.02)
+Go = Callable[..., tuple[Report, Path, Any]]
+
+
+class Heard:
+    """Keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def phase(self, name: str, share_s: float) -> None:
+        del name, share_s
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def trial(self, trial: object, best: str, left_s: float) -> None:
+        del trial, best, left_s
+
+
+@pytest.fixture
+def go(tmp_path: Path, profile: Profile) -> Go:
+    path = tmp_path / "model.py"
+    path.write_text("raise SystemExit('never loaded here')\n")
+
+    def run(name: str, **effort: Any) -> tuple[Report, Path, Heard]:
+        heard = Heard()
+        report, folder = tune(
+            Task.from_file(path),
+            GOAL,
+            Effort(time_s=300, **effort),
+            profile=profile,
+            out=tmp_path / "reports" / name,
+            listener=heard,
+            bridge=lambda work: FunctionBridge(Simulation(work, profile).answer),
+        )
+        return report, folder, heard
+
+    return run
+
+
+def reached(trials: tuple[DeployTrial, ...], target_s: float) -> int:
+    """Trials until one was as fast as the target, within noise, and kept its quality."""
+    for number, trial in enumerate(trials, 1):
+        fast = trial.latency_s is not None and trial.latency_s.p50 <= 1.05 * target_s
+        if fast and all(value <= 0 for value in trial.constraints.values()):
+            return number
+    return 10_000
+
+
+def best(report: Report) -> float:
+    assert report.chosen is not None
+    assert report.chosen.latency_s is not None
+    return report.chosen.latency_s.p50
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("like", ["named", "auto"])
+def test_a_second_run_is_there_in_half_of_the_first_ones_trials(
+    go: Go, seed: int, like: str
+) -> None:
+    first, folder, _ = go("first", trials=40, seed=0)
+    given = str(folder) if like == "named" else "auto"
+    second, _, heard = go("second", trials=20, seed=seed, like=given)
+    needed = reached(second.deploy_trials, best(first))
+    assert needed <= len(first.deploy_trials) / 2
+    assert best(second) <= 1.05 * best(first)
+    assert any("measured anew" in note for note in heard.notes)
+
+
+def test_the_donors_plans_are_measured_anew_and_a_share_is_blind(go: Go) -> None:
+    _, folder, _ = go("first", trials=40)
+    second, _, _ = go("second", trials=40, seed=5, like=str(folder))
+    why = [t.why for t in second.deploy_trials]
+    donors = [t for t in second.deploy_trials if t.why == "an earlier report"]
+    assert 1 <= len(donors) <= 4
+    assert all(t.state == "complete" and t.wall_s > 0 for t in donors)
+    assert why.index("an earlier report") < min(
+        i for i, text in enumerate(why) if text.startswith("seed")
+    )
+    assert "blind sampler" in why
+
+
+def test_without_like_nothing_is_looked_for(go: Go) -> None:
+    go("first", trials=12)
+    second, _, heard = go("second", trials=12)
+    assert not any("report" in t.why for t in second.deploy_trials)
+    assert not any("Starts from" in note for note in heard.notes)
+
+
+def test_auto_without_a_like_report_says_so(go: Go) -> None:
+    _, _, heard = go("only", trials=12, like="auto")
+    assert any("no report of a like model" in note for note in heard.notes)
+
+
+def test_a_folder_without_a_report_is_refused(go: Go, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no report"):
+        go("run", trials=12, like=str(tmp_path / "nowhere"))
+
+
+def test_models_are_near_by_size_work_and_layers() -> None:
+    one = made.traits(module_types={"Linear": 3, "ReLU": 2})
+    assert reuse.model_distance(one, one) == 0
+    twice = msgspec.structs.replace(one, flops_per_sample=2e6)
+    assert reuse.model_distance(one, twice) == pytest.approx(math.log(2), rel=1e-3)
+    other = msgspec.structs.replace(one, module_types={"Conv2d": 5})
+    assert reuse.model_distance(one, other) == pytest.approx(1)
+
+
+def test_machines_are_near_by_instructions_cores_and_anchors() -> None:
+    def machine(rate: float, **changes: Any) -> Profile:
+        leaf = Leaf(value=rate, unit="FLOP/s", source="measured")
+        return made.profile(measured={"gemm_fp32_1t_flop_per_s": leaf}, **changes)
+
+    assert reuse.machine_distance(machine(1e11), machine(1e11)) == 0
+    assert reuse.machine_distance(machine(1e11), machine(2e11)) == pytest.approx(math.log(2))
+    assert reuse.machine_distance(machine(1e11), machine(1e11, cores=4.0)) == math.inf
+    assert reuse.machine_distance(machine(1e11), machine(1e11, isa=("avx2",))) == math.inf
+    assert reuse.machine_distance(made.profile(), machine(1e11)) == 0
+
+
+def searched() -> space.Space:
+    survey = Survey(task=made.info(), traits=made.traits(), options=OPTIONS)
+    return deployments.deploy_space(survey, (1, 2), (1,), Effort())
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Deployment(),
+        Deployment(runtime="onnxruntime", threads=2),
+        Deployment(runtime="onnxruntime", compress=(Step(name="int8_static"),)),
+        Deployment(
+            runtime="compiled",
+            compress=(Step(name="prune", params={"macs_kept": 0.5}),),
+            recovery_epochs=3,
+        ),
+    ],
+)
+def test_a_plan_goes_into_values_and_back(plan: Deployment) -> None:
+    values = deployments.values_of(plan, searched(), OPTIONS)
+    assert values is not None
+    again = deployments.deployment(values, OPTIONS, batch_size=1, recovery_epochs=3)
+    assert again == plan
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Deployment(runtime="openvino"),
+        Deployment(threads=8),
+        Deployment(compress=(Step(name="unknown"),)),
+        Deployment(runtime="eager", compress=(Step(name="int8_static"),)),
+    ],
+)
+def test_a_plan_that_this_space_does_not_have_is_left_out(plan: Deployment) -> None:
+    assert deployments.values_of(plan, searched(), OPTIONS) is None
+
+
+def test_the_blind_study_takes_every_third_after_the_first_ones() -> None:
+    whole = searched()
+    apart = space.Space(name="apart", nodes=whole.nodes)
+    guided = reuse.Guided(
+        Search(whole, seed=0, constraints=()), Search(apart, seed=1, constraints=()), 2
+    )
+    why = []
+    for _ in range(8):
+        proposal = guided.ask()
+        why.append(proposal.why)
+        guided.tell(proposal.number, 1.0, {})
+    assert [text == "blind sampler" for text in why] == [False] * 4 + [True, False, False, True]

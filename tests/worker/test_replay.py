@@ -1,0 +1,104 @@
+"""Replaying: each distinct operator once, by kind, at every setting; all of it quick."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autotune.records.job import Replay
+from autotune.records.task import TaskSpec
+from autotune.worker import quiet, replay, tape
+from autotune.worker.channel import NullChannel
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.deep = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(x)))
+        x = self.deep(torch.relu(self.deep(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def ops(model: nn.Module, *shape: int, onnx: bool = False) -> dict[str, int]:
+    found = replay.replay(
+        model.eval(),
+        lambda b: ((torch.randn(b, *shape),), {}),
+        (1, 2),
+        (1,),
+        onnx=onnx,
+        until_s=time.monotonic() + 30,
+    )
+    assert [(r.batch_size, r.threads) for r in found] == [(1, 1), (2, 1)]
+    assert found[0].whole_s is not None
+    assert found[1].whole_s is None
+    assert all(op.eager_s > 0 for r in found for op in r.ops)
+    kinds: dict[str, int] = {}
+    for op in found[0].ops:
+        kinds[op.kind] = kinds.get(op.kind, 0) + op.calls
+    if onnx:
+        assert all(op.onnx_s is not None for op in found[0].ops if op.kind in ("conv", "matmul"))
+    return kinds
+
+
+def test_kinds_and_calls() -> None:
+    kinds = ops(Net(), 3, 10, 10, onnx=True)
+    assert kinds["conv"] == 1
+    assert kinds["depthwise"] == 2
+    assert kinds["matmul"] == 1
+    assert kinds["normal"] == 2  # the batch norm and the mean
+    assert kinds["pointwise"] == 2
+
+
+def test_a_norm_after_a_convolution_is_fused() -> None:
+    tape_of = tape.record(Net(), (torch.randn(1, 3, 10, 10),))
+    found = replay._ops(tape_of.played, None, None)
+    assert {op.fused for op in found if op.kind == "conv"} == {False}
+    assert sorted(op.fused for op in found if op.kind == "normal") == [False, True]
+
+
+def test_integer_inputs_stay_in_range() -> None:
+    table = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2)).eval()
+    found = replay.replay(
+        table,
+        lambda b: ((torch.randint(0, 10, (b, 3)),), {}),
+        (1,),
+        (1,),
+        onnx=False,
+        until_s=time.monotonic() + 10,
+    )
+    assert {op.kind for op in found[0].ops} == {"move", "matmul"}
+
+
+def test_attention_and_recurrence() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    assert ops(layer, 5, 16, onnx=True)["attention"] == 1
+    assert ops(nn.LSTM(8, 8, batch_first=True), 4, 8)["recurrent"] >= 1
+
+
+def test_the_job(tmp_path: Path, examples: Path) -> None:
+    spec = TaskSpec(kind="file", path=str(examples / "digits_mlp.py"))
+    job = Replay(task=spec, batch_sizes=(1, 4), threads=(1,), onnx=False, budget_s=2.0)
+    answer = replay.run(job, tmp_path, NullChannel())
+    assert [r.batch_size for r in answer.replays] == [1, 4]
+
+
+def test_clean_samples_are_preferred_and_the_fastest_half_is_the_remedy() -> None:
+    clean, slow = quiet.Sample(1.0, True), quiet.Sample(5.0, False)
+    assert quiet.best([clean, slow, clean, slow, clean]) == [1.0, 1.0, 1.0]
+    assert quiet.best([clean, slow, slow, slow]) == [1.0, 5.0]
+
+
+def test_a_call_that_waits_is_not_clean() -> None:
+    assert not quiet.timed(lambda: time.sleep(0.005)).clean
+
+
+@pytest.mark.parametrize("work", [lambda: None])
+def test_a_call_has_a_positive_time(work: object) -> None:
+    assert quiet.timed(work).seconds > 0  # type: ignore[arg-type]

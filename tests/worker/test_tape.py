@@ -1,0 +1,121 @@
+"""The tape: what is needed of a call, against counts by hand."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autotune.worker import tape
+
+
+def floor(model: nn.Module, *inputs: Tensor) -> tape.Floor:
+    twice = tuple(torch.cat([x, x]) for x in inputs)
+    return tape.floor(tape.record(model, inputs), tape.record(model, twice))
+
+
+def test_a_linear_layer() -> None:
+    found = floor(nn.Linear(8, 4), torch.randn(1, 8))
+    assert found.flops == {"matmul": 64.0}
+    assert found.more_flops == {"matmul": 64.0}
+    assert found.read_bytes == 4 * (8 * 4 + 4)
+    assert found.trainable_bytes == 4 * (8 * 4 + 4)
+    assert found.gradient_flops_per_sample == 64.0
+    assert not found.narrow
+
+
+def test_padding_is_not_work() -> None:
+    # of 3 taps at 4 positions, the first and the last lie outside once
+    model = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+    assert floor(model, torch.randn(1, 1, 4)).flops == {"winograd_small": 2.0 * 10}
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_valid_taps_are_those_of_a_count_by_hand(stride: int, dilation: int) -> None:
+    size, kernel, padding = 11, 3, 2
+    model = nn.Conv1d(1, 1, kernel, stride, padding, dilation, bias=False)
+    positions = model(torch.randn(1, 1, size)).shape[-1]
+    at = [p * stride + k * dilation - padding for p in range(positions) for k in range(kernel)]
+    found = floor(model, torch.randn(1, 1, size))
+    assert sum(found.flops.values()) == pytest.approx(2.0 * sum(0 <= i < size for i in at))
+
+
+def test_kinds_of_convolutions() -> None:
+    def kind(model: nn.Module, side: int = 64) -> str:
+        (name,) = floor(model, torch.randn(1, 8, side, side)).flops
+        return name
+
+    assert kind(nn.Conv2d(8, 8, 3)) == "winograd"
+    assert kind(nn.Conv2d(8, 8, 3), 16) == "winograd_small"
+    assert kind(nn.Conv2d(8, 8, 1)) == "conv"
+    assert kind(nn.Conv2d(8, 8, 3, stride=2)) == "conv"
+    assert kind(nn.Conv2d(8, 8, 3, groups=8)) == "conv"
+
+
+class Wasteful(nn.Module):
+    """Needs one product of eight: others are dropped, shared, or the same at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.dropped = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+        self.left = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.dropped(x)
+        constant = self.left @ self.left
+        return self.used(x) + self.used(x) + constant.sum()
+
+
+def test_work_that_a_compiler_may_leave_out_does_not_count() -> None:
+    assert floor(Wasteful(), torch.randn(1, 8)).flops == {"matmul": 128.0}
+
+
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(1000, 4), nn.Linear(4, 2)
+        self.unused = nn.Linear(9, 9)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.head(self.table(rows).mean(1))
+
+
+def test_a_table_is_not_read_whole_and_what_is_unused_not_trained() -> None:
+    model = Table()
+    model.head.bias.requires_grad_(False)
+    found = floor(model, torch.tensor([[1, 2, 3]]))
+    assert found.read_bytes == 4 * (4 * 2 + 2)
+    assert found.trainable_bytes == 4 * (4000 + 8)
+
+
+def test_what_does_not_grow_with_the_batch() -> None:
+    class Made(nn.Module):
+        """Makes its weight from the batch's mean."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.maker = nn.Linear(8, 64, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.maker(x.mean(0, keepdim=True)).view(8, 8)
+
+    found = floor(Made(), torch.randn(1, 8))
+    assert found.flops == {"matmul": 2.0 * 8 * 64 + 128}
+    assert found.more_flops == {"matmul": 128.0}
+
+
+def test_causal_attention_is_half_and_narrow_types_are_told() -> None:
+    class Attention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+    found = floor(Attention(), torch.randn(1, 2, 6, 4))
+    assert found.flops == {"attention": 0.5 * 2 * 2 * 6 * 6 * 8}
+    assert floor(nn.Linear(8, 4).bfloat16(), torch.randn(1, 8).bfloat16()).narrow
+
+
+def test_the_model_is_as_before() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout()).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    tape.record(model, (torch.randn(3, 4),))
+    assert model[1].training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
