@@ -22,6 +22,8 @@ _SAMPLES = 7
 _SPREAD = 0.15
 _NOISE = 0.95
 """Two thread counts that share one limit, such as the memory's, may differ this little."""
+_COLLAPSED = 0.5
+"""More threads under this share of fewer ones' rate were not measured: others held the cores."""
 _REPEATS = 2
 _GEMM_N = 512
 """Large enough for the full rate, and short enough to be done within one time slice."""
@@ -124,6 +126,12 @@ class Bench:
             self.warnings.append(f"{name} was not measured: the time for probing was spent")
             return {}
         samples, spoilt = self.rates(call, work, floor=floor)
+        if floor is not None and median(samples) < _COLLAPSED * floor:
+            self.warnings.append(
+                f"{name} is not recorded: {median(samples):.3g} {unit} is under half of what fewer "
+                "threads reach, so other work held their cores; profile again when it is done"
+            )
+            return {name: Leaf(value=None, unit=unit, source="measured")}
         if spoilt:
             self.warnings.append(
                 f"{name} is uncertain ({min(samples):.3g} to {max(samples):.3g} {unit}): other "

@@ -247,3 +247,15 @@ def test_whole_profile_for_real() -> None:
     for private in (socket.gethostname(), str(Path.home()), str(Path.cwd())):
         assert len(private) < 4 or private not in json.loads(text).values()
     assert f"/{os.environ.get('USER', 'home')}/" not in text
+
+
+def test_a_collapsed_rate_is_not_recorded_as_truth() -> None:
+    tester = bench(Steps(1.0))
+    found = tester.leaf("gemm", "FLOP/s", nothing, 1.0, floor=5.0)
+    assert found["gemm"].value is None
+    assert tester.warnings == [
+        "gemm is not recorded: 1 FLOP/s is under half of what fewer threads reach, so other work "
+        "held their cores; profile again when it is done"
+    ]
+    kept = bench(Steps(1.0)).leaf("gemm", "FLOP/s", nothing, 1.0, floor=1.5)
+    assert kept["gemm"].value == 1.0
