@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from autotune.control.bridge import (
@@ -21,6 +22,7 @@ from autotune.errors import UsageError
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort, Limit
 from autotune.records.hardware import Profile
+from autotune.records.plan import Recipe
 from autotune.records.report import Failure, Report
 from autotune.tune import Task, tune
 from tests.support.simulated import OPTIONS, Simulation, info
@@ -167,6 +169,38 @@ def test_failures_are_data(go: Go) -> None:
     assert {t.failure.kind for t in report.deploy_trials if t.failure} == {"oom"}
     assert report.search_cost.failed == len(failures) or report.search_cost.failed > 2
     assert report.exit_code == 0
+
+
+def test_a_trial_is_not_judged_while_its_learning_rate_rises(
+    tmp_path: Path, model: Path, profile: Profile
+) -> None:
+    """Each is so much worse than the last that halving ends it at the first rung it sees."""
+    seen: list[tuple[Recipe, list[int]]] = []
+
+    class Watching(FunctionBridge):
+        def run(self, job: jobs.Job, **more: Any) -> jobs.Result:
+            result = super().run(job, **more)
+            if isinstance(job, jobs.Train):
+                seen.append((job.recipe, [step for step, _ in result.reports]))
+            return result
+
+    def make(work: Path) -> FunctionBridge:
+        simulation = Simulation(work, profile)
+
+        def answer(job: jobs.Job) -> jobs.Result:
+            result = simulation.answer(job)
+            trained = simulation.seen.get("train", 0)
+            bad = tuple((step, 100.0 * trained - step) for step, _ in result.reports)
+            return msgspec.structs.replace(result, reports=bad)
+
+        return Watching(answer)
+
+    effort = Effort(time_s=3000, trials=4, train_trials=8, epochs=90)
+    tune(Task.from_file(model), None, effort, out=tmp_path / "out", bridge=make)
+    _, *searched, _ = seen  # the baseline before them, the final training after
+    assert {r.schedule for r, _ in searched} == {"constant", "cosine", "one_cycle"}
+    for recipe, steps in searched:
+        assert steps == ([10, 30] if recipe.schedule == "one_cycle" else [10])
 
 
 def test_a_pretrained_model_skips_the_train_search(go: Go) -> None:

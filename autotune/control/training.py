@@ -148,6 +148,8 @@ def _train(
             return False
         if study is None or proposal is None or not math.isfinite(value):
             return True
+        if step <= recipe.rise * epochs < outcome.reach:
+            return True  # still warming up: behind by design, and no match for the others yet
         return study.report(proposal.number, step, value)
 
     job = jobs.Train(

@@ -55,6 +55,11 @@ class Recipe(Record, frozen=True, kw_only=True):
     threads: int = 1
     params: dict[str, Value] = {}
 
+    @property
+    def rise(self) -> float:
+        """Share of the training's steps in which the learning rate rises."""
+        return self.warmup or (0.3 if self.schedule == "one_cycle" else 0.0)
+
 
 class Step(Record, frozen=True, kw_only=True):
     """One compression step: a plug-in's name under ``compress/`` and its parameters."""

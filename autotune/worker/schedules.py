@@ -11,7 +11,6 @@ import math
 
 from autotune.records.plan import Recipe
 
-_RISE = 0.3
 _FIRST = 1 / 25
 _LAST = 1e-4 / 25
 
@@ -20,8 +19,8 @@ def share(recipe: Recipe, step: int, steps: int) -> float:
     """The share of ``recipe.lr`` at ``step``."""
     at = min(step, steps - 1)
     if recipe.schedule == "one_cycle":
-        return one_cycle(at, steps, recipe.warmup or _RISE)
-    rise = round(recipe.warmup * steps)
+        return one_cycle(at, steps, recipe.rise)
+    rise = round(recipe.rise * steps)
     if at < rise:
         return (at + 1) / rise
     return 1.0 if recipe.schedule == "constant" else cosine(at - rise, steps - rise)
