@@ -189,7 +189,9 @@ class Lab:
     ) -> tuple[reuse.Guided, int]:
         """The study with everything enqueued that is worth trying first, and how many these are."""
         run = self.run
-        ahead = foresight.look(run, batches, counts, [t.trial for t in self.baselines.values()])
+        ahead = foresight.look(
+            run, self.recipe, batches, counts, [t.trial for t in self.baselines.values()]
+        )
         ordered = ahead.order([(v, self.deployment(v)) for v in usual], batches)
         donor = reuse.find(run)
         first = reuse.seeds(run, donor, searched, ordered)

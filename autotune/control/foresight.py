@@ -13,7 +13,7 @@ from autotune.control import estimate, units
 from autotune.control.run import Run
 from autotune.records import job as jobs
 from autotune.records.measurement import Interval, OpReplay
-from autotune.records.plan import Deployment, Value
+from autotune.records.plan import Deployment, Recipe, Value
 from autotune.records.report import DeployTrial
 
 _SHARE = 0.02
@@ -76,15 +76,19 @@ class Foresight:
 
 
 def look(
-    run: Run, batches: Sequence[int], threads: Sequence[int], baselines: Sequence[DeployTrial]
+    run: Run,
+    recipe: Recipe,
+    batches: Sequence[int],
+    threads: Sequence[int],
+    baselines: Sequence[DeployTrial],
 ) -> Foresight:
-    """Replay the model's operators for a fiftieth of the run's time, 10 s at most."""
+    """Replay the operators of the recipe's model for a fiftieth of the run's time, 10 s at most."""
     seconds = min(_MOST_S, _SHARE * run.effort.time_s)
     if seconds < _LEAST_S or run.profile.gpus:
         return Foresight((), baselines)
     names = {o.name for o in run.survey.options if o.kind == "runtime" and o.available}
     job = jobs.Replay(
-        task=run.spec,
+        task=run.task(recipe),
         batch_sizes=tuple(batches),
         threads=tuple(threads),
         onnx="onnxruntime" in names,
