@@ -8,6 +8,8 @@ import pytest
 
 from tests.scenarios.conftest import EXAMPLES, Ran, command, read
 
+pytestmark = pytest.mark.serial
+
 CNN = EXAMPLES / "digits_cnn.py"
 
 
@@ -68,8 +70,6 @@ LOADER = """
 import sys
 sys.modules["autotune"] = None
 import importlib.util, numpy as np
-
-pytestmark = pytest.mark.serial
 spec = importlib.util.spec_from_file_location("load", sys.argv[1] + "/load.py")
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)

@@ -12,6 +12,8 @@ import pytest
 
 from tests.scenarios.conftest import EXAMPLES, QUICK, ROOT, Ran, command, read, workers
 
+pytestmark = pytest.mark.serial
+
 Run = Callable[..., Ran]
 
 # the n-th training in this folder ends as the n-th word says; ranks of one training share it
@@ -21,9 +23,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
-
-pytestmark = pytest.mark.serial
-
 HERE = Path({folder!r})
 counted = []
 

@@ -237,8 +237,12 @@ def test_anchors_alone_for_real() -> None:
 def test_whole_profile_for_real() -> None:
     profile = profiler.run(Probe(device="cpu", budget_s=6.0), Path(), NullChannel()).profile
     assert set(profile.figures) >= ANCHORS
-    for leaf in (leaf for leaf in profile.figures.values() if leaf.source == "measured"):
-        assert leaf.value is not None
+    for name, leaf in profile.figures.items():
+        if leaf.source != "measured":
+            continue
+        if leaf.value is None:  # other work held the cores: it says so
+            assert any(name in text for text in profile.warnings)
+            continue
         assert leaf.low is not None
         assert leaf.high is not None
         assert 0 < leaf.low <= leaf.value <= leaf.high
