@@ -62,12 +62,10 @@ def search(outcome: Outcome, until_s: float) -> None:
     """Try recipes until the run's clock reads ``until_s`` or the trials are used up."""
     run, trials = outcome.run, outcome.trials
     legal = recipes.splits(run.survey.options, run.profile, run.effort)
-    rungs = _rungs(outcome.reach)
     study = Search(
         recipes.train_space(run.survey, run.effort),
         seed=run.effort.seed,
         constraints=("train_energy", "train_memory", "train_time"),
-        first_rung=rungs[0] if len(rungs) > 1 else None,
         journal=run.journal,
     )
     default = recipes.baseline(run.survey)

@@ -63,7 +63,7 @@ def test_what_is_enqueued_comes_first_and_says_why() -> None:
 
 
 def test_halving_stops_the_worst() -> None:
-    search = Search(SPACE, seed=0, constraints=("limit",), first_rung=1)
+    search = Search(SPACE, seed=0, constraints=("limit",))
     kept = []
     for value in (0.1, 0.2, 0.9, 0.05, 0.8):
         proposal = search.ask()
@@ -73,6 +73,15 @@ def test_halving_stops_the_worst() -> None:
     assert kept[0]
     assert not kept[2]
     assert kept[3]
+
+
+def test_halving_compares_only_what_reported_at_the_same_step() -> None:
+    search = Search(SPACE, seed=0, constraints=("limit",))
+    early, late, next_one = (search.ask().number for _ in range(3))
+    assert search.report(early, 1, 0.9)
+    assert search.report(late, 3, 0.1)  # it was not judged at step 1
+    assert search.report(next_one, 1, 0.8)
+    assert not search.report(next_one, 3, 0.5)
 
 
 @pytest.mark.parametrize("pruned", [True, False])
