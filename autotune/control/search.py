@@ -8,7 +8,8 @@ Optuna 5.0 is used as follows (each learnt by measurement, see docs/decisions.md
 - a configuration that fails is told as complete with a finite worst value and violated
   constraints: FAIL would teach the sampler nothing;
 - feasibility is computed by us, not by `best_trials`;
-- halving is ours: Optuna's compares a trial that skips a rung there by its later, better value.
+- halving is ours: Optuna's knows no groups, and trials of different schedules are no match for
+  each other halfway.
 """
 
 import warnings
@@ -68,7 +69,7 @@ class Search:
             direction="minimize",
         )
         self._open: dict[int, Any] = {}
-        self._rungs: dict[int, list[float]] = defaultdict(list)
+        self._rungs: dict[tuple[str, int], list[float]] = defaultdict(list)
         self._why: dict[int, str] = {}
         self._asked = 0
 
@@ -97,14 +98,14 @@ class Search:
         self._open[trial.number] = trial
         return Proposal(trial.number, values, why)
 
-    def report(self, number: int, step: int, value: float) -> bool:
+    def report(self, number: int, step: int, value: float, *, among: str = "") -> bool:
         """An intermediate value; True when the trial should go on.
 
-        Asynchronous successive halving (Li et al., arXiv 1810.05934): it should where it is
-        among the best third of those that reported at this step.
+        Asynchronous successive halving (Li et al., arXiv 1810.05934): it should where it is in
+        the best third of those that reported at this step ``among`` the same.
         """
         self._open[number].report(value, step)
-        seen = self._rungs[step]
+        seen = self._rungs[among, step]
         seen.append(value)
         return value <= sorted(seen)[max(0, len(seen) // _REDUCTION - 1)]
 

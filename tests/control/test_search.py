@@ -75,13 +75,14 @@ def test_halving_stops_the_worst() -> None:
     assert kept[3]
 
 
-def test_halving_compares_only_what_reported_at_the_same_step() -> None:
+def test_halving_compares_like_with_like() -> None:
     search = Search(SPACE, seed=0, constraints=("limit",))
-    early, late, next_one = (search.ask().number for _ in range(3))
-    assert search.report(early, 1, 0.9)
-    assert search.report(late, 3, 0.1)  # it was not judged at step 1
-    assert search.report(next_one, 1, 0.8)
-    assert not search.report(next_one, 3, 0.5)
+    one, other, another, last = (search.ask().number for _ in range(4))
+    assert search.report(one, 1, 0.1, among="constant")
+    assert search.report(other, 1, 0.9, among="one_cycle")
+    assert not search.report(another, 1, 0.95, among="one_cycle")
+    assert search.report(another, 3, 0.95, among="one_cycle")
+    assert not search.report(last, 1, 0.2, among="constant")
 
 
 @pytest.mark.parametrize("pruned", [True, False])
