@@ -7,10 +7,13 @@ Optuna 5.0 is used as follows (each learnt by measurement, see docs/decisions.md
 - every constraint is set on every trial, in sorted order, last thing before `tell`;
 - a configuration that fails is told as complete with a finite worst value and violated
   constraints: FAIL would teach the sampler nothing;
-- feasibility is computed by us, not by `best_trials`.
+- feasibility is computed by us, not by `best_trials`;
+- halving is ours: Optuna's knows no groups, and trials of different schedules are no match for
+  each other halfway.
 """
 
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +41,6 @@ class Search:
         space: what to search; its hash becomes part of the study's name.
         seed: the same seed gives the same proposals from the same results.
         constraints: names of all constraints; each is told for every trial (<= 0 is feasible).
-        first_rung: epochs at the lowest rung of successive halving, or None for no pruning.
         journal: file to keep the study in, readable by optuna-dashboard.
     """
 
@@ -48,7 +50,6 @@ class Search:
         *,
         seed: int,
         constraints: tuple[str, ...],
-        first_rung: int | None = None,
         journal: Path | None = None,
         startup: int = 8,
     ) -> None:
@@ -60,19 +61,15 @@ class Search:
         self._seed = seed
         self._names = tuple(sorted(constraints))
         self._startup = startup
-        pruner: Any = optuna.pruners.NopPruner()
-        if first_rung is not None:
-            pruner = optuna.pruners.SuccessiveHalvingPruner(
-                min_resource=first_rung, reduction_factor=_REDUCTION
-            )
         self._study = optuna.create_study(
             study_name=f"{space.name}-{space.hash}",
             storage=_storage(optuna, journal),
             sampler=self._sampler(0),
-            pruner=pruner,
+            pruner=optuna.pruners.NopPruner(),
             direction="minimize",
         )
         self._open: dict[int, Any] = {}
+        self._rungs: dict[tuple[str, int], list[float]] = defaultdict(list)
         self._why: dict[int, str] = {}
         self._asked = 0
 
@@ -101,11 +98,16 @@ class Search:
         self._open[trial.number] = trial
         return Proposal(trial.number, values, why)
 
-    def report(self, number: int, step: int, value: float) -> bool:
-        """An intermediate value; True when the trial should go on (successive halving)."""
-        trial = self._open[number]
-        trial.report(value, step)
-        return not trial.should_prune()
+    def report(self, number: int, step: int, value: float, *, among: str = "") -> bool:
+        """An intermediate value; True when the trial should go on.
+
+        Asynchronous successive halving (Li et al., arXiv 1810.05934): it should where it is in
+        the best third of those that reported at this step ``among`` the same.
+        """
+        self._open[number].report(value, step)
+        seen = self._rungs[among, step]
+        seen.append(value)
+        return value <= sorted(seen)[max(0, len(seen) // _REDUCTION - 1)]
 
     def tell(
         self,

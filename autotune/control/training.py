@@ -1,7 +1,8 @@
 """The train search: the recipe, the batch size and the split, under training budgets.
 
 1. *Splits*: the throughput of every parallelism split is measured (`splitting`).
-2. *Search*: constrained TPE over recipes; successive halving on the validation loss.  The
+2. *Search*: constrained TPE over recipes; successive halving on the validation loss, among
+   trials of one schedule (one cycle is behind halfway, by design).  The
    user's recipe and the default (Adam 1e-3, batch 32) are always trained to the end.
 3. *Final*: the winner is trained once more in full, metered, to a checkpoint.
 """
@@ -62,12 +63,10 @@ def search(outcome: Outcome, until_s: float) -> None:
     """Try recipes until the run's clock reads ``until_s`` or the trials are used up."""
     run, trials = outcome.run, outcome.trials
     legal = recipes.splits(run.survey.options, run.profile, run.effort)
-    rungs = _rungs(outcome.reach)
     study = Search(
         recipes.train_space(run.survey, run.effort),
         seed=run.effort.seed,
         constraints=("train_energy", "train_memory", "train_time"),
-        first_rung=rungs[0] if len(rungs) > 1 else None,
         journal=run.journal,
     )
     default = recipes.baseline(run.survey)
@@ -127,7 +126,7 @@ def _pinned(outcome: Outcome, study: Search, recipe: Recipe, why: str, until_s: 
         study.enqueue(values, why)
         proposal = study.ask()
         for step, value in zip(trial.rungs, trial.values, strict=True):
-            study.report(proposal.number, step, value)
+            study.report(proposal.number, step, value, among=recipe.schedule)
         study.tell(proposal.number, _objective(run, trial), trial.constraints)
     _keep(outcome, trial, until_s)
 
@@ -148,9 +147,7 @@ def _train(
             return False
         if study is None or proposal is None or not math.isfinite(value):
             return True
-        if step <= recipe.rise * epochs < outcome.reach:
-            return True  # still warming up: behind by design, and no match for the others yet
-        return study.report(proposal.number, step, value)
+        return study.report(proposal.number, step, value, among=recipe.schedule)
 
     job = jobs.Train(
         task=run.task(recipe),

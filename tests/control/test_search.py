@@ -63,7 +63,7 @@ def test_what_is_enqueued_comes_first_and_says_why() -> None:
 
 
 def test_halving_stops_the_worst() -> None:
-    search = Search(SPACE, seed=0, constraints=("limit",), first_rung=1)
+    search = Search(SPACE, seed=0, constraints=("limit",))
     kept = []
     for value in (0.1, 0.2, 0.9, 0.05, 0.8):
         proposal = search.ask()
@@ -73,6 +73,16 @@ def test_halving_stops_the_worst() -> None:
     assert kept[0]
     assert not kept[2]
     assert kept[3]
+
+
+def test_halving_compares_like_with_like() -> None:
+    search = Search(SPACE, seed=0, constraints=("limit",))
+    one, other, another, last = (search.ask().number for _ in range(4))
+    assert search.report(one, 1, 0.1, among="constant")
+    assert search.report(other, 1, 0.9, among="one_cycle")
+    assert not search.report(another, 1, 0.95, among="one_cycle")
+    assert search.report(another, 3, 0.95, among="one_cycle")
+    assert not search.report(last, 1, 0.2, among="constant")
 
 
 @pytest.mark.parametrize("pruned", [True, False])
