@@ -12,28 +12,32 @@ from autotune.control.forecast import FINAL_SHARE, TRAIN_SHARE, Costs, Forecast
 from autotune.control.run import Run
 
 _USUAL_TRIAL_S = 2.5  # of a small model: build, launch, warm-up
+_LEAST_LAUNCH_S = 1.5
 
 
 def measured(run: Run) -> Forecast:
     """One epoch and one deployment tell the rest."""
     weights, evaluation_s, training_s, epochs = "weights.safetensors", 0.0, 0.0, 0
+    surveyed_s, recipe_s = run.bridge.now(), 0.0
     if not run.survey.task.pretrained:
         measured = splitting.measure_splits(run, 0.3 * TRAIN_SHARE * run.effort.time_s)
         run.survey = msgspec.structs.replace(run.survey, splits=measured)
         epochs = splitting.horizon(run, FINAL_SHARE * run.effort.time_s)
         evaluation_s, epoch_s = training.one_epoch(run)
-        training_s = epochs * epoch_s + 3 * evaluation_s
+        training_s = epochs * epoch_s + evaluation_s
+        recipe_s = _recipe_s(run, epochs, epoch_s, evaluation_s)
         weights = training.WEIGHTS
     lab = Lab(run, weights, recipes.baseline(run.survey), 1)
     counts = recipes.thread_counts(run.profile, run.effort)
     tried = lab.baseline(lab.dense(counts[0], lab.batch)).trial
     costs = Costs(
-        spent_s=run.bridge.now(),
+        spent_s=surveyed_s,
         evaluation_s=evaluation_s or tried.measure_s,
         training_s=training_s,
+        recipe_s=recipe_s,
         pinned=0 if run.survey.task.pretrained else 1 + bool(run.survey.task.recipe),
         trial_s=tried.wall_s,
-        launch_s=tried.measure_s,
+        launch_s=max(_LEAST_LAUNCH_S, tried.measure_s - evaluation_s),
         baselines=len(counts),
         epochs=epochs,
         apart=apart(run),
@@ -45,15 +49,16 @@ def say(run: Run, epochs: int) -> None:
     """What the run is going to cost, said before it is spent; the deploy search's part is a
     guess until its first trial.
     """
-    training_s = epochs * (splitting.one_epoch_s(run) or 0.0)
+    epoch_s = splitting.one_epoch_s(run) or 0.0
     trial_s = _USUAL_TRIAL_S + run.evaluation_s
     costs = Costs(
         spent_s=run.bridge.now(),
         evaluation_s=run.evaluation_s,
-        training_s=training_s,
+        training_s=epochs * epoch_s + run.evaluation_s if epochs else 0.0,
+        recipe_s=_recipe_s(run, epochs, epoch_s, run.evaluation_s) if epochs else 0.0,
         pinned=1 + bool(run.survey.task.recipe) if epochs else 0,
         trial_s=trial_s,
-        launch_s=trial_s,
+        launch_s=_LEAST_LAUNCH_S,
         baselines=len(recipes.thread_counts(run.profile, run.effort)),
         epochs=epochs,
         apart=apart(run),
@@ -61,6 +66,12 @@ def say(run: Run, epochs: int) -> None:
     found = forecast.forecast(costs, run.effort.time_s)
     for line in forecast.lines(found, run.effort.time_s):
         run.listener.note(line)
+
+
+def _recipe_s(run: Run, epochs: int, epoch_s: float, evaluation_s: float) -> float:
+    """Seconds of a trial that nothing cuts short: its epochs, and an evaluation at each rung."""
+    reach = splitting.reach(run, epochs, TRAIN_SHARE * run.effort.time_s)
+    return reach * epoch_s + len(training.rungs_of(reach)) * evaluation_s
 
 
 def apart(run: Run) -> bool:

@@ -13,17 +13,22 @@ TRAIN_SHARE = 0.30
 FINAL_SHARE = 0.08
 DEPLOY_SHARE = 0.70  # of what is left after training
 _LAUNCHES = 9  # three pairs and the best lossless plan's three
+_JUDGED = 3  # the plan, the baseline, the best lossless plan
 _ENOUGH_TRAIN, _ENOUGH_DEPLOY = 20, 20
 
 
 class Costs(Record, frozen=True, kw_only=True):
-    """Measured unit costs, in seconds.  ``pinned`` trainings run whatever they cost;
-    ``apart``: the final training is not part of ``--time``.
+    """Measured unit costs, in seconds.
+
+    ``recipe_s`` is a trial of the train search that nothing cuts short; ``pinned`` ones run
+    whatever they cost.  ``training_s`` is the final training; ``apart``: it is not part of
+    ``--time``.  ``spent_s`` is what the survey took.
     """
 
     spent_s: float
     evaluation_s: float
     training_s: float = 0.0
+    recipe_s: float = 0.0
     pinned: int = 0
     trial_s: float = 0.0
     launch_s: float = 0.0
@@ -47,17 +52,17 @@ class Forecast(Record, frozen=True, kw_only=True):
 def forecast(costs: Costs, time_s: float) -> Forecast:
     """The whole run under ``--time``."""
     # successive halving ends two of three trials at a ninth of their epochs
-    whole_s = min(costs.training_s, TRAIN_SHARE * time_s / 3.75)  # `splitting.reach`
-    usual_s = 0.4 * whole_s
+    usual_s = (0.4 if costs.epochs > 1 else 1.0) * costs.recipe_s
     train_s = train_trials = apart_s = 0.0
     if costs.pinned:
-        pinned_s = costs.pinned * whole_s
-        train_s = max(TRAIN_SHARE * time_s, pinned_s)
+        pinned_s = costs.pinned * costs.recipe_s
+        # the last one begins in time and ends after it
+        train_s = max(TRAIN_SHARE * time_s + usual_s / 2, pinned_s)
         train_trials = costs.pinned + max(0.0, train_s - pinned_s) / max(usual_s, 1e-3)
         train_s += costs.training_s
         apart_s = costs.training_s if costs.apart else 0.0
     left_s = max(0.0, time_s + apart_s - costs.spent_s - train_s)
-    verify_s = _LAUNCHES * costs.launch_s + 2 * costs.evaluation_s
+    verify_s = _LAUNCHES * costs.launch_s + _JUDGED * costs.evaluation_s
     fixed_s = costs.baselines * costs.trial_s
     deploy_s = max(DEPLOY_SHARE * left_s, fixed_s)
     trials = costs.baselines + max(0.0, deploy_s - fixed_s) / max(costs.trial_s, 1e-3)

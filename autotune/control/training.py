@@ -140,7 +140,7 @@ def _train(
 ) -> TrainTrial:
     """One training job as a trial; without a study it is never cut short."""
     run, epochs, number = outcome.run, outcome.epochs, len(outcome.trials)
-    rungs = _rungs(outcome.reach)
+    rungs = rungs_of(outcome.reach)
 
     def go_on(step: int, value: float) -> bool:
         if step >= outcome.reach < epochs:
@@ -244,7 +244,7 @@ def _skipped(run: Run, recipe: Recipe, epochs: int, number: int, why: str) -> Tr
     )
 
 
-def _rungs(epochs: int) -> tuple[int, ...]:
+def rungs_of(epochs: int) -> tuple[int, ...]:
     """Epochs at which halving decides, the last being the horizon."""
     steps = sorted({max(1, epochs // _ETA**i) for i in (2, 1, 0)})
     return tuple(steps)

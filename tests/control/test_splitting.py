@@ -54,22 +54,18 @@ def test_a_trial_is_trained_as_far_as_the_search_holds() -> None:
 
 
 def test_a_final_training_set_apart_takes_nothing_from_the_search() -> None:
-    costs = forecast.Costs(
-        spent_s=10.0, evaluation_s=1.0, training_s=1000.0, pinned=1, trial_s=3.0, launch_s=2.0
-    )
-    inside = forecast.forecast(costs, 600.0)
-    apart = forecast.forecast(
-        forecast.Costs(
-            spent_s=10.0,
-            evaluation_s=1.0,
-            training_s=1000.0,
-            pinned=1,
-            trial_s=3.0,
-            launch_s=2.0,
-            apart=True,
-        ),
-        600.0,
-    )
+    costs: dict[str, Any] = {
+        "spent_s": 10.0,
+        "evaluation_s": 1.0,
+        "training_s": 1000.0,
+        "recipe_s": 40.0,
+        "epochs": 100,
+        "pinned": 1,
+        "trial_s": 3.0,
+        "launch_s": 2.0,
+    }
+    inside = forecast.forecast(forecast.Costs(**costs), 600.0)
+    apart = forecast.forecast(forecast.Costs(**costs, apart=True), 600.0)
     assert inside.deploy_trials == 1
     assert apart.deploy_trials > 90
     assert apart.train_trials == inside.train_trials > 3
