@@ -148,7 +148,7 @@ def _memory(name: str, make: Any, inputs: Any, batch: int) -> Record:
         fixed, per_sample = footprint.line(make, loss, recipe)
         return Footprinted(base_bytes=base, fixed_bytes=fixed, bytes_per_sample=per_sample)
     model = make().train()
-    optimizer = optimizers.build(recipe, model.parameters())
+    optimizer = optimizers.build(recipe, model)
     for _ in range(MEMORY_STEPS):
         loss(model, batch).backward()
         optimizer.step()
