@@ -5,7 +5,7 @@ Values that mean the same deployment are made equal, so that a repeat can be rec
 
 import msgspec
 
-from autotune.control.space import Space, Values, choice, complete, fix, inside, middle
+from autotune.control.space import Space, Values, choice, complete, fix, located, middle
 from autotune.errors import UsageError
 from autotune.records.budget import Effort
 from autotune.records.plan import Deployment, Step, Value
@@ -106,7 +106,7 @@ def values_of(
 ) -> dict[str, Value] | None:
     """A deployment as values of the space, to enqueue it; None where it lies outside."""
     groups = {o.name: o.group or o.name for o in options if o.kind == "compress"}
-    raw: dict[str, Value] = {
+    raw: dict[str, Value | None] = {
         "runtime": deployment.runtime,
         "threads": deployment.threads,
         "batch_size": deployment.batch_size,
@@ -117,14 +117,9 @@ def values_of(
             return None
         raw[groups[step.name]] = step.name
         raw |= {f"{step.name}.{name}": value for name, value in step.params.items()}
-    out: dict[str, Value] = {}
-    for node in space.nodes:
-        if not node.active(out):
-            continue
-        value = raw.get(node.dim.name)
-        if value is None or not inside(node.dim, value):
-            return None
-        out[node.dim.name] = value
+    out = located(space, raw)
+    if out is None:
+        return None
     steps = {name for name in groups if name in out.values()}
     return out if steps == {step.name for step in deployment.compress} else None
 

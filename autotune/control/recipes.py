@@ -11,7 +11,17 @@ from collections.abc import Iterator
 import msgspec
 
 from autotune.control import families
-from autotune.control.space import LR, Space, Values, choice, complete, fix, inside, optimizers
+from autotune.control.space import (
+    LR,
+    Space,
+    Values,
+    choice,
+    complete,
+    fix,
+    inside,
+    located,
+    optimizers,
+)
 from autotune.records.budget import Effort
 from autotune.records.hardware import Profile
 from autotune.records.plan import Recipe, Value
@@ -151,14 +161,9 @@ def recipe(values: Values, split: tuple[str, int, int]) -> Recipe:
 def values_of(rec: Recipe, space: Space) -> dict[str, Value] | None:
     """A recipe as values of the space, to enqueue it; None where it lies outside."""
     raw = _raw(rec)
-    out: dict[str, Value] = {}
-    for node in space.nodes:
-        if not node.active(out):
-            continue
-        value = raw.get(node.dim.name)
-        if value is None or not inside(node.dim, value):
-            return None
-        out[node.dim.name] = value
+    out = located(space, raw)
+    if out is None:
+        return None
     lost = [name for name in (*_HYPER, "warmup") if getattr(rec, name) and name not in out]
     return None if lost else out
 

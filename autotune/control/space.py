@@ -185,6 +185,19 @@ def _says(text: str, choice: Value) -> bool:
     return str(choice).lower() == text.lower()
 
 
+def located(space: Space, raw: Mapping[str, Value | None]) -> dict[str, Value] | None:
+    """Raw values of the active nodes; None where one is missing or lies outside."""
+    out: dict[str, Value] = {}
+    for node in space.nodes:
+        if not node.active(out):
+            continue
+        value = raw.get(node.dim.name)
+        if value is None or not inside(node.dim, value):
+            return None
+        out[node.dim.name] = value
+    return out
+
+
 def neighbour(space: Space, values: Values, seed: int) -> dict[str, Value]:
     """One value of ``values`` changed: a choice to another, a number by a fifth of its range."""
     rng = random.Random(seed)

@@ -26,6 +26,7 @@ from autotune.records.task import Dynamic
 from autotune.runtimes import _torch as torch_loader
 from autotune.worker import contract, dynamic, rows
 from autotune.worker.channel import Channel
+from autotune.worker.inputs import fields
 from autotune.worker.recovery import recover
 
 SOURCE = "model.py"
@@ -57,7 +58,7 @@ class Bench:
         """One sample repeated to a batch, as positional tensors; ``size`` of free dimensions."""
         sample = self.loaded.select[0]
         inputs, _ = self.loaded.collate([sample] * rows_)
-        named = [(n, torch.as_tensor(value)) for n, value in contract.fields(inputs)]
+        named = [(n, torch.as_tensor(value)) for n, value in fields(inputs)]
         if size:
             named = dynamic.resized(named, self.loaded.info.dynamic, size)
         return tuple(value for _, value in named)

@@ -11,11 +11,8 @@ import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -25,16 +22,15 @@ from autotune.worker import adapters, dynamic, names, samples, script
 from autotune.worker.blame import broken, guard
 from autotune.worker.functions import RATES, Functions
 from autotune.worker.hyperparameters import Hook
+from autotune.worker.inputs import Array, as_array, fields, kind_of
 from autotune.worker.names import no_model
 from autotune.worker.parts import Parts, collect
 from autotune.worker.samples import LABELS, Pair, seeded
 from autotune.worker.streams import Stream
 
-Array = NDArray[Any]
 ABOUT = "data/about.json"
 """What Inspect learned from the model that jobs without a model must know."""
 _ROWS_LOOKED_AT = 64  # to know whether shapes differ; each job loads the task anew
-Kind = Literal["tensor", "tuple", "dict"]
 
 
 class Loaded:
@@ -229,7 +225,7 @@ class Loaded:
 
     def input_arrays(self, inputs: Any) -> list[Array]:
         """A batched input as arrays, in the order of ``info.input_names``."""
-        return [_array(tensor) for _, tensor in fields(inputs)]
+        return [as_array(tensor) for _, tensor in fields(inputs)]
 
     def model_inputs(self, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """A batched input as ``(args, kwargs)`` for inference, without labels."""
@@ -241,7 +237,7 @@ class Loaded:
         """All that can be said without making a model."""
         first = self.collate([self.sample("select", 0)])
         self._refuse_nested(first[0])
-        named = [(name, _array(value)) for name, value in fields(first[0])]
+        named = [(name, as_array(value)) for name, value in fields(first[0])]
         functions = self.functions
         functions.balance(data.rare, first[1])
         metric = functions.name(first[1])
@@ -379,15 +375,6 @@ def _comes_trained(spec: TaskSpec, asked: bool | None, own: bool) -> bool:
     return own if spec.pretrained is None else spec.pretrained
 
 
-def fields(inputs: Any) -> list[tuple[str, Any]]:
-    """The named fields of an input: ``input``, ``input_0`` ..., or a dict's keys but ``labels``."""
-    if isinstance(inputs, Mapping):
-        return [(str(n), v) for n, v in inputs.items() if n != LABELS and v is not None]
-    if isinstance(inputs, tuple | list):
-        return [(f"input_{i}", value) for i, value in enumerate(inputs)]
-    return [("input", inputs)]
-
-
 def reinitialise(model: nn.Module) -> None:
     """Draw new weights wherever a module knows how to."""
     for module in model.modules():
@@ -396,21 +383,6 @@ def reinitialise(model: nn.Module) -> None:
         )
         if callable(reset):
             reset()
-
-
-def kind_of(inputs: Any) -> Kind:
-    """How the model is called with an input."""
-    if isinstance(inputs, Mapping):
-        return "dict"
-    return "tuple" if isinstance(inputs, tuple | list) else "tensor"
-
-
-def _array(value: Any) -> Array:
-    if not isinstance(value, Tensor):
-        return np.asarray(value)
-    value = value.detach().cpu()
-    array: Array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    return array
 
 
 def _length(value: Any) -> int:

@@ -30,8 +30,9 @@ from autotune.records.task import Floor, TaskInfo, TaskSpec
 from autotune.worker import adapters, chance, defaults, dynamic, rows, samples
 from autotune.worker.blame import broken, guard
 from autotune.worker.channel import Channel
-from autotune.worker.contract import ABOUT, Loaded, fields, kind_of, load
+from autotune.worker.contract import ABOUT, Loaded, load
 from autotune.worker.evaluate import evaluating
+from autotune.worker.inputs import fields, kind_of
 from autotune.worker.nested import size_of
 from autotune.worker.streams import Stream
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from autotune.records.hardware import Leaf
+from autotune.worker import probes
 
 _SMALL, _LARGE = 1, 1 << 20
 _CALLS = 15
@@ -36,20 +37,9 @@ def gloo() -> dict[str, Leaf]:
     sent = 4.0 * _LARGE
     beta = [sent / max(1e-9, seconds - median(small)) for seconds in large]
     return {
-        "gloo_latency_s": _leaf(alpha, "s"),
-        "gloo_bytes_per_s": _leaf(beta, "B/s"),
+        "gloo_latency_s": probes.as_leaf(alpha, "s"),
+        "gloo_bytes_per_s": probes.as_leaf(beta, "B/s"),
     }
-
-
-def _leaf(samples: list[float], unit: str) -> Leaf:
-    return Leaf(
-        value=median(samples),
-        unit=unit,
-        source="measured",
-        low=min(samples),
-        high=max(samples),
-        samples=len(samples),
-    )
 
 
 def _fork(rank: int, store: Path, out: Path) -> int:

@@ -55,12 +55,12 @@ def spec_of(root: Path, text: str, **more: Any) -> TaskSpec:
     return TaskSpec(kind="file", path=str(root / "model.py"), **more)
 
 
-@pytest.fixture(scope="module")
-def trained() -> nn.Module:
+def trained_on_digits(hidden: int = 32) -> nn.Module:
+    """The model of `DIGITS`, trained for a second."""
     names: dict[str, Any] = {}
     exec(DIGITS, names)
     torch.manual_seed(0)
-    model: nn.Module = names["make_model"]()
+    model: nn.Module = names["make_model"](hidden)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     x, y = names["train_data"]().tensors
     for _ in range(150):
@@ -68,6 +68,11 @@ def trained() -> nn.Module:
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
     return model
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    return trained_on_digits()
 
 
 def built(root: Path, spec: TaskSpec, runtime: str = "eager") -> Any:

@@ -9,14 +9,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from tests.scenarios.conftest import ROOT, Ran, command, read
-from tests.scenarios.test_contract_given import DIGITS
+from tests.scenarios.test_contract_given import DIGITS, trained_on_digits
 
 pytestmark = pytest.mark.serial
 
@@ -36,25 +34,11 @@ def space(trial):
 )
 
 
-def trained(hidden: int) -> nn.Module:
-    names: dict[str, Any] = {}
-    exec(DIGITS, names)
-    torch.manual_seed(0)
-    model: nn.Module = names["make_model"](hidden)
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    x, y = names["train_data"]().tensors
-    for _ in range(150):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-    return model
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """A run on ``{"state_dict": ..., "optimizer": ...}`` with ``module.`` prefixes."""
     root = tmp_path_factory.mktemp("checkpoint")
-    model = trained(hidden=32)
+    model = trained_on_digits(hidden=32)
     state = {f"module.{name}": value for name, value in model.state_dict().items()}
     saved = {"state_dict": state, "optimizer": torch.optim.Adam(model.parameters()).state_dict()}
     torch.save(saved, root / "last.ckpt")
