@@ -22,6 +22,7 @@ from autotune.control import (
     earlier,
     echo,
     recipes,
+    reuse,
     splitting,
     store,
     surveying,
@@ -211,6 +212,7 @@ def _story(
         )
         if request.effort.baseline is not None:
             earlier.check(Path(request.effort.baseline), run)
+        reuse.check(run)
         known = Known(run)
         run.journal = folder.new_journal()
         run.on_progress = lambda: folder.checkpoint(assemble.report(known, "running"))

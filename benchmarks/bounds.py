@@ -38,6 +38,7 @@ from autotune.records.job import Probe
 from autotune.records.plan import Deployment, Step
 from autotune.records.task import Traits
 from autotune.worker import profiler, tape, traits
+from autotune.worker.channel import NullChannel
 from benchmarks import families
 
 CACHE = Path(".cache/benchmarks")
@@ -299,7 +300,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.disable()  # the quantizer advises to prepare each model
     torch.manual_seed(given.seed)
     np.random.seed(given.seed)
-    answer = profiler.run(Probe(thorough=True, budget_s=25.0), Path(), None)  # type: ignore[arg-type]
+    answer = profiler.run(Probe(thorough=True, budget_s=25.0), Path(), NullChannel())
     rows = CACHE / f"bounds-{given.seed}.jsonl"
     if given.fresh:
         rows.unlink(missing_ok=True)

@@ -10,6 +10,8 @@ paired interval of the drop, so what is stopped could hardly have been certified
 import math
 from typing import Protocol, TypeVar
 
+import msgspec
+
 from autotune.control import figures, verdict
 from autotune.control.figures import Tried
 from autotune.control.run import Run
@@ -134,7 +136,7 @@ class Attempt:
             "wall_s": wall,
             "overhead_s": overhead,
         }
-        return DeployTrial(**(base | fields))  # type: ignore[arg-type]
+        return msgspec.convert(base | fields, DeployTrial)
 
 
 def part_of(baseline: Tried, tried: Tried) -> Tried:

@@ -24,6 +24,7 @@ from autotune.records.report import DeployTrial
 
 CONSTRAINTS = ("energy", "latency", "memory", "quality")
 _BUILD_TIMEOUT_S = 300.0
+_MEASURE_TIMEOUT_S = 130.0
 _SCREEN_S = 0.4
 _MOST_REPEATS = 40
 _HOPELESS = 1.5  # a thread count this much slower on the dense model is not searched
@@ -82,7 +83,9 @@ class Lab:
             meter=self.run.meter,
             load_per_s=self.run.budget.load_per_s,
         )
-        return self.run.bridge.run(job, timeout_s=120.0 + 20 * _SCREEN_S + self._evaluation_s())
+        return self.run.bridge.run(
+            job, timeout_s=120.0 + 20 * _SCREEN_S + self.evaluation_limit_s()
+        )
 
     def more(self, built: jobs.Built, deployment: Deployment, every: int) -> jobs.Result:
         """Its outputs on more rows: no second timing."""
@@ -99,7 +102,7 @@ class Lab:
             every=every,
             outputs=outputs_of(built, "select"),
         )
-        return self.run.bridge.run(job, timeout_s=120.0 + self._evaluation_s())
+        return self.run.bridge.run(job, timeout_s=_MEASURE_TIMEOUT_S + self.evaluation_limit_s())
 
     def score(self, built: jobs.Built, part: str, every: int = 1) -> jobs.Result:
         job = jobs.Score(
@@ -109,7 +112,7 @@ class Lab:
             every=every,
             seed=self.run.effort.seed,
         )
-        return self.run.bridge.run(job, timeout_s=120.0 + self._evaluation_s())
+        return self.run.bridge.run(job, timeout_s=_MEASURE_TIMEOUT_S + self.evaluation_limit_s())
 
     def trial(self, deployment: Deployment, why: str, *, baseline: bool = False) -> Tried:
         """Build, measure and score one candidate; never raises for what the candidate does."""
@@ -117,9 +120,10 @@ class Lab:
         tried = attempt.run(None if baseline else self.baseline(deployment))
         return tried if baseline else self._constrained(tried)
 
-    def _evaluation_s(self) -> float:
-        """What one evaluation may take: some baseline's own, with room."""
-        return 10 * max((t.trial.measure_s for t in self.baselines.values()), default=30.0)
+    def evaluation_limit_s(self) -> float:
+        """What one evaluation may take: a baseline's own, or the survey's guess, with room."""
+        known = [t.trial.measure_s for t in self.baselines.values()]
+        return 10 * max([*known, self.run.evaluation_s, 0.0 if known else 30.0])
 
     def _constrained(self, tried: Tried) -> Tried:
         if tried.scores is None:

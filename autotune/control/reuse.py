@@ -104,13 +104,18 @@ def find(run: Run) -> Donor | None:
     return min(near, key=lambda pair: pair[0])[1]
 
 
+def check(run: Run) -> None:
+    """Refuse a ``--like`` that names no usable report, before anything is spent on it.
+
+    Raises:
+        UsageError: the folder holds no report with a plan.
+    """
+    if run.effort.like not in (None, AUTO):
+        _loaded(Path(str(run.effort.like)))
+
+
 def _named(run: Run, folder: Path) -> Donor:
-    report = store.load_report(folder)
-    donor = _donor(folder, report)
-    if donor is None:
-        raise UsageError(
-            f"--like {folder}: its report holds no measured deployment; give a finished one"
-        )
+    report, donor = _loaded(folder)
     machine = machine_distance(run.profile, report.profile)
     model = model_distance(run.survey.traits, report.survey.traits)
     if machine > _LIKE_MACHINE:
@@ -118,6 +123,16 @@ def _named(run: Run, folder: Path) -> Donor:
     if model > _LIKE_MODEL:
         run.listener.note(f"--like {folder}: its model is unlike this one")
     return donor
+
+
+def _loaded(folder: Path) -> tuple[Report, Donor]:
+    report = store.load_report(folder)
+    donor = _donor(folder, report)
+    if donor is None:
+        raise UsageError(
+            f"--like {folder}: its report holds no measured deployment; give a finished one"
+        )
+    return report, donor
 
 
 def _donor(folder: Path, report: Report) -> Donor | None:

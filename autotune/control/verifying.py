@@ -182,7 +182,7 @@ def _measure(lab: Lab, side: Side, pair: int, part: str | None) -> jobs.Result:
         meter=run.meter,
         load_per_s=run.budget.load_per_s,
     )
-    return run.bridge.run(job, timeout_s=150.0)
+    return run.bridge.run(job, timeout_s=150.0 + lab.evaluation_limit_s())
 
 
 def judge(run: Run, side: Side, reference: Side, quality_alpha: float) -> tuple[Verdict, ...]:

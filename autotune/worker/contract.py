@@ -111,6 +111,10 @@ class Loaded:
             raise ContractError(f"{self.where}: this task has no {name} data")
         return part
 
+    def rows(self, name: str) -> int:
+        """How many rows a part has; of a stream, how many make an epoch."""
+        return _length(self.part(name))
+
     def remember(self, root: Path) -> "Loaded":
         """Take over what Inspect learned from the model (`ABOUT`), where it was written."""
         path = root / ABOUT

@@ -47,7 +47,7 @@ def evaluate(model: nn.Module, loaded: Loaded, part: str, batch_size: int = 256)
         JobError: ``nan``: the loss or the quality is not a finite number.
     """
     device = device_of(model)
-    tally = Tally(loaded, len(loaded.part(part)))  # type: ignore[arg-type]
+    tally = Tally(loaded, loaded.rows(part))
     with evaluating(model):
         inputs, _ = loaded.collate([loaded.sample(part, 0)])
         size = fitting(batch_size, size_of(loaded.call(model, to(inputs, device))))
@@ -71,7 +71,7 @@ def score_outputs(
     Raises:
         ContractError: another number of rows, or the user's functions break the contract.
     """
-    expected = len(range(0, len(loaded.part(part)), every))  # type: ignore[arg-type]
+    expected = len(range(0, loaded.rows(part), every))
     if len(rows) != expected:
         raise ContractError(f"{len(rows)} rows of outputs for the {expected} rows of {part}")
     tally = Tally(loaded, expected)

@@ -110,10 +110,10 @@ def write_rows(loaded: Loaded, root: Path) -> None:
     ones of a stream.
     """
     for part in ("select", "confirm"):
-        count = len(loaded.part(part))  # type: ignore[arg-type]
+        count = loaded.rows(part)
         rows.save(root / "data" / f"{part}.npz", _rows(loaded, part, range(count)))
     part = "train" if loaded.train else "adapt" if loaded.adapt else "select"
-    count = len(loaded.part(part))  # type: ignore[arg-type]
+    count = loaded.rows(part)
     spread = np.unique(np.linspace(0, count - 1, min(count, CALIBRATION_ROWS)).astype(int))
     if isinstance(loaded.part(part), Stream):
         spread = np.arange(len(spread))
@@ -217,7 +217,7 @@ def _check_dynamic(loaded: Loaded, model: nn.Module) -> None:
 
 def _batch(loaded: Loaded, part: str, most: int) -> tuple[Any, Any]:
     count = 1 if loaded.info.ragged and not loaded.has_own_collate else most
-    count = min(count, len(loaded.part(part)))  # type: ignore[arg-type]
+    count = min(count, loaded.rows(part))
     return loaded.collate([loaded.sample(part, row) for row in range(count)])
 
 

@@ -39,7 +39,7 @@ def run(job: Outline, root: Path, channel: Channel) -> Outlined:
     arguments, named = loaded.model_inputs(first)
     try:
         traits = _on_meta(loaded, arguments, named)
-    except (RuntimeError, NotImplementedError, TypeError, ValueError, ContractError) as error:
+    except (RuntimeError, TypeError, ValueError, ContractError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         note = f"the model cannot be traced without its weights ({said[:120]}): it was made in full"
         _must_fit(loaded)

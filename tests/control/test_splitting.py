@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from autotune.control import forecast, splitting
-from autotune.control.run import Run, Silent
+from autotune.control.run import Run
 from autotune.records.budget import Budget, Effort
-from autotune.records.task import Split, Survey, TaskSpec
+from autotune.records.task import Split
 from tests.support import made
 
 
@@ -16,15 +16,8 @@ def run(effort: dict[str, Any], task: dict[str, Any], budget: dict[str, Any]) ->
     split = Split(
         parallel="single", ranks=1, threads=1, batch_size=32, precision="fp32", samples_per_s=300.0
     )
-    survey = Survey(task=made.info(**task), traits=made.traits(), options=(), splits=(split,))
-    return Run(
-        None,  # type: ignore[arg-type]
-        TaskSpec(kind="file", path="model.py"),
-        Budget(**budget),
-        Effort(**effort),
-        Silent(),
-        made.profile(),
-        survey,
+    return made.run(
+        task=made.info(**task), splits=(split,), budget=Budget(**budget), effort=Effort(**effort)
     )
 
 

@@ -1,8 +1,13 @@
 """Made-up records, for tests that need one and do not care which."""
 
+from typing import Any
+
+from autotune.control.bridge import FunctionBridge
+from autotune.control.run import Run, Silent
+from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Cpu, Leaf, Profile
-from autotune.records.job import Context
-from autotune.records.task import TaskInfo, Traits
+from autotune.records.job import Context, Job, Result
+from autotune.records.task import Split, Survey, TaskInfo, TaskSpec, Traits
 
 
 def info(**changes: object) -> TaskInfo:
@@ -78,3 +83,15 @@ def context(
 ) -> Context:
     """What a plug-in is asked about."""
     return Context(info=task or info(), traits=of or traits(), profile=on or profile())
+
+
+def run(*, task: TaskInfo | None = None, splits: tuple[Split, ...] = (), **given: Any) -> Run:
+    """A run in progress whose bridge answers nothing; ``given`` are its budget and effort."""
+    survey = Survey(task=task or info(), traits=traits(), options=(), splits=splits)
+    spec = TaskSpec(kind="file", path="model.py")
+    budget, effort = given.get("budget", Budget()), given.get("effort", Effort())
+    return Run(FunctionBridge(_unasked), spec, budget, effort, Silent(), profile(), survey)
+
+
+def _unasked(job: Job) -> Result:
+    raise AssertionError(f"no {type(job).__name__} was expected")
