@@ -49,8 +49,12 @@ class WorkerError(AutotuneError, RuntimeError):
 
 
 class JobError(AutotuneError):
-    """A job cannot go on.  ``kind`` is that of `records.report.Failure` (nan, unsupported, ...)."""
+    """A job cannot go on.  ``kind`` is that of `records.report.Failure` (nan, unsupported, ...).
 
-    def __init__(self, kind: str, message: str) -> None:
+    ``least`` maps ``step.parameter`` to the value below which no build can succeed either.
+    """
+
+    def __init__(self, kind: str, message: str, least: dict[str, float] | None = None) -> None:
         super().__init__(message)
         self.kind = kind
+        self.least = least or {}

@@ -166,8 +166,19 @@ def test_failures_are_data(go: Go) -> None:
     kinds = {t.failure.kind for t in report.train_trials if t.failure}
     assert kinds == {"killed", "hang"}
     assert {t.failure.kind for t in report.deploy_trials if t.failure} == {"oom"}
-    assert report.search_cost.failed == len(failures) or report.search_cost.failed > 2
+    tried = [*report.train_trials, *report.deploy_trials]
+    assert report.search_cost.failed == sum(t.state == "failed" for t in tried) >= len(failures)
     assert report.exit_code == 0
+
+
+def test_a_level_that_cannot_be_built_is_tried_once(go: Go) -> None:
+    report = go(Budget(), prune_floor=0.95)
+    failed = [t for t in report.deploy_trials if t.state == "failed"]
+    skipped = [t for t in report.deploy_trials if t.state == "skipped"]
+    assert len(failed) == 1
+    assert len(skipped) > 1
+    assert all(f"cannot be built: trial {failed[0].number}" in (t.bound or "") for t in skipped)
+    assert report.search_cost.skipped_by_bound == len(skipped)
 
 
 def test_a_trial_is_cut_short_by_others_of_its_schedule_alone(

@@ -60,6 +60,7 @@ def prune(model: Flat, inputs: Sequence[Tensor], kept: float) -> Flat:
             "unsupported",
             f"pruning cannot reach macs_kept {kept:g}: {best[0]:.2f} is the {end} "
             "(the rest is in layers that make the output or that cannot be pruned)",
+            least={"prune.macs_kept": best[0] - TOLERANCE} if best[0] > kept else None,
         )
     return _checked(best[1], inputs, shapes)
 

@@ -10,7 +10,7 @@ Pure: what is indistinguishable within noise is for the caller to say.
 import math
 from collections.abc import Callable, Sequence
 
-from autotune.control import reasons
+from autotune.control import reasons, units
 from autotune.control.reasons import describe, latency_of
 from autotune.records.budget import Goal
 from autotune.records.measurement import Verdict
@@ -29,6 +29,8 @@ __all__ = [
     "why",
 ]
 
+CLOSE = 0.03
+"""Differences of one screening launch up to this share are noise."""
 _NO_BUDGET = {"failed", "bound"}  # constraints of trials that were never measured
 Same = Callable[[DeployTrial, DeployTrial], bool]
 
@@ -80,7 +82,9 @@ def order(
     """Completed trials, best first: feasible ones by the goal, then the rest by violation.
 
     Under the goal *quality* the plans that ``indistinguishable`` cannot tell from the best
-    come first, by latency at the budget's percentile and then energy.
+    come first, by latency at the budget's percentile and then energy.  A lossless plan within
+    `CLOSE` of the first comes before it: what compression gains there is noise, what it risks
+    is not.
     """
     done = [trial for trial in trials if trial.state == "complete"]
 
@@ -104,7 +108,23 @@ def order(
         same.sort(key=lambda t: (*swift(t), t.number))
         kept = {id(trial) for trial in same}
         good = [*same, *(trial for trial in good if id(trial) not in kept)]
+    about: Goal = "latency" if goal == "quality" else goal
+    good = _lossless_first(good, lambda trial: _worseness(trial, about, higher_is_better))
     return (*good, *bad)
+
+
+def _lossless_first(
+    ranked: list[DeployTrial], value: Callable[[DeployTrial], float]
+) -> list[DeployTrial]:
+    """The best lossless plan brought to the front where it is close to the first."""
+    if not ranked or ranked[0].deployment.lossless:
+        return ranked
+    limit = value(ranked[0]) + CLOSE * abs(value(ranked[0]))
+    near = [t for t in ranked if t.deployment.lossless and value(t) <= limit]
+    if not near or math.isinf(limit):
+        return ranked
+    first = min(near, key=value)
+    return [first, *(t for t in ranked if t is not first)]
 
 
 def _tied(trial: DeployTrial, best: DeployTrial, indistinguishable: Same | None) -> bool:
@@ -231,7 +251,10 @@ def _chosen_text(
         "throughput": "it has the highest throughput within the limits",
         "memory": "it needs the least memory within the limits",
     }[goal]
-    return f"Chosen: {name}; {rule}, of {tried} plans measured."
+    aside = (
+        f" (to {units.percent(CLOSE)}, where a lossless plan goes first)" if chosen.lossless else ""
+    )
+    return f"Chosen: {name}; {rule}{aside}, of {tried} plans measured."
 
 
 def _looser(

@@ -176,7 +176,10 @@ class Lab:
                 continue
             else:
                 repeats = 0
-                tried = self._bounded(deployment) if asked > first else None
+                bound = self._unbuildable(deployment)
+                if asked > first:
+                    bound = bound or broken_bound(run, deployment, self.baseline(deployment))
+                tried = self._skipped(deployment, bound) if bound else None
                 tried = tried or self.trial(deployment, proposal.why)
                 tried = tried._replace(values=proposal.values)
                 self.keep(tried)
@@ -279,11 +282,20 @@ class Lab:
         found = (t for t in self.tried if space.canonical(t.trial.deployment) == same)
         return next(found, None)
 
-    def _bounded(self, deployment: Deployment) -> Tried | None:
-        """A trial that a provable bound rules out, unmeasured."""
-        bound = broken_bound(self.run, deployment, self.baseline(deployment))
-        if bound is None:
-            return None
+    def _unbuildable(self, deployment: Deployment) -> str | None:
+        """What a failed build has told of every build like it."""
+        for tried in self.tried:
+            failure = tried.trial.failure
+            for name, least in failure.least.items() if failure else ():
+                step, _, parameter = name.partition(".")
+                for asked in deployment.compress:
+                    value = asked.params.get(parameter)
+                    if asked.name == step and isinstance(value, float) and value < least:
+                        return f"{parameter} {value:g} cannot be built: trial {tried.trial.number}"
+        return None
+
+    def _skipped(self, deployment: Deployment, bound: str) -> Tried:
+        """A trial that is ruled out unmeasured."""
         trial = DeployTrial(
             number=len(self.tried),
             deployment=deployment,

@@ -102,9 +102,8 @@ def margin(picked: DeployTrial, other: DeployTrial) -> str:
             word, ratio = "slower", theirs / mine
         else:
             word, ratio = "faster", mine / theirs
-        parts.append(
-            f"{ratio:.2f}x {word} ({units.show(theirs, 's')} against {units.show(mine, 's')})"
-        )
+        told = f"{ratio:.2f}x {word}" if ratio >= 1.005 else "as fast"
+        parts.append(f"{told} ({units.show(theirs, 's')} against {units.show(mine, 's')})")
     if picked.quality is not None and other.quality is not None:
         ours, others = units.metric(picked.quality), units.metric(other.quality)
         parts.append(f"quality {others} against {ours}")

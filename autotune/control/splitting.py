@@ -91,11 +91,16 @@ def horizon(run: Run, share_s: float) -> int:
 
 
 def one_epoch_s(run: Run) -> float | None:
-    """Seconds of one epoch of a usual recipe; None where no split could be measured."""
-    rates = [s.samples_per_s for s in run.survey.splits if s.samples_per_s]
+    """Seconds of one epoch at the baseline's batch size by the fastest split; None where no split
+    could be measured.
+    """
+    batch = recipes.baseline(run.survey).batch_size
+    known = [(abs(math.log2(s.batch_size / batch)), s.samples_per_s) for s in run.survey.splits]
+    rates = [(distance, rate) for distance, rate in known if rate]
     if not rates:
         return None
-    return run.survey.task.train_rows / min(max(rates), 4 * min(rates))
+    nearest = min(distance for distance, _ in rates)
+    return run.survey.task.train_rows / max(r for distance, r in rates if distance == nearest)
 
 
 def reach(run: Run, epochs: int, search_s: float) -> int:

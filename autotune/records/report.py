@@ -12,12 +12,14 @@ from autotune.records.task import Survey
 
 class Failure(Record, frozen=True, kw_only=True):
     """Why something ended badly.  ``kind``: oom, crash, hang, nan, unsupported, error, exit,
-    killed, contract.  ``log`` holds the last lines of its output.
+    killed, contract.  ``log`` holds the last lines of its output.  ``least``: by
+    ``step.parameter``, the value below which no deployment of this model can be built.
     """
 
     kind: str
     message: str
     log: str = ""
+    least: dict[str, float] = {}
 
 
 class Quantiles(Record, frozen=True, kw_only=True):

@@ -147,6 +147,17 @@ def test_quality_goal_takes_the_fastest_of_the_indistinguishable() -> None:
     assert [t.number for t in close] == [1, 0, 2]
 
 
+@pytest.mark.parametrize("goal", ["quality", "latency", "throughput"])
+def test_a_lossless_plan_goes_before_a_compressed_one_that_gains_only_noise(goal: Goal) -> None:
+    int8 = (Step(name="int8_static"),)
+    near = [trial(0, 1.02e-3, runtime="onnxruntime"), trial(1, 1e-3, compress=int8)]
+    assert [t.number for t in choose.order(near, goal, True)] == [0, 1]
+    far = [trial(0, 1.05e-3, runtime="onnxruntime"), trial(1, 1e-3, compress=int8)]
+    assert [t.number for t in choose.order(far, goal, True)] == [1, 0]
+    broken = [trial(0, 1e-3, over={"latency": 0.1}), trial(1, 1e-3, compress=int8)]
+    assert [t.number for t in choose.order(broken, goal, True)] == [1, 0]
+
+
 def test_ties_in_latency_go_to_energy() -> None:
     trials = [trial(0, 0.002, 0.9, energy=0.2), trial(1, 0.002, 0.9, energy=0.1)]
     assert choose.order(trials, "quality", True)[0].number == 1

@@ -92,6 +92,7 @@ class Simulation:
     fail: dict[str, Failure] = field(default_factory=dict)
     options: tuple[Option, ...] = OPTIONS
     spread: float = 0.02
+    prune_floor: float = 0.0
     seen: dict[str, int] = field(default_factory=dict)
     built: dict[str, jobs.Build] = field(default_factory=dict)
 
@@ -191,6 +192,10 @@ class Simulation:
 
     def _build(self, job: jobs.Build) -> Result:
         failure = self.fail.get(f"runtime:{job.runtime}")
+        levels = [step.params["macs_kept"] for step in job.compress if step.name == "prune"]
+        if any(float(level) < self.prune_floor for level in levels):
+            least = {"prune.macs_kept": self.prune_floor}
+            failure = Failure(kind="unsupported", message="cannot reach it", least=least)
         if failure is not None:
             return Result(failure=failure, wall_s=0.2, work_s=0.2)
         folder = self.root / job.out
