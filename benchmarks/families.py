@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.zoo import Recurrent
+
 
 class Sample(NamedTuple):
     """``inputs(batch)`` makes one call's input; ``onnx`` says that it exports by hand."""
@@ -84,21 +86,11 @@ def attention(rng: random.Random) -> Sample:
     return transformer(rng, "attention")
 
 
-class _Last(nn.Module):
-    def __init__(self, cell: nn.Module, width: int) -> None:
-        super().__init__()
-        self.cell, self.head = cell, nn.Linear(width, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(self.cell(x)[0][:, -1])
-        return out
-
-
 def recurrent(rng: random.Random) -> Sample:
     width, inner, length = _size(rng, 64, 512), _size(rng, 256, 1024), _size(rng, 16, 64)
     kind = rng.choice((nn.LSTM, nn.GRU))
     cell = kind(width, inner, rng.randint(1, 2), batch_first=True)
-    return Sample("recurrent", _Last(cell, inner), lambda b: torch.randn(b, length, width))
+    return Sample("recurrent", Recurrent(cell, inner), lambda b: torch.randn(b, length, width))
 
 
 class _Bag(nn.Module):

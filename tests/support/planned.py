@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
+from autotune.control import store
 from autotune.control.planning.machines import Machine, Rate
-from autotune.records import codec
 from autotune.records.hardware import Profile
 from autotune.records.outlook import TrainingPlan
 from autotune.records.task import Traits, Transformer
 from tests.support import made
 
-PROFILES = Path(__file__).parent / "profiles"
+PROFILES = Path(__file__).parents[2] / "profiles"
 
 
 def profile(name: str) -> Profile:
-    """A profile of ``tests/support/profiles``."""
-    return codec.decode((PROFILES / f"{name}.json").read_bytes(), Profile, what=name)
+    """A profile of the library."""
+    return store.load_profile(str(PROFILES / f"{name}.json"))
 
 
 def decoder(

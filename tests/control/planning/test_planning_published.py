@@ -5,17 +5,11 @@ import statistics
 import pytest
 
 from benchmarks import published
-from tests.support import planned
 
 
 @pytest.fixture(scope="module")
 def compared():
-    def load(name):
-        return planned.profile(name)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(published.store, "load_profile", load)
-        return [published.compare(row) for row in published.rows()]
+    return [published.compare(row) for row in published.rows()]
 
 
 def test_rows_name_their_source_and_plan():
