@@ -1,8 +1,8 @@
-"""Which plan, and why: feasible set, order, Pareto front, finalists, the reasons in words.
+"""Which plan, and why: feasible set, order, Pareto front, the reasons in words.
 
     trials --feasible--> best by the goal --ties in quality--> lowest latency, then energy
        |                                                             |
-       +--infeasible, by least violation (after all feasible)        +--> finalists, why
+       +--infeasible, by least violation (after all feasible)        +--> why
 
 Pure: what is indistinguishable within noise is for the caller to say.
 """
@@ -21,7 +21,6 @@ from autotune.records.task import Option
 __all__ = [
     "describe",
     "feasible",
-    "finalists",
     "latency_of",
     "order",
     "pareto",
@@ -133,25 +132,6 @@ def _tied(trial: DeployTrial, best: DeployTrial, indistinguishable: Same | None)
     return trial.quality == best.quality or bool(
         indistinguishable and indistinguishable(trial, best)
     )
-
-
-def finalists(
-    trials: Sequence[DeployTrial],
-    goal: Goal,
-    higher_is_better: bool,
-    k: int,
-    *,
-    indistinguishable: Same | None = None,
-) -> tuple[DeployTrial, ...]:
-    """The best ``k`` distinct plans; infeasible ones only where none is feasible."""
-    ranked = order(trials, goal, higher_is_better, indistinguishable=indistinguishable)
-    if ranked and feasible(ranked[0]):
-        ranked = tuple(filter(feasible, ranked))
-    distinct: list[DeployTrial] = []
-    for trial in ranked:
-        if all(trial.deployment != other.deployment for other in distinct):
-            distinct.append(trial)
-    return tuple(distinct[:k])
 
 
 def pareto(trials: Sequence[DeployTrial], higher_is_better: bool = True) -> tuple[int, ...]:

@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 from autotune.records.job import Footprinted
 from autotune.records.measurement import Interval, OpReplay, OpTime
-from autotune.records.plan import Deployment, Recipe
-from autotune.records.task import Traits
+from autotune.records.plan import Deployment
 
 _Z90 = 1.645
 _DISPATCH_S = 1.5e-6
@@ -37,9 +36,6 @@ SIGMA = {"eager": 0.20, "compiled": 0.30, "onnxruntime": 0.13}
 tests.  Eager PyTorch's is wide since large activations may or may not be new pages at each call.
 """
 _SIGMA_UNANCHORED = 0.35
-_BACKWARD = 2.0
-"""A backward pass does each product twice (inputs' and weights' gradients)."""
-_SIGMA_STEP = 0.20
 _KEPT, _KEPT_SPREAD, _BASE_SPREAD = 1.35, 0.25, 0.03
 """Resident over tracked bytes of activations, and the half-widths of 90 % intervals."""
 
@@ -155,38 +151,6 @@ def deployment_s(
         share *= float(level) if isinstance(level, float | int) else 0.5
     least = _RUN_S[deployment.runtime]
     return _around(max(least, dense.value * share), _SIGMA_UNANCHORED)
-
-
-def throughput_per_s(latency: Interval, batch: int) -> Interval:
-    """Samples per second of calls one after another."""
-    return Interval(value=batch / latency.value, low=batch / latency.high, high=batch / latency.low)
-
-
-def energy_j(latency: Interval, batch: int, power_w: Interval) -> Interval:
-    """Joules per sample at a loaded power."""
-    return Interval(
-        value=latency.value * power_w.value / batch,
-        low=latency.low * power_w.low / batch,
-        high=latency.high * power_w.high / batch,
-    )
-
-
-def training_step_s(
-    replays: Sequence[OpReplay],
-    found: Sequence[Anchor],
-    recipe: Recipe,
-    traits: Traits,
-    memory_bytes_per_s: float,
-) -> Interval | None:
-    """One step of one process: forward, twice as much backward, and the optimizer, which reads
-    and writes weights, gradients and its state.
-    """
-    forward = latency_s(replays, found, "eager", recipe.batch_size, recipe.threads)
-    if forward is None:
-        return None
-    passes = {"sgd": 3, "momentum": 5, "nesterov": 6}.get(recipe.optimizer, 10)
-    optimizer = passes * traits.parameter_bytes / memory_bytes_per_s
-    return _around(forward.value * (1 + _BACKWARD) + optimizer, _SIGMA_STEP)
 
 
 def training_memory_bytes(found: Footprinted, batch: int) -> Interval:

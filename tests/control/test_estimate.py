@@ -6,9 +6,8 @@ from hypothesis import strategies as st
 
 from autotune.control import estimate
 from autotune.control.foresight import Foresight
-from autotune.records.measurement import Interval, OpReplay, OpTime
-from autotune.records.plan import Deployment, Recipe, Step
-from tests.support import made
+from autotune.records.measurement import OpReplay, OpTime
+from autotune.records.plan import Deployment, Step
 
 MS = 1e-3
 
@@ -82,24 +81,6 @@ def test_compression_widens_the_interval() -> None:
     assert found is not None
     assert found.value == pytest.approx(0.5 * EAGER)
     assert found.high / found.low > dense.high / dense.low
-
-
-def test_throughput_and_energy_turn_the_interval_with_them() -> None:
-    latency = Interval(value=0.1, low=0.05, high=0.2)
-    rate = estimate.throughput_per_s(latency, 4)
-    assert (rate.low, rate.value, rate.high) == (20, 40, 80)
-    joules = estimate.energy_j(latency, 4, Interval(value=40, low=20, high=60))
-    assert joules.value == pytest.approx(1)
-    assert joules.low == pytest.approx(0.25)
-    assert joules.high == pytest.approx(3)
-
-
-def test_a_training_step_is_three_forwards_and_the_optimizer() -> None:
-    anchor = estimate.Anchor("eager", 1, 1, EAGER)
-    recipe = Recipe(optimizer="sgd", batch_size=8)
-    found = estimate.training_step_s(REPLAYS, (anchor,), recipe, made.traits(), 1e9)
-    assert found is not None
-    assert found.value == pytest.approx(3 * 8 * EAGER + 3 * 4000 / 1e9)
 
 
 @given(st.floats(1e-5, 1), st.floats(1e-5, 1), st.integers(1, 64), st.sampled_from([1, 4, 8]))
