@@ -38,7 +38,12 @@ class Tools:
 
 
 class Compressor(Protocol):
-    """A module under ``compress/``.  Steps of one ``GROUP`` exclude each other."""
+    """A module under ``compress/``.  Steps of one ``GROUP`` exclude each other.
+
+    A module may also have ``RUNTIMES``, the names of those that can serve what it gives; without
+    it each can that takes the form, or one that the form can become.  One with
+    ``TRAINS = True`` calls ``Tools.recover``.
+    """
 
     TAKES: str
     GIVES: str

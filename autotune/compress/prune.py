@@ -19,6 +19,7 @@ from autotune.records.task import Dim
 TAKES = "module"
 GIVES = "module"
 GROUP = "prune"
+TRAINS = True
 
 _PRUNABLE = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d")
 

@@ -58,6 +58,7 @@ class Lab:
             weights=self.weights,
             compress=deployment.compress,
             runtime=deployment.runtime,
+            runtime_params=deployment.runtime_params,
             threads=deployment.threads,
             batch_size=deployment.batch_size,
             seed=self.run.effort.seed,

@@ -7,18 +7,20 @@ import msgspec
 
 from autotune.control.space import Space, Values, choice, complete, fix, located, middle
 from autotune.errors import UsageError
+from autotune.forms import ROAD
+from autotune.forms import reaches as becomes
 from autotune.records.budget import Effort
 from autotune.records.plan import Deployment, Step, Value
-from autotune.records.task import Node, Option, Survey
+from autotune.records.task import Dim, Node, Option, Survey
 
 
 def deploy_space(
     survey: Survey, threads: tuple[int, ...], batches: tuple[int, ...], effort: Effort
 ) -> Space:
-    """Compression by group, runtime, threads, batch.
+    """Runtime with its own parameters, compression by group, threads, batch.
 
-    The runtime comes first: a group whose steps need a form that the runtime does not take
-    is not there for it.
+    The runtime comes first: a group offers what can be served by it.  Where that differs from
+    runtime to runtime, the group is one dimension for each kind of offer (``openvino.quantize``).
     """
     usable = [o for o in survey.options if o.available]
     runtimes = [o for o in usable if o.kind == "runtime"]
@@ -26,23 +28,10 @@ def deploy_space(
         refused = [f"{o.name}: {_why_not(o)}" for o in survey.options if o.kind == "runtime"]
         raise UsageError(f"no runtime is left ({'; '.join(refused)})")
     nodes = [Node(dim=choice("runtime", tuple(o.name for o in runtimes)))]
+    nodes += [_own(o, dim, "runtime") for o in runtimes for dim in o.dims]
     steps = [o for o in usable if o.kind == "compress"]
-    for group in dict.fromkeys(o.group or o.name for o in steps):
-        members = [o for o in steps if (o.group or o.name) == group]
-        fitting = tuple(r.name for r in runtimes if any(reaches(m, r) for m in members))
-        if not fitting:
-            continue
-        nodes.append(
-            Node(
-                dim=choice(group, ("none", *(m.name for m in members))),
-                parent="runtime",
-                values=fitting,
-            )
-        )
-        for member in members:
-            for dim in member.dims:
-                named = msgspec.structs.replace(dim, name=f"{member.name}.{dim.name}")
-                nodes.append(Node(dim=named, parent=group, values=(member.name,)))
+    for group in dict.fromkeys(_group(o) for o in steps):
+        nodes += _offers(group, [o for o in steps if _group(o) == group], runtimes)
     if len(threads) > 1:
         nodes.append(Node(dim=choice("threads", threads)))
     if len(batches) > 1:
@@ -50,13 +39,41 @@ def deploy_space(
     return fix(Space(name="deploy", nodes=tuple(nodes)), effort.fix)
 
 
+def _group(step: Option) -> str:
+    return step.group or step.name
+
+
+def _own(option: Option, dim: Dim, parent: str) -> Node:
+    """A parameter of a step or runtime, there when that is chosen."""
+    named = msgspec.structs.replace(dim, name=f"{option.name}.{dim.name}")
+    return Node(dim=named, parent=parent, values=(option.name,))
+
+
+def _offers(group: str, members: list[Option], runtimes: list[Option]) -> list[Node]:
+    """A group's dimensions: one for each set of steps that some runtimes can serve, then the
+    steps' own.
+    """
+    offers: dict[tuple[str, ...], list[str]] = {}
+    for runtime in runtimes:
+        fitting = tuple(m.name for m in members if reaches(m, runtime))
+        if fitting:
+            offers.setdefault(fitting, []).append(runtime.name)
+    nodes: list[Node] = []
+    for fitting, served in offers.items():
+        name = group if len(offers) == 1 else f"{'+'.join(served)}.{group}"
+        nodes.append(
+            Node(dim=choice(name, ("none", *fitting)), parent="runtime", values=tuple(served))
+        )
+        for member in (m for m in members if m.name in fitting):
+            nodes += [_own(member, dim, name) for dim in member.dims]
+    return nodes
+
+
 def reaches(step: Option, runtime: Option) -> bool:
-    """Whether what the step gives can become what the runtime takes (module -> onnx, not back)."""
-    order = ("module", "onnx")
-    gives, takes = step.gives or "module", runtime.takes or "module"
-    if gives not in order or takes not in order:
-        return gives == takes
-    return order.index(gives) <= order.index(takes)
+    """Whether the runtime can serve what the step gives."""
+    if step.runtimes is not None and runtime.name not in step.runtimes:
+        return False
+    return becomes(step.gives or "module", runtime.takes or "module")
 
 
 def _why_not(option: Option) -> str:
@@ -76,52 +93,64 @@ def deployment(
     """
     kept: dict[str, Value] = {"keep_fp32": ",".join(keep_fp32)} if keep_fp32 else {}
     by_name = {o.name: o for o in options if o.kind == "compress"}
-    groups = dict.fromkeys(o.group or o.name for o in by_name.values())
-    names = [str(values[g]) for g in groups if values.get(g, "none") != "none"]
-    names.sort(key=lambda n: (by_name[n].takes != "module", n))
+    groups = {_group(o) for o in by_name.values()}
+    chosen = {key: str(value) for key, value in values.items() if _short(key) in groups}
+    names = [name for name in chosen.values() if name != "none"]
+    names.sort(key=lambda n: (ROAD.index(by_name[n].takes or "module"), not by_name[n].trains, n))
+    own = {key: value for key, value in sorted(values.items()) if key not in chosen}
     steps = tuple(
         Step(
             name=name,
-            params={
-                key.partition(".")[2]: value
-                for key, value in sorted(values.items())
-                if key.startswith(f"{name}.")
-            }
-            | (kept if by_name[name].group == "quantize" else {}),
+            params=_params(name, own) | (kept if by_name[name].group == "quantize" else {}),
         )
         for name in names
     )
-    retrained = any(by_name[name].takes == "module" for name in names)
+    retrained = any(by_name[name].trains for name in names)
+    runtime = str(values["runtime"])
     return Deployment(
         compress=steps,
-        runtime=str(values["runtime"]),
+        runtime=runtime,
+        runtime_params=_params(runtime, own),
         threads=int(values.get("threads", 1)),
         batch_size=int(values.get("batch_size", batch_size)),
         recovery_epochs=recovery_epochs if retrained else 0,
     )
 
 
+def _short(key: str) -> str:
+    """A dimension's name without what it belongs to."""
+    return key.rpartition(".")[2]
+
+
+def _params(owner: str, own: Values) -> dict[str, Value]:
+    """The parameters among sampled values that belong to a step or runtime."""
+    begin = f"{owner}."
+    return {key.removeprefix(begin): v for key, v in own.items() if key.startswith(begin)}
+
+
 def values_of(
     deployment: Deployment, space: Space, options: tuple[Option, ...]
 ) -> dict[str, Value] | None:
     """A deployment as values of the space, to enqueue it; None where it lies outside."""
-    groups = {o.name: o.group or o.name for o in options if o.kind == "compress"}
+    groups = {o.name: _group(o) for o in options if o.kind == "compress"}
+    if any(step.name not in groups for step in deployment.compress):
+        return None
+    chosen = {groups[step.name]: step.name for step in deployment.compress}
     raw: dict[str, Value | None] = {
         "runtime": deployment.runtime,
         "threads": deployment.threads,
         "batch_size": deployment.batch_size,
     }
-    raw |= dict.fromkeys(groups.values(), "none")
-    for step in deployment.compress:
-        if step.name not in groups:
-            return None
-        raw[groups[step.name]] = step.name
-        raw |= {f"{step.name}.{name}": value for name, value in step.params.items()}
+    names = {node.dim.name for node in space.nodes}
+    raw |= {n: chosen.get(_short(n), "none") for n in names if _short(n) in groups.values()}
+    owners = [(s.name, s.params) for s in deployment.compress]
+    owners.append((deployment.runtime, deployment.runtime_params))
+    raw |= {f"{owner}.{name}": v for owner, params in owners for name, v in params.items()}
     out = located(space, raw)
     if out is None:
         return None
-    steps = {name for name in groups if name in out.values()}
-    return out if steps == {step.name for step in deployment.compress} else None
+    steps = {str(v) for key, v in out.items() if _short(key) in groups.values()} - {"none"}
+    return out if steps == set(chosen.values()) else None
 
 
 def seeds(space: Space, options: tuple[Option, ...], threads: int) -> list[dict[str, Value]]:
@@ -143,12 +172,18 @@ def seeds(space: Space, options: tuple[Option, ...], threads: int) -> list[dict[
         wanted += [{"runtime": r, **_with(pruning), **_with(q)} for r in fast for q in others]
         wanted += [{"runtime": r, **_with(pruning)} for r in fast]
     wanted += [{"runtime": r} for r in runtimes if r not in fast]
-    whole = [complete(space, values | {"threads": threads}) for values in wanted]
+    whole = [complete(space, _everywhere(space, v) | {"threads": threads}) for v in wanted]
     return [v for i, v in enumerate(whole) if v not in whole[:i]]
 
 
+def _everywhere(space: Space, values: Values) -> dict[str, Value]:
+    """A group's choice under each name that the group has in the space."""
+    names = [node.dim.name for node in space.nodes]
+    return {n: values[_short(n)] for n in names if _short(n) in values} | dict(values)
+
+
 def _with(option: Option) -> dict[str, Value]:
-    out: dict[str, Value] = {option.group or option.name: option.name}
+    out: dict[str, Value] = {_group(option): option.name}
     for dim in option.dims:
         out[f"{option.name}.{dim.name}"] = middle(dim)
     return out

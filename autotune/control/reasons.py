@@ -17,8 +17,9 @@ _ABSOLUTE_SLACK = 1e-12
 def describe(deployment: Deployment) -> str:
     """One readable line: ``prune ratio=0.5 + int8 static, onnxruntime, 2 threads, batch 1``."""
     steps = " + ".join(_step(step) for step in deployment.compress) or "dense fp32"
+    runtime = _step(Step(name=deployment.runtime, params=deployment.runtime_params))
     threads = f"{deployment.threads} thread{'' if deployment.threads == 1 else 's'}"
-    return f"{steps}, {deployment.runtime}, {threads}, batch {deployment.batch_size}"
+    return f"{steps}, {runtime}, {threads}, batch {deployment.batch_size}"
 
 
 def _step(step: Step) -> str:

@@ -2,6 +2,7 @@
 
     module    weights.safetensors, structure.json[, model.py]
       |--export--> onnx      model.onnx
+      |              `--convert--> openvino   model.xml, model.bin
       `--export--> program   model.pt2 (for a module whose source cannot stand alone)
 
 Each folder also holds ``about.json``, an `Interface`: how the model is called and what it
@@ -18,6 +19,8 @@ from typing import Any, Literal
 from autotune.records import codec
 from autotune.records.base import Record
 
+ROAD = ("module", "onnx", "openvino")
+"""Each can become the ones after it, none the ones before.  A ``program`` stands for a module."""
 MODULE = "module"
 """A graph node's note of the module that it comes from, as ``named_modules`` names it."""
 ABOUT = "about.json"
@@ -30,6 +33,7 @@ class Interface(Record, frozen=True, kw_only=True):
     ``output_names`` name the tensors of the output in order; for an ``output_kind`` of
     ``dict`` they are its keys.  ``standalone``: ``model.py`` in the folder makes the model
     without the user's folder.  ``batch_size`` is None where any batch may be fed.
+    ``precision`` is what a runtime shall compute in; inputs and outputs stay as they are.
     """
 
     input_kind: Literal["tensor", "tuple", "dict"]
@@ -45,11 +49,12 @@ class Interface(Record, frozen=True, kw_only=True):
     parameters: int
     flops_per_sample: float | None = None
     recovery_s: float = 0.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
 @dataclass(frozen=True)
 class Form:
-    """One model on disk.  ``kind`` is ``module``, ``program`` or ``onnx``."""
+    """One model on disk.  ``kind`` is one of `ROAD`, or ``program``."""
 
     kind: str
     folder: Path
@@ -81,3 +86,8 @@ def changed(about: Interface, **fields: Any) -> Interface:
     import msgspec
 
     return msgspec.structs.replace(about, **fields)
+
+
+def reaches(have: str, wanted: str) -> bool:
+    """Whether a form is, or can become, the ``wanted`` one."""
+    return ROAD.index(have) <= ROAD.index(wanted)

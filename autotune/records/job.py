@@ -10,7 +10,7 @@ from typing import Literal
 from autotune.records.base import Record
 from autotune.records.hardware import Profile
 from autotune.records.measurement import EnergySource, EnergyWindow, Launch, OpReplay, Scores
-from autotune.records.plan import Recipe, Step
+from autotune.records.plan import Recipe, Step, Value
 from autotune.records.report import Failure
 from autotune.records.task import Option, TaskInfo, TaskSpec, Traits
 
@@ -192,6 +192,7 @@ class Build(Record, frozen=True, kw_only=True, tag=True):
     weights: str
     compress: tuple[Step, ...]
     runtime: str
+    runtime_params: dict[str, Value] = {}
     threads: int
     batch_size: int
     seed: int

@@ -69,10 +69,13 @@ class Step(Record, frozen=True, kw_only=True):
 
 
 class Deployment(Record, frozen=True, kw_only=True):
-    """How to ship: compression steps in order, then a runtime under ``runtimes/``."""
+    """How to ship: compression steps in order, then a runtime under ``runtimes/`` with its own
+    parameters.
+    """
 
     compress: tuple[Step, ...] = ()
     runtime: str = "eager"
+    runtime_params: dict[str, Value] = {}
     threads: int = 1
     batch_size: int = 1
     recovery_epochs: int = 0

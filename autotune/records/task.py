@@ -190,8 +190,10 @@ class Option(Record, frozen=True, kw_only=True):
 
     ``kind`` is ``runtime``, ``compress``, ``parallel``, ``precision`` or ``optimizer``.  A
     refused one carries a reason that a person can act on.  ``takes`` and ``gives`` are forms
-    (``module``, ``onnx``); compressors of one ``group`` exclude each other; ``dims`` are a
-    compressor's own parameters.
+    (``forms.ROAD``); compressors of one ``group`` exclude each other; ``dims`` are a compressor's
+    or runtime's own parameters.  A compressor that ``trains`` recovers what it took away by
+    training.  ``runtimes`` are those that can serve what a compressor gives;
+    None: each that takes the form, or one that the form can become.
     """
 
     kind: str
@@ -203,6 +205,8 @@ class Option(Record, frozen=True, kw_only=True):
     gives: str | None = None
     group: str | None = None
     dims: tuple[Dim, ...] = ()
+    runtimes: tuple[str, ...] | None = None
+    trains: bool = False
 
 
 class Split(Record, frozen=True, kw_only=True):

@@ -6,20 +6,23 @@ A plug-in's top-level imports are the standard library and records; `Runtime` is
 must hold, `Tools` what it may use.  ``load.py`` never needs autotune and never unpickles.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from autotune.forms import Form
 from autotune.records.job import Context
+from autotune.records.plan import Value
+from autotune.records.task import Dim
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What the plan says about serving: CPU threads and rows a call."""
+    """What the plan says about serving: CPU threads, rows a call, the runtime's own parameters."""
 
     threads: int
     batch_size: int
+    params: dict[str, Value] = field(default_factory=dict)
 
 
 class Runtime(Protocol):
@@ -29,6 +32,10 @@ class Runtime(Protocol):
 
     def unavailable(self, context: Context) -> str | None:
         """None, or why it cannot be used, in words that a person can act on."""
+        ...
+
+    def dims(self, context: Context) -> tuple[Dim, ...]:
+        """Its own parameters as dimensions of the search; the first choice is its usual one."""
         ...
 
     def write(self, form: Form, out: Path, tools: Tools) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from autotune.forms import Form
 from autotune.records.job import Context
+from autotune.records.task import Dim
 from autotune.runtimes import Tools, _artifact
 
 TAKES = "module"
@@ -27,6 +28,12 @@ def unavailable(context: Context) -> str | None:
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
         return "Python's headers (Python.h) are missing: `apt-get install python3-dev`"
     return None
+
+
+def dims(context: Context) -> tuple[Dim, ...]:
+    """None so far."""
+    del context
+    return ()
 
 
 def write(form: Form, out: Path, tools: Tools) -> None:

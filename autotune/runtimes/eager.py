@@ -4,6 +4,7 @@ from pathlib import Path
 
 from autotune.forms import Form
 from autotune.records.job import Context
+from autotune.records.task import Dim
 from autotune.runtimes import Tools, _artifact
 
 TAKES = "module"
@@ -13,6 +14,12 @@ def unavailable(context: Context) -> str | None:
     """Always there: it is what the model was trained in."""
     del context
     return None
+
+
+def dims(context: Context) -> tuple[Dim, ...]:
+    """None so far."""
+    del context
+    return ()
 
 
 def write(form: Form, out: Path, tools: Tools) -> None:

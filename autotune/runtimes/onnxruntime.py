@@ -5,6 +5,7 @@ from pathlib import Path
 
 from autotune.forms import Form
 from autotune.records.job import Context
+from autotune.records.task import Dim
 from autotune.runtimes import Tools, _artifact
 
 TAKES = "onnx"
@@ -82,6 +83,12 @@ def unavailable(context: Context) -> str | None:
     if missing:
         return f"needs `pip install autotune[onnx]` ({', '.join(missing)} missing)"
     return None
+
+
+def dims(context: Context) -> tuple[Dim, ...]:
+    """None so far."""
+    del context
+    return ()
 
 
 def write(form: Form, out: Path, tools: Tools) -> None:

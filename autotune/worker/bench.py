@@ -19,7 +19,17 @@ from torch import Tensor, nn
 
 from autotune.compress import Tools
 from autotune.errors import JobError
-from autotune.forms import Form, Interface, changed, exported, flat, module, onnx_file, place
+from autotune.forms import (
+    Form,
+    Interface,
+    changed,
+    exported,
+    flat,
+    module,
+    onnx_file,
+    openvino_ir,
+    place,
+)
 from autotune.forms.flat import Flat
 from autotune.records.job import Build
 from autotune.records.task import Dynamic
@@ -205,6 +215,11 @@ class Bench:
             path.unlink(missing_ok=True)
             fixed = self.job.batch_size
         return Form("onnx", out, changed(about, batch_size=fixed))
+
+    def convert(self, form: Form, out: Path) -> Form:
+        """An OpenVINO model from an ONNX file."""
+        openvino_ir.convert(form.folder, out)
+        return Form("openvino", out, form.about)
 
     def _free(self) -> tuple[Dynamic, ...]:
         """Free dimensions besides the batch."""

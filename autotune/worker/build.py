@@ -1,7 +1,9 @@
 """From trained weights to one artifact folder, stage by stage.
 
-    task + weights -> dense -> compress steps (module) -> export -> compress steps (onnx) -> write
-                      `------------- cached under cache/<key>, by content ------------'
+    task + weights -> dense -> step -> ... --export--> onnx -> step ... --convert--> ... -> write
+                      `----------------- cached under cache/<key>, by content -----------------'
+
+Each step says the form that it takes; what lies between (`forms.ROAD`) is a stage of its own.
 
 A stage's key hashes all that it depends on and nothing else: a pruning level is recovered
 once, exported once, and int8, threads and runtimes branch off it.  Stages appear whole or
@@ -19,14 +21,20 @@ from typing import Any
 
 from autotune import members, plugins
 from autotune.errors import JobError
-from autotune.forms import ABOUT, Form, read_about
+from autotune.forms import ABOUT, Form, reaches, read_about
 from autotune.records.job import Build, Built, Stage
 from autotune.records.plan import Recipe, Step
 from autotune.runtimes import Tools as RuntimeTools
 from autotune.worker import bench
 from autotune.worker.channel import Channel
 
-_KIND = {"dense": "module", "export": "onnx", "export_fixed": "onnx", "program": "program"}
+_KIND = {
+    "dense": "module",
+    "export": "onnx",
+    "export_fixed": "onnx",
+    "program": "program",
+    "convert": "openvino",
+}
 
 
 def run(job: Build, root: Path, channel: Channel) -> Built:
@@ -51,24 +59,49 @@ class _Chain:
 
     def build(self) -> Built:
         runtime = plugins.load("runtimes", self.job.runtime)
-        module_steps, onnx_steps = _split(self.job.compress)
-        if onnx_steps and runtime.TAKES != "onnx":
-            raise JobError(
-                "unsupported",
-                f"{onnx_steps[0].name} gives an ONNX model, which the runtime "
-                f"{self.job.runtime} does not take",
-            )
+        self._check(runtime)
         form = self._stage("dense", self._origin(), self.bench.dense)
-        for step in module_steps:
-            form = self._step(form, step, self._training())
-        if runtime.TAKES == "onnx":
-            form = self._export(form)
-        elif not form.about.standalone:
+        for step in self.job.compress:
+            form = self._become(form, plugins.load("compress", step.name).TAKES)
+            form = self._step(form, step)
+        form = self._become(form, runtime.TAKES)
+        if form.kind == "module" and not form.about.standalone:
             source = form
             form = self._stage("program", (), lambda out: self.bench.program(source, out))
-        for step in onnx_steps:
-            form = self._step(form, step, ())
         return self._write(form, runtime)
+
+    def _check(self, runtime: Any) -> None:
+        """Refuse a chain with a step that would need the way back, before anything is made.
+
+        Raises:
+            JobError: unsupported.
+        """
+        have, by = "module", ""
+        wanted = [
+            (step.name, step.name, plugins.load("compress", step.name))
+            for step in self.job.compress
+        ]
+        for name, words, plugin in (
+            *wanted,
+            (self.job.runtime, f"the runtime {self.job.runtime}", runtime),
+        ):
+            if not reaches(have, plugin.TAKES):
+                raise JobError(
+                    "unsupported",
+                    f"{words} takes {_WORDS[plugin.TAKES]}, but {by} before it gives "
+                    f"{_WORDS[have]}: there is no way back"
+                    + (f"; put {name} first" if plugin is not runtime else ""),
+                )
+            have, by = getattr(plugin, "GIVES", have), name
+
+    def _become(self, form: Form, wanted: str) -> Form:
+        """The form, brought to the ``wanted`` one along `forms.ROAD`."""
+        if form.kind == "module" and wanted != "module":
+            form = self._export(form)
+        if form.kind == "onnx" and wanted == "openvino":
+            source = form
+            form = self._stage("convert", (), lambda out: self.bench.convert(source, out))
+        return form
 
     def _origin(self) -> tuple[Any, ...]:
         task = self.job.task
@@ -87,8 +120,9 @@ class _Chain:
         fields = {name: getattr(self.job.recipe, name) for name in _LEARNING}
         return (self.job.recovery_epochs, fields, self.job.seed)
 
-    def _step(self, form: Form, step: Step, more: tuple[Any, ...]) -> Form:
+    def _step(self, form: Form, step: Step) -> Form:
         plugin = plugins.load("compress", step.name)
+        more = self._training() if getattr(plugin, "TRAINS", False) else ()
         params = {k: _canonical(v) for k, v in sorted(step.params.items())}
 
         def make(out: Path) -> Form:
@@ -136,7 +170,8 @@ class _Chain:
         started = time.perf_counter()
         out = self.root / self.job.out
         scratch = _scratch(out)
-        runtime.write(form, scratch, RuntimeTools(self.job.threads, self.job.batch_size))
+        job = self.job
+        runtime.write(form, scratch, RuntimeTools(job.threads, job.batch_size, job.runtime_params))
         files = {
             path.relative_to(scratch).as_posix(): _sha256(path)
             for path in sorted(scratch.rglob("*"))
@@ -147,7 +182,12 @@ class _Chain:
         sizes = {name: (scratch / name).stat().st_size for name in files}
         _rename(scratch, out)
         wall = time.perf_counter() - started
-        key = _key(self.key, self.job.runtime, (self.job.threads, self.job.batch_size))
+        served = (
+            job.threads,
+            job.batch_size,
+            *([job.runtime_params] if job.runtime_params else []),
+        )
+        key = _key(self.key, self.job.runtime, served)
         self.stages.append(
             Stage(name=f"write {self.job.runtime}", key=key, cached=False, wall_s=wall)
         )
@@ -164,27 +204,10 @@ class _Chain:
 
 
 _OURS = ("load.py", "artifact.json")
+_WORDS = {"module": "the module", "onnx": "an ONNX model", "openvino": "an OpenVINO model"}
 _LEARNING = tuple(
     name for name in Recipe.__struct_fields__ if name not in ("parallel", "ranks", "threads")
 )
-
-
-def _split(steps: tuple[Step, ...]) -> tuple[list[Step], list[Step]]:
-    """Steps that take a module, then steps that take ONNX.
-
-    Raises:
-        JobError: unsupported: a module step after an ONNX one (there is no way back).
-    """
-    takes = [plugins.load("compress", step.name).TAKES for step in steps]
-    first = takes.index("onnx") if "onnx" in takes else len(takes)
-    for step, kind in list(zip(steps, takes, strict=True))[first:]:
-        if kind != "onnx":
-            raise JobError(
-                "unsupported",
-                f"{step.name} needs the module, but {steps[first].name} comes before it and "
-                f"gives an ONNX model: put {step.name} first",
-            )
-    return list(steps[:first]), list(steps[first:])
 
 
 def _canonical(value: Any) -> Any:

@@ -39,6 +39,8 @@ def _option(kind: str, folder: str, name: str, context: Context) -> Option:
         gives=getattr(plugin, "GIVES", None),
         group=getattr(plugin, "GROUP", None),
         dims=plugin.dims(context) if hasattr(plugin, "dims") else (),
+        runtimes=getattr(plugin, "RUNTIMES", None),
+        trains=getattr(plugin, "TRAINS", False),
     )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from autotune import plugins
 from autotune.compress import Tools
-from autotune.forms import Form, Interface, flat, module, onnx_file
+from autotune.forms import ROAD, Form, Interface, flat, module, onnx_file
 from autotune.records.job import Context
 from tests.support import made
 
@@ -100,8 +100,8 @@ def params(plugin) -> dict[str, float | int | str | bool]:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_declares_its_forms_and_its_group(name):
     plugin = plugins.load("compress", name)
-    assert plugin.TAKES in ("module", "onnx")
-    assert plugin.GIVES in ("module", "onnx")
+    assert plugin.TAKES in ROAD
+    assert plugin.GIVES in ROAD
     assert plugin.GROUP
     assert plugin.__doc__
 

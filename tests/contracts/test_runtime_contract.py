@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from autotune import plugins
-from autotune.forms import Form, Interface, flat, module, onnx_file
+from autotune.forms import ROAD, Form, Interface, flat, module, onnx_file
 from autotune.runtimes import Tools
+from tests.support import made
 
 NAMES = plugins.names("runtimes")
 SOURCE = """
@@ -48,10 +49,10 @@ def forms(tmp_path_factory) -> dict[str, Form]:
     names = about.input_names, about.output_names
     wrapped = flat.Flat(model(), "tensor", ("input",)).eval()
     onnx_file.export(wrapped, [torch.ones(2, 6)], as_onnx / "model.onnx", names, dynamic=True)
-    made = {"module": Form("module", as_module, about), "onnx": Form("onnx", as_onnx, about)}
-    for form in made.values():
+    found = {"module": Form("module", as_module, about), "onnx": Form("onnx", as_onnx, about)}
+    for form in found.values():
         form.save_about()
-    return made
+    return found
 
 
 @pytest.fixture
@@ -66,10 +67,12 @@ def written(request, forms, tmp_path) -> Path:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_declares_its_form_and_answers_whether_it_can_be_used(name):
     plugin = plugins.load("runtimes", name)
-    assert plugin.TAKES in ("module", "onnx")
+    assert plugin.TAKES in ROAD
     reason = plugin.unavailable(None)
     assert reason is None or len(reason) > 10
     assert plugin.__doc__
+    for dim in plugin.dims(made.context()):
+        assert dim.choices if dim.kind == "choice" else dim.low < dim.high
 
 
 @pytest.mark.parametrize("written", NAMES, indirect=True)

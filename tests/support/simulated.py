@@ -47,6 +47,7 @@ OPTIONS = (
         name="prune",
         available=True,
         takes="module",
+        trains=True,
         gives="module",
         group="prune",
         dims=(Dim(name="macs_kept", kind="float", low=0.1, high=0.9, step=0.05),),

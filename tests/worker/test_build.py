@@ -361,7 +361,7 @@ def test_what_cannot_be_exported_is_unsupported_and_eager_still_works(tmp_path):
 @pytest.mark.parametrize(
     ("steps", "runtime", "words"),
     [
-        ((INT8,), "eager", "the runtime eager does not take"),
+        ((INT8,), "eager", "the runtime eager takes the module, but int8_static"),
         ((INT8, PRUNE), "onnxruntime", "put prune first"),
     ],
 )
