@@ -21,6 +21,7 @@ from autotune.control import (
     concluding,
     earlier,
     echo,
+    exploring,
     recipes,
     reuse,
     splitting,
@@ -264,7 +265,7 @@ def _search(known: Known, folder: store.RunFolder) -> None:
     run.bridge.preload(("onnxscript", "torch_pruning", "onnxruntime.quantization"))
     until = began + DEPLOY_SHARE * run.left_s
     run.listener.phase("deploy search", until - began)
-    lab.search(until)
+    exploring.explore(lab, until)
     run.timed("deploy search", began)
     concluding.conclude(known, concluding.finalists(lab), folder)
 

@@ -116,7 +116,7 @@ def test_a_modelled_energy_decides_only_when_asked_to(go: Go) -> None:
 
 def test_a_measured_energy_budget_steers_the_choice(go: Go) -> None:
     loose = go(Budget(energy=Limit(value=1.0), max_drop=0.05), power_w=20.0)
-    tight = go(Budget(energy=Limit(value=0.003), max_drop=0.05), power_w=20.0)
+    tight = go(Budget(energy=Limit(value=0.0015), max_drop=0.05), power_w=20.0)
     broken = go(Budget(energy=Limit(value=0.0003), max_drop=0.05), power_w=20.0)
     assert verdicts(loose)["energy"] == verdicts(tight)["energy"] == "MET"
     assert chosen(loose) != chosen(tight)

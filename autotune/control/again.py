@@ -15,10 +15,10 @@ import msgspec
 
 from autotune.control import examples, figures, store, units, verdict
 from autotune.control.bridge import Bridge
+from autotune.control.figures import QUALITY_ALPHA
 from autotune.control.run import Run, Silent, must
 from autotune.control.verifying import (
     LOOKS,
-    QUALITY_ALPHA,
     Side,
     calls_per_launch,
     deployment_verdicts,

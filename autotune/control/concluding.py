@@ -28,13 +28,11 @@ from autotune.records.measurement import Verdict
 from autotune.records.plan import Deployment
 from autotune.records.report import PlanResult
 
-_FINALISTS = 3
-
 
 def finalists(lab: Lab) -> list[Deployment]:
     """The best few distinct deployments; the baseline stands ready after them."""
     ranked = [t.deployment for t in lab.ranked() if not dense_eager(t.deployment)]
-    return ranked[:_FINALISTS]
+    return ranked[: figures.FINALISTS]
 
 
 def dense_eager(deployment: Deployment) -> bool:
@@ -131,7 +129,7 @@ def _baseline_of(known: Known, found: Verified) -> Verified:
     """The baseline as a plan of its own, from the launches that it already had."""
     run, own = known.run, found.reference
     verdicts = (
-        *verifying.judge(run, own, own, verifying.QUALITY_ALPHA),
+        *verifying.judge(run, own, own, figures.QUALITY_ALPHA),
         *verifying.training_verdicts(run.budget, known.execution, run),
     )
     return Verified(own, own, verdicts, None)
@@ -151,7 +149,7 @@ def _improves(run: Run, found: Verified) -> bool:
     comparison = found.comparison
     if comparison is None:
         return False
-    base = verifying.judge(run, found.reference, found.reference, verifying.QUALITY_ALPHA)
+    base = verifying.judge(run, found.reference, found.reference, figures.QUALITY_ALPHA)
     if verdict.exit_code(base) != 0 and found.met:
         return True
     goal = run.budget.resolved_goal()

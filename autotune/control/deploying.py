@@ -1,4 +1,4 @@
-"""The deploy search: compression, runtime, threads, batch, under deployment budgets.
+"""Candidates of the deploy search, built and measured (their order: `exploring`).
 
 Each candidate is three jobs: *build* (a file, from the cache where a stage is known),
 *measure* (a new interpreter that runs the shipped loader, timing on *select* inputs and
@@ -12,22 +12,19 @@ from hashlib import sha256
 
 import msgspec
 
-from autotune.control import choose, deployments, foresight, recipes, reuse, space, verdict
+from autotune.control import choose, deployments, space, verdict
 from autotune.control.attempts import Attempt, outputs_of, part_of
-from autotune.control.figures import Tried, broken_bound, constraints, objective
+from autotune.control.figures import Tried, constraints
 from autotune.control.run import Run
-from autotune.control.search import Search
-from autotune.errors import ContractError
+from autotune.control.space import Values
 from autotune.records import job as jobs
-from autotune.records.plan import Deployment, Recipe, Value
+from autotune.records.plan import Deployment, Recipe
 from autotune.records.report import DeployTrial
 
 CONSTRAINTS = ("energy", "latency", "memory", "quality")
 _BUILD_TIMEOUT_S = 300.0
 _MEASURE_TIMEOUT_S = 130.0
 _SCREEN_S = 0.4
-_MOST_REPEATS = 40
-_HOPELESS = 1.5  # a thread count this much slower on the dense model is not searched
 
 
 @dataclass
@@ -148,128 +145,7 @@ class Lab:
         trial = msgspec.structs.replace(tried.trial, number=len(self.tried))
         self.tried.append(tried._replace(trial=trial))
 
-    # -- the search ------------------------------------------------------------------------
-
-    def search(self, until_s: float) -> None:
-        """Fill `tried` until the run's clock reads ``until_s``, the trials are used up, or the
-        space is exhausted.
-        """
-        run = self.run
-        batches = self._batches()
-        counts, fastest = self._threads(batches[0])
-        searched = deployments.deploy_space(run.survey, counts, batches, run.effort)
-        study, first = self._started(
-            searched, deployments.seeds(searched, run.survey.options, fastest), batches, counts
-        )
-        limit = run.effort.trials or 10_000
-        repeats = asked = 0
-        while run.bridge.now() < until_s and len(self.tried) < limit and repeats < _MOST_REPEATS:
-            proposal = study.ask()
-            asked += 1
-            deployment = self.deployment(proposal.values)
-            tried = self._known(deployment)
-            if tried is not None:  # a repeat buys an unseen neighbour of the best
-                repeats += 1
-                self._enqueue_neighbour(study, searched, asked)
-            elif asked > 1 and self._expected_s(deployment) > until_s - run.bridge.now():
-                repeats += 1
-                study.abandon(proposal.number)
-                continue
-            else:
-                repeats = 0
-                bound = self._unbuildable(deployment)
-                if asked > first:
-                    bound = bound or broken_bound(run, deployment, self.baseline(deployment))
-                tried = self._skipped(deployment, bound) if bound else None
-                tried = tried or self.trial(deployment, proposal.why)
-                tried = tried._replace(values=proposal.values)
-                self.keep(tried)
-                self._tell_listener(until_s)
-            value = objective(run, tried, self.baseline(deployment))
-            study.tell(proposal.number, value, tried.trial.constraints)
-
-    def _started(
-        self,
-        searched: space.Space,
-        usual: list[dict[str, Value]],
-        batches: tuple[int, ...],
-        counts: tuple[int, ...],
-    ) -> tuple[reuse.Guided, int]:
-        """The study with everything enqueued that is worth trying first, and how many these are."""
-        run = self.run
-        ahead = foresight.look(
-            run, self.recipe, batches, counts, [t.trial for t in self.baselines.values()]
-        )
-        ordered = ahead.order([(v, self.deployment(v)) for v in usual], batches)
-        donor = reuse.find(run)
-        first = reuse.seeds(run, donor, searched, ordered)
-        study = self._study(searched, run.effort.seed)
-        blind = None
-        if donor is not None:
-            apart = space.Space(name=f"{searched.name}-blind", nodes=searched.nodes)
-            blind = self._study(apart, run.effort.seed + 1)
-        guided = reuse.Guided(study, blind, len(first))
-        for values, why in first:
-            guided.enqueue(values, why)
-        return guided, len(first)
-
-    def _study(self, searched: space.Space, seed: int) -> Search:
-        return Search(searched, seed=seed, constraints=CONSTRAINTS, journal=self.run.journal)
-
-    def _batches(self) -> tuple[int, ...]:
-        """Batch sizes that are searched: one, but for the goals that are about many samples."""
-        budget = self.run.budget
-        if budget.batch is not None or budget.resolved_goal() not in ("energy", "throughput"):
-            return (self.batch,)
-        most = self.run.survey.task.select_rows
-        return tuple(b for b in (1, 4, 16, 64, 256) if b <= most)
-
-    def _threads(self, batch: int) -> tuple[tuple[int, ...], int]:
-        """Measure the baseline at every thread count; keep those that are not clearly slower
-        than the fastest, and say which were refused.
-
-        Returns:
-            The thread counts to search, and the fastest.
-
-        Raises:
-            ContractError: the baseline cannot be served at any.
-        """
-        counts = recipes.thread_counts(self.run.profile, self.run.effort)
-        found = [self.baseline(self.dense(threads, batch)).trial for threads in counts]
-        times = {t.deployment.threads: t.latency_s.p50 for t in found if t.latency_s is not None}
-        if not times:
-            failure = found[0].failure
-            why = f"{failure.kind}: {failure.message}\n{failure.log}" if failure else "no answer"
-            raise ContractError(f"the trained model cannot be served even as it stands. {why}")
-        fastest = min(times, key=lambda threads: times[threads])
-        for threads, time_s in times.items():
-            if time_s > _HOPELESS * times[fastest]:
-                self.run.listener.note(
-                    f"{threads} threads refused: {time_s / times[fastest]:.1f}x slower than "
-                    f"{fastest} on the dense model"
-                )
-        kept = tuple(t for t, time_s in times.items() if time_s <= _HOPELESS * times[fastest])
-        return kept, fastest
-
-    def _expected_s(self, deployment: Deployment) -> float:
-        """What a trial like this took at most so far (same runtime, same kind of compression)."""
-        kinds = [step.name for step in deployment.compress]
-        like = [
-            t.trial.wall_s
-            for t in self.tried
-            if t.trial.deployment.runtime == deployment.runtime
-            and [step.name for step in t.trial.deployment.compress] == kinds
-        ]
-        return max(like, default=0.0)
-
-    def _enqueue_neighbour(self, study: reuse.Guided, searched: space.Space, salt: int) -> None:
-        ranked = self.ranked()
-        best = self.tried[ranked[0].number] if ranked else None
-        if best is not None and best.values is not None:
-            seed = self.run.effort.seed * 7919 + salt
-            study.enqueue(space.neighbour(searched, best.values, seed), "neighbour of the best")
-
-    def deployment(self, values: dict[str, Value]) -> Deployment:
+    def deployment(self, values: Values) -> Deployment:
         return deployments.deployment(
             values,
             self.run.survey.options,
@@ -277,40 +153,6 @@ class Lab:
             recovery_epochs=self.recovery_epochs,
             keep_fp32=self.run.effort.keep_fp32,
         )
-
-    def _known(self, deployment: Deployment) -> Tried | None:
-        same = space.canonical(deployment)
-        found = (t for t in self.tried if space.canonical(t.trial.deployment) == same)
-        return next(found, None)
-
-    def _unbuildable(self, deployment: Deployment) -> str | None:
-        """What a failed build has told of every build like it."""
-        for tried in self.tried:
-            failure = tried.trial.failure
-            for name, least in failure.least.items() if failure else ():
-                step, _, parameter = name.partition(".")
-                for asked in deployment.compress:
-                    value = asked.params.get(parameter)
-                    if asked.name == step and isinstance(value, float) and value < least:
-                        return f"{parameter} {value:g} cannot be built: trial {tried.trial.number}"
-        return None
-
-    def _skipped(self, deployment: Deployment, bound: str) -> Tried:
-        """A trial that is ruled out unmeasured."""
-        trial = DeployTrial(
-            number=len(self.tried),
-            deployment=deployment,
-            state="skipped",
-            bound=bound,
-            constraints={"bound": 1.0},
-        )
-        return Tried(trial)
-
-    def _tell_listener(self, until_s: float) -> None:
-        ranked = self.ranked()
-        text = choose.describe(ranked[0].deployment) if ranked else "none yet"
-        self.run.listener.trial(self.tried[-1].trial, text, until_s - self.run.bridge.now())
-        self.run.on_progress()
 
     # -- choosing --------------------------------------------------------------------------
 

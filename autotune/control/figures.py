@@ -17,6 +17,10 @@ from autotune.records.measurement import Interval, Launch, Scores
 from autotune.records.plan import Deployment, Value
 from autotune.records.report import DeployTrial
 
+QUALITY_ALPHA = 0.05
+"""One-sided error of the test of quality, split over the finalists that may be tested."""
+FINALISTS = 3
+
 
 class Tried(NamedTuple):
     """A trial with what does not go into the report."""
@@ -127,7 +131,13 @@ def constraints(run: Run, tried: Tried, reference: Tried) -> dict[str, object]:
     if tried.scores is not None and reference.scores is not None:
         allowed = max_drop(run, reference.scores.quality)
         higher = run.survey.task.higher_is_better
-        found = verdict.quality(tried.scores, reference.scores, allowed, higher_is_better=higher)
+        found = verdict.quality(
+            tried.scores,
+            reference.scores,
+            allowed,
+            higher_is_better=higher,
+            alpha=QUALITY_ALPHA / FINALISTS,
+        )
         drop, upper = found.estimate, found.upper
         judged = upper if _certifiable(run, allowed) else drop
         if judged is not None and allowed > 0:

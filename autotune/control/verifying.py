@@ -21,6 +21,7 @@ import msgspec
 from autotune.control import comparing, disturbed, figures, verdict
 from autotune.control.attempts import outputs_of
 from autotune.control.deploying import Lab
+from autotune.control.figures import QUALITY_ALPHA
 from autotune.control.run import Run
 from autotune.records import job as jobs
 from autotune.records.budget import Budget
@@ -32,7 +33,6 @@ LOOKS = (3, 6)
 """Launches of each side after which verdicts are given."""
 LATENCY_ALPHA = 0.01 / len(LOOKS)
 ENERGY_ALPHA = 0.05 / len(LOOKS)
-QUALITY_ALPHA = 0.05
 EXPECTED_SLOW = 100
 """Calls over the limit that a plan at the limit would show by the last look, where time
 allows: 2,000 calls for p95.  A plan that has half as many is then MET almost surely."""

@@ -1,0 +1,259 @@
+"""The order in which the deploy search tries things.
+
+    threads (baselines) -> seeds, the fastest predicted first -> the surrogate's proposals,
+                                            every fourth the sampler's own, until the time is up
+
+A seed tries one part: each runtime, each quantizer, one pruning level.  From these the surrogate
+predicts combinations; the sampler (TPE) sees every result and keeps looking elsewhere.
+"""
+
+from statistics import median
+
+from autotune.control import (
+    choose,
+    deployments,
+    foresight,
+    recipes,
+    reuse,
+    space,
+    surrogate,
+)
+from autotune.control.deploying import CONSTRAINTS, Lab
+from autotune.control.figures import Tried, broken_bound, objective
+from autotune.control.search import Proposal, Search
+from autotune.control.space import Values
+from autotune.errors import ContractError
+from autotune.records.plan import Deployment, Step
+from autotune.records.report import DeployTrial
+
+_MOST_REPEATS = 40
+_SAMPLED = 4
+"""After the seeds each so manieth proposal is the sampler's own."""
+_HOPELESS = 1.5  # a thread count this much slower on the dense model is not searched
+_USUAL_S = 3.0
+
+
+def explore(lab: Lab, until_s: float) -> None:
+    """Fill ``lab.tried`` until the run's clock reads ``until_s``, the trials are used up, or the
+    space is exhausted.
+
+    Raises:
+        ContractError: the trained model cannot be served even as it stands.
+    """
+    batches = _batches(lab)
+    counts, fastest = _threads(lab, batches[0])
+    searched = deployments.deploy_space(lab.run.survey, counts, batches, lab.run.effort)
+    seeds = deployments.seeds(searched, lab.run.survey.options, fastest)
+    ahead = foresight.look(
+        lab.run, lab.recipe, batches, counts, [t.trial for t in lab.baselines.values()]
+    )
+    ordered = ahead.order([(v, lab.deployment(v)) for v in seeds], batches)
+    donor = reuse.find(lab.run)
+    first = reuse.seeds(lab.run, donor, searched, ordered)
+    study = _study(lab, searched, lab.run.effort.seed)
+    blind = None
+    if donor is not None:
+        apart = space.Space(name=f"{searched.name}-blind", nodes=searched.nodes)
+        blind = _study(lab, apart, lab.run.effort.seed + 1)
+    guided = reuse.Guided(study, blind, len(first))
+    for values, why in first:
+        guided.enqueue(values, why)
+    _Exploration(lab, searched, guided, len(first)).run(until_s)
+
+
+def _study(lab: Lab, searched: space.Space, seed: int) -> Search:
+    return Search(searched, seed=seed, constraints=CONSTRAINTS, journal=lab.run.journal)
+
+
+def _batches(lab: Lab) -> tuple[int, ...]:
+    """Batch sizes that are searched: one, but for the goals that are about many samples."""
+    budget = lab.run.budget
+    if budget.batch is not None or budget.resolved_goal() not in ("energy", "throughput"):
+        return (lab.batch,)
+    most = lab.run.survey.task.select_rows
+    return tuple(b for b in (1, 4, 16, 64, 256) if b <= most)
+
+
+def _threads(lab: Lab, batch: int) -> tuple[tuple[int, ...], int]:
+    """Measure the baseline at every thread count; keep those that are not clearly slower
+    than the fastest, and say which were refused.
+
+    Returns:
+        The thread counts to search, and the fastest.
+
+    Raises:
+        ContractError: the baseline cannot be served at any.
+    """
+    counts = recipes.thread_counts(lab.run.profile, lab.run.effort)
+    found = [lab.baseline(lab.dense(threads, batch)).trial for threads in counts]
+    times = {t.deployment.threads: t.latency_s.p50 for t in found if t.latency_s is not None}
+    if not times:
+        failure = found[0].failure
+        why = f"{failure.kind}: {failure.message}\n{failure.log}" if failure else "no answer"
+        raise ContractError(f"the trained model cannot be served even as it stands. {why}")
+    fastest = min(times, key=lambda threads: times[threads])
+    for threads, time_s in times.items():
+        if time_s > _HOPELESS * times[fastest]:
+            lab.run.listener.note(
+                f"{threads} threads refused: {time_s / times[fastest]:.1f}x slower than "
+                f"{fastest} on the dense model"
+            )
+    kept = tuple(t for t, time_s in times.items() if time_s <= _HOPELESS * times[fastest])
+    return kept, fastest
+
+
+class _Exploration:
+    """One search under way; ``first`` proposals of the study are seeds."""
+
+    def __init__(self, lab: Lab, searched: space.Space, study: reuse.Guided, first: int) -> None:
+        self._lab = lab
+        self._run = lab.run
+        self._space = searched
+        self._study = study
+        self._first = first
+        self._asked = 0
+        options = lab.run.survey.options
+        self._trains = {o.name for o in options if o.kind == "compress" and o.trains}
+
+    def run(self, until_s: float) -> None:
+        limit = self._run.effort.trials or 10_000
+        repeats = 0
+        while (
+            self._run.bridge.now() < until_s
+            and len(self._lab.tried) < limit
+            and repeats < _MOST_REPEATS
+        ):
+            proposal = self._next()
+            deployment = self._lab.deployment(proposal.values)
+            tried = self._known(deployment)
+            if tried is not None:  # a repeat buys an unseen neighbour of the best
+                repeats += 1
+                self._enqueue_neighbour()
+            elif self._asked > 1 and self._expected_s(deployment) > self._left_s(until_s):
+                repeats += 1
+                self._study.abandon(proposal.number)
+                continue
+            else:
+                repeats = 0
+                tried = self._tried(proposal, deployment)
+                self._lab.keep(tried)
+                self._tell_listener(until_s)
+            value = objective(self._run, tried, self._lab.baseline(deployment))
+            self._study.tell(proposal.number, value, tried.trial.constraints)
+
+    def _left_s(self, until_s: float) -> float:
+        return until_s - self._run.bridge.now()
+
+    # -- proposing -------------------------------------------------------------------------
+
+    def _next(self) -> Proposal:
+        late = self._asked - self._first
+        if late >= 0 and late % _SAMPLED != 0:
+            self._enqueue_best()
+        self._asked += 1
+        return self._study.ask()
+
+    def _enqueue_best(self) -> None:
+        """What the surrogate expects most of, where it expects anything."""
+        seen = []
+        for tried in self._lab.tried:
+            deployment = tried.trial.deployment
+            values = tried.values or deployments.values_of(
+                deployment, self._space, self._run.survey.options
+            )
+            if values is not None:
+                value = objective(self._run, tried, self._lab.baseline(deployment))
+                seen.append(surrogate.Seen(values, value, tried.trial.constraints))
+
+        def cost_s(values: Values) -> float:
+            return self._expected_s(self._lab.deployment(values)) or usual_s
+
+        usual_s = median([t.trial.wall_s for t in self._lab.tried] or [_USUAL_S])
+        found = surrogate.propose(self._space, seen, cost_s, self._salt())
+        if found is not None:
+            self._study.enqueue(found, "surrogate")
+
+    def _enqueue_neighbour(self) -> None:
+        ranked = self._lab.ranked()
+        best = self._lab.tried[ranked[0].number] if ranked else None
+        if best is not None and best.values is not None:
+            found = space.neighbour(self._space, best.values, self._salt())
+            self._study.enqueue(found, "neighbour of the best")
+
+    def _salt(self) -> int:
+        return self._run.effort.seed * 7919 + self._asked
+
+    # -- trying ----------------------------------------------------------------------------
+
+    def _tried(self, proposal: Proposal, deployment: Deployment) -> Tried:
+        """The trial; a skipped one where it is known beforehand that it cannot be."""
+        bound = self._unbuildable(deployment)
+        if self._asked > self._first:
+            bound = bound or broken_bound(self._run, deployment, self._lab.baseline(deployment))
+        if bound:
+            return self._skipped(deployment, bound)._replace(values=proposal.values)
+        return self._lab.trial(deployment, proposal.why)._replace(values=proposal.values)
+
+    def _known(self, deployment: Deployment) -> Tried | None:
+        same = space.canonical(deployment)
+        found = (t for t in self._lab.tried if space.canonical(t.trial.deployment) == same)
+        return next(found, None)
+
+    def _unbuildable(self, deployment: Deployment) -> str | None:
+        """What a failed build has told of every build like it."""
+        for tried in self._lab.tried:
+            failure = tried.trial.failure
+            for name, least in failure.least.items() if failure else ():
+                step, _, parameter = name.partition(".")
+                for asked in deployment.compress:
+                    value = asked.params.get(parameter)
+                    if asked.name == step and isinstance(value, float) and value < least:
+                        return f"{parameter} {value:g} cannot be built: trial {tried.trial.number}"
+        return None
+
+    def _skipped(self, deployment: Deployment, bound: str) -> Tried:
+        """A trial that is ruled out unmeasured."""
+        trial = DeployTrial(
+            number=len(self._lab.tried),
+            deployment=deployment,
+            state="skipped",
+            bound=bound,
+            constraints={"bound": 1.0},
+        )
+        return Tried(trial)
+
+    def _expected_s(self, deployment: Deployment) -> float:
+        """What a trial like this took at most so far (same runtime, same kind of compression),
+        and the longest recovery where its own is not in the cache; 0 where nothing is known.
+        """
+        kinds = [step.name for step in deployment.compress]
+        training = self._training(deployment)
+        cached = not training or any(
+            t.built is not None and self._training(t.trial.deployment) == training
+            for t in self._lab.tried
+        )
+        recovery_s = max((self._recovery_s(t) for t in self._lab.tried), default=0.0)
+        like = [
+            t.trial.wall_s - self._recovery_s(t)
+            for t in self._lab.tried
+            if t.trial.deployment.runtime == deployment.runtime
+            and [step.name for step in t.trial.deployment.compress] == kinds
+        ]
+        return max(like, default=0.0) + (0.0 if cached else recovery_s)
+
+    def _training(self, deployment: Deployment) -> tuple[Step, ...]:
+        """The steps up to the last one that trains."""
+        steps = deployment.compress
+        last = max((i for i, s in enumerate(steps) if s.name in self._trains), default=-1)
+        return steps[: last + 1]
+
+    def _recovery_s(self, tried: Tried) -> float:
+        """What training took in a trial's own build."""
+        stages = tried.built.stages if tried.built is not None else ()
+        return sum(s.wall_s for s in stages if s.name in self._trains and not s.cached)
+
+    def _tell_listener(self, until_s: float) -> None:
+        ranked = self._lab.ranked()
+        text = choose.describe(ranked[0].deployment) if ranked else "none yet"
+        self._run.listener.trial(self._lab.tried[-1].trial, text, self._left_s(until_s))
+        self._run.on_progress()

@@ -1,0 +1,228 @@
+"""Which configuration next: what the tried ones have in common with those that were not.
+
+    tried values --features--> posterior of the objective and of each constraint
+    candidates   --features--> expected feasible improvement / sqrt(seconds) --> the next one
+
+A deployment's speed is nearly a product, and its loss of quality nearly a sum, of what its parts
+do: a runtime, a quantizer, a pruning level, and how well two of them go together.  So both are
+a Bayesian linear model over choices, pairs of choices and hinges of levels (a Gaussian process
+with a linear kernel: Rasmussen & Williams 2006, ch. 2), which predicts a combination from trials
+of its parts after some ten trials, where a density estimate (TPE) needs dozens.  A part that was
+never tried has its prior's whole variance, so it is tried.  Improvement is weighed by the chance
+of keeping every limit (Gardner et al., ICML 2014) and by the root of what the trial costs.
+
+What this does not know: interactions of three parts; the sampler's own proposals find these.
+"""
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+from autotune.control.space import Space, Values, complete
+from autotune.records.plan import Value
+from autotune.records.task import Dim
+
+_PAIR = 0.35
+"""Prior deviation of a pair's effect beside that of a single part."""
+_DETAIL = 0.25
+"""That of a step's or runtime's own parameter."""
+_HINGE = 0.6
+_KNOTS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
+_NOISE = 0.03
+_NOISE_OF_CONSTRAINT = 0.15
+_CLIP = 3.0
+"""Constraints are ``measured / limit - 1``: how far beyond three limits is all the same."""
+_FAILS = "fails"
+_NONE = "none"
+"""What a group of steps offers beside its steps."""
+_RANDOM = 400
+_BEST = 3
+_LEAST = 1e-3
+"""Expected gain, as a share, below which nothing is proposed."""
+
+
+class Seen(NamedTuple):
+    """A configuration that was tried.  ``objective`` (to minimise) is None where it failed or
+    was ruled out; ``constraints`` are kept at 0 and below.
+    """
+
+    values: Values
+    objective: float | None
+    constraints: Mapping[str, float]
+
+    @property
+    def feasible(self) -> bool:
+        return self.objective is not None and all(c <= 0 for c in self.constraints.values())
+
+
+def propose(
+    space: Space, seen: Sequence[Seen], cost_s: Callable[[Values], float], seed: int
+) -> dict[str, Value] | None:
+    """The untried configuration of the best expected gain for its cost; None where none is
+    expected to gain, or nothing has been measured yet.
+
+    Args:
+        space: what may be proposed.
+        seen: everything tried so far.
+        cost_s: what a trial would take, in seconds.
+        seed: of the random candidates.
+    """
+    done = [s for s in seen if s.objective is not None]
+    if not done:
+        return None
+    rng = random.Random(seed)
+    known = {_key(s.values) for s in seen}
+    options = {_key(v): v for v in _candidates(space, seen, rng)}
+    fresh = [values for key, values in options.items() if key not in known]
+    if not fresh:
+        return None
+    gains = _gains(space, seen, fresh)
+    scores = [gain / math.sqrt(max(cost_s(v), 0.1)) for gain, v in zip(gains, fresh, strict=True)]
+    best = max(range(len(fresh)), key=lambda i: (scores[i], -i))
+    return fresh[best] if gains[best] > _LEAST else None
+
+
+def _key(values: Values) -> str:
+    return json.dumps(values, sort_keys=True)
+
+
+# -- candidates ----------------------------------------------------------------------------
+
+
+def _candidates(
+    space: Space, seen: Sequence[Seen], rng: random.Random
+) -> Iterator[dict[str, Value]]:
+    """One or two changes away from the best, and anywhere."""
+    ranked = sorted(
+        (s for s in seen if s.objective is not None),
+        key=lambda s: (_violation(s), s.objective),
+    )
+    firsts = list(ranked[:_BEST])
+    for other in ranked[_BEST:]:  # and the best of each first choice (the runtime)
+        root = space.nodes[0].dim.name
+        if all(other.values.get(root) != s.values.get(root) for s in firsts):
+            firsts.append(other)
+    for one in firsts:
+        for changed in _changes(space, one.values):
+            yield changed
+            yield from _changes(space, changed)
+    for _ in range(_RANDOM):
+        yield space.sample(lambda dim: _any(dim, rng))
+
+
+def _violation(seen: Seen) -> float:
+    return math.fsum(max(0.0, c) for c in seen.constraints.values())
+
+
+def _changes(space: Space, values: Values) -> Iterator[dict[str, Value]]:
+    """Every value that one active dimension could have instead."""
+    for node in space.nodes:
+        dim = node.dim
+        if dim.name in values:
+            for value in levels(dim):
+                if value != values[dim.name]:
+                    yield complete(space, {**values, dim.name: value})
+
+
+def levels(dim: Dim) -> tuple[Value, ...]:
+    """All values of a dimension, or nine of a continuous one."""
+    if dim.kind == "choice":
+        return dim.choices
+    low, high = float(dim.low or 0.0), float(dim.high or 0.0)
+    step = dim.step or (1.0 if dim.kind == "int" and high - low <= 16 else (high - low) / 8)
+    values = [min(high, low + i * step) for i in range(round((high - low) / step) + 1)]
+    return tuple(dict.fromkeys(round(v) if dim.kind == "int" else round(v, 6) for v in values))
+
+
+def _any(dim: Dim, rng: random.Random) -> Value:
+    return rng.choice(levels(dim))
+
+
+# -- what they would give ------------------------------------------------------------------
+
+
+def _gains(space: Space, seen: Sequence[Seen], fresh: Sequence[Values]) -> list[float]:
+    """Expected improvement times the chance of keeping every limit; where nothing keeps them yet,
+    that chance alone.
+    """
+    import numpy as np
+    from scipy.special import ndtr
+
+    ours = {node.dim.name: node.dim for node in space.nodes}
+    rows = [_features(s.values, ours) for s in seen] + [_features(v, ours) for v in fresh]
+    matrix = _matrix(rows)
+    tried, wanted = matrix[: len(seen)], matrix[len(seen) :]
+    chance = np.ones(len(fresh))
+    for name in sorted({name for s in seen for name in s.constraints} | {_FAILS}):
+        found = [(i, c) for i, s in enumerate(seen) if (c := _constraint(s, name)) is not None]
+        mean, spread = _posterior(tried, wanted, found, _NOISE_OF_CONSTRAINT)
+        chance = chance * ndtr(-mean / spread)
+    kept = [s.objective for s in seen if s.feasible and s.objective is not None]
+    if not kept:
+        return [float(c) for c in chance]
+    measured = [(i, s.objective) for i, s in enumerate(seen) if s.objective is not None]
+    mean, spread = _posterior(tried, wanted, measured, _NOISE)
+    z = (min(kept) - mean) / spread
+    density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    return [float(g) for g in chance * spread * (z * ndtr(z) + density)]
+
+
+def _constraint(seen: Seen, name: str) -> float | None:
+    failed = seen.objective is None
+    if name == _FAILS:
+        return 1.0 if failed else -1.0
+    value = seen.constraints.get(name)
+    return None if value is None or failed else max(-_CLIP, min(_CLIP, value))
+
+
+def _posterior(
+    tried: Any, wanted: Any, found: Sequence[tuple[int, float]], noise: float
+) -> tuple[Any, Any]:
+    """Mean and deviation at ``wanted``, after the values ``found`` at rows of ``tried``."""
+    import numpy as np
+
+    at = tried[[i for i, _ in found]]
+    values = np.array([v for _, v in found])
+    center = float(np.median(values)) if len(values) else 0.0
+    scale = max(float(np.std(values)), 0.1) if len(values) else 1.0
+    kernel = at @ at.T + np.eye(len(at)) * (noise / scale) ** 2
+    across = wanted @ at.T
+    solved = np.linalg.solve(kernel, across.T)
+    mean = center + solved.T @ (values - center)
+    left = np.einsum("ij,ij->i", wanted, wanted) - np.einsum("ij,ji->i", across, solved)
+    return mean, scale * np.sqrt(np.maximum(left, 1e-9)) + noise
+
+
+def _features(values: Values, dims: Mapping[str, Dim]) -> dict[str, float]:
+    """Parts by name, weighted by their prior deviation."""
+    parts: dict[str, float] = {}
+    mains: list[str] = []
+    for name, value in values.items():
+        dim = dims[name]
+        if dim.kind != "choice":
+            low, high = float(dim.low or 0.0), float(dim.high or 0.0)
+            share = (float(value) - low) / (high - low)
+            parts |= {f"{name}>{k}": _HINGE * (share - k) for k in _KNOTS if share > k}
+        elif "." not in name or _NONE in dim.choices:
+            mains.append(f"{name}={value}")
+        else:
+            parts[f"{name}={value}"] = _DETAIL
+    first = mains[0] if mains else ""
+    parts |= {f"{first} and {name}": _PAIR * x for name, x in list(parts.items())}
+    parts |= dict.fromkeys(mains, 1.0)
+    parts |= {f"{a} and {b}": _PAIR for a, b in combinations(mains, 2)}
+    return parts
+
+
+def _matrix(rows: Sequence[Mapping[str, float]]) -> Any:
+    import numpy as np
+
+    columns = {name: i for i, name in enumerate(dict.fromkeys(n for row in rows for n in row))}
+    matrix = np.zeros((len(rows), len(columns)))
+    for i, row in enumerate(rows):
+        for name, value in row.items():
+            matrix[i, columns[name]] = value
+    return matrix

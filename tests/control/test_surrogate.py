@@ -1,0 +1,137 @@
+"""The surrogate: it predicts combinations from their parts, keeps limits, and is repeatable."""
+
+import math
+from typing import Any
+
+from autotune.control import surrogate
+from autotune.control.space import Space, Values, choice, complete
+from autotune.control.surrogate import Seen
+from autotune.records.task import Dim, Node
+
+RUNTIMES = ("a", "b", "c")
+SPACE = Space(
+    name="deploy",
+    nodes=(
+        Node(dim=choice("runtime", RUNTIMES)),
+        Node(dim=choice("a.spin", (True, False)), parent="runtime", values=("a",)),
+        Node(dim=choice("prune", ("none", "prune")), parent="runtime", values=RUNTIMES),
+        Node(
+            dim=Dim(name="prune.kept", kind="float", low=0.1, high=0.9, step=0.1),
+            parent="prune",
+            values=("prune",),
+        ),
+        Node(dim=choice("b+c.quantize", ("none", "int8")), parent="runtime", values=("b", "c")),
+        Node(dim=choice("int8.method", ("one", "two")), parent="b+c.quantize", values=("int8",)),
+    ),
+)
+SPEED = {"a": 1.0, "b": 0.7, "c": 0.5}
+
+
+def result(values: Values, floor: float = 0.35) -> Seen:
+    """Speed is a product of the parts; quality breaks below the level ``floor``."""
+    speed, drop = SPEED[str(values["runtime"])], -1.0
+    if values["prune"] == "prune":
+        kept = float(values["prune.kept"])
+        speed *= 0.1 + 0.9 * kept
+        drop += 0.2 + 8 * max(0.0, floor - kept)
+    if values.get("b+c.quantize") == "int8":
+        speed *= 0.5
+        drop += 0.5 if values["int8.method"] == "one" else 0.7
+    return Seen(values, math.log(speed), {"quality": drop})
+
+
+def seeds() -> list[Seen]:
+    """Each part alone."""
+    alone: list[dict[str, Any]] = [
+        *({"runtime": r} for r in RUNTIMES),
+        {"runtime": "b", "b+c.quantize": "int8"},
+        {"runtime": "b", "prune": "prune", "prune.kept": 0.5},
+    ]
+    return [result(complete(SPACE, values)) for values in alone]
+
+
+def free(values: Values) -> float:
+    del values
+    return 1.0
+
+
+def test_a_combination_of_good_parts_comes_first() -> None:
+    found = surrogate.propose(SPACE, seeds(), free, seed=0)
+    assert found is not None
+    assert found["runtime"] == "c"
+    assert found["b+c.quantize"] == "int8"
+    assert found["prune"] == "prune"
+
+
+def test_it_finds_the_fastest_plan_that_keeps_its_quality_in_few_trials() -> None:
+    seen = seeds()
+    while len(seen) < 22:
+        found = surrogate.propose(SPACE, seen, free, seed=len(seen))
+        if found is None:
+            break
+        seen.append(result(found))
+    best = min((s for s in seen if s.feasible), key=lambda s: s.objective or 0.0)
+    assert best.values["runtime"] == "c"
+    assert best.values["b+c.quantize"] == "int8"
+    assert best.values["prune.kept"] == 0.4
+
+
+def test_nothing_that_was_tried_is_proposed_again_and_the_same_seed_proposes_the_same() -> None:
+    seen = seeds()
+    for step in range(6):
+        first, again = (surrogate.propose(SPACE, seen, free, seed=step) for _ in range(2))
+        assert first is not None
+        assert first == again
+        assert first not in [s.values for s in seen]
+        seen.append(result(first))
+
+
+def test_what_costs_much_must_gain_much() -> None:
+    def dear(values: Values) -> float:
+        return 1e6 if values["prune"] == "prune" else 1.0
+
+    found = surrogate.propose(SPACE, seeds(), dear, seed=0)
+    assert found is not None
+    assert found["prune"] == "none"
+
+
+def test_what_fails_is_avoided() -> None:
+    values = complete(SPACE, {"runtime": "c", "b+c.quantize": "int8"})
+    other = complete(SPACE, {"runtime": "c", "b+c.quantize": "int8", "int8.method": "two"})
+    seen = [*seeds(), *(Seen(v, None, {"failed": 1.0}) for v in (values, other))]
+    found = surrogate.propose(SPACE, seen, free, seed=0)
+    assert found is not None
+    assert (found["runtime"], found.get("b+c.quantize")) != ("c", "int8")
+
+
+def test_while_nothing_keeps_the_limits_what_may_keep_them_comes_first() -> None:
+    seen = [
+        Seen(s.values, s.objective, {"latency": math.exp(s.objective or 0.0) / 0.3 - 1})
+        for s in seeds()
+    ]
+    assert not any(s.feasible for s in seen)
+    found = surrogate.propose(SPACE, seen, free, seed=0)
+    assert found is not None
+    assert math.exp(result(found).objective or 0.0) < 0.5
+
+
+def test_without_a_measurement_nothing_is_proposed() -> None:
+    failed = Seen(complete(SPACE, {"runtime": "a"}), None, {"failed": 1.0})
+    assert surrogate.propose(SPACE, [failed], free, seed=0) is None
+
+
+def test_once_everything_was_tried_nothing_is_proposed() -> None:
+    small = Space(name="deploy", nodes=(Node(dim=choice("runtime", RUNTIMES)),))
+    seen = [Seen({"runtime": r}, math.log(SPEED[r]), {}) for r in RUNTIMES]
+    assert surrogate.propose(small, seen, free, seed=0) is None
+
+
+def test_continuous_dimensions_have_nine_levels_and_whole_numbers_their_own() -> None:
+    assert len(surrogate.levels(Dim(name="x", kind="float", low=0.0, high=1.0))) == 9
+    assert surrogate.levels(Dim(name="n", kind="int", low=1, high=4)) == (1, 2, 3, 4)
+    assert surrogate.levels(Dim(name="k", kind="float", low=0.1, high=0.4, step=0.1)) == (
+        0.1,
+        0.2,
+        0.3,
+        0.4,
+    )
