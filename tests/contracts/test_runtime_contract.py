@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autotune import plugins
-from autotune.forms import ROAD, Form, Interface, flat, module, onnx_file
+from autotune.forms import ROAD, Form, Interface, changed, exported, flat, module, onnx_file
 from autotune.runtimes import Tools
 from tests.support import made
 
@@ -50,18 +50,26 @@ def forms(tmp_path_factory) -> dict[str, Form]:
     wrapped = flat.Flat(model(), "tensor", ("input",)).eval()
     onnx_file.export(wrapped, [torch.ones(2, 6)], as_onnx / "model.onnx", names, dynamic=True)
     found = {"module": Form("module", as_module, about), "onnx": Form("onnx", as_onnx, about)}
+    program = tmp_path_factory.mktemp("program")
+    exported.save(
+        exported.trace(wrapped, [torch.from_numpy(SAMPLE)], dynamic=False),
+        program / exported.PROGRAM,
+    )
+    found["program"] = Form("program", program, changed(about, batch_size=3))
     for form in found.values():
         form.save_about()
     return found
 
 
-@pytest.fixture
-def written(request, forms, tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def written(request, forms, tmp_path_factory) -> Path:
     plugin = plugins.load("runtimes", request.param)
     if reason := plugin.unavailable(None):
         pytest.skip(reason)
-    plugin.write(forms[plugin.TAKES], tmp_path, Tools(threads=1, batch_size=4))
-    return tmp_path
+    out = tmp_path_factory.mktemp(request.param)
+    taken = "program" if getattr(plugin, "TRACED", False) else plugin.TAKES
+    plugin.write(forms[taken], out, Tools(threads=1, batch_size=4))
+    return out
 
 
 @pytest.mark.parametrize("name", NAMES)
