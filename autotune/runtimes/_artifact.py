@@ -58,6 +58,8 @@ def _padded(predict, size):
 
     def call(*arrays, **named):
         rows = len((*arrays, *named.values())[0])
+        if rows > size:
+            raise ValueError(f"this model takes at most {size} rows a call, got {rows}")
         fill = [(0, size - rows)]
         arrays = [np.pad(a, fill + [(0, 0)] * (a.ndim - 1), mode="edge") for a in arrays]
         named = {

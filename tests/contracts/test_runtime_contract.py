@@ -115,6 +115,10 @@ def test_its_loader_gives_the_models_outputs_for_any_array(written):
     strided = np.ascontiguousarray(SAMPLE.T).T
     for rows in (SAMPLE, frozen, strided):
         np.testing.assert_allclose(predict(rows), expected, atol=1e-5)
+    np.testing.assert_allclose(predict(SAMPLE[:2]), expected[:2], atol=1e-5)
+    np.testing.assert_allclose(predict(input=SAMPLE), expected, atol=1e-5)
+    with pytest.raises(Exception, match=r"(?i)expect|shape|dtype|type"):
+        predict(SAMPLE[:, :5].astype(np.float64))
 
 
 def test_importing_a_runtime_imports_nothing_heavy():
