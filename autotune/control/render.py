@@ -119,6 +119,8 @@ def _comparison_lines(report: Report) -> list[str]:
         "throughput",
         "memory",
         "size on disk",
+        "load",
+        "first call",
     )
     lines = [_columns("", [name for name, _ in named])]
     for key in wanted:

@@ -7,6 +7,9 @@ code is faster (a ``.pt2`` run eagerly took 45 % longer here), so it is the seco
 import contextlib
 import io
 import logging
+import re
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -71,10 +74,63 @@ def dynamic_shapes(
 
 
 def last_line(error: BaseException) -> str:
-    """One line that says what an exporter could not do."""
+    """One line that says what an exporter could not do: in plain words where the kind is known
+    (what in the model, where, what to do), else the exporter's own last one.
+    """
+    causes = _causes(error)
+    for cause in causes:
+        for pattern, words in _PLAIN:
+            if found := re.search(pattern, f"{type(cause).__name__}: {cause}", re.DOTALL):
+                return words.format(*found.groups(), where=_where(causes))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("#", "(", "File ", "From user"))]
     return f"{type(error).__name__}: {(telling or lines or [''])[-1]}"[:300]
+
+
+_KEEP = "keep to a runtime that runs your own code (eager or compiled)"
+_PLAIN = (
+    (
+        r"[Dd]ata-dependent|DataDependent",
+        "a branch, loop or size depends on the values of a tensor{where}, which a graph cannot "
+        "hold: write it with torch.where or torch.cond, or " + _KEEP,
+    ),
+    (
+        r"No ONNX function found for .*?op='([\w.:]+)'",
+        "there is no ONNX operator for {0}: write it with other operations, or use a runtime "
+        "that needs no ONNX (eager, compiled, aoti)",
+    ),
+    (
+        r"\.numpy\(\)|numpy\(\) is not supported|convert.*numpy",
+        "the model leaves PyTorch for numpy{where}, where no exporter can follow: use torch "
+        "operations there, or " + _KEEP,
+    ),
+)
+"""What exporters say, and what a person can do about it."""
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what it was raised from, outermost first."""
+    found: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in found:
+        found.append(at)
+        at = at.__cause__ or at.__context__
+    return found
+
+
+def _where(causes: Sequence[BaseException]) -> str:
+    """`` (line 12: `if h.sum() > 0:`)``: the innermost frame of the user's own code, if any."""
+    installed = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), str(_OURS))
+    for cause in reversed(causes):
+        frames = traceback.extract_tb(cause.__traceback__)
+        own = [f for f in frames if not f.filename.startswith((*installed, "<"))]
+        if own:
+            code = f": `{own[-1].line}`" if own[-1].line else ""
+            return f" (line {own[-1].lineno}{code})"
+    return ""
+
+
+_OURS = Path(__file__).resolve().parents[1]
 
 
 def trace(

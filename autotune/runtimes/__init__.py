@@ -26,7 +26,9 @@ class Tools:
 
 
 class Runtime(Protocol):
-    """A module under ``runtimes/``.  One that takes ``module`` also takes ``program``."""
+    """A module under ``runtimes/``.  One that takes ``module`` also takes ``program``, and takes
+    nothing else where it says ``TRACED = True``.
+    """
 
     TAKES: str
 

@@ -4,17 +4,27 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autotune.forms import Form, place
+from autotune.forms import ABOUT, Form, place
 from autotune.runtimes import Tools
 
 MODEL_FILES = ("weights.safetensors", "structure.json", "model.pt2", "model.onnx")
 
 
-def write(form: Form, out: Path, tools: Tools, *, runtime: str, loader: str) -> None:
-    """Place the form's files beside ``artifact.json`` and ``load.py``."""
+def write(
+    form: Form,
+    out: Path,
+    tools: Tools,
+    *,
+    runtime: str,
+    loader: str,
+    without: tuple[str, ...] = (),
+) -> None:
+    """Place the form's files, but those that are not needed, beside ``artifact.json`` and
+    ``load.py``.
+    """
     for source in sorted(path for path in form.folder.rglob("*") if path.is_file()):
         name = source.relative_to(form.folder)
-        if str(name) == "about.json":
+        if str(name) in (ABOUT, *without):
             continue
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         place(source, out / name)
@@ -39,3 +49,38 @@ def _facts(form: Form, tools: Tools, runtime: str) -> dict[str, Any]:
         "dynamic_batch": about.batch_size is None,
         "args": about.args,
     }
+
+
+_FIXED = '''
+
+def _padded(predict, size):
+    """This model takes exactly ``size`` rows: fewer are filled up, and cut off again."""
+
+    def call(*arrays, **named):
+        rows = len((*arrays, *named.values())[0])
+        if rows > size:
+            raise ValueError(f"this model takes at most {size} rows a call, got {rows}")
+        fill = [(0, size - rows)]
+        arrays = [np.pad(a, fill + [(0, 0)] * (a.ndim - 1), mode="edge") for a in arrays]
+        named = {
+            n: np.pad(a, fill + [(0, 0)] * (a.ndim - 1), mode="edge") for n, a in named.items()
+        }
+        outputs = predict(*arrays, **named)
+        if isinstance(outputs, dict):
+            return {k: v[:rows] for k, v in outputs.items()}
+        if isinstance(outputs, tuple):
+            return tuple(v[:rows] for v in outputs)
+        return outputs[:rows]
+
+    return lambda *arrays, **named: (
+        predict if len((*arrays, *named.values())[0]) == size else call
+    )(*arrays, **named)
+'''
+
+
+def for_its_batch(loader: str, form: Form) -> str:
+    """A loader whose ``load`` ends in ``return PREDICT``, for a free or a fixed batch."""
+    size = form.about.batch_size
+    if size is None:
+        return loader.replace("PREDICT", "predict")
+    return loader.replace("PREDICT", f"_padded(predict, {size})") + _FIXED

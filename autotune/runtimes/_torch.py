@@ -132,7 +132,12 @@ _COMPILE = """\
 """
 
 
-def loader(form: Form, *, compiled: bool) -> str:
+_CHANNELS_LAST = """\
+    model = model.to(memory_format=torch.channels_last)  # a convolution's input follows it
+"""
+
+
+def loader(form: Form, *, compiled: bool, channels_last: bool = False) -> str:
     """The text of ``load.py``."""
     if form.kind == "module" and not form.about.standalone:
         raise JobError("unsupported", "the model's source cannot stand alone: export it first")
@@ -144,4 +149,5 @@ def loader(form: Form, *, compiled: bool) -> str:
         body = body.replace("\nimport torch\n", "\nimport torch\nimport torch._inductor.config\n")
     # Freezing works under no_grad only; inference_mode is the faster one for eager code.
     mode = "no_grad" if compiled else "inference_mode"
-    return _HEAD.format(needs=needs) + body.format(mode=mode, compile=_COMPILE if compiled else "")
+    more = (_CHANNELS_LAST if channels_last else "") + (_COMPILE if compiled else "")
+    return _HEAD.format(needs=needs) + body.format(mode=mode, compile=more)

@@ -1,4 +1,8 @@
-"""Runtime ``eager``: the user's own module, run by PyTorch as it stands."""
+"""Runtime ``eager``: the user's own module, run by PyTorch as it stands.
+
+``channels_last`` keeps images and weights as [batch, height, width, channel] in memory: here 1.2
+to 1.5 times as fast on a CNN of depthwise convolutions, and no faster on a ResNet.
+"""
 
 from pathlib import Path
 
@@ -17,14 +21,16 @@ def unavailable(context: Context) -> str | None:
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """None so far."""
-    del context
-    return ()
+    """The layout of images in memory, for a model that convolves them."""
+    if "Conv2d" not in context.traits.module_types:
+        return ()
+    return (Dim(name="channels_last", kind="choice", choices=(False, True)),)
 
 
 def write(form: Form, out: Path, tools: Tools) -> None:
     """Write source (or exported program), weights, structure and a loader."""
     from autotune.runtimes import _torch
 
-    loader = _torch.loader(form, compiled=False)
+    last = bool(tools.params.get("channels_last"))
+    loader = _torch.loader(form, compiled=False, channels_last=last)
     _artifact.write(form, out, tools, runtime="eager", loader=loader)

@@ -39,40 +39,27 @@ def load():
     )
     names, kind, keys = info["input_names"], info["output_kind"], info["output_names"]
     used = {i.name for i in session.get_inputs()}  # an input the model ignores is not there
-    run = session.run
+    results = [o.name for o in session.get_outputs()]
+    # What run() checks in Python takes as long as a small model does, and holds here by itself.
+    run = getattr(session, "_sess", session).run
 
     def predict(*arrays, **named):
         named.update(zip(names, arrays))
-        outputs = run(None, {n: np.ascontiguousarray(a) for n, a in named.items() if n in used})
+        feed = {n: np.ascontiguousarray(a) for n, a in named.items() if n in used}
+        outputs = run(results, feed, None)
         if kind == "dict":
             return dict(zip(keys, outputs))
         return outputs[0] if kind == "tensor" else tuple(outputs)
 
+    name = names[0]
+
+    def single(*arrays, **named):
+        (array,) = arrays or (named[name],)
+        return run(results, {name: np.ascontiguousarray(array)}, None)[0]
+
+    if kind == "tensor" and used == set(names) == {name}:
+        predict = single  # the same, with less to do around the model
     return PREDICT
-'''
-
-_FIXED = '''
-
-def _padded(predict, size):
-    """This model takes exactly ``size`` rows: fewer are filled up, and cut off again."""
-
-    def call(*arrays, **named):
-        rows = len((*arrays, *named.values())[0])
-        fill = [(0, size - rows)]
-        arrays = [np.pad(a, fill + [(0, 0)] * (a.ndim - 1), mode="edge") for a in arrays]
-        named = {
-            n: np.pad(a, fill + [(0, 0)] * (a.ndim - 1), mode="edge") for n, a in named.items()
-        }
-        outputs = predict(*arrays, **named)
-        if isinstance(outputs, dict):
-            return {k: v[:rows] for k, v in outputs.items()}
-        if isinstance(outputs, tuple):
-            return tuple(v[:rows] for v in outputs)
-        return outputs[:rows]
-
-    return lambda *arrays, **named: (
-        predict if len((*arrays, *named.values())[0]) == size else call
-    )(*arrays, **named)
 '''
 
 
@@ -93,7 +80,5 @@ def dims(context: Context) -> tuple[Dim, ...]:
 
 def write(form: Form, out: Path, tools: Tools) -> None:
     """Write ``model.onnx`` and a loader."""
-    size = form.about.batch_size
-    predict = "predict" if size is None else f"_padded(predict, {size})"
-    loader = _LOADER.replace("PREDICT", predict) + ("" if size is None else _FIXED)
+    loader = _artifact.for_its_batch(_LOADER, form)
     _artifact.write(form, out, tools, runtime="onnxruntime", loader=loader)

@@ -175,24 +175,28 @@ class Bench:
             path.unlink()
         return False
 
-    def program(self, form: Form, out: Path) -> Form:
-        """An exported program, for a model whose source cannot stand alone."""
+    def program(self, form: Form, out: Path, *, fixed: int | None = None) -> Form:
+        """An exported program, with a free batch unless one is ``fixed`` or the model has none."""
         model, about = self._flat(form)
-        try:
-            traced = exported.trace(
+
+        def trace(size: int, dynamic: bool) -> Any:
+            return exported.trace(
                 model,
-                self.example(2, self._middle()),
-                dynamic=True,
+                self.example(size, self._middle()),
+                dynamic=dynamic,
                 ragged=about.ragged,
                 free=self._free(),
             )
+
+        try:
+            traced = trace(fixed or 2, fixed is None)
         except JobError:
-            size = self.job.batch_size
-            example = self.example(size, self._middle())
-            traced = exported.trace(model, example, dynamic=False, free=self._free())
-            about = changed(about, batch_size=size)
+            if fixed is not None:
+                raise
+            fixed = self.job.batch_size
+            traced = trace(fixed, False)
         exported.save(traced, out / exported.PROGRAM)
-        return Form("program", out, about)
+        return Form("program", out, changed(about, batch_size=fixed))
 
     def export(self, form: Form, out: Path, *, fixed: int | None = None) -> Form:
         """An ONNX file.  Where a free batch fails and none is ``fixed``: an empty form whose

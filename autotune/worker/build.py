@@ -33,6 +33,7 @@ _KIND = {
     "export": "onnx",
     "export_fixed": "onnx",
     "program": "program",
+    "program_fixed": "program",
     "convert": "openvino",
 }
 
@@ -65,9 +66,8 @@ class _Chain:
             form = self._become(form, plugins.load("compress", step.name).TAKES)
             form = self._step(form, step)
         form = self._become(form, runtime.TAKES)
-        if form.kind == "module" and not form.about.standalone:
-            source = form
-            form = self._stage("program", (), lambda out: self.bench.program(source, out))
+        if form.kind == "module":
+            form = self._traced(form, runtime)
         return self._write(form, runtime)
 
     def _check(self, runtime: Any) -> None:
@@ -102,6 +102,19 @@ class _Chain:
             source = form
             form = self._stage("convert", (), lambda out: self.bench.convert(source, out))
         return form
+
+    def _traced(self, form: Form, runtime: Any) -> Form:
+        """The module as an exported program, where its source cannot stand alone or the runtime
+        takes nothing else; then with this plan's batch, which compiles to faster code.
+        """
+        if getattr(runtime, "TRACED", False) and not form.about.ragged:
+            size = self.job.batch_size
+            return self._stage(
+                "program_fixed", (size,), lambda out: self.bench.program(form, out, fixed=size)
+            )
+        if form.about.standalone and not getattr(runtime, "TRACED", False):
+            return form
+        return self._stage("program", (), lambda out: self.bench.program(form, out))
 
     def _origin(self) -> tuple[Any, ...]:
         task = self.job.task

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autotune import plugins
-from autotune.forms import ROAD, Form, Interface, flat, module, onnx_file
+from autotune.forms import ROAD, Form, Interface, changed, exported, flat, module, onnx_file
 from autotune.runtimes import Tools
 from tests.support import made
 
@@ -50,18 +50,26 @@ def forms(tmp_path_factory) -> dict[str, Form]:
     wrapped = flat.Flat(model(), "tensor", ("input",)).eval()
     onnx_file.export(wrapped, [torch.ones(2, 6)], as_onnx / "model.onnx", names, dynamic=True)
     found = {"module": Form("module", as_module, about), "onnx": Form("onnx", as_onnx, about)}
+    program = tmp_path_factory.mktemp("program")
+    exported.save(
+        exported.trace(wrapped, [torch.from_numpy(SAMPLE)], dynamic=False),
+        program / exported.PROGRAM,
+    )
+    found["program"] = Form("program", program, changed(about, batch_size=3))
     for form in found.values():
         form.save_about()
     return found
 
 
-@pytest.fixture
-def written(request, forms, tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def written(request, forms, tmp_path_factory) -> Path:
     plugin = plugins.load("runtimes", request.param)
     if reason := plugin.unavailable(None):
         pytest.skip(reason)
-    plugin.write(forms[plugin.TAKES], tmp_path, Tools(threads=1, batch_size=4))
-    return tmp_path
+    out = tmp_path_factory.mktemp(request.param)
+    taken = "program" if getattr(plugin, "TRACED", False) else plugin.TAKES
+    plugin.write(forms[taken], out, Tools(threads=1, batch_size=4))
+    return out
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,6 +115,10 @@ def test_its_loader_gives_the_models_outputs_for_any_array(written):
     strided = np.ascontiguousarray(SAMPLE.T).T
     for rows in (SAMPLE, frozen, strided):
         np.testing.assert_allclose(predict(rows), expected, atol=1e-5)
+    np.testing.assert_allclose(predict(SAMPLE[:2]), expected[:2], atol=1e-5)
+    np.testing.assert_allclose(predict(input=SAMPLE), expected, atol=1e-5)
+    with pytest.raises(Exception, match=r"(?i)expect|shape|dtype|type"):
+        predict(SAMPLE[:, :5].astype(np.float64))
 
 
 def test_importing_a_runtime_imports_nothing_heavy():

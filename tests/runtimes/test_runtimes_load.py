@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from autotune.forms import Form, Interface, exported, flat, module, onnx_file
-from autotune.runtimes import Tools, compiled, eager, onnxruntime
+from autotune.runtimes import Tools, aoti, compiled, eager, onnxruntime
+from tests.support import made
 
 CNN = """
 import sys
@@ -236,6 +238,40 @@ def test_compiled_gives_the_same_outputs_in_a_clean_interpreter(tmp_path):
     compiled.write(form, out, Tools(threads=1, batch_size=1))
     _, found = clean(out, rows, "autotune", tmp_path, twice=False)
     np.testing.assert_allclose(expected[0], found["only"], atol=1e-4)
+
+
+def test_channels_last_changes_the_layout_and_not_the_outputs(tmp_path, monkeypatch):
+    source, args, kind, rows, _ = CASES["tensor"]
+    form, _, expected = task(source, args, kind, rows, tmp_path)
+    out = tmp_path / "artifact"
+    out.mkdir()
+    (dim,) = eager.dims(made.context(of=made.traits(module_types={"Conv2d": 1})))
+    assert dim.choices[0] is False, "the deploy baseline is the user's own layout"
+    eager.write(form, out, Tools(threads=1, batch_size=1, params={dim.name: True}))
+    assert "channels_last" in (out / "load.py").read_text()
+    names = {"__file__": str(out / "load.py"), "__name__": "load"}
+    exec(compile((out / "load.py").read_text(), "load.py", "exec"), names)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    np.testing.assert_allclose(names["load"]()(rows["input"]), expected[0], atol=1e-4)
+
+
+def test_what_a_model_has_no_use_for_is_not_offered():
+    assert eager.dims(made.context()) == ()
+    gru = made.context(of=made.traits(module_types={"GRU": 1}))
+    assert "has a GRU" in (aoti.unavailable(gru) or compiled.unavailable(gru) or "has a GRU")
+
+
+def test_the_package_keeps_no_source_and_the_loader_knows_what_it_may_be_fed(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pt2", "w") as package:
+        package.writestr("m/data/model.cpp", "// g++ /somebody/home")
+        package.writestr("m/data/model.so", b"code")
+    aoti._without_sources(tmp_path / "a.pt2", tmp_path / "b.pt2")
+    with zipfile.ZipFile(tmp_path / "b.pt2") as package:
+        assert package.namelist() == ["m/data/model.so"]
+        assert package.read("m/data/model.so") == b"code"
+    wrapped = flat.Flat(torch.nn.Linear(3, 2), "tensor", ("x",)).eval()
+    program = exported.trace(wrapped, [torch.ones(2, 3)], dynamic=True)
+    assert aoti._inputs(program) == [("float32", [None, 3])]
 
 
 def test_a_fixed_batch_is_filled_up_and_cut_off(tmp_path):

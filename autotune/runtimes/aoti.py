@@ -1,0 +1,153 @@
+"""Runtime ``aoti``: what `compiled` does at its first call, done once at build time.
+
+    program --AOTInductor, frozen weights, C++ compiler--> model.pt2 (a library in a zip)
+
+Its artifact needs PyTorch to run but neither a compiler nor the user's source, and starts as fast
+as eager code.  The batch is fixed to the plan's: a free one took up to 1.5 times as long here.
+The library is machine code for the processor that it was built on: it does not know others, and
+does not check what it is fed, so the loader does.
+"""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import JobError
+from autotune.forms import Form
+from autotune.records.job import Context
+from autotune.records.task import Dim
+from autotune.runtimes import Tools, _artifact, compiled
+
+TAKES = "module"
+TRACED = True
+"""It takes the exported ``program`` even of a module whose source could stand alone."""
+_RECURRENT = ("GRU", "LSTM", "RNN")
+
+_LOADER = '''"""Loads this model by itself: ``predict = load()``, then ``y = predict(x)``.
+
+NumPy arrays in (positional, or by name), NumPy out.  Needs PyTorch, and a processor like the one
+that it was built on; not autotune, no compiler.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).resolve().parent
+EXPECTED = json.loads("""SHAPES""")  # of each input: type, and sizes (null: any)
+
+
+def load():
+    """predict(*arrays, **arrays) -> array, or tuple or dict of arrays."""
+    info = json.loads((HERE / "artifact.json").read_text())
+    torch.set_num_threads(info["threads"])
+    run = _runner(str(HERE / "model.pt2"))
+    names, kind, keys = info["input_names"], info["output_kind"], info["output_names"]
+    expected = [(np.dtype(dtype), tuple(sizes)) for dtype, sizes in EXPECTED]
+
+    def predict(*arrays, **named):
+        arrays = (*arrays, *(named[n] for n in names if n in named))
+        tensors = [_tensor(a, *e) for a, e in zip(arrays, expected, strict=True)]
+        outputs = [tensor.numpy() for tensor in run(tensors)]
+        if kind == "dict":
+            return dict(zip(keys, outputs, strict=True))
+        return outputs[0] if kind == "tensor" else tuple(outputs)
+
+    return PREDICT
+
+
+def _runner(path):
+    """The package's function from a list of tensors to a list of tensors."""
+    try:  # without importing PyTorch's compiler, which takes longer than all else here
+        return torch._C._aoti.AOTIModelPackageLoader(path, "model", False, 1, -1).boxed_run
+    except (AttributeError, TypeError):  # another version of PyTorch
+        return torch._inductor.aoti_load_package(path).loader.boxed_run
+
+
+def _tensor(array, dtype, sizes):
+    """Compiled code reads what it was compiled for: anything else must not reach it."""
+    array = np.require(array, requirements=("C", "W"))
+    if array.dtype != dtype or array.ndim != len(sizes) or not all(
+        size is None or size == found for size, found in zip(sizes, array.shape)
+    ):
+        raise ValueError(f"expected {dtype} {sizes}, got {array.dtype} {array.shape}")
+    return torch.from_numpy(array)
+'''
+
+
+def unavailable(context: Context) -> str | None:
+    """Needs what `compiled` needs; recurrent layers are left to others."""
+    if reason := compiled.unavailable(context):
+        return reason
+    found = [n for n in _RECURRENT if context and n in context.traits.module_types]
+    if found:
+        return (
+            f"the model has a {found[0]}, which AOTInductor unrolls step by step (50 steps took "
+            "20 to 60 s to compile): compiled or onnxruntime run it as one operator"
+        )
+    return None
+
+
+def dims(context: Context) -> tuple[Dim, ...]:
+    """None: the compiler chooses layouts and tiles by itself."""
+    del context
+    return ()
+
+
+def write(form: Form, out: Path, tools: Tools) -> None:
+    """Compile the program and write the package with a loader.
+
+    Raises:
+        JobError: unsupported, with the compiler's last line.
+    """
+    import torch
+
+    from autotune.forms.exported import PROGRAM, last_line, quiet
+
+    program = torch.export.load(form.folder / PROGRAM)
+    scratch = out / "package.pt2"
+    try:
+        with quiet(), torch.no_grad(), torch._inductor.config.patch(_options(tools)):
+            torch._inductor.aoti_compile_and_package(program, package_path=str(scratch))
+    except Exception as error:
+        why = f"AOTInductor cannot compile this model: {last_line(error)}"
+        raise JobError("unsupported", why) from error
+    loader = _artifact.for_its_batch(_LOADER, form)
+    loader = loader.replace("SHAPES", json.dumps(_inputs(program)))
+    _artifact.write(form, out, tools, runtime="aoti", loader=loader, without=(PROGRAM,))
+    _without_sources(scratch, out / PROGRAM)
+    scratch.unlink()
+
+
+def _options(tools: Tools) -> dict[str, Any]:
+    """Of the compiler: weights become constants, loops are cut for the plan's threads."""
+    return {"freezing": True, "cpp.threads": tools.threads, "compile_threads": 1}
+
+
+def _inputs(program: Any) -> list[tuple[str, list[int | None]]]:
+    """Type and sizes of each input, None where a size is free."""
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    values = [nodes[name].meta["val"] for name in program.graph_signature.user_inputs]
+    return [
+        (
+            str(value.dtype).removeprefix("torch."),
+            [size if isinstance(size, int) else None for size in value.shape],
+        )
+        for value in values
+    ]
+
+
+def _without_sources(package: Path, out: Path) -> None:
+    """The package without the generated C++, which names this machine's folders and is not
+    needed to run it.
+    """
+    with zipfile.ZipFile(package) as old, zipfile.ZipFile(out, "w") as new:
+        for item in old.infolist():
+            if item.filename.endswith(".cpp"):
+                continue
+            with old.open(item) as source, new.open(zipfile.ZipInfo(item.filename), "w") as target:
+                shutil.copyfileobj(source, target)
