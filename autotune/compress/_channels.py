@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autotune.compress._importance import Importance
 from autotune.errors import JobError
 from autotune.forms.flat import Flat, flops
 from autotune.forms.module import tie, ties
@@ -29,8 +30,12 @@ _ODD = (0.29, 0.37)  # leave widths that no fixed head width or head count divid
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.LSTM, nn.Embedding)
 
 
-def prune(model: Flat, inputs: Sequence[Tensor], kept: float) -> Flat:
+def prune(
+    model: Flat, inputs: Sequence[Tensor], kept: float, importance: Importance | None = None
+) -> Flat:
     """A pruned copy that keeps the share ``kept`` of the FLOPs of one call.
+
+    ``importance`` decides which channels go first; without it the magnitude of their weights.
 
     Raises:
         JobError: unsupported: torch-pruning cannot follow the model, nothing in it can be
@@ -46,7 +51,7 @@ def prune(model: Flat, inputs: Sequence[Tensor], kept: float) -> Flat:
     dense = flops(lambda: model(*inputs))
     for rounded in (8, 4, 1):
         try:
-            share, pruned = _search(model, inputs, ignored, (kept, dense, rounded))
+            share, pruned = _search(model, inputs, ignored, (kept, dense, rounded), importance)
         except (RuntimeError, ValueError, AssertionError) as broken:
             raise _unsupported(broken) from broken
         if best is None or abs(share - kept) < abs(best[0] - kept):
@@ -66,7 +71,11 @@ def prune(model: Flat, inputs: Sequence[Tensor], kept: float) -> Flat:
 
 
 def _search(
-    model: Flat, inputs: Sequence[Tensor], ignored: set[str], goal: tuple[float, float, int]
+    model: Flat,
+    inputs: Sequence[Tensor],
+    ignored: set[str],
+    goal: tuple[float, float, int],
+    importance: Importance | None,
 ) -> tuple[float, Flat]:
     """Bisect the channel ratio; returns the share reached and the nearest copy."""
     kept, dense, rounded = goal
@@ -74,7 +83,7 @@ def _search(
     best: tuple[float, Flat] | None = None
     for _ in range(_STEPS):
         ratio = (low + high) / 2
-        pruned = _pruned(model, inputs, ignored, ratio, rounded)
+        pruned = _pruned(model, inputs, ignored, ratio, rounded, importance)
         share = flops(functools.partial(pruned, *inputs)) / dense if dense else 1.0
         if best is None or abs(share - kept) < abs(best[0] - kept):
             best = share, pruned
@@ -91,6 +100,7 @@ def _pruned(
     ignored: set[str],
     ratio: float,
     rounded: int = 1,
+    importance: Importance | None = None,
     *,
     evenly: bool = False,
 ) -> Flat:
@@ -98,7 +108,8 @@ def _pruned(
     ``evenly`` takes that share from each of them.
     """
     duplicate = copy.deepcopy(model).requires_grad_(True)  # the graph is autograd's
-    _pruner(duplicate, inputs, ignored, (ratio, rounded, evenly)).step()
+    rank = (importance or Importance("magnitude", {})).of(duplicate)
+    _pruner(duplicate, inputs, ignored, (ratio, rounded, evenly), rank).step()
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     for name, parameter in duplicate.named_parameters():
         parameter.requires_grad_(trained.get(name, True))
@@ -108,7 +119,11 @@ def _pruned(
 
 
 def _pruner(
-    model: Flat, inputs: Sequence[Tensor], ignored: set[str], level: tuple[float, int, bool]
+    model: Flat,
+    inputs: Sequence[Tensor],
+    ignored: set[str],
+    level: tuple[float, int, bool],
+    importance: Importance,
 ) -> Any:
     import torch_pruning
 
@@ -119,7 +134,7 @@ def _pruner(
         return torch_pruning.pruner.MagnitudePruner(
             model,
             tuple(inputs),
-            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            importance=importance,
             global_pruning=not evenly,
             pruning_ratio=ratio,
             max_pruning_ratio=_MOST,
