@@ -123,7 +123,7 @@ class Bench:
         path = self.root / "data" / "calibrate.npz"
         found = rows.load(path) if path.is_file() else None
         if found is None or len(found) == 0:
-            raise JobError("unsupported", "static int8 needs calibration rows, and there are none")
+            raise JobError("unsupported", "calibration rows are needed, and there are none")
         step = 1 if found.ragged else min(size, len(found))
         names = contract_names(self.loaded)
         for start in range(0, len(found) - step + 1, step):
