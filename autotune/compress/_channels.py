@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from autotune.compress._groups import Cut, Group, by_heads, cut, find, shares
+from autotune.compress._groups import Cut, Group, by_heads, cut, find, shares, unsupported
 from autotune.compress._importance import Importance, costs
 from autotune.errors import JobError
 from autotune.forms.flat import Flat, flops
@@ -59,10 +59,7 @@ def prune(
     with torch.no_grad():
         shapes = [output.shape for output in model(*inputs)]
     rank = importance or Importance("magnitude", {})
-    try:
-        found = find(model, inputs, _ignored(model, inputs), rank)
-    except Exception as error:  # torch-pruning raises whatever its graph walk meets
-        raise _unsupported(error) from error
+    found = find(model, inputs, _ignored(model, inputs), rank)
     groups = _usable(model, inputs, found, shapes)
     best: Reached | None = None
     dense, layers = flops(lambda: model(*inputs)), costs(model, inputs)
@@ -192,7 +189,7 @@ def _usable(
                 usable.append(way)
                 break
     if not usable:
-        raise _unsupported(error or ValueError("no layer but those that make the output"))
+        raise unsupported(error or ValueError("no layer but those that make the output"))
     return usable
 
 
@@ -211,11 +208,6 @@ def _trial(
     except Exception as error:  # whatever the user's forward and torch-pruning's slices meet
         return error
     return None
-
-
-def _unsupported(error: Exception) -> JobError:
-    text = (str(error).strip().splitlines() or [""])[0]
-    return JobError("unsupported", f"this model cannot be pruned: {type(error).__name__}: {text}")
 
 
 def _checked(pruned: Flat, inputs: Sequence[Tensor], shapes: list[torch.Size]) -> Flat:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from autotune.compress import _recurrent
 from autotune.compress._importance import Importance
 from autotune.errors import JobError
 from autotune.forms.flat import Flat
@@ -65,7 +66,30 @@ Cut = Sequence[tuple[Group, Tensor]]
 def find(
     model: Flat, inputs: Sequence[Tensor], ignored: set[str], importance: Importance
 ) -> list[Group]:
-    """The groups of a model that hold no output side of an ignored layer."""
+    """The groups of a model that hold no output side of an ignored layer.
+
+    Raises:
+        JobError: unsupported: torch-pruning cannot follow the model, and nothing in it recurs.
+    """
+    recurring = _recurring(model, inputs, importance)
+    try:
+        return _traced(model, inputs, ignored, importance) + recurring
+    except Exception as error:  # torch-pruning raises whatever its graph walk meets
+        if recurring:
+            return recurring
+        raise unsupported(error) from error
+
+
+def unsupported(error: Exception) -> JobError:
+    """What a model that cannot be pruned is refused with."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    return JobError("unsupported", f"this model cannot be pruned: {type(error).__name__}: {text}")
+
+
+def _traced(
+    model: Flat, inputs: Sequence[Tensor], ignored: set[str], importance: Importance
+) -> list[Group]:
+    """Groups by torch-pruning's graph."""
     import torch_pruning
 
     model = copy.deepcopy(model).requires_grad_(True)  # the graph is autograd's
@@ -90,6 +114,41 @@ def find(
             units = torch.arange(len(scores)) % (len(scores) // size)
             found.append(Group(tuple(members), scores.float(), units))
     return found
+
+
+def _recurring(model: Flat, inputs: Sequence[Tensor], rank: Importance) -> list[Group]:
+    """Hidden units of recurrent layers, where cutting them out is the same as not listening."""
+    found = []
+    for name, given in _recurrent.readers(model, inputs).items():
+        layer: Any = model.get_submodule(name)
+        units = torch.arange(layer.hidden_size)
+        members = [Member(name, "hidden", _recurrent.cut_hidden, None, units, units)]
+        for reader, module in given:
+            width = getattr(module, "in_features", None) or module.input_size
+            rows = torch.arange(int(width))  # type: ignore[arg-type]
+            cut_in = _cut_linear if isinstance(module, nn.Linear) else _recurrent.cut_input
+            side = "prune_in_channels"
+            members.append(Member(reader, side, cut_in, None, rows, rows % len(units)))
+        group = Group(tuple(members), rank.of_units(layer, name, given), units)
+        gone = units % 3 == 1
+        silent = copy.deepcopy(model)
+        heard = [(reader, silent.get_submodule(reader)) for reader, _ in given]
+        _recurrent.unheard(silent.get_submodule(name), name, heard, gone)
+        try:
+            with torch.no_grad():
+                pairs = zip(cut(model, [(group, gone)])(*inputs), silent(*inputs), strict=True)
+                same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in pairs)
+        except Exception:  # a forward that knows the width
+            continue
+        if same and bool(gone.any()):
+            found.append(group)
+    return found
+
+
+def _cut_linear(layer: Any, gone: list[int]) -> None:
+    kept = torch.tensor(sorted(set(range(layer.in_features)) - set(gone)))
+    layer.weight.data = layer.weight.data[:, kept].clone()
+    layer.in_features = len(kept)
 
 
 def _member(item: Any, names: dict[Any, str], parameters: dict[int, str]) -> Member | None:
@@ -150,7 +209,9 @@ def _slice(model: nn.Module, name: str, member: Member, rows: list[int]) -> None
     owner, _, leaf = name.rpartition(".")
     holder = model.get_submodule(owner)
     target = getattr(holder, leaf)
-    member.cut.__self__.pruning_dim = member.dim  # type: ignore[attr-defined]
+    pruner = getattr(member.cut, "__self__", None)
+    if pruner is not None:  # torch-pruning's, which is told the dimension so
+        pruner.pruning_dim = member.dim
     made = member.cut(target, rows)
     if isinstance(target, nn.Parameter):
         setattr(holder, leaf, made)
@@ -168,6 +229,13 @@ def shares(removals: Cut, model: nn.Module) -> dict[str, float]:
         layer = modules.get(name)
         if isinstance(layer, nn.Linear):
             whole = layer.in_features if side == "prune_in_channels" else layer.out_features
+        elif isinstance(layer, nn.RNNBase) and side == "hidden":
+            left = 1 - count / layer.hidden_size
+            sizes = {k: w.numel() for k, w in layer.named_parameters() if w.dim() == 2}
+            first = sum(n for k, n in sizes.items() if k.startswith("weight_ih_l0"))
+            found[name] *= left * (first + (sum(sizes.values()) - first) * left)
+            found[name] /= sum(sizes.values())
+            continue
         elif isinstance(layer, nn.modules.conv._ConvNd):
             whole = layer.in_channels if side == "prune_in_channels" else layer.out_channels
         else:

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autotune.compress import _recurrent
 from autotune.forms.flat import Flat
 
 NAMES = ("taylor", "magnitude", "bn_scale")
 _READS = (nn.modules.conv._ConvNd, nn.Linear)
-_NORMS = (nn.modules.batchnorm._BatchNorm,)
+_GROWTH = 1.5  # a unit's share of a recurrent layer's operations, which are half quadratic
 
 
 class Importance:
@@ -63,13 +64,26 @@ class Importance:
                 return effect
         return _tensor(torch_pruning.importance.GroupMagnitudeImportance(p=2)(group))
 
+    def of_units(self, layer: Any, name: str, given: Sequence[_recurrent.Reader]) -> Tensor:
+        """One number a hidden unit of a recurrent layer, by all that listens to it."""
+        size = layer.hidden_size
+        total = torch.zeros(size)
+        for key, weight in _recurrent.listening(layer, name, given):
+            effect = weight.detach().square().sum(0)
+            if self.kind == "taylor" and key in self._gates:
+                effect = self._gates[key]
+            total += effect.reshape(-1, size).sum(0)
+        if self.kind == "taylor":
+            return total * size / max(1.0, _GROWTH * self._costs.get(name, 0.0))
+        return total / total.mean().clamp(min=1e-12)
+
     def _effect(self, group: Any) -> Tensor | None:
         channels = 1 + max((max(roots) for roots in _roots(group) if roots), default=-1)
         effect, cost, found = torch.zeros(channels), torch.zeros(channels), False
         for (dependency, rows), roots in zip(group, _roots(group), strict=True):
             layer = dependency.layer
             name = self.names.get(layer)
-            if not roots or name not in self._costs:
+            if not roots or name not in self._costs or not isinstance(layer, _READS):
                 continue
             reads = dependency.pruning_fn.__name__ == "prune_in_channels"
             at = torch.as_tensor(roots)
@@ -97,11 +111,14 @@ def _width(layer: Any, *, reads: bool) -> int:
 
 
 def costs(model: Flat, inputs: Sequence[Tensor]) -> dict[str, float]:
-    """Operations of each convolution and linear layer in one call, by name."""
+    """Operations of each convolution, linear and recurrent layer in one call, by name."""
     found: dict[str, float] = {}
 
     def note(name: str) -> Any:
-        def hook(layer: Any, _: Any, output: Tensor) -> None:
+        def hook(layer: Any, given: Any, output: Any) -> None:
+            if isinstance(layer, nn.RNNBase):
+                found[name] = found.get(name, 0.0) + _recurrent.work(layer, given[0].data)
+                return
             each = layer.weight[0].numel()
             if getattr(layer, "transposed", False):
                 each = layer.weight.numel() // layer.out_channels
@@ -116,7 +133,8 @@ def costs(model: Flat, inputs: Sequence[Tensor]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _hooks(model: nn.Module, make: Any) -> Iterator[None]:
-    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, _READS)]
+    wanted = (*_READS, nn.RNNBase)
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, wanted)]
     handles = [layer.register_forward_hook(make(name)) for name, layer in layers]
     try:
         yield
@@ -126,7 +144,8 @@ def _hooks(model: nn.Module, make: Any) -> Iterator[None]:
 
 
 def gates(model: Flat, batches: Sequence[Sequence[Tensor]], seed: int) -> dict[str, Tensor]:
-    """By layer, the mean squared effect on the outputs of each of its input channels.
+    """By layer, or weight of a recurrent layer, the mean squared effect on the outputs of each of
+    its input channels.
 
     Args:
         model: in eval mode; its gradients are left as they were.
@@ -136,6 +155,13 @@ def gates(model: Flat, batches: Sequence[Sequence[Tensor]], seed: int) -> dict[s
     generator = torch.Generator().manual_seed(seed)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, _READS)}
     weights = {name: layer.weight for name, layer in layers.items()}
+    weights |= {
+        f"{name}.{key}": weight
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.RNNBase)
+        for key, weight in layer.named_parameters()
+        if weight.dim() == 2
+    }
     flags = {name: weight.requires_grad for name, weight in weights.items()}
     found: dict[str, Tensor] = {}
     for weight in weights.values():
@@ -147,7 +173,7 @@ def gates(model: Flat, batches: Sequence[Sequence[Tensor]], seed: int) -> dict[s
                 values = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
             for (name, weight), gradient in zip(weights.items(), values, strict=True):
                 if gradient is not None:
-                    effect = _by_input(layers[name], (weight * gradient).detach()).square()
+                    effect = _by_input(layers.get(name), (weight * gradient).detach()).square()
                     found[name] = found.get(name, 0.0) + effect / len(batches)
     finally:
         for name, weight in weights.items():
@@ -166,7 +192,7 @@ def _projected(outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
     return torch.stack(parts).sum()
 
 
-def _by_input(layer: nn.Module, product: Tensor) -> Tensor:
+def _by_input(layer: nn.Module | None, product: Tensor) -> Tensor:
     """Sums over all but the input channels: [out, in, ...] or, transposed, [in, out, ...]; of a
     convolution in groups each channel stands once.
     """

@@ -6,8 +6,8 @@ Based on the dependency graph of torch-pruning (Fang et al., DepGraph, arXiv 230
 channel ratio is no measure of cost (0.3 leaves half of a ResNet's operations), so the level is
 the share of operations that stays.  Attention loses whole heads where its module keeps their
 number in an attribute, as those of transformers do; an ``nn.MultiheadAttention``, whose width
-is its input's, keeps all.  Layers that make the output and recurrent layers are never pruned.
-Does not know layers that the model hides from autograd.
+is its input's, keeps all.  Recurrent layers lose hidden units.  Layers that make the output are
+never pruned.  Does not know layers that the model hides from autograd.
 """
 
 import itertools
@@ -25,7 +25,17 @@ TAKES = "module"
 GIVES = "module"
 GROUP = "prune"
 
-_PRUNABLE = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d")
+_PRUNABLE = (
+    "Linear",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "GRU",
+    "LSTM",
+    "RNN",
+)
 
 _ROWS, _BATCHES = 16, 16  # of calibration, for the effect of each channel
 
@@ -37,7 +47,7 @@ def unavailable(context: Context) -> str | None:
     types = context.traits.module_types
     layers = sum(count for name, count in types.items() if name in _PRUNABLE)
     if layers < 2:
-        return "nothing to prune: no convolution or linear layer besides the output's"
+        return "nothing to prune: no convolution, linear or recurrent layer besides the output's"
     return None
 
 
