@@ -119,7 +119,8 @@ def _traced(
 def _recurring(model: Flat, inputs: Sequence[Tensor], rank: Importance) -> list[Group]:
     """Hidden units of recurrent layers, where cutting them out is the same as not listening."""
     found = []
-    for name, given in _recurrent.readers(model, inputs).items():
+    learning = copy.deepcopy(model).requires_grad_(True)  # the graph is autograd's
+    for name, given in _recurrent.readers(learning, inputs).items():
         layer: Any = model.get_submodule(name)
         units = torch.arange(layer.hidden_size)
         members = [Member(name, "hidden", _recurrent.cut_hidden, None, units, units)]

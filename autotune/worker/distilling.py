@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autotune.errors import ContractError
+from autotune.errors import ContractError, JobError
 from autotune.worker import adapters, defaults
 from autotune.worker.contract import Loaded
 from autotune.worker.lessons import Lesson, outputs, unlabelled
@@ -77,11 +77,20 @@ class Distillation:
                     raise
         said = [o for o in outputs(output) if o.dim()]
         main = defaults.main_output(output)
-        parts = [
+        parts = [  # in training some models give more outputs, behind those that they give in use
             self._classes(o, a, lesson.target) if o is main else _error(o, a)
-            for o, a in zip(said, lesson.answer, strict=True)
+            for o, a in zip(said, lesson.answer, strict=False)
+            if o.shape == a.shape
         ]
-        return task, torch.stack(parts).mean()
+        if parts:
+            return task, torch.stack(parts).mean()
+        if task is None:
+            raise JobError(
+                "unsupported",
+                "recovery has nothing to learn from: the model's outputs in training have other "
+                "shapes than in use, and there is no loss; define loss(output, target)",
+            )
+        return task, task
 
     def _classes(self, said: Tensor, answer: Tensor, target: Any) -> Tensor:
         """The divergence, where the output scores classes; else the squared error."""
@@ -105,6 +114,8 @@ class Distillation:
 
 
 def _error(said: Tensor, answer: Tensor) -> Tensor:
-    """Squared error in variances of the answer."""
-    spread = answer.float().var() if answer.numel() > 1 else answer.new_ones(())
-    return functional.mse_loss(said.float(), answer.float()) / spread.clamp(min=_TINY)
+    """Squared error in variances of the answer, or hundredths of its size if it hardly varies."""
+    said, answer = said.float(), answer.float()
+    size = answer.square().mean()
+    spread = size - answer.mean().square()
+    return functional.mse_loss(said, answer) / torch.maximum(spread, size / 100).clamp(min=_TINY)

@@ -4,7 +4,8 @@
              loss: `distilling`, rows: `lessons`, learning rate: warm-up, then a cosine to 0
 
 The recipe's optimizer, batch and precision; its schedule, clipping, smoothing and averaging
-are for training from scratch.  Ends early where the loss on what is held back gets no better.
+are for training from scratch.  Ends early where the loss on what is held back hardly falls any
+more, measured by what pruning did to it: shallow levels are cheap.
 A loss that is not a number goes back to the best so far, at a tenth of the learning rate.
 """
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 _LR_SHARE = 0.5
 _RISE = 0.1  # of all steps
-_GAIN = 0.003  # of the held-back loss: less is no gain
+_GAIN = 0.005  # of the loss that pruning left: less is no gain
 _PATIENCE = 2  # epochs without one
 _RETRIES = 2
 _DENSE = 2000.0  # FLOPs of a batch a parameter: bf16 pays from here (see `_fast`)
@@ -118,7 +119,7 @@ class _Course:
         from autotune.worker.distilling import Distillation
 
         self._model, self._recipe, self._lessons = model, recipe, lessons
-        self._arranged, self._fast = arranged, fast
+        self._arranged, self._fast, self._gain = arranged, fast, 0.0
         first = next(iter(lessons.held()))
         self._loss = Distillation(loaded, model, self._placed(first))
 
@@ -130,6 +131,7 @@ class _Course:
         """
         share = _LR_SHARE
         best = self._held(), copy.deepcopy(self._model.state_dict())
+        self._gain = _GAIN * best[0]
         for _ in range(1 + _RETRIES):
             with _trainable(self._model):
                 best, whole = self._attempt(epochs, share, best, channel)
@@ -162,10 +164,10 @@ class _Course:
             held = self._held()
             if not math.isfinite(held):
                 return best, False
-            stale = 0 if held < best[0] * (1 - _GAIN) else stale + 1
+            stale = 0 if held < best[0] - self._gain else stale + 1
             if not held > best[0]:
                 best = held, copy.deepcopy(self._model.state_dict())
-            if not channel.report(epoch, held) or stale > _PATIENCE:
+            if not channel.report(epoch, held) or stale >= _PATIENCE:
                 break
         return best, True
 

@@ -261,3 +261,23 @@ def test_frozen_layers_learn_and_are_frozen_again(tmp_path):
     recovery.recover(student, loaded, RECIPE, 2, 0, NullChannel(), lambda: teacher)
     assert not torch.equal(student[0].weight, before)
     assert [p.requires_grad for p in student.parameters()] == [False, False, True, True]
+
+
+class Auxiliary(nn.Module):
+    """One output in use, two in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 2), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return (self.one(x), self.two(x)) if self.training else self.one(x)
+
+
+def test_more_outputs_in_training_do_no_harm(tmp_path):
+    loaded = task(tmp_path, UNLABELLED)
+    torch.manual_seed(0)
+    teacher, student = Auxiliary().eval(), Auxiliary()
+    channel = NullChannel()
+    recovery.recover(student, loaded, RECIPE, 3, 0, channel, lambda: teacher)
+    assert channel.reports[-1][1] < channel.reports[0][1]
