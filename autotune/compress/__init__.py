@@ -23,8 +23,9 @@ class Tools:
 
     ``module(form)`` is the ``nn.Module`` of a module form, in eval mode; ``fresh()`` a dense
     one of the same code.  ``example(n)`` is one batch of n rows as positional tensors.
-    ``recover(model)`` trains a model in place as long as the job says and returns the
-    seconds.  ``calibration(n)`` yields batches of at most n rows, input name to array.
+    ``recover(model)`` trains a model in place as long as the job says, with the dense one as
+    its teacher, and returns the seconds.  ``calibration(n)`` yields batches of at most n rows,
+    input name to array.
     """
 
     seed: int

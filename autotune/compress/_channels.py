@@ -1,26 +1,29 @@
-"""Which channels go: torch-pruning, asked for a share of operations instead of channels.
+"""Which channels go: groups of them by importance, to a share of operations.
 
-Channels are ranked over the whole model by the norm of their group, divided by the layer's
-mean (on the digits CNN and MLP better than an even share a layer below 30 % of the operations,
-equal above).  A level is found by bisection on copies.  Widths are rounded to multiples of 8 or
-4, which the kernels like, where the level can still be met to 3 points; small layers are too
-coarse for it.
+    groups (`_groups`) x scores (`_importance`) --bisection--> what goes --cut--> pruned copy
+
+All groups of the model compete: those that matter least go first, wherever they are.  Widths
+are rounded to multiples of 16, 8 or 4, which the kernels like, where the level can still be met
+to 3 points; small layers are too coarse for it.
 """
 
 import copy
 import functools
-import warnings
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from autotune.compress._groups import Cut, Group, by_heads, cut, find, shares, unsupported
+from autotune.compress._importance import Importance, costs
 from autotune.errors import JobError
 from autotune.forms.flat import Flat, flops
-from autotune.forms.module import tie, ties
 
-_STEPS = 9  # bisections: 1/512 of the ratio
+_CORRECTIONS = 5
+_NEAR = 0.005  # of the dense operations: near enough not to correct it again
+_ROUNDED = (16, 8, 4, 1)
 _CLOSE = 0.03  # of the dense operations
 TOLERANCE = 0.1
 """A level further off is refused: bounds on pruned plans rest on it (control.cost)."""
@@ -28,9 +31,26 @@ _MOST = 0.95  # of a layer's channels
 _ODD = (0.29, 0.37)  # leave widths that no fixed head width or head count divides
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.LSTM, nn.Embedding)
 
+Reached = tuple[float, Flat]
 
-def prune(model: Flat, inputs: Sequence[Tensor], kept: float) -> Flat:
+
+class Goal(NamedTuple):
+    """A level: the share of operations, those of the dense model, what widths are a multiple of
+    and each layer's operations.
+    """
+
+    kept: float
+    dense: float
+    rounded: int
+    costs: dict[str, float]
+
+
+def prune(
+    model: Flat, inputs: Sequence[Tensor], kept: float, importance: Importance | None = None
+) -> Flat:
     """A pruned copy that keeps the share ``kept`` of the FLOPs of one call.
+
+    ``importance`` decides which channels go first; without it the magnitude of their weights.
 
     Raises:
         JobError: unsupported: torch-pruning cannot follow the model, nothing in it can be
@@ -38,17 +58,13 @@ def prune(model: Flat, inputs: Sequence[Tensor], kept: float) -> Flat:
     """
     with torch.no_grad():
         shapes = [output.shape for output in model(*inputs)]
-    ignored = _ignored(model, inputs)
-    error = _trial(model, inputs, ignored, shapes)
-    if error is not None:
-        ignored = _probe(model, inputs, ignored, shapes, error)
-    best: tuple[float, Flat] | None = None
-    dense = flops(lambda: model(*inputs))
-    for rounded in (8, 4, 1):
-        try:
-            share, pruned = _search(model, inputs, ignored, (kept, dense, rounded))
-        except (RuntimeError, ValueError, AssertionError) as broken:
-            raise _unsupported(broken) from broken
+    rank = importance or Importance("magnitude", {})
+    found = find(model, inputs, _ignored(model, inputs), rank)
+    groups = _usable(model, inputs, found, shapes)
+    best: Reached | None = None
+    dense, layers = flops(lambda: model(*inputs)), costs(model, inputs)
+    for rounded in _ROUNDED:
+        share, pruned = _search(model, inputs, groups, Goal(kept, dense, rounded, layers))
         if best is None or abs(share - kept) < abs(best[0] - kept):
             best = share, pruned
         if abs(best[0] - kept) <= _CLOSE:
@@ -65,68 +81,58 @@ def prune(model: Flat, inputs: Sequence[Tensor], kept: float) -> Flat:
     return _checked(best[1], inputs, shapes)
 
 
-def _search(
-    model: Flat, inputs: Sequence[Tensor], ignored: set[str], goal: tuple[float, float, int]
-) -> tuple[float, Flat]:
-    """Bisect the channel ratio; returns the share reached and the nearest copy."""
-    kept, dense, rounded = goal
-    low, high = 0.0, _MOST
-    best: tuple[float, Flat] | None = None
-    for _ in range(_STEPS):
-        ratio = (low + high) / 2
-        pruned = _pruned(model, inputs, ignored, ratio, rounded)
-        share = flops(functools.partial(pruned, *inputs)) / dense if dense else 1.0
-        if best is None or abs(share - kept) < abs(best[0] - kept):
+def _search(model: Flat, inputs: Sequence[Tensor], groups: list[Group], goal: Goal) -> Reached:
+    """The nearest copy to the goal: the level is predicted layer by layer, and corrected by what
+    a copy was found to keep.
+    """
+    best: Reached | None = None
+    wanted = goal.kept
+    for _ in range(_CORRECTIONS):
+        pruned = cut(model, _chosen(model, groups, wanted, goal))
+        share = flops(functools.partial(pruned, *inputs)) / goal.dense if goal.dense else 1.0
+        if best is None or abs(share - goal.kept) < abs(best[0] - goal.kept):
             best = share, pruned
-        if abs(share - kept) < 0.005:
+        if abs(share - goal.kept) < _NEAR:
             break
-        low, high = (ratio, high) if share > kept else (low, ratio)
+        wanted += goal.kept - share
     assert best is not None
     return best
 
 
-def _pruned(
-    model: Flat,
-    inputs: Sequence[Tensor],
-    ignored: set[str],
-    ratio: float,
-    rounded: int = 1,
-    *,
-    evenly: bool = False,
-) -> Flat:
-    """A copy without the share ``ratio`` of the channels of the layers that may lose some;
-    ``evenly`` takes that share from each of them.
+def _chosen(model: Flat, groups: list[Group], wanted: float, goal: Goal) -> Cut:
+    """What goes, so that the share ``wanted`` of all operations is left: bisection over the
+    least score that stays.
     """
-    duplicate = copy.deepcopy(model).requires_grad_(True)  # the graph is autograd's
-    _pruner(duplicate, inputs, ignored, (ratio, rounded, evenly)).step()
-    trained = {name: p.requires_grad for name, p in model.named_parameters()}
-    for name, parameter in duplicate.named_parameters():
-        parameter.requires_grad_(trained.get(name, True))
-    if not tie(duplicate, ties(model)):
-        raise JobError("unsupported", "pruning would separate weights that the model ties")
-    return duplicate
+    ranked = [(group, group.unit_scores) for group in groups]
+    steps = torch.cat([scores for _, scores in ranked]).sort().values
+    other = goal.dense - sum(goal.costs.values())
+    low, high = 0, len(steps)
+    found: Cut = []
+    while low < high:
+        middle = (low + high) // 2
+        least = float(steps[middle])
+        found = [(g, g.without(_kept(g, scores, least, goal.rounded))) for g, scores in ranked]
+        left = shares(found, model)
+        share = (other + sum(c * left[n] for n, c in goal.costs.items())) / max(goal.dense, 1.0)
+        if share <= wanted:
+            high = middle
+        else:
+            low = middle + 1
+    if low < len(steps):
+        least = float(steps[low])
+        found = [(g, g.without(_kept(g, scores, least, goal.rounded))) for g, scores in ranked]
+    return found
 
 
-def _pruner(
-    model: Flat, inputs: Sequence[Tensor], ignored: set[str], level: tuple[float, int, bool]
-) -> Any:
-    import torch_pruning
-
-    ratio, rounded, evenly = level
-
-    with torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about loose parameters: the check of the output decides
-        return torch_pruning.pruner.MagnitudePruner(
-            model,
-            tuple(inputs),
-            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-            global_pruning=not evenly,
-            pruning_ratio=ratio,
-            max_pruning_ratio=_MOST,
-            round_to=rounded,
-            ignored_layers=[model.get_submodule(name) for name in sorted(ignored)],
-            output_transform=lambda outputs: [o for o in outputs if o.grad_fn is not None],
-        )
+def _kept(group: Group, scores: Tensor, least: float, rounded: int) -> Tensor:
+    """Units that stay: those of a higher score, some of the best, a width that kernels like."""
+    units = len(scores)
+    count = max(int((scores > least).sum()), math.ceil((1 - _MOST) * units), 1)
+    if units == len(group.scores) and units >= 2 * rounded:
+        count = max(rounded, round(count / rounded) * rounded)
+    kept = torch.zeros(units, dtype=torch.bool)
+    kept[torch.argsort(scores, descending=True, stable=True)[: min(count, units)]] = True
+    return kept
 
 
 def _ignored(model: Flat, inputs: Sequence[Tensor]) -> set[str]:
@@ -164,45 +170,44 @@ def _root(output: Any) -> Any:
     return first.grad_fn
 
 
-def _trial(
-    model: Flat, inputs: Sequence[Tensor], ignored: set[str], shapes: list[torch.Size]
-) -> Exception | None:
-    """Prune every allowed layer of a copy and run it: what went wrong, or None."""
-    try:
-        for ratio in _ODD:
-            _checked(_pruned(model, inputs, ignored, ratio, evenly=True), inputs, shapes)
-    except Exception as error:  # torch-pruning raises whatever its graph walk meets
-        return error
-    return None
-
-
-def _probe(
-    model: Flat,
-    inputs: Sequence[Tensor],
-    ignored: set[str],
-    shapes: list[torch.Size],
-    error: Exception,
-) -> set[str]:
-    """Allow the layers one by one (a reshape with a fixed width forbids some) and ignore those
-    with which the pruned model no longer runs.
+def _usable(
+    model: Flat, inputs: Sequence[Tensor], groups: list[Group], shapes: list[torch.Size]
+) -> list[Group]:
+    """The groups with which the pruned model still runs: all of them, or else one by one (a
+    reshape with a fixed width forbids some); attention by heads where not by channels.
 
     Raises:
         JobError: unsupported: none is left.
     """
-    layers = [name for name, m in model.named_modules() if isinstance(m, _LAYERS)]
-    refused = set(layers) | ignored
-    for name in layers:
-        # A group of layers is pruned once all of it is allowed: its last one is refused.
-        if name not in ignored and _trial(model, inputs, refused - {name}, shapes) is None:
-            refused.discard(name)
-    if refused >= set(layers):
-        raise _unsupported(error) from error
-    return refused
+    error = _trial(model, inputs, groups, shapes) if groups else None
+    if groups and error is None:
+        return groups
+    usable: list[Group] = []
+    for group in groups:
+        for way in (group, *by_heads(model, group)):
+            if _trial(model, inputs, [*usable, way], shapes) is None:
+                usable.append(way)
+                break
+    if not usable:
+        raise unsupported(error or ValueError("no layer but those that make the output"))
+    return usable
 
 
-def _unsupported(error: Exception) -> JobError:
-    text = (str(error).strip().splitlines() or [""])[0]
-    return JobError("unsupported", f"this model cannot be pruned: {type(error).__name__}: {text}")
+def _trial(
+    model: Flat, inputs: Sequence[Tensor], groups: list[Group], shapes: list[torch.Size]
+) -> Exception | None:
+    """Cut some of every group from a copy and run it: what went wrong, or None."""
+    try:
+        for ratio in _ODD:
+            removals = []
+            for group in groups:
+                units = int(group.units.max()) + 1
+                kept = torch.arange(units) >= min(units - 1, max(1, round(ratio * units)))
+                removals.append((group, group.without(kept)))
+            _checked(cut(model, removals), inputs, shapes)
+    except Exception as error:  # whatever the user's forward and torch-pruning's slices meet
+        return error
+    return None
 
 
 def _checked(pruned: Flat, inputs: Sequence[Tensor], shapes: list[torch.Size]) -> Flat:

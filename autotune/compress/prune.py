@@ -1,16 +1,21 @@
-"""Structured pruning: whole channels go, those of the least magnitude in the whole model first.
+"""Structured pruning: whole channels go, and whole heads, those that matter least first.
 
-    macs_kept --bisection over the channel ratio, on copies--> pruned model --recovery--> form
+    macs_kept, importance --groups that compete--> pruned model --recovery--> form
 
 Based on the dependency graph of torch-pruning (Fang et al., DepGraph, arXiv 2301.12900).  A
 channel ratio is no measure of cost (0.3 leaves half of a ResNet's operations), so the level is
-the share of operations that stays.  Layers that make the output are never pruned, nor the
-width of an attention's heads.  Does not know layers that the model hides from autograd.
+the share of operations that stays.  Attention loses whole heads where its module keeps their
+number in an attribute, as those of transformers do; an ``nn.MultiheadAttention``, whose width
+is its input's, keeps all.  Recurrent layers lose hidden units.  Layers that make the output are
+never pruned.  Does not know layers that the model hides from autograd.
 """
 
+import itertools
 from importlib.util import find_spec
+from typing import Any
 
 from autotune.compress import Tools
+from autotune.errors import JobError
 from autotune.forms import Form, changed
 from autotune.records.job import Context
 from autotune.records.plan import Value
@@ -21,7 +26,19 @@ GIVES = "module"
 GROUP = "prune"
 TRAINS = True
 
-_PRUNABLE = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d")
+_PRUNABLE = (
+    "Linear",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "GRU",
+    "LSTM",
+    "RNN",
+)
+
+_ROWS, _BATCHES = 16, 16  # of calibration, for the effect of each channel
 
 
 def unavailable(context: Context) -> str | None:
@@ -31,20 +48,24 @@ def unavailable(context: Context) -> str | None:
     types = context.traits.module_types
     layers = sum(count for name, count in types.items() if name in _PRUNABLE)
     if layers < 2:
-        return "nothing to prune: no convolution or linear layer besides the output's"
+        return "nothing to prune: no convolution, linear or recurrent layer besides the output's"
     return None
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
     """``macs_kept``: the share of multiply-adds that stays, on a ladder, so that each level is
-    recovered once and shared by all runtimes and quantizers.
+    recovered once and shared by all runtimes and quantizers; ``importance``: what matters least
+    (see `_importance`).
     """
-    del context
-    return (Dim(name="macs_kept", kind="float", low=0.1, high=0.9, step=0.1),)
+    kinds = ("taylor", "magnitude", *(("bn_scale",) if context.traits.has_batch_norm else ()))
+    return (
+        Dim(name="macs_kept", kind="float", low=0.1, high=0.9, step=0.1),
+        Dim(name="importance", kind="choice", choices=kinds),
+    )
 
 
 def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
-    """Prune to ``macs_kept``, then recover.
+    """Prune to ``macs_kept`` by ``importance``, then recover.
 
     Raises:
         JobError: unsupported, with the reason.
@@ -57,7 +78,8 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
     about = form.about
     flat = Flat(model, about.input_kind, about.input_names)
     inputs = tools.example(1)
-    pruned = _channels.prune(flat, inputs, float(params.get("macs_kept", 0.5)))
+    rank = _rank(flat, inputs, str(params.get("importance", "magnitude")), tools)
+    pruned = _channels.prune(flat, inputs, float(params.get("macs_kept", 0.5)), rank)
     seconds = tools.recover(pruned.model)
     pruned.eval()
     module.save(pruned.model, tools.fresh(), tools.workdir)
@@ -68,3 +90,24 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
         recovery_s=about.recovery_s + seconds,
     )
     return Form("module", tools.workdir, about)
+
+
+def _rank(flat: Any, inputs: tuple[Any, ...], kind: str, tools: Tools) -> Any:
+    """The order in which channels go; what ``taylor`` needs comes from calibration rows."""
+    import torch
+
+    from autotune.compress import _importance
+
+    if kind not in _importance.NAMES:
+        raise JobError(
+            "unsupported",
+            f"importance {kind!r} is none of {', '.join(_importance.NAMES)}: choose one of these",
+        )
+    if kind != "taylor":
+        return _importance.Importance(kind, {})
+    batches = [
+        tuple(torch.as_tensor(batch[name]) for name in flat.names)
+        for batch in itertools.islice(tools.calibration(_ROWS), _BATCHES)
+    ]
+    gates = _importance.gates(flat, batches, tools.seed)
+    return _importance.Importance(kind, _importance.costs(flat, inputs), gates)

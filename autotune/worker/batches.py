@@ -209,7 +209,7 @@ class Batches:
         device: str = "cpu",
     ) -> None:
         self.rows = len(dataset)  # type: ignore[arg-type]
-        self._gather = _gatherer(dataset, collate)
+        self._gather = gatherer(dataset, collate)
         self._share = Share(batch_size, rank, world, paired=paired, device=device)
         self._seed = seed
 
@@ -245,13 +245,12 @@ def _steps(rows: int, share: Share) -> int:
     return whole + (1 if left and not dropped else 0)
 
 
-def _gatherer(dataset: Dataset[Any], collate: Callable[[list[Any]], tuple[Any, Any]]) -> Gather:
-    def slow(indices: Tensor) -> tuple[Any, Any]:
-        return collate([dataset[i] for i in indices.tolist()])
-
-    found = _tensors(dataset)
+def gatherer(dataset: Dataset[Any], collate: Callable[[list[Any]], tuple[Any, Any]]) -> Gather:
+    """From row numbers to a batch, by one index operation where that gives the same."""
+    read = reader(dataset, collate)
+    found = tensors_under(dataset)
     if found is None:
-        return slow
+        return read
     (inputs, targets), rows = found
 
     def fast(indices: Tensor) -> tuple[Any, Any]:
@@ -259,10 +258,19 @@ def _gatherer(dataset: Dataset[Any], collate: Callable[[list[Any]], tuple[Any, A
         return inputs[at], targets[at]
 
     few = torch.arange(min(_TRIED_ROWS, len(dataset)))  # type: ignore[arg-type]
-    return fast if _same(fast(few), tuple(slow(few))) else slow
+    return fast if same(fast(few), tuple(read(few))) else read
 
 
-def _tensors(dataset: Any) -> tuple[tuple[Tensor, Tensor], Tensor | None] | None:
+def reader(dataset: Dataset[Any], collate: Callable[[list[Any]], tuple[Any, Any]]) -> Gather:
+    """From row numbers to a batch, row by row."""
+
+    def read(indices: Tensor) -> tuple[Any, Any]:
+        return collate([dataset[i] for i in indices.tolist()])
+
+    return read
+
+
+def tensors_under(dataset: Any) -> tuple[tuple[Tensor, Tensor], Tensor | None] | None:
     """The two tensors under a dataset and the rows of them that it holds (None: all).
 
     Exact types only: a subclass may do anything in ``__getitem__``.
@@ -277,14 +285,15 @@ def _tensors(dataset: Any) -> tuple[tuple[Tensor, Tensor], Tensor | None] | None
         own = None if dataset.rows is None else torch.as_tensor(dataset.rows)
     else:
         return None
-    found = _tensors(base)
+    found = tensors_under(base)
     if found is None or own is None:
         return found
     tensors, rows = found
     return tensors, own if rows is None else rows[own]
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
+    """Whether two batches hold the same values, whatever their form."""
     if isinstance(one, Tensor):
         return (
             isinstance(other, Tensor)
@@ -292,7 +301,11 @@ def _same(one: Any, other: Any) -> bool:
             and one.shape == other.shape
             and torch.equal(one.nan_to_num(), other.nan_to_num())
         )
-    return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
 
 
 def _moved(value: Any, device: str) -> Any:

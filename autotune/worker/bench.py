@@ -6,6 +6,7 @@ The task is loaded at most once a build, and not at all when every stage is in t
 
 import contextlib
 import functools
+import hashlib
 import os
 import sys
 import sysconfig
@@ -83,11 +84,45 @@ class Bench:
             module=self.module,
             fresh=self.fresh,
             example=self.example,
-            recover=lambda model: recover(
-                model, self.loaded, job.recipe, job.recovery_epochs, job.seed, self.channel
-            ),
+            recover=self.recover,
             calibration=self.calibration,
         )
+
+    def recover(self, model: nn.Module) -> float:
+        """Train a model in place as the job says, with the dense one as its teacher."""
+        job = self.job
+        path = self.root / "cache" / f"teacher-{self._teacher_key()}.safetensors"
+        return recover(
+            model,
+            self.loaded,
+            job.recipe,
+            job.recovery_epochs,
+            job.seed,
+            self.channel,
+            self.dense_model,
+            path,
+        )
+
+    def dense_model(self) -> nn.Module:
+        """The task's model with the trained weights, in eval mode.
+
+        Raises:
+            JobError: unsupported: the weights are another model's.
+        """
+        model = self.fresh()
+        try:
+            module.load_weights(model, self.root / self.job.weights)
+        except (RuntimeError, KeyError) as error:
+            raise JobError("unsupported", f"the weights do not fit the model: {error}") from error
+        return model.eval()
+
+    def _teacher_key(self) -> str:
+        """Of all that the dense model's outputs for the training rows depend on."""
+        with (self.root / self.job.weights).open("rb") as file:
+            weights = hashlib.file_digest(file, "sha256").hexdigest()
+        task = self.job.task
+        about = (weights, self.loaded.info.source_sha256, task.path, task.args, task.seed)
+        return hashlib.sha256(repr((about, task.params)).encode()).hexdigest()[:24]
 
     def calibration(self, size: int) -> Iterator[dict[str, Any]]:
         """Calibration rows in full batches of ``size`` (one row each where they are ragged).
@@ -98,7 +133,7 @@ class Bench:
         path = self.root / "data" / "calibrate.npz"
         found = rows.load(path) if path.is_file() else None
         if found is None or len(found) == 0:
-            raise JobError("unsupported", "static int8 needs calibration rows, and there are none")
+            raise JobError("unsupported", "calibration rows are needed, and there are none")
         step = 1 if found.ragged else min(size, len(found))
         names = contract_names(self.loaded)
         for start in range(0, len(found) - step + 1, step):
@@ -107,12 +142,7 @@ class Bench:
 
     def dense(self, out: Path) -> Form:
         """The first form: the task's model with the trained weights."""
-        model = self.fresh()
-        try:
-            module.load_weights(model, self.root / self.job.weights)
-        except (RuntimeError, KeyError) as error:
-            raise JobError("unsupported", f"the weights do not fit the model: {error}") from error
-        model.eval()
+        model = self.dense_model()
         module.save(model, model, out)
         about = self._interface(model)
         alone = self.loaded.source is not None and self._stands_alone(about, model, out)

@@ -1,37 +1,69 @@
-"""Recovery training: a pruned model learns again, for a few epochs at a lower learning rate.
+"""Recovery training: a pruned model learns again, from the dense one and from the labels.
 
-Plain task loss, the recipe's optimizer, learning rate 0.3 times the recipe's, cosine to 0.  The
-recipe's schedule, clipping, smoothing and averaging are for training from scratch.
+    start ── epoch ── held back ── epoch ── held back ── ... ── the best of them is kept
+             loss: `distilling`, rows: `lessons`, learning rate: warm-up, then a cosine to 0
+
+The recipe's optimizer, batch and precision; its schedule, clipping, smoothing and averaging
+are for training from scratch.  Ends early where the loss on what is held back hardly falls any
+more, measured by what pruning did to it: shallow levels are cheap.
+A loss that is not a number goes back to the best so far, at a tenth of the learning rate.
 """
 
-import itertools
+import contextlib
+import copy
 import math
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autotune.errors import JobError
 from autotune.records.plan import Recipe
 from autotune.worker.channel import Channel
 from autotune.worker.contract import Loaded
-from autotune.worker.streams import Stream
 
 if TYPE_CHECKING:
-    from autotune.worker.optimizers import Rule
+    from collections.abc import Callable
 
-_LR_SHARE = 0.3
+    from autotune.worker.lessons import Lesson, Lessons
+
+_LR_SHARE = 0.5
+_RISE = 0.1  # of all steps
+_GAIN = 0.005  # of the loss that pruning left: less is no gain
+_PATIENCE = 2  # epochs without one
+_RETRIES = 2
+_DENSE = 2000.0  # FLOPs of a batch a parameter: bf16 pays from here (see `_fast`)
 
 
 def recover(
-    model: nn.Module, loaded: Loaded, recipe: Recipe, epochs: int, seed: int, channel: Channel
+    model: nn.Module,
+    loaded: Loaded,
+    recipe: Recipe,
+    epochs: int,
+    seed: int,
+    channel: Channel,
+    teacher: "Callable[[], nn.Module] | None" = None,
+    path: Path | None = None,
 ) -> float:
-    """Train ``model`` in place on *train* (or *adapt*); reports each epoch's mean loss.
+    """Train ``model`` in place on *train* (or *adapt*); reports each epoch's held-back loss.
 
-    Returns the seconds it took.
+    Args:
+        model: what was pruned.
+        loaded: the task.
+        recipe: how the dense model was trained.
+        epochs: at most so many.
+        seed: of the order of rows and of dropout.
+        channel: told each epoch's loss on what is held back.
+        teacher: makes the dense model; without it there is the task's loss alone.
+        path: where the teacher's outputs are kept between builds.
+
+    Returns:
+        The seconds it took.
 
     Raises:
         JobError: unsupported where there is nothing to train on, nan for such a loss.
@@ -45,65 +77,179 @@ def recover(
             f"recovery_epochs is {epochs}, but the task has no training rows: "
             "define train_data() in the model file, or use recovery_epochs 0",
         )
-    from autotune.worker import optimizers, schedules
+    from autotune.worker.lessons import Lessons, Teacher
 
     started = time.perf_counter()
     torch.manual_seed(seed)
-    torch.set_num_threads(max(1, recipe.threads * recipe.ranks))
-    slower = msgspec.structs.replace(recipe, lr=recipe.lr * _LR_SHARE)
-    rule = optimizers.build(slower, model)
-    steps = max(1, epochs * math.ceil(len(data) / recipe.batch_size))
-    shares = (schedules.cosine(step, steps) for step in itertools.count())
-    model.train()
-    for epoch in range(epochs):
-        loss = _epoch(
-            model,
-            loaded,
-            _batches(data, recipe.batch_size, seed + epoch),
-            recipe,
-            (rule, shares),
-        )
-        if not channel.report(epoch + 1, loss):
-            break
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(recipe.threads * recipe.ranks, _cores()))
+    try:
+        first = loaded.collate([data[0]])
+        fast = recipe.precision == "bf16" or _fast(model, loaded, first[0], recipe.batch_size)
+        with _layout(model, first[0], fast=fast) as arranged:
+
+            def call(run: nn.Module, inputs: Any) -> Any:
+                with _precision(fast):
+                    return loaded.call(run, arranged(inputs))
+
+            known = None if teacher is None else Teacher(teacher, path, call)
+            lessons = Lessons(
+                loaded, data, recipe.batch_size, seed, known, paired=_has_batch_norm(model)
+            )
+            _Course(model, loaded, recipe, lessons, arranged, fast=fast).run(epochs, channel)
+    finally:
+        torch.set_num_threads(threads)
     model.eval()
     return time.perf_counter() - started
 
 
-def _epoch(
-    model: nn.Module,
-    loaded: Loaded,
-    batches: Iterator[list[Any]],
-    recipe: Recipe,
-    steering: "tuple[Rule, Iterator[float]]",
-) -> float:
-    """Mean loss of one pass."""
-    rule, shares = steering
-    total, count = 0.0, 0
-    for samples in batches:
-        inputs, target = loaded.collate(samples)
-        rule.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
-            loss = loaded.training_loss(loaded.stepped(model), inputs, target)
-        loss.backward()  # type: ignore[no-untyped-call]
-        rule.step(next(shares))
-        total, count = total + float(loss.detach()) * len(samples), count + len(samples)
-    if not math.isfinite(total):
+class _Course:
+    """One model's recovery."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loaded: Loaded,
+        recipe: Recipe,
+        lessons: "Lessons",
+        arranged: "Callable[[Any], Any]",
+        *,
+        fast: bool,
+    ) -> None:
+        from autotune.worker.distilling import Distillation
+
+        self._model, self._recipe, self._lessons = model, recipe, lessons
+        self._arranged, self._fast, self._gain = arranged, fast, 0.0
+        first = next(iter(lessons.held()))
+        self._loss = Distillation(loaded, model, self._placed(first))
+
+    def run(self, epochs: int, channel: Channel) -> None:
+        """Train, and leave the best state in the model.
+
+        Raises:
+            JobError: nan, at every learning rate tried.
+        """
+        share = _LR_SHARE
+        best = self._held(), copy.deepcopy(self._model.state_dict())
+        self._gain = _GAIN * best[0]
+        for _ in range(1 + _RETRIES):
+            with _trainable(self._model):
+                best, whole = self._attempt(epochs, share, best, channel)
+            self._model.load_state_dict(best[1])
+            if whole:
+                return
+            share /= 10
         raise JobError("nan", "recovery training gave a loss that is not a number")
-    return total / max(1, count)
+
+    def _attempt(
+        self, epochs: int, share: float, best: tuple[float, dict[str, Any]], channel: Channel
+    ) -> tuple[tuple[float, dict[str, Any]], bool]:
+        """The best loss and state, and whether all losses were numbers."""
+        from autotune.worker import optimizers
+
+        slower = msgspec.structs.replace(self._recipe, lr=self._recipe.lr * share)
+        rule = optimizers.build(slower, self._model)
+        steps = max(1, epochs * self._lessons.steps)
+        done = stale = 0
+        for epoch in range(1, epochs + 1):
+            self._model.train()
+            for lesson in self._lessons.epoch(epoch):
+                rule.zero_grad()
+                loss = self._of(lesson)
+                if not math.isfinite(float(loss.detach())):
+                    return best, False
+                loss.backward()  # type: ignore[no-untyped-call]
+                rule.step(_share(done, steps))
+                done += 1
+            held = self._held()
+            if not math.isfinite(held):
+                return best, False
+            stale = 0 if held < best[0] - self._gain else stale + 1
+            if not held > best[0]:
+                best = held, copy.deepcopy(self._model.state_dict())
+            if not channel.report(epoch, held) or stale >= _PATIENCE:
+                break
+        return best, True
+
+    def _held(self) -> float:
+        """The mean loss on what is held back."""
+        self._model.eval()
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for lesson in self._lessons.held():
+                total += float(self._of(lesson)) * lesson.rows
+                count += lesson.rows
+        return total / max(1, count)
+
+    def _of(self, lesson: "Lesson") -> Tensor:
+        with _precision(self._fast):
+            return self._loss(self._model, self._placed(lesson))
+
+    def _placed(self, lesson: "Lesson") -> "Lesson":
+        return lesson._replace(input=self._arranged(lesson.input))
 
 
-def _batches(data: Any, size: int, seed: int) -> Iterator[list[Any]]:
-    """Shuffled by seed, or a stream as it comes; a last batch of one row is left out, as batch
-    norm cannot take it.
-    """
-    if isinstance(data, Stream):
-        samples = data.samples()
-        for start in range(0, len(data) - 1, size):
-            yield list(itertools.islice(samples, min(size, len(data) - start)))
+def _share(step: int, steps: int) -> float:
+    """A linear rise over the first tenth of the steps, then a cosine towards 0."""
+    from autotune.worker import schedules
+
+    rise = max(1, round(_RISE * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return schedules.cosine(min(step, steps) - rise, max(1, steps - rise))
+
+
+def _precision(fast: bool) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast("cpu", torch.bfloat16, enabled=fast)
+
+
+@contextlib.contextmanager
+def _trainable(model: nn.Module) -> Iterator[None]:
+    """What the user froze for training was pruned like the rest, so it learns too."""
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])
+            parameter.grad = None
+
+
+@contextlib.contextmanager
+def _layout(model: nn.Module, inputs: Any, *, fast: bool) -> "Iterator[Callable[[Any], Any]]":
+    """Images with their channels last, which bf16 convolutions take as they are."""
+    images = fast and isinstance(inputs, Tensor) and inputs.dim() == 4
+    if not images:
+        yield lambda batch: batch
         return
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(data), generator=generator).tolist()
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        if len(rows) > 1 or len(order) == 1 or size == 1:
-            yield [data[row] for row in rows]
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        yield lambda batch: batch.contiguous(memory_format=torch.channels_last)
+    finally:
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+def _fast(model: nn.Module, loaded: Loaded, inputs: Any, batch_size: int) -> bool:
+    """Whether to train in bf16: where the processor has matrix units for it and a step's
+    arithmetic outweighs its optimizer and its casts of the weights.
+    """
+    from autotune.forms import flat, module
+    from autotune.worker.evaluate import evaluating
+    from autotune.worker.lessons import unlabelled
+
+    if not torch.cpu.get_capabilities().get("amx_bf16", False):
+        return False
+    with evaluating(model):
+        work = flat.flops(lambda: loaded.call(model, unlabelled(inputs)))
+    return work * batch_size >= _DENSE * module.parameters(model)
+
+
+def _cores() -> int:
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable is not None else os.cpu_count() or 1
+
+
+def _has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from autotune.compress import _channels
+from autotune.compress import _channels, _importance
 from autotune.errors import JobError
 from autotune.forms.flat import Flat, flops
 from autotune.forms.module import load, parameters, save, ties
@@ -186,3 +186,81 @@ def test_frozen_layers_are_pruned_too_and_stay_frozen():
     assert parameters(pruned) < parameters(model)
     flags = [p.requires_grad for p in pruned.parameters()]
     assert flags == [p.requires_grad for p in model.parameters()]
+
+
+class Attention(nn.Module):
+    """As those of transformers: the width of a head is fixed, their number follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_attention_heads, self.attention_head_size, self.all_head_size = 4, 8, 32
+        self.query, self.key, self.value = (nn.Linear(32, 32) for _ in range(3))
+        self.dense = nn.Linear(32, 32)
+
+    def forward(self, x):
+        q, k, v = (
+            layer(x).view(len(x), x.shape[1], -1, self.attention_head_size).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.dense(y.transpose(1, 2).flatten(2))
+
+
+def encoder() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(6, 32), Attention(), nn.LayerNorm(32), nn.Linear(32, 64), nn.Linear(64, 3)
+    )
+
+
+def test_attention_loses_whole_heads_and_comes_back_through_its_structure(tmp_path):
+    torch.manual_seed(0)
+    model = Flat(encoder().eval(), "tensor", ("input",))
+    pruned = _channels.prune(model, (torch.randn(1, 5, 6),), 0.4).model
+    attention = pruned[1]
+    assert attention.num_attention_heads < 4
+    assert attention.attention_head_size == 8
+    assert attention.query.out_features == attention.all_head_size
+    assert attention.all_head_size == 8 * attention.num_attention_heads
+    save(pruned, encoder(), tmp_path)
+    x = torch.randn(2, 5, 6)
+    assert torch.equal(load(encoder(), tmp_path)(x), pruned(x))
+
+
+def test_what_the_outputs_do_not_need_goes_first():
+    """Taylor sees that a channel is never heard, whatever the size of its weights."""
+    torch.manual_seed(0)
+    model, inputs = flat_cnn()
+    first, second = model.model[0], model.model[3]
+    with torch.no_grad():
+        first.weight[:12] *= 50
+        second.weight[:, :12] = 0
+    batches = [(torch.randn(8, 1, 8, 8),) for _ in range(4)]
+    gates = _importance.gates(model, batches, 0)
+    assert float(gates["model.3"][:12].max()) == 0.0 < float(gates["model.3"][12:].min())
+    costs = _importance.costs(model, inputs)
+    assert sum(costs.values()) == pytest.approx(flops(lambda: model(*inputs)))
+    rank = _importance.Importance("taylor", costs, gates)
+    pruned = _channels.prune(model, inputs, 0.6, rank)
+    x = torch.randn(4, 1, 8, 8)
+    lost = [float((p(x)[0] - model(x)[0]).detach().square().mean()) for p in (pruned,)]
+    by_size = _channels.prune(model, inputs, 0.6)
+    assert lost[0] < 0.5 * float((by_size(x)[0] - model(x)[0]).detach().square().mean())
+
+
+@pytest.mark.parametrize("kind", _importance.NAMES)
+def test_convolutions_in_groups_keep_like_groups(kind):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 32, 3),
+        nn.Conv2d(32, 32, 3, groups=4),
+        nn.BatchNorm2d(32),
+        nn.Conv2d(32, 32, 1, groups=32),
+        nn.Flatten(),
+        nn.Linear(32 * 16, 3),
+    )
+    model, inputs = Flat(net.eval(), "tensor", ("input",)), (torch.randn(2, 1, 8, 8),)
+    gates = _importance.gates(model, [inputs], 0)
+    rank = _importance.Importance(kind, _importance.costs(model, inputs), gates)
+    pruned = _channels.prune(model, inputs, 0.5, rank).model
+    assert pruned[1].out_channels % 4 == pruned[1].in_channels % 4 == 0
+    assert pruned[3].groups == pruned[3].out_channels < 32

@@ -42,8 +42,9 @@ def test_every_plugin_is_on_the_menu_and_a_refusal_has_a_reason():
     assert found["runtime", "eager"].takes == "module"
     assert found["compress", "prune"].group == "prune"
     assert found["compress", "int8_static"].gives == "onnx"
-    (level,) = found["compress", "prune"].dims
+    level, importance = found["compress", "prune"].dims
     assert (level.name, level.low, level.high, level.step) == ("macs_kept", 0.1, 0.9, 0.1)
+    assert importance.choices == ("taylor", "magnitude")
 
 
 def test_what_does_not_fit_the_model_is_refused_with_the_reason():
