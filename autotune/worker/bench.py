@@ -53,7 +53,7 @@ class Bench:
 
     @functools.cached_property
     def loaded(self) -> contract.Loaded:
-        return contract.load(self.job.task)
+        return contract.load(self.job.task).remember(self.root)
 
     def fresh(self) -> nn.Module:
         """A dense model of the task's code, seeded."""
@@ -87,6 +87,7 @@ class Bench:
                 model, self.loaded, job.recipe, job.recovery_epochs, job.seed, self.channel
             ),
             calibration=self.calibration,
+            shared=self.root / "cache",
         )
 
     def calibration(self, size: int) -> Iterator[dict[str, Any]]:
