@@ -1,6 +1,7 @@
 """Compression plug-ins: one file each, from one form to another.
 
-    module --prune--> module --export (worker.build)--> onnx --int8_static|int8_dynamic--> onnx
+    module --prune--> module --bf16|fp16--> module
+                         `--export (worker.build)--> onnx --int8_static|int8_dynamic--> onnx
 
 A plug-in's top-level imports are the standard library and records; `Compressor` is what it
 must hold, `Tools` what it may use.
@@ -25,7 +26,7 @@ class Tools:
     one of the same code.  ``example(n)`` is one batch of n rows as positional tensors.
     ``recover(model)`` trains a model in place as long as the job says, with the dense one as
     its teacher, and returns the seconds.  ``calibration(n)`` yields batches of at most n rows,
-    input name to array.
+    input name to array.  ``shared`` is a folder for what several levels of a step have in common.
     """
 
     seed: int
@@ -36,6 +37,7 @@ class Tools:
     example: Callable[[int], tuple[Any, ...]]
     recover: Callable[[Any], float]
     calibration: Callable[[int], Iterator[dict[str, Any]]]
+    shared: Path | None = None
 
 
 class Compressor(Protocol):

@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from autotune.compress import Tools, _kept
+from autotune.compress import Tools, _kept, _paths
 from autotune.errors import JobError
 from autotune.forms import Form
 from autotune.records.job import Context
 from autotune.records.plan import Value
 from autotune.records.task import Dim
+
+_MATRIX = ("MultiheadAttention", "Conv1D")  # Conv1D: transformers' name for a Linear
+_LAYERS = ("Linear", "Conv1D", "Conv1d", "Conv2d", "Conv3d", "MultiheadAttention")
 
 
 def reduce_range(context: Context) -> Dim:
@@ -21,6 +24,22 @@ def reduce_range(context: Context) -> Dim:
     x86 = (cpu.architecture or "").lower() in ("x86_64", "amd64", "i386", "i686")
     saturates = x86 and not any("vnni" in name.lower() for name in cpu.isa)
     return Dim(name="reduce_range", kind="choice", choices=(saturates,))
+
+
+def slower(context: Context) -> str | None:
+    """Why ONNX Runtime's int8 does not pay here: its own product was measured as slower."""
+    return _paths.slower(context.profile, _paths.INT8_ONNXRUNTIME, "ONNX Runtime's int8 product")
+
+
+def linear(context: Context) -> bool:
+    """Whether the model has a layer that is one matrix product."""
+    return any(name.endswith("Linear") or name in _MATRIX for name in context.traits.module_types)
+
+
+def layers(context: Context) -> int:
+    """How many layers of the model int8 reaches, about."""
+    types = context.traits.module_types
+    return sum(count for name, count in types.items() if name.endswith(_LAYERS))
 
 
 def run(
@@ -70,9 +89,9 @@ def _prepare(source: Path, target: Path) -> Path:
     return target
 
 
-def inputs(path: str) -> set[str]:
-    """Names of the graph's inputs."""
+def named(path: str, kinds: tuple[str, ...]) -> list[str]:
+    """Names of the graph's nodes of these kinds, in its order."""
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph
-    return {value.name for value in graph.input}
+    return [node.name for node in graph.node if node.op_type in kinds]

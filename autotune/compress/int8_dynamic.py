@@ -15,18 +15,16 @@ from autotune.records.task import Dim
 TAKES = "onnx"
 GIVES = "onnx"
 GROUP = "quantize"
-
-_MATRIX = ("Linear", "MultiheadAttention", "Conv1D")  # Conv1D: transformers' name for a Linear
+RUNTIMES = ("onnxruntime",)
 
 
 def unavailable(context: Context) -> str | None:
-    """Needs the onnx extra and at least one Linear layer."""
+    """Needs the onnx extra, a Linear layer, and int8 products that were not measured as slower."""
     if find_spec("onnxruntime") is None or find_spec("onnx") is None:
         return "needs `pip install autotune[onnx]`"
-    types = context.traits.module_types
-    if not any(name.endswith("Linear") or name in _MATRIX for name in types):
+    if not _int8.linear(context):
         return "the model has no Linear layer, the only kind that dynamic int8 reaches"
-    return None
+    return _int8.slower(context)
 
 
 def dims(context: Context) -> tuple[Dim, ...]:

@@ -1,7 +1,16 @@
-"""Static int8 for ONNX Runtime (QDQ): weights and activations, ranges from calibration rows."""
+"""Static int8 for ONNX Runtime (QDQ): weights and activations, ranges from calibration rows.
 
-from collections.abc import Iterator
+    prepared graph --rows--> histograms --rule--> ranges --most sensitive restored--> QDQ graph
+
+Activations are unsigned, weights signed and scaled a channel: signed activations are 2 to 4
+times slower in ONNX Runtime on x86, as its kernels multiply unsigned by signed.  Only what pays is
+quantized: products, and what passes values on between them.
+"""
+
+import json
+from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from autotune.compress import Tools, _int8
@@ -13,61 +22,111 @@ from autotune.records.task import Dim
 TAKES = "onnx"
 GIVES = "onnx"
 GROUP = "quantize"
+RUNTIMES = ("onnxruntime",)
 
 _BATCH = 16  # rows a calibration call: bounds the memory that recording activations takes
+_HEAVY = ("Conv", "MatMul", "Gemm")
+_PASSING = ("MaxPool", "Relu", "Clip", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
+_RULES = ("mse", "minmax", "percentile")
+_RESTORED = (0, 2, 8)
 
 
 def unavailable(context: Context) -> str | None:
-    """Needs the onnx extra."""
-    del context
+    """Needs the onnx extra, and a processor whose int8 products were not measured as slower."""
     if find_spec("onnxruntime") is None or find_spec("onnx") is None:
         return "needs `pip install autotune[onnx]`"
-    return None
+    return _int8.slower(context)
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """How ranges are found; the processor decides ``reduce_range``, and it stands in the plan."""
-    method = Dim(name="method", kind="choice", choices=("percentile", "minmax"))
-    return method, _int8.reduce_range(context)
+    """``method``: how ranges are found.  ``restored``: how many of the most sensitive layers
+    stay in fp32.  The processor decides ``reduce_range``, and it stands in the plan.
+    """
+    layers = _int8.layers(context)
+    restored = tuple(n for n in _RESTORED if n == 0 or n < layers)
+    return (
+        Dim(name="method", kind="choice", choices=_RULES),
+        Dim(name="restored", kind="choice", choices=restored),
+        _int8.reduce_range(context),
+    )
 
 
 def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
     """Calibrate and quantize ``model.onnx``.
 
     Raises:
-        JobError: unsupported, or there are no calibration rows.
+        JobError: unsupported, or there are no calibration rows; nan: an activation is not finite.
     """
+    method = str(params.get("method", _RULES[0]))
 
     def quantize(source: str, target: str, shared: dict[str, Any]) -> None:
-        from onnxruntime.quantization import (
-            CalibrationMethod,
-            QuantFormat,
-            QuantType,
-            quantize_static,
-        )
+        from autotune.compress import _calibrate
 
-        methods = {"minmax": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}
-        quantize_static(
-            source,
-            target,
-            _reader(tools.calibration(form.about.batch_size or _BATCH), _int8.inputs(source)),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=methods[str(params.get("method", "percentile"))],
-            **shared,
-        )
+        size = form.about.batch_size or _BATCH
+        seen = _calibrate.collect(source, tools.calibration(size), (*_HEAVY, *_PASSING))
+        ranges = {name: histogram.range(method) for name, histogram in seen.items()}
+        kept = set(shared.pop("nodes_to_exclude"))
+        restored = int(params.get("restored", 0))
+        if restored:
+            kept |= set(_ranked(source, form, ranges, kept, tools)[:restored])
+        _quantize(source, target, ranges, sorted(kept), shared)
 
     return _int8.run(form, tools, params, quantize)
 
 
-def _reader(batches: Iterator[dict[str, Any]], used: set[str]) -> Any:
-    """What ONNX Runtime asks for batch after batch."""
-    from onnxruntime.quantization import CalibrationDataReader
+def _ranked(
+    source: str, form: Form, ranges: dict[str, Any], kept: set[str], tools: Tools
+) -> list[str]:
+    """The layers by sensitivity; kept beside the forms, as other levels ask for the same."""
+    from autotune.compress import _sensitive
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(batches, None)
-            return batch and {name: a for name, a in batch.items() if name in used}
+    def rank() -> list[str]:
+        nodes = [name for name in _int8.named(source, _HEAVY) if name not in kept]
+        size = form.about.batch_size or _BATCH
+        batches = tools.calibration(size)
+        return _sensitive.order(source, batches, nodes, ranges, form.about.flops_per_sample)
 
-    return Reader()
+    if tools.shared is None:
+        return rank()
+    return _remembered(tools.shared / f"{form.folder.name}.sensitive.json", sorted(kept), rank)
+
+
+def _remembered(path: Path, kept: list[str], rank: Callable[[], list[str]]) -> list[str]:
+    """The order from the file, where it was made with the same layers kept."""
+    if path.is_file():
+        found = json.loads(path.read_text())
+        if found["kept"] == kept:
+            order: list[str] = found["order"]
+            return order
+    made = rank()
+    path.write_text(json.dumps({"kept": kept, "order": made}))
+    return made
+
+
+def _quantize(
+    source: str, target: str, ranges: dict[str, Any], kept: list[str], shared: dict[str, Any]
+) -> None:
+    import numpy as np
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+
+    spans = {
+        name: TensorData(lowest=np.float32(low), highest=np.float32(high))
+        for name, (low, high) in ranges.items()
+    }
+    quantizer = QDQQuantizer(
+        load_model_with_shape_infer(Path(source)),
+        shared["per_channel"],
+        shared["reduce_range"],
+        QuantType.QInt8,
+        QuantType.QUInt8,
+        TensorsData(CalibrationMethod.MinMax, spans),
+        [],
+        kept,
+        [*_HEAVY, *_PASSING],
+        {},
+    )
+    quantizer.quantize_model()
+    quantizer.model.save_model_to_file(target, False)

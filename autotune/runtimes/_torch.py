@@ -61,22 +61,26 @@ def load():
     info = json.loads((HERE / "artifact.json").read_text())
     torch.set_num_threads(info["threads"])
     model = _restored(info["args"])
-{compile}
+{narrow}{compile}
     def predict(*arrays, **named):
         named = {{name: _tensor(array) for name, array in named.items()}}
-        with torch.{mode}():
+        with torch.{mode}(){autocast}:
             return _numpy(model(*map(_tensor, arrays), **named))
 
     return predict
 
 
 def _tensor(array):
-    return torch.from_numpy(np.require(array, requirements=("C", "W")))
+    return torch.from_numpy(np.require(array, requirements=("C", "W"))){to}
+
+
+def _array(tensor):
+    return {array}
 
 
 def _numpy(output):
     if isinstance(output, torch.Tensor):
-        return output.numpy()
+        return _array(output)
     if hasattr(output, "__dataclass_fields__"):
         output = {{name: getattr(output, name) for name in output.__dataclass_fields__}}
     if hasattr(output, "items"):
@@ -88,7 +92,7 @@ def _leaves(items):
     """Tensors as arrays, those of tuples within too."""
     for key, value in items:
         if isinstance(value, torch.Tensor):
-            yield key, value.numpy()
+            yield key, _array(value)
         elif isinstance(value, tuple):
             for inner, array in _leaves(enumerate(value)):
                 yield f"{{key}}_{{inner}}", array
@@ -113,8 +117,8 @@ def load():
 
     def predict(*arrays, **named):
         arrays = [_tensor(a) for a in (*arrays, *(named[n] for n in names if n in named))]
-        with torch.{mode}():
-            outputs = [tensor.numpy() for tensor in model(*arrays)]
+        with torch.{mode}(){autocast}:
+            outputs = [_array(tensor) for tensor in model(*arrays)]
         if kind == "dict":
             return dict(zip(keys, outputs, strict=True))
         return outputs[0] if kind == "tensor" else tuple(outputs)
@@ -123,13 +127,24 @@ def load():
 
 
 def _tensor(array):
-    return torch.from_numpy(np.require(array, requirements=("C", "W")))
+    return torch.from_numpy(np.require(array, requirements=("C", "W"))){to}
+
+
+def _array(tensor):
+    return {array}
 '''
 
 _COMPILE = """\
     torch._inductor.config.freezing = True  # weights become constants of the generated code
     model = torch.compile(model)
 """
+
+_NARROW = """\
+    for layer in model.modules():  # once, not at every call
+        if isinstance(layer, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)):
+            layer.weight.data = layer.weight.data.to(torch.{dtype})
+"""
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 _CHANNELS_LAST = """\
@@ -150,4 +165,26 @@ def loader(form: Form, *, compiled: bool, channels_last: bool = False) -> str:
     # Freezing works under no_grad only; inference_mode is the faster one for eager code.
     mode = "no_grad" if compiled else "inference_mode"
     more = (_CHANNELS_LAST if channels_last else "") + (_COMPILE if compiled else "")
-    return _HEAD.format(needs=needs) + body.format(mode=mode, compile=more)
+    return _HEAD.format(needs=needs) + body.format(mode=mode, compile=more, **_precision(form))
+
+
+def _precision(form: Form) -> dict[str, str]:
+    """What a precision other than fp32 adds to the text.
+
+    Autocast knows which operations bear 16 bits; norms and sums stay in fp32.  Outputs come
+    back in fp32.
+    """
+    dtype = _DTYPES.get(form.about.precision)
+    if dtype is None:
+        return {"narrow": "", "autocast": "", "array": "tensor.numpy()", "to": ""}
+    where = "cuda" if dtype == "float16" else "cpu"
+    if where == "cuda" and form.kind == "program":
+        raise JobError("unsupported", "fp16 takes a model whose source can stand alone")
+    narrow = _NARROW.format(dtype=dtype) if form.kind == "module" else ""
+    moved = '    model = model.to("cuda")\n' if where == "cuda" else ""
+    return {
+        "narrow": narrow + moved,
+        "to": '.to("cuda")' if where == "cuda" else "",
+        "autocast": f', torch.autocast("{where}", torch.{dtype})',
+        "array": f"(tensor.float() if tensor.dtype == torch.{dtype} else tensor).cpu().numpy()",
+    }

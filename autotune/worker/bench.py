@@ -54,7 +54,7 @@ class Bench:
 
     @functools.cached_property
     def loaded(self) -> contract.Loaded:
-        return contract.load(self.job.task)
+        return contract.load(self.job.task).remember(self.root)
 
     def fresh(self) -> nn.Module:
         """A dense model of the task's code, seeded."""
@@ -86,6 +86,7 @@ class Bench:
             example=self.example,
             recover=self.recover,
             calibration=self.calibration,
+            shared=self.root / "cache",
         )
 
     def recover(self, model: nn.Module) -> float:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from autotune.errors import ContractError
 from autotune.records.task import TaskInfo, TaskSpec
-from autotune.worker import adapters, dynamic, names, samples, script
+from autotune.worker import adapters, agreement, dynamic, names, samples, script
 from autotune.worker.blame import broken, guard
 from autotune.worker.functions import RATES, Functions
 from autotune.worker.hyperparameters import Hook
@@ -61,6 +61,7 @@ class Loaded:
         self.select: Dataset[Pair] = data.select
         self.confirm: Dataset[Pair] = data.confirm
         self.adapt: Dataset[Pair] | None = data.adapt
+        self.functions.unlabelled = agreement.judges(data[:3], self.where, pretrained=pretrained)
         self._collate = names.function(origin, "collate")
         self.own_train = names.function(origin, "train")
         self.train_loader = names.function(origin, "train_loader")
@@ -120,6 +121,7 @@ class Loaded:
         path = root / ABOUT
         if path.is_file():
             self.functions.shifted = bool(json.loads(path.read_text()).get("shifted"))
+        self.functions.answers = agreement.read(root) if self.functions.unlabelled else None
         return self
 
     def make_model(self) -> nn.Module:

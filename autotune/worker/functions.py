@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from autotune.errors import ContractError
-from autotune.worker import defaults, names, samples, script
+from autotune.worker import agreement, defaults, names, samples, script
 from autotune.worker.blame import broken, guard
 
-RATES = ("accuracy", "balanced_accuracy", "label_accuracy", "token_accuracy")
+RATES = ("accuracy", "balanced_accuracy", "label_accuracy", "token_accuracy", agreement.METRIC)
 
 
 class Functions:
@@ -21,6 +21,7 @@ class Functions:
 
     Attributes:
         balanced: the default accuracy is weighted so that every class counts the same.
+        unlabelled: targets are numbers of rows, and stand for ``answers`` (see `agreement`).
         shifted: targets are the inputs of a causal language model (see `adapters`).
         plain: the user's ``score``, ``quality`` and ``metric`` are all absent.
     """
@@ -38,6 +39,8 @@ class Functions:
         self.threshold = defaults.threshold_of(self.own_loss)
         self.balanced = False
         self.shifted = False
+        self.unlabelled = False
+        self.answers: agreement.Answers | None = None
 
     def balance(self, rare: bool, target: Any) -> None:
         """Judge balanced accuracy where a class is rare and the metric would be accuracy."""
@@ -49,6 +52,8 @@ class Functions:
         if own is not None:
             kind = "score" if self.own_score else "quality" if self.own_quality else "metric"
             return str(getattr(own, "__name__", kind))
+        if self.unlabelled:
+            return agreement.METRIC
         return "balanced_accuracy" if self.balanced else defaults.metric(target, self.threshold)
 
     def loss(self, output: Any, target: Any, smoothing: float = 0.0) -> Tensor:
@@ -60,6 +65,9 @@ class Functions:
         """
         if smoothing and not self.smoothable(output, target):
             raise self.unsmoothable(smoothing)
+        target = self._true(target)
+        if self.own_loss is None and self.unlabelled:
+            return self._located(agreement.loss, output, target)
         if self.own_loss is None:
             return self._located(defaults.loss, output, target, self.shifted, smoothing)
         with guard(self.where, "loss(output, target)", self.path):
@@ -100,6 +108,9 @@ class Functions:
         """
         if self.own_score is None and not self.plain:
             return None
+        target = self._true(target)
+        if self.own_score is None and self.unlabelled:
+            return self._located(agreement.score, output, target)
         if self.own_score is None:
             return self._located(
                 defaults.score, output, target, self.threshold, self.shifted
@@ -147,6 +158,7 @@ class Functions:
 
     def update(self, meter: Any, output: Any, target: Any) -> None:
         """Feed one batch to a metric object."""
+        target = self._true(target)
         with guard(self.where, "metric().update(output, target)", self.path):
             meter.update(output, target)
 
@@ -168,6 +180,7 @@ class Functions:
             meter = self.meter()
             self.update(meter, output, target)
             return self.compute(meter)
+        target = self._true(target)
         call = f"{self.name(target)}(output, target)"
         with guard(self.where, call, self.path):
             value = self.own_quality(output, target)
@@ -175,7 +188,15 @@ class Functions:
 
     def classes(self, output: Any, target: Any) -> tuple[Tensor, Tensor] | None:
         """The classes said and the true ones, ``[batch]`` each; None unless each row has one."""
-        return defaults.classes(output, target, self.threshold)
+        return None if self.unlabelled else defaults.classes(output, target, self.threshold)
+
+    def _true(self, target: Any) -> Any:
+        """What the outputs are judged by: the targets, or the answers that they stand for."""
+        if not self.unlabelled:
+            return target
+        if self.answers is None:
+            raise agreement.missing()
+        return self.answers.of(target)
 
     def _number(self, value: Any, call: str) -> float:
         try:

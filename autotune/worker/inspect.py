@@ -27,7 +27,7 @@ from autotune import members
 from autotune.errors import ContractError
 from autotune.records.job import Inspect, Inspection
 from autotune.records.task import Floor, TaskInfo, TaskSpec
-from autotune.worker import adapters, chance, defaults, dynamic, rows, samples
+from autotune.worker import adapters, answers, chance, defaults, dynamic, rows, samples
 from autotune.worker.blame import broken, guard
 from autotune.worker.channel import Channel
 from autotune.worker.contract import ABOUT, Loaded, load
@@ -55,6 +55,8 @@ def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
     torch.manual_seed(job.task.seed)
     model = loaded.trained_model() if loaded.info.pretrained else loaded.make_model()
     imports = _imports(job.task, before)
+    if loaded.functions.unlabelled:
+        answers.record(loaded, model, root)
     checked, evaluation_s = _check(loaded, model)
     info = _with_weights(checked, loaded)
     arguments, named = loaded.model_inputs(loaded.collate([loaded.sample("select", 0)])[0])
@@ -300,7 +302,8 @@ def _check_score(loaded: Loaded, model: nn.Module) -> tuple[bool, float]:
             loaded.quality(output, target)
     spent = time.perf_counter() - began
     seconds = spent * loaded.info.select_rows / max(1, samples_in(inputs))
-    if score is None or loaded.functions.balanced:  # weighted by class once the whole is known
+    # balanced: weighted by class once the whole is known; unlabelled: of itself, all 1
+    if score is None or loaded.functions.balanced or loaded.functions.unlabelled:
         return False, seconds
     plain = bool(((score == 0) | (score == 1)).all())
     return loaded.info.binary or (plain and bool((score == 1).any())), seconds
@@ -311,6 +314,8 @@ def _check_binary_floats(loaded: Loaded) -> None:
     if loaded.has_own_loss and (loaded.has_own_score or loaded.info.metric != "neg_mse"):
         return
     if loaded.has_own_score and loaded.info.pretrained:
+        return
+    if loaded.functions.unlabelled:
         return
     streamed = loaded.train is None or isinstance(loaded.train, Stream)
     values = samples.targets(loaded.select if streamed else loaded.train)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from autotune import plugins
+from autotune.compress import _paths
 from autotune.records.hardware import Profile
 from autotune.records.job import Context, Menu, Options
 from autotune.records.plan import Optimizer
@@ -50,7 +51,7 @@ def precisions(profile: Profile) -> tuple[Option, ...]:
     Whether a processor "supports" bf16 says nothing: without the instructions for it, it is
     many times slower than fp32.
     """
-    reason = _bf16_refusal(profile)
+    reason = _paths.bf16(profile)
     return (
         Option(kind="precision", name="fp32", available=True),
         Option(kind="precision", name="bf16", available=reason is None, reason=reason),
@@ -66,21 +67,3 @@ def optimizers(traits: Traits) -> tuple[Option, ...]:
         Option(kind="optimizer", name=name, available=reason is None, reason=reason)
         for name, reason in reasons.items()
     )
-
-
-def _bf16_refusal(profile: Profile) -> str | None:
-    half = _measured(profile, "gemm_bf16_1t_flop_per_s")
-    full = _measured(profile, "gemm_fp32_1t_flop_per_s")
-    if half is None or full is None:
-        return "not measured here: profile this machine again (`autotune profile`)"
-    if half > full:
-        return None
-    return (
-        f"slower here: bf16 GEMM {half / 1e9:.3g} GFLOP/s against fp32 {full / 1e9:.3g} "
-        f"({half / full:.2g}x)"
-    )
-
-
-def _measured(profile: Profile, name: str) -> float | None:
-    leaf = profile.figures.get(name)
-    return leaf.value if leaf is not None else None

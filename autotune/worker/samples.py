@@ -27,6 +27,7 @@ from autotune.worker.blame import broken, guard
 
 MOST_LABELS_READ = 20_000  # rows read one by one to know their classes
 LABELS = "labels"
+_SOURCES = ("eval_data", "confirm_data")  # may be without targets
 
 Pair = tuple[Any, Any]
 
@@ -49,6 +50,32 @@ class Part(Dataset[Pair]):
         return Part(self.base, rows if self.rows is None else self.rows[rows])
 
 
+class Unlabelled(Dataset[Pair]):
+    """Inputs without targets, as pairs of an input and the number of its row ``[source, row]``,
+    by which the model's own answer is found (`worker.agreement`).
+    """
+
+    def __init__(self, base: Any, source: int) -> None:
+        self.base = base
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitem__(self, index: int) -> Pair:
+        sample = self.base[index]
+        return sample[0] if isinstance(sample, tuple | list) else sample, torch.tensor(
+            [self.source, index], dtype=torch.float64
+        )
+
+
+def unlabelled(dataset: Any) -> bool:
+    """Whether a part's rows are inputs alone."""
+    while isinstance(dataset, Part):
+        dataset = dataset.base
+    return isinstance(dataset, Unlabelled)
+
+
 def pair(sample: Any) -> Pair:
     """One sample or one batch as ``(input, target)``."""
     if isinstance(sample, Mapping) and LABELS in sample:
@@ -67,7 +94,8 @@ def is_stream(dataset: Any) -> bool:
 
 
 def check(dataset: Any, name: str, where: str, path: str | None) -> Any:
-    """Refuse what is not map-style with ``(input, target)`` samples.
+    """Refuse what is not map-style with ``(input, target)`` samples; rows to evaluate on may be
+    inputs alone, and come back as `Unlabelled`.
 
     Raises:
         ContractError: not map-style, empty, or its first sample has another form.
@@ -81,6 +109,8 @@ def check(dataset: Any, name: str, where: str, path: str | None) -> Any:
         raise broken(where, f"{name}() is empty", found="0 rows", missing="rows", mend=_mend(name))
     with guard(where, f"{name}()[0]", path):
         sample = dataset[0]
+    if name in _SOURCES and _is_bare(sample):
+        return Unlabelled(dataset, _SOURCES.index(name))
     if not _is_pair(sample):
         raise broken(
             where,
@@ -175,6 +205,8 @@ def targets(dataset: Any) -> NDArray[Any] | None:
         return None if values is None else values[dataset.rows]
     if isinstance(dataset, Part):
         return targets(dataset.base)
+    if isinstance(dataset, Unlabelled):
+        return None
     if isinstance(dataset, Subset):
         values = targets(dataset.dataset)
         return None if values is None else values[np.asarray(dataset.indices)]
@@ -254,6 +286,13 @@ def _single(value: Any) -> Any:
             items.pop()
         return tuple(_single(item) for item in items)
     return value
+
+
+def _is_bare(sample: Any) -> bool:
+    if isinstance(sample, Mapping):
+        return LABELS not in sample
+    alone = isinstance(sample, tuple | list) and len(sample) == 1
+    return isinstance(sample[0] if alone else sample, Tensor | np.ndarray)
 
 
 def _is_pair(sample: Any) -> bool:

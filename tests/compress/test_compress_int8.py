@@ -1,5 +1,6 @@
 """Int8 steps: near the float model, smaller, silent; the reduced range follows the processor."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from autotune.compress import Tools, _int8, int8_dynamic, int8_static
+from autotune.compress import Tools, _int8, _paths, _sensitive, int8_dynamic, int8_static
 from autotune.errors import JobError
 from autotune.forms import Form, Interface, onnx_file
 from autotune.forms.flat import Flat
+from autotune.records.hardware import Leaf
 from autotune.records.job import Context
 from autotune.records.plan import Value
 from tests.support import made
@@ -78,6 +80,7 @@ def outputs(folder: Path) -> np.ndarray:
     [
         (int8_static, {"method": "percentile", "reduce_range": True}),
         (int8_static, {"method": "minmax"}),
+        (int8_static, {"method": "mse"}),
         (int8_dynamic, {"reduce_range": True}),
     ],
 )
@@ -102,6 +105,36 @@ def test_no_calibration_rows_is_unsupported(form, tmp_path):
     with pytest.raises(JobError) as found:
         int8_static.apply(form, {}, tools(tmp_path, ROWS[:0]))
     assert found.value.kind == "unsupported"
+
+
+def test_the_most_sensitive_layers_go_back_to_fp32_and_are_ranked_once(form, tmp_path, monkeypatch):
+    errors, shared = [], tmp_path / "shared"
+    shared.mkdir()
+    for restored in (0, 1, 2):
+        (tmp_path / str(restored)).mkdir()
+        given = replace(tools(tmp_path / str(restored)), shared=shared)
+        made = int8_static.apply(form, {"restored": restored}, given)
+        errors.append(np.abs(outputs(form.folder) - outputs(made.folder)).max())
+        if restored:  # what the first one found serves the others
+            monkeypatch.setattr(_sensitive, "order", None)
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-5
+
+
+@pytest.mark.parametrize(("int8", "refused"), [(5e10, "(0.5x)"), (4e11, None), (None, None)])
+def test_int8_is_refused_where_its_own_product_was_measured_as_slower(int8, refused):
+    leaves = {_paths.FP32: 1e11, _paths.INT8_ONNXRUNTIME: int8}
+    measured = {
+        name: Leaf(value=value, unit="FLOP/s", source="measured")
+        for name, value in leaves.items()
+        if value is not None
+    }
+    on = made.context(
+        of=made.traits(module_types={"Linear": 2}), on=made.profile(measured=measured)
+    )
+    for step in (int8_static, int8_dynamic):
+        reason = step.unavailable(on)
+        assert reason is None if refused is None else refused in reason
 
 
 @pytest.mark.parametrize(

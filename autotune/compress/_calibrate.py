@@ -1,0 +1,157 @@
+"""Ranges of activations: one pass over the calibration rows, and every rule from its histograms.
+
+    graph, its tensors made outputs --rows--> a histogram a tensor --rule--> (lowest, highest)
+
+    minmax      all that was seen
+    percentile  without the outermost 1 in 10,000 at either end
+    mse         the range with the least squared error at 8 bits
+
+A histogram begins with the first batch and doubles its bins' width when a later one reaches
+further, so that rows are run once and not kept.  Ends are exact; of a large activation every
+so manieth value is counted.  Does not know ranges of rows that were not shown.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from autotune.errors import JobError
+
+_BINS = 2048
+_COUNTED = 100_000  # values of one tensor and batch
+_OUTSIDE = 1e-4
+_LEVELS = 255
+_SHARES = np.linspace(1.0, 0.2, 33)  # of the range seen, that a rule may keep
+
+Range = tuple[float, float]
+
+
+class Histogram:
+    """How often each value of a tensor was seen; even bins from ``-edge`` to ``edge``."""
+
+    def __init__(self) -> None:
+        self.lowest, self.highest, self.edge = math.inf, -math.inf, 0.0
+        self.counts = np.zeros(_BINS, np.int64)
+
+    def add(self, values: Any) -> None:
+        """Count one batch."""
+        flat = np.ravel(values)
+        if not flat.size:
+            return
+        low, high = float(flat.min()), float(flat.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise JobError("nan", "an activation of the calibration rows is not a finite number")
+        self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
+        self._widen(max(abs(low), abs(high)) or 1e-12)
+        flat = flat[:: -(-flat.size // _COUNTED)]
+        bins = ((flat + self.edge) * (_BINS / 2 / self.edge)).astype(np.int32)
+        self.counts += np.bincount(np.clip(bins, 0, _BINS - 1), minlength=_BINS)
+
+    def _widen(self, reach: float) -> None:
+        """Double the bins' width until they hold ``reach``."""
+        self.edge = self.edge or reach
+        while self.edge < reach:
+            pairs = self.counts.reshape(-1, 2).sum(1)
+            self.counts = np.pad(pairs, _BINS // 4)
+            self.edge *= 2
+
+    def range(self, rule: str) -> Range:
+        """What 8 bits shall span; it holds 0, as they must."""
+        low, high = _RULES[rule](self)
+        return min(0.0, low), max(0.0, high)
+
+    def centres(self) -> Any:
+        return (np.arange(_BINS) + 0.5) * (2 * self.edge / _BINS) - self.edge
+
+
+def _minmax(seen: Histogram) -> Range:
+    return seen.lowest, seen.highest
+
+
+def _percentile(seen: Histogram) -> Range:
+    below = np.cumsum(seen.counts) / max(1, seen.counts.sum())
+    edges = np.linspace(-seen.edge, seen.edge, _BINS + 1)
+    low = edges[int(np.searchsorted(below, _OUTSIDE))]
+    high = edges[min(_BINS, int(np.searchsorted(below, 1 - _OUTSIDE)) + 1)]
+    return max(float(low), seen.lowest), min(float(high), seen.highest)
+
+
+def _mse(seen: Histogram) -> Range:
+    values, counts = seen.centres(), seen.counts
+
+    def error(low: float, high: float) -> float:
+        return float((np.square(_rounded(values, low, high) - values) * counts).sum())
+
+    return _least(seen, error)
+
+
+def _least(seen: Histogram, error: Any) -> Range:
+    """The share of the range seen with the least error, either end cut alike."""
+    low, high = min(0.0, seen.lowest), max(0.0, seen.highest)
+    share = min(_SHARES, key=lambda s: (error(low * s, high * s), -s))
+    return float(low * share), float(high * share)
+
+
+def _levels(values: Any, low: float, high: float) -> Any:
+    scale = (high - low) / _LEVELS or 1.0
+    return np.clip(np.rint((values - low) / scale), 0, _LEVELS).astype(np.int64)
+
+
+def _rounded(values: Any, low: float, high: float) -> Any:
+    return _levels(values, low, high) * ((high - low) / _LEVELS) + low
+
+
+_RULES = {"minmax": _minmax, "percentile": _percentile, "mse": _mse}
+
+
+def collect(
+    path: str, batches: Iterator[Mapping[str, Any]], kinds: Collection[str]
+) -> dict[str, Histogram]:
+    """Histograms of all that goes into and comes out of nodes of these ``kinds``.
+
+    Raises:
+        JobError: unsupported: there are no calibration rows; nan: an activation is not finite.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    graph = model.graph
+    held = {value.name for value in graph.initializer}
+    given = {value.name for value in graph.input} - held
+    shown = {value.name for value in graph.output}
+    wanted = {
+        name
+        for node in graph.node
+        if node.op_type in kinds
+        for name in (*node.input, *node.output)
+        if name and name not in held
+    }
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(wanted - given - shown))
+    session = session_of(model)
+    outputs = {value.name: value.type for value in session.get_outputs()}
+    asked = [name for name in sorted(wanted & set(outputs)) if outputs[name] == "tensor(float)"]
+    found = {name: Histogram() for name in asked}
+    for batch in batches:
+        feed = {name: array for name, array in batch.items() if name in given}
+        for name, array in zip(asked, session.run(asked, feed), strict=True):
+            found[name].add(array)
+        for name in wanted & set(feed):
+            if feed[name].dtype == np.float32:
+                found.setdefault(name, Histogram()).add(feed[name])
+    if not any(seen.edge for seen in found.values()) and wanted:
+        raise JobError("unsupported", "static int8 needs calibration rows, and there are none")
+    return {name: seen for name, seen in found.items() if seen.edge}
+
+
+def session_of(model: Any) -> Any:
+    """A session that keeps the graph's own operations apart."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )

@@ -1,0 +1,49 @@
+"""What the profile measured of a narrower type's own path here: a refusal with its figure.
+
+That a processor "supports" bf16 or int8 says nothing: without instructions for it, it is many
+times slower than fp32.  So a path is used where it was measured to be the faster one.
+"""
+
+from autotune.records.hardware import Leaf, Profile
+
+FP32 = "gemm_fp32_1t_flop_per_s"
+BF16 = "gemm_bf16_1t_flop_per_s"
+INT8_ONNXRUNTIME = "gemm_int8_onnxruntime_1t_op_per_s"
+
+
+def slower(profile: Profile, name: str, what: str) -> str | None:
+    """Why the path of leaf ``name`` does not pay; None where it does, or was not measured."""
+    narrow, full = _measured(profile, name), _measured(profile, FP32)
+    if narrow is None or full is None or narrow > full:
+        return None
+    return _words(what, narrow, full)
+
+
+def bf16(profile: Profile) -> str | None:
+    """Why bf16 does not pay on the processor; one that was not measured does not."""
+    if _measured(profile, BF16) is None or _measured(profile, FP32) is None:
+        return "not measured here: profile this machine again (`autotune profile`)"
+    return slower(profile, BF16, "bf16 GEMM")
+
+
+def fp16(profile: Profile) -> str | None:
+    """Why fp16 does not pay: there is no GPU, or none on which it was measured as faster."""
+    if not profile.gpus:
+        return "needs a GPU: PyTorch computes fp16 on a processor by way of fp32"
+    figures = profile.gpus[0].figures
+    narrow, full = figures.get("gemm_fp16_flop_per_s"), figures.get("gemm_fp32_flop_per_s")
+    if narrow is None or full is None:
+        return "not measured here: profile this machine again (`autotune profile`)"
+    return _words("fp16 GEMM", narrow.value, full.value) if narrow.value <= full.value else None
+
+
+def _words(what: str, narrow: float, full: float) -> str:
+    return (
+        f"slower here: {what} {narrow / 1e9:.3g} GFLOP/s against fp32 {full / 1e9:.3g} "
+        f"({narrow / full:.2g}x)"
+    )
+
+
+def _measured(profile: Profile, name: str) -> float | None:
+    leaf: Leaf | None = profile.figures.get(name)
+    return leaf.value if leaf is not None else None

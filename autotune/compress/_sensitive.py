@@ -1,0 +1,146 @@
+"""Which layers lose the most in int8: the order in which they go back to fp32.
+
+    graph + a switch a layer --rows, one switch on at a time--> error of the outputs, a layer
+
+One session serves all layers: where its switch is on, a layer sees its input and its weights
+rounded to 8 bits, in fp32 arithmetic.  The error is the squared difference of the outputs from
+those of the exact model, over their squared size.  Does not know errors that add up: each
+layer is rounded alone.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from autotune.compress._calibrate import Range, session_of
+
+_ROWS = 16
+_FLOPS = 2e12  # of the whole pass: some seconds
+_SWITCHES = "autotune_switches"
+
+
+def order(
+    path: str,
+    batches: Iterator[Mapping[str, Any]],
+    nodes: Sequence[str],
+    ranges: Mapping[str, Range],
+    flops_per_row: float | None,
+) -> list[str]:
+    """``nodes`` by name, the most sensitive first; ties in the graph's order.
+
+    Args:
+        path: the prepared graph.
+        batches: calibration rows.
+        nodes: layers that are to be quantized.
+        ranges: of their activations.
+        flops_per_row: bounds the rows that are run.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    chosen = [node for node in model.graph.node if node.name in set(nodes)]
+    _switched(model, chosen, ranges)
+    session = session_of(model)
+    cost = (flops_per_row or 0.0) * (len(chosen) + 1)
+    rows = max(1, min(_ROWS, int(_FLOPS / cost) if cost else _ROWS))
+    feed = _rows(batches, rows, {value.name for value in session.get_inputs()})
+
+    def run(on: int | None) -> list[Any]:
+        switches = np.zeros(len(chosen), bool)
+        if on is not None:
+            switches[on] = True
+        return [np.asarray(o, float) for o in session.run(None, {**feed, _SWITCHES: switches})]
+
+    exact = run(None)
+    errors = [_error(run(i), exact) for i in range(len(chosen))]
+    ranked = sorted(range(len(chosen)), key=lambda i: -errors[i])
+    return [chosen[i].name for i in ranked]
+
+
+def _rows(batches: Iterator[Mapping[str, Any]], rows: int, used: set[str]) -> dict[str, Any]:
+    """The first rows, of one batch: ragged ones come one by one."""
+    first = next(batches)
+    return {name: array[:rows] for name, array in first.items() if name in used}
+
+
+def _error(found: Sequence[Any], exact: Sequence[Any]) -> float:
+    return sum(
+        float(np.square(a - b).sum() / max(np.square(b).sum(), 1e-30))
+        for a, b in zip(found, exact, strict=True)
+    )
+
+
+def _switched(model: Any, chosen: Sequence[Any], ranges: Mapping[str, Range]) -> None:
+    """Give each chosen node a switch between its exact and its rounded inputs."""
+    from onnx import TensorProto, helper
+
+    graph = model.graph
+    held = {value.name: value for value in graph.initializer}
+    before: dict[str, list[Any]] = {}
+    for number, node in enumerate(chosen):
+        switch = f"{_SWITCHES}_{number}"
+        _hold(graph, f"{switch}_at", np.array(number, np.int64))
+        added = [helper.make_node("Gather", [_SWITCHES, f"{switch}_at"], [switch])]
+        for place in (0, 1):
+            name = node.input[place]
+            rounded = f"{switch}_rounded_{place}"
+            if name in held:
+                _hold(graph, rounded, _rounded_weight(node, place, held[name]))
+            elif name in ranges:
+                added += _rounding(graph, name, rounded, ranges[name])
+            else:
+                continue
+            out = f"{switch}_input_{place}"
+            added.append(helper.make_node("Where", [switch, rounded, name], [out]))
+            node.input[place] = out
+        before[node.name] = added
+    graph.input.append(helper.make_tensor_value_info(_SWITCHES, TensorProto.BOOL, [len(chosen)]))
+    nodes = [each for node in graph.node for each in (*before.get(node.name, ()), node)]
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _hold(graph: Any, name: str, array: Any) -> None:
+    from onnx import numpy_helper
+
+    graph.initializer.append(numpy_helper.from_array(array, name))
+
+
+def _rounding(graph: Any, name: str, out: str, span: Range) -> list[Any]:
+    """To 8 bits and back."""
+    from onnx import helper
+
+    low, high = span
+    scale = (high - low) / 255 or 1.0
+    _hold(graph, f"{out}_scale", np.array(scale, np.float32))
+    _hold(graph, f"{out}_zero", np.array(round(-low / scale), np.uint8))
+    more = [f"{out}_scale", f"{out}_zero"]
+    return [
+        helper.make_node("QuantizeLinear", [name, *more], [f"{out}_q"]),
+        helper.make_node("DequantizeLinear", [f"{out}_q", *more], [out]),
+    ]
+
+
+def _rounded_weight(node: Any, place: int, value: Any) -> Any:
+    """Each output channel to 8 bits of its own and back."""
+    from onnx import numpy_helper
+
+    weight = numpy_helper.to_array(value)
+    if weight.ndim < 2:
+        axes: tuple[int, ...] = tuple(range(weight.ndim))
+    else:
+        axes = tuple(a for a in range(weight.ndim) if a != _channel(node, weight.ndim))
+    scale = np.abs(weight).max(axis=axes, keepdims=True) / 127
+    scale = np.where(scale > 0, scale, 1.0)
+    return (np.rint(weight / scale) * scale).astype(np.float32)
+
+
+def _channel(node: Any, dims: int) -> int:
+    """The axis of a weight that counts output channels."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "Gemm":
+        return 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
+    return dims - 1

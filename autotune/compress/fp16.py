@@ -1,0 +1,38 @@
+"""fp16: the module computes in half precision on a GPU.
+
+A processor has no use for it: PyTorch's CPU kernels convert to fp32 and back.  Values over
+65,504 overflow, so that bf16 is the safer one where both are fast.  Written against PyTorch's
+documents; nothing here has run on a GPU.
+"""
+
+from autotune.compress import Tools, _half, _paths
+from autotune.forms import Form
+from autotune.records.job import Context
+from autotune.records.plan import Value
+from autotune.records.task import Dim
+
+TAKES = "module"
+GIVES = "module"
+GROUP = "precision"
+RUNTIMES = ("eager", "compiled")
+
+
+def unavailable(context: Context) -> str | None:
+    """Only on a GPU whose fp16 product was measured to be faster than that of fp32."""
+    return _paths.fp16(context.profile)
+
+
+def dims(context: Context) -> tuple[Dim, ...]:
+    """None: there is one fp16."""
+    del context
+    return ()
+
+
+def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
+    """Store the weights in fp16 and tell the runtime.
+
+    Raises:
+        JobError: unsupported: a weight is too large for fp16.
+    """
+    del params
+    return _half.halve(form, tools, "fp16")

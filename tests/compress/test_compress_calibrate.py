@@ -1,0 +1,90 @@
+"""Ranges from histograms: exact ends, the rules' own cuts, and the order of sensitive layers."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from autotune.compress import _calibrate, _sensitive
+from autotune.errors import JobError
+
+RNG = np.random.default_rng(0)
+BULK = RNG.standard_normal(200_000).astype(np.float32)
+
+
+def seen(*batches: np.ndarray) -> _calibrate.Histogram:
+    histogram = _calibrate.Histogram()
+    for batch in batches:
+        histogram.add(batch)
+    return histogram
+
+
+@pytest.mark.parametrize("rule", ["minmax", "percentile", "mse"])
+def test_every_range_holds_zero_and_lies_within_what_was_seen(rule):
+    for values in (BULK, np.abs(BULK) + 1, np.zeros(5, np.float32), -np.abs(BULK) - 1):
+        low, high = seen(values).range(rule)
+        assert min(0, values.min()) <= low <= 0 <= high <= max(0, values.max())
+
+
+def test_a_later_batch_that_reaches_further_widens_the_bins_and_loses_no_count():
+    one, two = seen(BULK, BULK * 37), seen(BULK * 37, BULK)
+    for histogram in (one, two):
+        assert histogram.range("minmax") == (
+            pytest.approx(BULK.min() * 37),
+            pytest.approx(BULK.max() * 37),
+        )
+    assert one.counts.sum() == two.counts.sum()
+    assert one.range("percentile")[1] == pytest.approx(two.range("percentile")[1], rel=0.05)
+
+
+def test_a_few_outliers_are_cut_by_all_rules_but_minmax():
+    values = np.append(BULK, np.float32([60, -60]))
+    highs = {rule: seen(values).range(rule)[1] for rule in _calibrate._RULES}
+    assert highs.pop("minmax") == 60
+    assert highs["percentile"] < 5
+    assert highs["mse"] < 50
+
+
+def test_mse_has_the_least_error_of_the_rules():
+    values = np.append(BULK, np.float32([20, -20] * 20))
+
+    def error(rule: str) -> float:
+        low, high = seen(values).range(rule)
+        scale = (high - low) / 255
+        rounded = np.clip(np.rint((values - low) / scale), 0, 255) * scale + low
+        return float(np.square(rounded - values).mean())
+
+    assert error("mse") <= min(error(rule) for rule in _calibrate._RULES) * 1.02
+
+
+def test_an_activation_that_is_not_finite_is_a_failure_with_its_kind():
+    with pytest.raises(JobError) as found:
+        seen(np.array([1, np.inf], np.float32))
+    assert found.value.kind == "nan"
+
+
+def test_the_layer_with_an_outlier_comes_first(tmp_path):
+    weights = [RNG.standard_normal((8, 8)).astype(np.float32) for _ in range(3)]
+    weights[1][:, 0] *= 0.01
+    nodes, held = [], []
+    for i, weight in enumerate(weights):
+        held.append(numpy_helper.from_array(weight, f"w{i}"))
+        nodes.append(helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"], name=f"m{i}"))
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("x0", TensorProto.FLOAT, ["n", 8])],
+        [helper.make_tensor_value_info("x3", TensorProto.FLOAT, ["n", 8])],
+        held,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path = str(tmp_path / "model.onnx")
+    onnx.save(model, path)
+    rows = RNG.standard_normal((16, 8)).astype(np.float32)
+    histograms = _calibrate.collect(path, iter([{"x0": rows}]), ("MatMul",))
+    ranges = {name: histogram.range("minmax") for name, histogram in histograms.items()}
+    assert set(ranges) == {"x0", "x1", "x2", "x3"}
+    ranges["x1"] = (-1e3, 1e3)  # as one huge value in it would make it
+    order = _sensitive.order(path, iter([{"x0": rows}]), ["m0", "m1", "m2"], ranges, None)
+    assert order[0] == "m1"
+    assert sorted(order) == ["m0", "m1", "m2"]

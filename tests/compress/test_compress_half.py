@@ -1,0 +1,137 @@
+"""16-bit steps: half the bytes, the runtime is told, outputs stay fp32; refused with figures."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from autotune.compress import Tools, bf16, fp16
+from autotune.errors import JobError
+from autotune.forms import Form, Interface, module
+from autotune.records.hardware import Gpu, Leaf
+from autotune.runtimes import Tools as RuntimeTools
+from autotune.runtimes import _torch, eager
+from tests.support import made
+
+SOURCE = """
+from torch import nn
+
+def make_model():
+    return nn.Sequential(
+        nn.Linear(6, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 64), nn.Linear(64, 3)
+    )
+"""
+ROWS = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
+
+
+def model() -> nn.Module:
+    names: dict[str, object] = {}
+    exec(SOURCE, names)
+    torch.manual_seed(0)
+    fresh: nn.Module = names["make_model"]()  # type: ignore[operator]
+    return fresh.eval()
+
+
+@pytest.fixture
+def form(tmp_path: Path) -> Form:
+    folder = tmp_path / "given"
+    folder.mkdir()
+    module.save(model(), model(), folder)
+    about = Interface(
+        input_kind="tensor",
+        input_names=("input",),
+        input_shapes=((6,),),
+        input_dtypes=("float32",),
+        output_kind="tensor",
+        output_names=("output",),
+        standalone=True,
+        parameters=1,
+    )
+    return Form("module", folder, about)
+
+
+def tools(workdir: Path) -> Tools:
+    def refuse(*_: object) -> None:
+        raise AssertionError("not needed")
+
+    workdir.mkdir()
+    return Tools(
+        seed=0,
+        batch_size=1,
+        workdir=workdir,
+        module=lambda form: module.load(model(), form.folder),
+        fresh=model,
+        example=refuse,
+        recover=refuse,
+        calibration=refuse,
+    )
+
+
+def test_bf16_halves_the_file_and_the_artifact_answers_in_fp32(form: Form, tmp_path: Path) -> None:
+    half = bf16.apply(form, {}, tools(tmp_path / "half"))
+    assert half.about.precision == "bf16"
+    small, big = ((f.folder / module.WEIGHTS).stat().st_size for f in (half, form))
+    assert small < 0.6 * big
+    (half.folder / "model.py").write_text(SOURCE)
+    out = tmp_path / "artifact"
+    out.mkdir()
+    eager.write(half, out, RuntimeTools(threads=1, batch_size=1))
+    spec = importlib.util.spec_from_file_location("half_load", out / "load.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    threads = torch.get_num_threads()
+    found = loaded.load()(ROWS)
+    torch.set_num_threads(threads)
+    with torch.no_grad():
+        exact = model()(torch.from_numpy(ROWS)).numpy()
+    assert found.dtype == np.float32
+    error = np.abs(found - exact).max() / np.abs(exact).max()
+    assert 0 < error < 0.03  # it did compute in bf16
+
+
+def test_fp16_is_served_on_the_gpu(form: Form, tmp_path: Path) -> None:
+    half = fp16.apply(form, {}, tools(tmp_path / "half"))
+    text = _torch.loader(half, compiled=False)
+    compile(text, "load.py", "exec")
+    assert 'model.to("cuda")' in text
+    assert 'torch.autocast("cuda", torch.float16)' in text
+
+
+def test_weights_that_fp16_cannot_hold_are_refused(form: Form, tmp_path: Path) -> None:
+    large = model()
+    with torch.no_grad():
+        large[0].weight[0, 0] = 1e6  # type: ignore[index]
+    module.save(large, model(), form.folder)
+    with pytest.raises(JobError, match=r"0\.weight holds values that fp16 cannot"):
+        fp16.apply(form, {}, tools(tmp_path / "half"))
+
+
+def gpu(half: float, full: float) -> Gpu:
+    leaves = {
+        f"gemm_{name}_flop_per_s": Leaf(value=value, unit="FLOP/s", source="measured")
+        for name, value in (("fp16", half), ("fp32", full))
+    }
+    return Gpu(index=0, name="made-up", memory_bytes=1 << 30, figures=leaves)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "words"),
+    [
+        ((), "needs a GPU"),
+        ((gpu(1e12, 4e12),), "fp16 GEMM 1e+03 GFLOP/s against fp32 4e+03 (0.25x)"),
+        ((gpu(4e12, 1e12),), None),
+    ],
+)
+def test_fp16_is_refused_with_the_figure_where_it_does_not_pay(
+    gpus: tuple[Gpu, ...], words: str | None
+) -> None:
+    import msgspec
+
+    context = made.context(on=msgspec.structs.replace(made.profile(), gpus=gpus))
+    reason = fp16.unavailable(context)
+    assert reason is None if words is None else words in (reason or "")
