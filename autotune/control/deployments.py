@@ -154,24 +154,27 @@ def values_of(
 
 
 def seeds(space: Space, options: tuple[Option, ...], threads: int) -> list[dict[str, Value]]:
-    """Deployments worth trying before the sampler has seen anything: each runtime dense, then
-    each quantizer, then pruning to a half alone and with each quantizer, on the runtime that
-    takes them.
+    """Each part by itself, from which the surrogate predicts what they do together: each runtime
+    dense, each compression without training where it can be served, and one that trains, alone
+    and under the first quantizer.  What is cheap to build and promising comes first: a compiler
+    costs ten times what an export does.
     """
-    dims = {node.dim.name: node.dim for node in space.nodes}
-    runtimes = [str(r) for r in dims["runtime"].choices]
-    steps = [o for o in options if o.kind == "compress" and o.available]
-    modules = [o for o in steps if o.gives == "module"]
-    others = [o for o in steps if o.gives != "module"]
-    late = [o.name for o in options if o.kind == "runtime" and o.takes != "module"]
-    fast = [r for r in runtimes if r in late] or runtimes[-1:]
-    # cheap and promising first: a compiler costs ten times what an export does
-    wanted: list[dict[str, Value]] = [{"runtime": r} for r in fast]
-    wanted += [{"runtime": r, **_with(q)} for r in fast for q in others]
-    for pruning in modules:
-        wanted += [{"runtime": r, **_with(pruning), **_with(q)} for r in fast for q in others]
-        wanted += [{"runtime": r, **_with(pruning)} for r in fast]
-    wanted += [{"runtime": r} for r in runtimes if r not in fast]
+    usable = [o for o in options if o.available]
+    runtimes = [o for o in usable if o.kind == "runtime"]
+    fast = [r for r in runtimes if r.takes != "module"] or runtimes[-1:]
+    slow = [r for r in runtimes if r not in fast]
+    steps = [o for o in usable if o.kind == "compress"]
+    plain = [o for o in steps if not o.trains]
+    wanted: list[dict[str, Value]] = [{"runtime": r.name} for r in fast]
+    alone = [(r, o) for r in (*fast, *slow) for o in plain if reaches(o, r)]
+    wanted += [{"runtime": r.name, **_with(o)} for r, o in alone]
+    for step in (o for o in steps if o.trains):
+        first = next((r for r in fast if reaches(step, r)), None)
+        if first is not None:
+            late = [o for r, o in alone if r is first]
+            wanted.append({"runtime": first.name, **_with(step)})
+            wanted += [{"runtime": first.name, **_with(step), **_with(o)} for o in late[:1]]
+    wanted += [{"runtime": r.name} for r in slow]
     whole = [complete(space, _everywhere(space, v) | {"threads": threads}) for v in wanted]
     return [v for i, v in enumerate(whole) if v not in whole[:i]]
 
