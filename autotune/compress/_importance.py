@@ -73,9 +73,9 @@ class Importance:
             if self.kind == "taylor" and key in self._gates:
                 effect = self._gates[key]
             total += effect.reshape(-1, size).sum(0)
-        if self.kind == "taylor":
-            return total * size / max(1.0, _GROWTH * self._costs.get(name, 0.0))
-        return total / total.mean().clamp(min=1e-12)
+        cost = _GROWTH * self._costs.get(name, 0.0) / size
+        scale = torch.tensor(cost) if self.kind == "taylor" else total.mean()
+        return total / scale.clamp(min=1e-12)
 
     def _effect(self, group: Any) -> Tensor | None:
         channels = 1 + max((max(roots) for roots in _roots(group) if roots), default=-1)

@@ -125,9 +125,7 @@ def _rest(size: int, gone: list[int]) -> Tensor:
     return torch.tensor(sorted(set(range(size)) - set(gone)))
 
 
-def listening(
-    layer: nn.Module, name: str, given: Sequence[Reader]
-) -> Iterator[tuple[str, nn.Parameter]]:
+def listening(layer: nn.Module, name: str, given: Sequence[Reader]) -> Iterator[tuple[str, Tensor]]:
     """The weights whose columns are a layer's hidden units (once or, both ways, twice): its own
     and its readers', by the names that `_importance.gates` gives them.
     """
@@ -154,4 +152,5 @@ def unheard(layer: Any, name: str, given: Sequence[Reader], gone: Tensor) -> Non
 def work(layer: Any, given: Tensor) -> float:
     """Operations of one call."""
     steps = given.numel() / layer.input_size
-    return 2.0 * steps * sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+    weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+    return float(2.0 * steps * weights)
