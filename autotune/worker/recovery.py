@@ -70,20 +70,12 @@ def recover(
     """
     if epochs <= 0:
         return 0.0
-    data: Any = loaded.train if loaded.train is not None else loaded.adapt
-    if data is None or len(data) == 0:
-        raise JobError(
-            "unsupported",
-            f"recovery_epochs is {epochs}, but the task has no training rows: "
-            "define train_data() in the model file, or use recovery_epochs 0",
-        )
     from autotune.worker.lessons import Lessons, Teacher
 
+    data = _rows(loaded, epochs)
     started = time.perf_counter()
     torch.manual_seed(seed)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(recipe.threads * recipe.ranks, _cores()))
-    try:
+    with _threads(max(recipe.threads * recipe.ranks, _cores())):
         first = loaded.collate([data[0]])
         fast = recipe.precision == "bf16" or _fast(model, loaded, first[0], recipe.batch_size)
         with _layout(model, first[0], fast=fast) as arranged:
@@ -97,10 +89,29 @@ def recover(
                 loaded, data, recipe.batch_size, seed, known, paired=_has_batch_norm(model)
             )
             _Course(model, loaded, recipe, lessons, arranged, fast=fast).run(epochs, channel)
-    finally:
-        torch.set_num_threads(threads)
     model.eval()
     return time.perf_counter() - started
+
+
+def _rows(loaded: Loaded, epochs: int) -> Any:
+    data: Any = loaded.train if loaded.train is not None else loaded.adapt
+    if data is None or len(data) == 0:
+        raise JobError(
+            "unsupported",
+            f"recovery_epochs is {epochs}, but the task has no training rows: "
+            "define train_data() in the model file, or use recovery_epochs 0",
+        )
+    return data
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Course:
