@@ -118,7 +118,9 @@ def _traced(
 
 def _recurring(model: Flat, inputs: Sequence[Tensor], rank: Importance) -> list[Group]:
     """Hidden units of recurrent layers, where cutting them out is the same as not listening."""
-    found = []
+    found: list[Group] = []
+    if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        return found
     learning = copy.deepcopy(model).requires_grad_(True)  # the graph is autograd's
     for name, given in _recurrent.readers(learning, inputs).items():
         layer: Any = model.get_submodule(name)
@@ -126,7 +128,7 @@ def _recurring(model: Flat, inputs: Sequence[Tensor], rank: Importance) -> list[
         members = [Member(name, "hidden", _recurrent.cut_hidden, None, units, units)]
         for reader, module in given:
             width = getattr(module, "in_features", None) or module.input_size
-            rows = torch.arange(int(width))  # type: ignore[arg-type]
+            rows = torch.arange(int(width))
             cut_in = _cut_linear if isinstance(module, nn.Linear) else _recurrent.cut_input
             side = "prune_in_channels"
             members.append(Member(reader, side, cut_in, None, rows, rows % len(units)))

@@ -73,9 +73,9 @@ class Importance:
             if self.kind == "taylor" and key in self._gates:
                 effect = self._gates[key]
             total += effect.reshape(-1, size).sum(0)
-        if self.kind == "taylor":
-            return total * size / max(1.0, _GROWTH * self._costs.get(name, 0.0))
-        return total / total.mean().clamp(min=1e-12)
+        cost = _GROWTH * self._costs.get(name, 0.0) / size
+        scale = torch.tensor(cost) if self.kind == "taylor" else total.mean()
+        return total / scale.clamp(min=1e-12)
 
     def _effect(self, group: Any) -> Tensor | None:
         channels = 1 + max((max(roots) for roots in _roots(group) if roots), default=-1)
@@ -187,9 +187,14 @@ def _projected(outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
     for output in outputs:
         if output.is_floating_point() and output.requires_grad:
             signs = torch.randint(0, 2, output.shape, generator=generator) * 2.0 - 1.0
-            spread = output.detach().float().std().clamp(min=1e-6) if output.numel() > 1 else 1.0
-            parts.append((output * signs).sum() / spread / output[0].numel() ** 0.5)
+            parts.append((output * signs).sum() / _spread(output) / output[0].numel() ** 0.5)
     return torch.stack(parts).sum()
+
+
+def _spread(output: Tensor) -> Tensor:
+    if output.numel() < 2:
+        return output.new_ones(())
+    return output.detach().float().std().clamp(min=1e-6)
 
 
 def _by_input(layer: nn.Module | None, product: Tensor) -> Tensor:

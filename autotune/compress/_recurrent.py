@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from autotune.forms.flat import Flat
 
-Reader = tuple[str, nn.Module]
+Reader = tuple[str, Any]
+"""A layer's name and the layer."""
 
 
 def readers(model: Flat, inputs: Sequence[Tensor]) -> dict[str, list[Reader]]:
@@ -47,9 +48,8 @@ def readers(model: Flat, inputs: Sequence[Tensor]) -> dict[str, list[Reader]]:
     for reader, function in read:
         for source in _sources(function, made) & found.keys():
             if _fits(names[reader], names[source]):
-                found[source] += [(reader, names[reader])] * (
-                    (reader, names[reader]) not in found[source]
-                )
+                if reader not in dict(found[source]):
+                    found[source].append((reader, names[reader]))
             else:
                 found.pop(source)
     return {name: given for name, given in found.items() if given}
@@ -87,8 +87,8 @@ def _sources(function: Any, made: dict[Any, str]) -> set[str]:
     return found
 
 
-def _fits(reader: nn.Module, source: nn.Module) -> bool:
-    width = source.hidden_size  # type: ignore[operator]
+def _fits(reader: Any, source: Any) -> bool:
+    width = source.hidden_size
     taken = getattr(reader, "in_features", None) or getattr(reader, "input_size", 0)
     if not isinstance(reader, nn.Linear) and not _recurrent(reader):
         return False
@@ -125,9 +125,7 @@ def _rest(size: int, gone: list[int]) -> Tensor:
     return torch.tensor(sorted(set(range(size)) - set(gone)))
 
 
-def listening(
-    layer: nn.Module, name: str, given: Sequence[Reader]
-) -> Iterator[tuple[str, nn.Parameter]]:
+def listening(layer: nn.Module, name: str, given: Sequence[Reader]) -> Iterator[tuple[str, Tensor]]:
     """The weights whose columns are a layer's hidden units (once or, both ways, twice): its own
     and its readers', by the names that `_importance.gates` gives them.
     """
@@ -154,4 +152,5 @@ def unheard(layer: Any, name: str, given: Sequence[Reader], gone: Tensor) -> Non
 def work(layer: Any, given: Tensor) -> float:
     """Operations of one call."""
     steps = given.numel() / layer.input_size
-    return 2.0 * steps * sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+    weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+    return float(2.0 * steps * weights)
