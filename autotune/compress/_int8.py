@@ -89,9 +89,12 @@ def _prepare(source: Path, target: Path) -> Path:
     return target
 
 
-def named(path: str, kinds: tuple[str, ...]) -> list[str]:
-    """Names of the graph's nodes of these kinds, in its order."""
+def weighted(path: str, kinds: tuple[str, ...]) -> list[str]:
+    """Names of the graph's nodes of these kinds that have constant weights, in its order."""
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph
-    return [node.name for node in graph.node if node.op_type in kinds]
+    held = {value.name for value in graph.initializer}
+    return [
+        node.name for node in graph.node if node.op_type in kinds and held & set(node.input[:2])
+    ]

@@ -4,10 +4,13 @@ That a processor "supports" bf16 or int8 says nothing: without instructions for 
 times slower than fp32.  So a path is used where it was measured to be the faster one.
 """
 
+from collections.abc import Mapping
+
 from autotune.records.hardware import Leaf, Profile
 
 FP32 = "gemm_fp32_1t_flop_per_s"
 BF16 = "gemm_bf16_1t_flop_per_s"
+GPU = ("gemm_fp16_flop_per_s", "gemm_fp32_flop_per_s")
 INT8_ONNXRUNTIME = "gemm_int8_onnxruntime_1t_op_per_s"
 
 
@@ -30,11 +33,10 @@ def fp16(profile: Profile) -> str | None:
     """Why fp16 does not pay: there is no GPU, or none on which it was measured as faster."""
     if not profile.gpus:
         return "needs a GPU: PyTorch computes fp16 on a processor by way of fp32"
-    figures = profile.gpus[0].figures
-    narrow, full = figures.get("gemm_fp16_flop_per_s"), figures.get("gemm_fp32_flop_per_s")
+    narrow, full = (_value(profile.gpus[0].figures, name) for name in GPU)
     if narrow is None or full is None:
         return "not measured here: profile this machine again (`autotune profile`)"
-    return _words("fp16 GEMM", narrow.value, full.value) if narrow.value <= full.value else None
+    return _words("fp16 GEMM", narrow, full) if narrow <= full else None
 
 
 def _words(what: str, narrow: float, full: float) -> str:
@@ -45,5 +47,9 @@ def _words(what: str, narrow: float, full: float) -> str:
 
 
 def _measured(profile: Profile, name: str) -> float | None:
-    leaf: Leaf | None = profile.figures.get(name)
+    return _value(profile.figures, name)
+
+
+def _value(figures: Mapping[str, Leaf], name: str) -> float | None:
+    leaf = figures.get(name)
     return leaf.value if leaf is not None else None

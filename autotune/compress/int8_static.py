@@ -1,14 +1,17 @@
 """Static int8 for ONNX Runtime (QDQ): weights and activations, ranges from calibration rows.
 
-    prepared graph --rows--> histograms --rule--> ranges --most sensitive restored--> QDQ graph
+    graph --outlying channels scaled--> graph --rows--> histograms --rule--> ranges
+          --most sensitive layers left out--> QDQ graph
 
 Activations are unsigned, weights signed and scaled a channel: signed activations are 2 to 4
 times slower in ONNX Runtime on x86, as its kernels multiply unsigned by signed.  Only what pays is
 quantized: products, and what passes values on between them.
 """
 
+import functools
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,9 +28,10 @@ GROUP = "quantize"
 RUNTIMES = ("onnxruntime",)
 
 _BATCH = 16  # rows a calibration call: bounds the memory that recording activations takes
-_HEAVY = ("Conv", "MatMul", "Gemm")
+_PRODUCTS = ("MatMul", "Gemm")
+_HEAVY = ("Conv", *_PRODUCTS)
 _PASSING = ("MaxPool", "Relu", "Clip", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
-_RULES = ("mse", "minmax", "percentile")
+_RULES = ("minmax", "mse", "percentile")
 _RESTORED = (0, 2, 8)
 
 
@@ -60,46 +64,46 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
     method = str(params.get("method", _RULES[0]))
 
     def quantize(source: str, target: str, shared: dict[str, Any]) -> None:
-        from autotune.compress import _calibrate
+        from autotune.compress import _calibrate, _sensitive, _smooth
 
-        size = form.about.batch_size or _BATCH
-        seen = _calibrate.collect(source, tools.calibration(size), (*_HEAVY, *_PASSING))
-        ranges = {name: histogram.range(method) for name, histogram in seen.items()}
+        def rows() -> Iterator[dict[str, Any]]:
+            return tools.calibration(form.about.batch_size or _BATCH)
+
         kept = set(shared.pop("nodes_to_exclude"))
+        scaled = tools.workdir / "smoothed.onnx"
+        if _smooth.smooth(source, str(scaled), rows(), kept):
+            source = str(scaled)
+        seen = _calibrate.collect(source, rows(), (*_HEAVY, *_PASSING))
+        ranges = {name: histogram.range(method) for name, histogram in seen.items()}
         restored = int(params.get("restored", 0))
         if restored:
-            kept |= set(_ranked(source, form, ranges, kept, tools)[:restored])
+            flops = form.about.flops_per_sample
+            nodes = [name for name in _int8.weighted(source, _HEAVY) if name not in kept]
+            spans = {name: histogram.range(_RULES[0]) for name, histogram in seen.items()}
+            ask = functools.partial(_sensitive.order, source, rows(), nodes, spans, flops)
+            kept |= set(_ranked(form, tools, sorted(kept), ask)[:restored])
         _quantize(source, target, ranges, sorted(kept), shared)
+        scaled.unlink(missing_ok=True)
 
     return _int8.run(form, tools, params, quantize)
 
 
-def _ranked(
-    source: str, form: Form, ranges: dict[str, Any], kept: set[str], tools: Tools
-) -> list[str]:
-    """The layers by sensitivity; kept beside the forms, as other levels ask for the same."""
-    from autotune.compress import _sensitive
-
-    def rank() -> list[str]:
-        nodes = [name for name in _int8.named(source, _HEAVY) if name not in kept]
-        size = form.about.batch_size or _BATCH
-        batches = tools.calibration(size)
-        return _sensitive.order(source, batches, nodes, ranges, form.about.flops_per_sample)
-
+def _ranked(form: Form, tools: Tools, kept: list[str], rank: Callable[[], list[str]]) -> list[str]:
+    """The layers by sensitivity, under one rule: other levels and rules ask for the same, so it
+    is kept beside the forms.
+    """
     if tools.shared is None:
         return rank()
-    return _remembered(tools.shared / f"{form.folder.name}.sensitive.json", sorted(kept), rank)
-
-
-def _remembered(path: Path, kept: list[str], rank: Callable[[], list[str]]) -> list[str]:
-    """The order from the file, where it was made with the same layers kept."""
+    path = tools.shared / f"{form.folder.name}.sensitive.json"
     if path.is_file():
         found = json.loads(path.read_text())
         if found["kept"] == kept:
             order: list[str] = found["order"]
             return order
     made = rank()
-    path.write_text(json.dumps({"kept": kept, "order": made}))
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps({"kept": kept, "order": made}))
+    part.replace(path)
     return made
 
 
@@ -126,7 +130,11 @@ def _quantize(
         [],
         kept,
         [*_HEAVY, *_PASSING],
-        {},
+        {
+            # what a product gives stays as it is: less than half of the error, and no slower
+            "OpTypesToExcludeOutputQuantization": list(_PRODUCTS),
+            "MatMulConstBOnly": True,  # attention's own products gain nothing
+        },
     )
     quantizer.quantize_model()
     quantizer.model.save_model_to_file(target, False)

@@ -1,11 +1,13 @@
 """Ranges from histograms: exact ends, the rules' own cuts, and the order of sensitive layers."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from autotune.compress import _calibrate, _sensitive
+from autotune.compress import _calibrate, _sensitive, _smooth
 from autotune.errors import JobError
 
 RNG = np.random.default_rng(0)
@@ -63,23 +65,49 @@ def test_an_activation_that_is_not_finite_is_a_failure_with_its_kind():
     assert found.value.kind == "nan"
 
 
-def test_the_layer_with_an_outlier_comes_first(tmp_path):
-    weights = [RNG.standard_normal((8, 8)).astype(np.float32) for _ in range(3)]
-    weights[1][:, 0] *= 0.01
-    nodes, held = [], []
-    for i, weight in enumerate(weights):
-        held.append(numpy_helper.from_array(weight, f"w{i}"))
-        nodes.append(helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"], name=f"m{i}"))
+def chain(folder: Path, weights: list[np.ndarray]) -> str:
+    """x0 -m0-> x1 -m1-> ...: products of constant weights."""
+    last = len(weights)
+    ends = [
+        helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, ["n", weights[0].shape[0]])
+        for i in (0, last)
+    ]
     graph = helper.make_graph(
-        nodes,
+        [
+            helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"], name=f"m{i}")
+            for i in range(last)
+        ],
         "chain",
-        [helper.make_tensor_value_info("x0", TensorProto.FLOAT, ["n", 8])],
-        [helper.make_tensor_value_info("x3", TensorProto.FLOAT, ["n", 8])],
-        held,
+        ends[:1],
+        ends[1:],
+        [numpy_helper.from_array(weight, f"w{i}") for i, weight in enumerate(weights)],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    path = str(tmp_path / "model.onnx")
-    onnx.save(model, path)
+    onnx.save(model, folder / "model.onnx")
+    return str(folder / "model.onnx")
+
+
+def answers(path: str, rows: np.ndarray) -> np.ndarray:
+    found: np.ndarray = _calibrate.session_of(onnx.load(path)).run(None, {"x0": rows})[0]
+    return found
+
+
+def test_an_outlying_channel_is_scaled_and_the_product_stays_the_same(tmp_path):
+    path, target = chain(tmp_path, [np.eye(8, dtype=np.float32)]), str(tmp_path / "scaled.onnx")
+    rows = RNG.standard_normal((16, 8)).astype(np.float32)
+    assert not _smooth.smooth(path, target, iter([{"x0": rows}]), ())
+    rows[:, 3] *= 100
+    assert not _smooth.smooth(path, target, iter([{"x0": rows}]), ("m0",))
+    assert _smooth.smooth(path, target, iter([{"x0": rows}]), ())
+    np.testing.assert_allclose(answers(target, rows), answers(path, rows), rtol=1e-5, atol=1e-5)
+    seen = _calibrate.collect(target, iter([{"x0": rows}]), ("MatMul",))
+    low, high = seen["x0_smoothed"].range("minmax")
+    assert max(-low, high) < 0.2 * np.abs(rows).max()
+
+
+def test_the_layer_with_an_outlier_comes_first(tmp_path):
+    weights = [RNG.standard_normal((8, 8)).astype(np.float32) for _ in range(3)]
+    path = chain(tmp_path, weights)
     rows = RNG.standard_normal((16, 8)).astype(np.float32)
     histograms = _calibrate.collect(path, iter([{"x0": rows}]), ("MatMul",))
     ranges = {name: histogram.range("minmax") for name, histogram in histograms.items()}

@@ -11,7 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from autotune.compress import Tools, _int8, _paths, _sensitive, int8_dynamic, int8_static
+from autotune.compress import (
+    Tools,
+    _int8,
+    _paths,
+    _sensitive,
+    int4_weights,
+    int8_dynamic,
+    int8_static,
+)
 from autotune.errors import JobError
 from autotune.forms import Form, Interface, onnx_file
 from autotune.forms.flat import Flat
@@ -116,7 +124,7 @@ def test_the_most_sensitive_layers_go_back_to_fp32_and_are_ranked_once(form, tmp
         made = int8_static.apply(form, {"restored": restored}, given)
         errors.append(np.abs(outputs(form.folder) - outputs(made.folder)).max())
         if restored:  # what the first one found serves the others
-            monkeypatch.setattr(_sensitive, "order", None)
+            monkeypatch.setattr(_sensitive, "order", lambda *_: pytest.fail("ranked again"))
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-5
 
@@ -150,9 +158,23 @@ def test_the_range_is_reduced_where_the_product_would_saturate(isa, machine, red
     assert _int8.reduce_range(context(isa, machine)).choices == (reduced,)
 
 
-def test_dynamic_int8_needs_a_linear_layer():
-    assert "Linear" in (int8_dynamic.unavailable(context(Conv2d=3)) or "")
-    assert int8_dynamic.unavailable(context(Linear=1)) is None
+@pytest.mark.parametrize("step", [int8_dynamic, int4_weights])
+def test_what_reaches_matrix_products_alone_needs_a_linear_layer(step):
+    assert "Linear" in (step.unavailable(context(Conv2d=3)) or "")
+    assert step.unavailable(context(Linear=1)) is None
+
+
+def test_int4_weights_are_an_eighth_and_near(form, tmp_path):
+    made = int4_weights.apply(form, {"block": 32}, tools(tmp_path))
+    exact, found = outputs(form.folder), outputs(made.folder)
+    assert np.abs(exact - found).max() < 0.2 * np.abs(exact).max()
+    small, big = ((f.folder / "model.onnx").stat().st_size for f in (made, form))
+    assert small < 0.4 * big  # a model this small is biases and names too
+
+
+def test_int4_where_every_product_is_kept_is_unsupported(form, tmp_path):
+    with pytest.raises(JobError, match="no matrix product"):
+        int4_weights.apply(form, {"keep_fp32": "*"}, tools(tmp_path))
 
 
 @pytest.mark.parametrize(
