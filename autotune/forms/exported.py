@@ -101,8 +101,8 @@ _PLAIN = (
     ),
     (
         r"\.numpy\(\)|numpy\(\) is not supported|convert.*numpy",
-        "the model leaves PyTorch for numpy{where}, where no exporter can follow: use torch "
-        "operations there, or " + _KEEP,
+        "the model leaves PyTorch for numpy{where}, where torch.export cannot follow: use torch "
+        "operations there, or a runtime that goes without (eager, compiled, onnxruntime)",
     ),
 )
 """What exporters say, and what a person can do about it."""

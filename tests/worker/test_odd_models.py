@@ -161,9 +161,8 @@ def test_it_is_built_for_every_form(source, tmp_path):
         (NO_OPERATOR, ("no ONNX operator", "linalg_eigh", "eager")),
         (BRANCH, ("depends on the values", "torch.cond", "eager")),
         (LOOP, ("depends on the values", "torch.cond", "eager")),
-        (NUMPY, ("numpy", "eager")),
     ],
-    ids=["operator", "branch", "loop", "numpy"],
+    ids=["operator", "branch", "loop"],
 )
 def test_what_cannot_be_exported_runs_eagerly_and_the_refusal_says_what_and_why(
     source, words, tmp_path
@@ -175,5 +174,15 @@ def test_what_cannot_be_exported_runs_eagerly_and_the_refusal_says_what_and_why(
         assert word in found
 
 
-def test_ahead_of_time_compilation_refuses_with_the_same_reason(tmp_path):
-    assert "depends on the values" in Odd(BRANCH, tmp_path).refusal("aoti")
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [(BRANCH, "line 17: `if h.sum() > 0:`"), (NUMPY, "leaves PyTorch for numpy")],
+)
+def test_ahead_of_time_compilation_refuses_with_the_same_reason(source, words, tmp_path):
+    assert words in Odd(source, tmp_path).refusal("aoti")
+
+
+def test_numpy_within_a_model_is_followed_by_the_onnx_exporter(tmp_path):
+    odd = Odd(NUMPY, tmp_path)
+    odd.check("eager")
+    odd.check("onnxruntime")
