@@ -200,20 +200,13 @@ class Lab:
             run, self.recipe, batches, counts, [t.trial for t in self.baselines.values()]
         )
         ordered = ahead.order([(v, self.deployment(v)) for v in usual], batches)
-        donor = reuse.find(run)
+        donor = reuse.find(run, "deployments")
         first = reuse.seeds(run, donor, searched, ordered)
-        study = self._study(searched, run.effort.seed)
-        blind = None
-        if donor is not None:
-            apart = space.Space(name=f"{searched.name}-blind", nodes=searched.nodes)
-            blind = self._study(apart, run.effort.seed + 1)
-        guided = reuse.Guided(study, blind, len(first))
+        study = Search(searched, seed=run.effort.seed, constraints=CONSTRAINTS, journal=run.journal)
+        guided = reuse.Guided(study, study.apart() if donor is not None else None, len(first))
         for values, why in first:
             guided.enqueue(values, why)
         return guided, len(first)
-
-    def _study(self, searched: space.Space, seed: int) -> Search:
-        return Search(searched, seed=seed, constraints=CONSTRAINTS, journal=self.run.journal)
 
     def _batches(self) -> tuple[int, ...]:
         """Batch sizes that are searched: one, but for the goals that are about many samples."""
