@@ -4,39 +4,36 @@ from pathlib import Path
 
 import pytest
 
+from autotune.control import store
 from autotune.control.bridge import FunctionBridge
 from autotune.records.budget import Effort
-from autotune.records.hardware import Profile
-from autotune.records.report import Report
 from autotune.tune import Task, tune
 from benchmarks import reuse
+from tests.support import made
 from tests.support.simulated import Simulation
 
 
-@pytest.fixture
-def reports(tmp_path: Path, profile: Profile) -> tuple[Report, Report, Report]:
-    path = tmp_path / "model.py"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three short runs as the benchmark keeps them."""
+    root, machine = tmp_path_factory.mktemp("reuse"), made.profile()
+    path = root / "model.py"
     path.write_text("raise SystemExit('never loaded here')\n")
-
-    def run(name: str, seed: int, like: str | None = None) -> Report:
-        effort = Effort(time_s=300, trials=24, train_trials=12, seed=seed, like=like)
-        return tune(
+    for name in reuse.WIDTHS:
+        like = str(root / "first") if name == "second" else None
+        tune(
             Task.from_file(path),
             reuse.BUDGET,
-            effort,
-            profile=profile,
-            out=tmp_path / name,
-            bridge=lambda work: FunctionBridge(Simulation(work, profile).answer),
-        )[0]
-
-    first = run("first", 0)
-    return first, run("second", 1, str(tmp_path / "first")), run("cold", 1)
+            Effort(time_s=300, trials=14, train_trials=8, seed=int(name != "first"), like=like),
+            profile=machine,
+            out=root / name,
+            bridge=lambda work: FunctionBridge(Simulation(work, machine).answer),
+        )
+    return root
 
 
-def test_trials_are_counted_until_the_first_runs_plan(
-    reports: tuple[Report, Report, Report],
-) -> None:
-    first, second, cold = reports
+def test_trials_are_counted_until_the_first_runs_plan(folder: Path) -> None:
+    first, second, cold = (store.load_report(folder / name) for name in reuse.WIDTHS)
     found = reuse.deployments(first, second, cold)
     assert found.first == len(first.deploy_trials)
     assert found.needed is not None
@@ -50,9 +47,9 @@ def test_trials_are_counted_until_the_first_runs_plan(
 
 
 def test_a_run_that_is_complete_is_not_made_again(
-    tmp_path: Path, reports: tuple[Report, Report, Report], monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reuse, "FOLDER", tmp_path)
+    monkeypatch.setattr(reuse, "FOLDER", folder)
     monkeypatch.setattr(reuse, "tune", None)
     assert reuse.main([]) in (0, 1)
     assert reuse.main(["--only", "first"]) == 0

@@ -95,7 +95,10 @@ def find(run: Run, part: Part) -> Donor | None:
     first = part == "recipes" or run.survey.task.pretrained
     if like != AUTO:
         given = _named(run, Path(like), say=first)
-        return given if getattr(given, part) else None
+        if not getattr(given, part):
+            run.listener.note(f"--like {like}: its report holds no {part} to start from")
+            return None
+        return given
     near: list[tuple[float, Donor]] = []
     here = run.journal.parent if run.journal is not None else None
     for file in sorted((here.parent if here else Path("reports")).glob("*/report.json")):

@@ -130,12 +130,10 @@ def top(report: Report) -> float:
     return max(t.quality or 0.0 for t in report.train_trials)
 
 
-@pytest.mark.parametrize("like", ["named", "auto"])
-def test_the_train_search_starts_from_the_donors_recipes(go: Go, like: str) -> None:
+def test_the_train_search_starts_from_the_donors_recipes(go: Go) -> None:
     far = info(recipe={"optimizer": "sgd", "lr": 0.5, "batch_size": 64})
-    first, folder, _ = go("first", far, trials=8, train_trials=24)
-    given = str(folder) if like == "named" else "auto"
-    second, _, heard = go("second", far, trials=8, train_trials=24, seed=3, like=given)
+    first, _, _ = go("first", far, trials=3, train_trials=18)
+    second, _, heard = go("second", far, trials=3, train_trials=18, seed=3, like="auto")
     assert trained(second, top(first)) <= len(first.train_trials) / 2
     donors = [t for t in second.train_trials if t.why == "an earlier report"]
     assert 1 <= len(donors) <= 3
@@ -148,8 +146,8 @@ def test_the_train_search_starts_from_the_donors_recipes(go: Go, like: str) -> N
 
 
 def test_a_search_alone_gives_its_recipes(go: Go) -> None:
-    _, folder, _ = go("first", train_trials=12, search_only=True)
-    second, _, heard = go("second", trials=8, train_trials=12, seed=3, like=str(folder))
+    _, folder, _ = go("first", train_trials=6, search_only=True)
+    second, _, heard = go("second", trials=4, train_trials=5, seed=3, like=str(folder))
     assert any(t.why == "an earlier report" for t in second.train_trials)
     assert not any(t.why == "an earlier report" for t in second.deploy_trials)
     assert not any("plans of" in note for note in heard.notes)
