@@ -80,7 +80,7 @@ def cli() -> None:
 @click.option(
     "--like",
     metavar="DIR|auto",
-    help="Start from the plans of an earlier report, measured anew; auto: the nearest one.",
+    help="Start from an earlier report's recipes and plans, tried anew; auto: the nearest one.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--require-measured", is_flag=True, help="Stop where energy cannot be measured.")

@@ -16,10 +16,12 @@ _EXITS = {"fits": 0, "off": 3, "unknown": 4}
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Where to save it.")
 @click.option("--quick", is_flag=True, help="Only what a run needs.")
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
+@options.powercap
 @click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
-def profile(out: Path | None, quick: bool, device: str, as_json: bool) -> None:
+def profile(out: Path | None, device: str, as_json: bool, **given: Any) -> None:
     """Measure this machine, in less than 30 seconds, and save its profile.
 
+    Idle and loaded power are measured where energy counters can be read.
     Where a processor or device has exactly one packaged datasheet of its very name, what was
     not measured is filled in from it.
     """
@@ -27,7 +29,8 @@ def profile(out: Path | None, quick: bool, device: str, as_json: bool) -> None:
     from autotune.control import render_profiles, store
     from autotune.records import profiles as files
 
-    found, sheets = machine.datasheets(machine.profile(device, quick=quick))
+    options.check_powercap(given["powercap_root"])
+    found, sheets = machine.datasheets(machine.profile(device, **given))
     path = store.save_profile(found, out)
     if as_json:
         click.echo(files.write(found).decode(), nl=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autotune import meters
 from autotune.control import library, units
-from autotune.control.processbridge import ProcessBridge
+from autotune.control.processbridge import ProcessBridge, meter_arguments
 from autotune.control.run import must
 from autotune.records import job as jobs
 from autotune.records.hardware import Profile
@@ -26,22 +26,32 @@ def _bridge(meter: tuple[str, ...] = ()) -> Iterator[ProcessBridge]:
             bridge.close()
 
 
-QUICK_S, THOROUGH_S = 8.0, 22.0
+QUICK_S, THOROUGH_S = 8.0, 20.0
 _SETTLE_S = 1.0
 
 
-def profile(device: str = "auto", *, quick: bool = True) -> Profile:
+def profile(
+    device: str = "auto",
+    *,
+    quick: bool = True,
+    powercap_root: Path | None = None,
+    powercap_label: str = "host",
+) -> Profile:
     """Probe this machine: what a run needs, or every size and path, in less than 30 seconds.
 
     Where others used the machine meanwhile it is probed once more, quickly; where they still
-    do, the values that they spoiled are not recorded (`library.without_collapsed`).
+    do, the values that they spoiled are not recorded (`library.without_collapsed`).  Power is
+    measured where the meter process can, with ``powercap_root`` by a tree of that label.
     """
     budget_s = QUICK_S if quick else THOROUGH_S
-    with _bridge() as bridge:
-        found = _probed(bridge, jobs.Probe(device=device, thorough=not quick, budget_s=budget_s))
+    root = None if powercap_root is None else str(powercap_root.resolve())
+    job = jobs.Probe(device=device, thorough=not quick, budget_s=budget_s, meter="auto")
+    with _bridge(meter_arguments(device, root, powercap_label)) as bridge:
+        found = _probed(bridge, job)
         if library.busy(found) is not None:
             time.sleep(_SETTLE_S)
-            again = _probed(bridge, jobs.Probe(device=device, budget_s=QUICK_S / 2))
+            brief = jobs.Probe(device=device, budget_s=QUICK_S / 2, meter="auto")
+            again = _probed(bridge, brief)
             found = again if library.busy(again) is None else found
         return library.without_collapsed(found)
 

@@ -73,6 +73,40 @@ class Price(click.ParamType[Any, Any]):
         return name, price
 
 
+_POWERCAP = (
+    click.option(
+        "--powercap-root",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="A powercap tree that the host provides; readings are labelled so.",
+    ),
+    click.option(
+        "--powercap-label",
+        type=click.Choice(["host", "simulated"]),
+        default="host",
+        show_default=True,
+        help="What the --powercap-root tree is.",
+    ),
+)
+
+
+def powercap(command: F) -> F:
+    """Where the processor's energy counters stand, if not where the kernel has them."""
+    for option in reversed(_POWERCAP):
+        command = option(command)
+    return command
+
+
+def check_powercap(root: Path | None) -> None:
+    """Refuse a tree that is not there.
+
+    Raises:
+        UsageError: it names no folder.
+    """
+    if root is not None and not root.is_dir():
+        raise UsageError(f"--powercap-root {root}: no such folder; give the tree's own folder")
+
+
 def limits(command: F) -> F:
     """The budget options, shared by run, execute and verify."""
     options = (
@@ -124,19 +158,7 @@ def limits(command: F) -> F:
             is_flag=True,
             help="Let a modelled energy decide (the verdict says so).",
         ),
-        click.option(
-            "--powercap-root",
-            type=click.Path(path_type=Path),
-            metavar="DIR",
-            help="A powercap tree that the host provides; readings are labelled so.",
-        ),
-        click.option(
-            "--powercap-label",
-            type=click.Choice(["host", "simulated"]),
-            default="host",
-            show_default=True,
-            help="What the --powercap-root tree is.",
-        ),
+        *_POWERCAP,
         click.option(
             "--cpu-idle-w",
             type=Quantity("W"),
@@ -287,8 +309,7 @@ def effort(given: dict[str, Any]) -> "Effort":
     from autotune.records.budget import Effort
 
     root = given["powercap_root"]
-    if root is not None and not root.is_dir():
-        raise UsageError(f"--powercap-root {root}: no such folder; give the tree's own folder")
+    check_powercap(root)
     known = {
         name: given[name]
         for name in (

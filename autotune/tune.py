@@ -33,7 +33,7 @@ from autotune.control.assemble import Known
 from autotune.control.bridge import Bridge, Recorder, ReplayBridge, load_recording
 from autotune.control.deploying import Lab
 from autotune.control.forecast import DEPLOY_SHARE, FINAL_SHARE, TRAIN_SHARE, Forecast
-from autotune.control.processbridge import ProcessBridge
+from autotune.control.processbridge import ProcessBridge, meter_arguments
 from autotune.control.run import Listener, Run, Silent
 from autotune.records import codec
 from autotune.records.base import Record
@@ -369,13 +369,7 @@ def _bridge(
 
 
 def _meter_args(effort: Effort) -> tuple[str, ...]:
-    """What the meter process counts: a GPU that plans may use is always counted, even idle."""
-    gpu = effort.device != "cpu" and any(Path("/dev").glob("nvidia[0-9]*"))
-    args = ("--cuda",) if gpu else ()
-    if effort.powercap_root is None:
-        return args
-    root = effort.powercap_root
-    return (*args, "--powercap-root", root, "--origin", effort.powercap_label)
+    return meter_arguments(effort.device, effort.powercap_root, effort.powercap_label)
 
 
 def _memory_limit() -> int | None:

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from autotune import machine
 from autotune.cli import cli
 from autotune.control import library
+from autotune.records import job as jobs
 from autotune.records import profiles
 from autotune.records.hardware import Leaf, Profile
 
@@ -40,9 +41,13 @@ def test_profile_saves_and_says_so(
     profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, bool]] = []
+    trees: list[Path | None] = []
 
-    def probe(device: str, *, quick: bool) -> Profile:
+    def probe(
+        device: str, *, quick: bool, powercap_root: Path | None, powercap_label: str
+    ) -> Profile:
         asked.append((device, quick))
+        trees.append(powercap_root)
         return profile
 
     monkeypatch.setattr(machine, "profile", probe)
@@ -54,6 +59,10 @@ def test_profile_saves_and_says_so(
     shown = run("profile", "--out", str(out), "--json").output
     assert asked[-1] == ("auto", False)
     assert profiles.read(out.read_bytes()) == profiles.read(shown.encode()) == profile
+    run("profile", "--powercap-root", str(tmp_path))
+    assert trees == [None, None, tmp_path]
+    refused = CliRunner().invoke(cli, ["profile", "--powercap-root", str(tmp_path / "no")])
+    assert "no such folder" in str(refused.exception)
 
 
 @pytest.mark.parametrize(("state", "code"), [("fits", 0), ("off", 3), ("unknown", 4)])
@@ -85,8 +94,15 @@ def test_a_busy_machine_is_probed_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rounds = [loaded(profile, share) for share in shares]
-    monkeypatch.setattr(machine, "_probed", lambda bridge, job: rounds.pop(0))
+    asked: list[jobs.Probe] = []
+
+    def probed(bridge: object, job: jobs.Probe) -> Profile:
+        asked.append(job)
+        return rounds.pop(0)
+
+    monkeypatch.setattr(machine, "_probed", probed)
     monkeypatch.setattr(machine, "_SETTLE_S", 0.0)
     found = machine.profile(quick=True)
     assert len(shares) - len(rounds) == probes
+    assert all(job.meter == "auto" for job in asked)
     assert (found.figures["copy_2t_bytes_per_s"].value is not None) is kept

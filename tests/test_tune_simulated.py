@@ -114,6 +114,15 @@ def test_a_modelled_energy_decides_only_when_asked_to(go: Go) -> None:
     assert "modelled" in energy.source
 
 
+@pytest.mark.parametrize(("power_w", "meter"), [(20.0, "auto"), (None, None)])
+def test_power_is_probed_where_it_can_be_measured(
+    go: Go, power_w: float | None, meter: str | None
+) -> None:
+    go(effort=Effort(time_s=30, trials=2, search_only=True), power_w=power_w)
+    probes = [j for j in go.bridge.asked if isinstance(j, jobs.Probe)]  # type: ignore[attr-defined]
+    assert [probe.meter for probe in probes] == [meter]
+
+
 def test_a_measured_energy_budget_steers_the_choice(go: Go) -> None:
     loose = go(Budget(energy=Limit(value=1.0), max_drop=0.05), power_w=20.0)
     tight = go(Budget(energy=Limit(value=0.0015), max_drop=0.05), power_w=20.0)

@@ -6,7 +6,7 @@ for a dry run:     one epoch, one deployment    --measured--> the forecast
 
 import msgspec
 
-from autotune.control import forecast, recipes, splitting, training
+from autotune.control import forecast, outlay, recipes, splitting, training
 from autotune.control.deploying import Lab
 from autotune.control.forecast import FINAL_SHARE, TRAIN_SHARE, Costs, Forecast
 from autotune.control.run import Run
@@ -42,7 +42,8 @@ def measured(run: Run) -> Forecast:
         epochs=epochs,
         apart=apart(run),
     )
-    return forecast.forecast(costs, run.effort.time_s)
+    found = forecast.forecast(costs, run.effort.time_s)
+    return msgspec.structs.replace(found, outlay=outlay.of(run, epochs))
 
 
 def say(run: Run, epochs: int) -> None:
@@ -64,6 +65,7 @@ def say(run: Run, epochs: int) -> None:
         apart=apart(run),
     )
     found = forecast.forecast(costs, run.effort.time_s)
+    found = msgspec.structs.replace(found, outlay=outlay.of(run, epochs))
     for line in forecast.lines(found, run.effort.time_s):
         run.listener.note(line)
 

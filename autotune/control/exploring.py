@@ -48,21 +48,14 @@ def explore(lab: Lab, until_s: float) -> None:
         lab.run, lab.recipe, batches, counts, [t.trial for t in lab.baselines.values()]
     )
     ordered = ahead.order([(v, lab.deployment(v)) for v in seeds], batches)
-    donor = reuse.find(lab.run)
+    donor = reuse.find(lab.run, "deployments")
     first = reuse.seeds(lab.run, donor, searched, ordered)
-    study = _study(lab, searched, lab.run.effort.seed)
-    blind = None
-    if donor is not None:
-        apart = space.Space(name=f"{searched.name}-blind", nodes=searched.nodes)
-        blind = _study(lab, apart, lab.run.effort.seed + 1)
-    guided = reuse.Guided(study, blind, len(first))
+    run = lab.run
+    study = Search(searched, seed=run.effort.seed, constraints=CONSTRAINTS, journal=run.journal)
+    guided = reuse.Guided(study, study.apart() if donor is not None else None, len(first))
     for values, why in first:
         guided.enqueue(values, why)
     _Exploration(lab, searched, guided, len(first)).run(until_s)
-
-
-def _study(lab: Lab, searched: space.Space, seed: int) -> Search:
-    return Search(searched, seed=seed, constraints=CONSTRAINTS, journal=lab.run.journal)
 
 
 def _batches(lab: Lab) -> tuple[int, ...]:

@@ -69,10 +69,11 @@ def modelled_energy(run: Run, launches: Sequence[Launch], batch: int) -> Interva
     cpu = sum(launch.cpu_s for launch in launches)
     window = sum(launch.window_s for launch in launches)
     samples = batch * sum(launch.window_calls for launch in launches)
-    effort = run.effort
-    found, _ = plugins.load("meters", "modelled").energy(
-        run.profile, cpu, window, idle_w=effort.cpu_idle_w, max_w=effort.cpu_max_w
-    )
+    model = plugins.load("meters", "modelled")
+    idle_w, max_w = run.effort.cpu_idle_w, run.effort.cpu_max_w
+    if idle_w is None or max_w is None:
+        idle_w, max_w = model.measured_w(run.profile) or (None, None)
+    found, _ = model.energy(run.profile, cpu, window, idle_w=idle_w, max_w=max_w)
     return Interval(value=found.value / samples, low=found.low / samples, high=found.high / samples)
 
 

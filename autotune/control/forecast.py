@@ -6,7 +6,8 @@ Shares are those of `autotune.tune`; what a share cannot hold (the pinned traini
 baselines) is done all the same and makes the run longer than ``--time``.
 """
 
-from autotune.control import units
+from autotune.control import outlay, units
+from autotune.control.outlay import Outlay
 from autotune.records.base import Record
 
 TRAIN_SHARE = 0.30
@@ -38,7 +39,9 @@ class Costs(Record, frozen=True, kw_only=True):
 
 
 class Forecast(Record, frozen=True, kw_only=True):
-    """``recommended_s`` is the ``--time`` that tries some twenty recipes and deployments."""
+    """``recommended_s`` is the ``--time`` that tries some twenty recipes and deployments;
+    ``outlay`` what a training step takes and draws.
+    """
 
     evaluation_s: float
     final_training_s: float
@@ -47,6 +50,7 @@ class Forecast(Record, frozen=True, kw_only=True):
     deploy_trials: int
     whole_s: float
     recommended_s: float
+    outlay: Outlay | None = None
 
 
 def forecast(costs: Costs, time_s: float) -> Forecast:
@@ -90,6 +94,8 @@ def lines(found: Forecast, time_s: float) -> tuple[str, ...]:
             f"{units.show(found.final_training_s, 's')}; about {found.train_trials} recipes fit "
             "into the train search."
         )
+    if found.outlay is not None:
+        out += outlay.lines(found.outlay)
     out.append(f"About {found.deploy_trials} deployments fit into the deploy search.")
     out.append(f"The whole run would take about {units.show(found.whole_s, 's')}.")
     if found.recommended_s > time_s:

@@ -193,8 +193,13 @@ def without_collapsed(profile: Profile) -> Profile:
 
 
 def _spoilt(name: str, leaf: Leaf, free: float) -> bool:
-    """Whether a measured leaf wanted more processors than were free, or tells how it fared."""
+    """Whether a measured leaf wanted more processors than were free, or tells how it fared.
+
+    Watts are not among these: each of their windows was judged by what others used in it.
+    """
     if leaf.source != "measured" or leaf.value is None or leaf.samples is None:
+        return False
+    if leaf.unit == "W":
         return False
     threads = re.search(r"_(\d+)t_", name)
     wide = (leaf.high or leaf.value) - (leaf.low or leaf.value) > _WIDE * leaf.value

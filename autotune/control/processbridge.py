@@ -35,6 +35,15 @@ _PRELOAD = ("torch", "torch._dynamo", "torch.export", "numpy.random", "autotune.
 J = TypeVar("J", bound=Job)
 
 
+def meter_arguments(device: str, root: str | None, label: str) -> tuple[str, ...]:
+    """What the meter process counts: a GPU that plans may use always, even idle; ``root`` is a
+    powercap tree that the host provides, or a simulated one, as ``label`` says.
+    """
+    gpu = device != "cpu" and any(Path("/dev").glob("nvidia[0-9]*"))
+    args = ("--cuda",) if gpu else ()
+    return args if root is None else (*args, "--powercap-root", root, "--origin", label)
+
+
 class ProcessBridge:
     """See `autotune.control.bridge.Bridge`.
 
@@ -260,7 +269,7 @@ class ProcessBridge:
 
     def _resolved(self, job: J) -> J:
         """A job that asks for the meter gets the socket's path."""
-        if isinstance(job, jobs.Measure | jobs.Train) and job.meter is not None:
+        if isinstance(job, jobs.Measure | jobs.Train | jobs.Probe) and job.meter is not None:
             self._start_meter()
             return msgspec.structs.replace(job, meter=self._socket)
         return job

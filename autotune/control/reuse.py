@@ -1,11 +1,13 @@
 """Start from the ranking of an earlier report of a like model on a like machine.
 
-    --like DIR | auto --> Donor: its best deployments --re-measured first--> the study
-                                  every third proposal: a study that has never seen them
+    --like DIR | auto --> Donor: its best recipes     --trained anew, first---> the train search
+                                 its best deployments --measured anew, first--> the deploy search
+                          every third proposal of each: a study that has never seen them
 
 An earlier ranking can trap a search: where donor and model rank differently, a sampler that saw
-the donor's plans stays among them.  So they are measured anew (nothing of the old figures is
-believed), and a share of the trials is kept blind.
+the donor's plans stays among them.  So they are tried anew (nothing of the old figures is
+believed), and a share of the trials is kept blind.  A recipe keeps what this space has of it: the
+nearest batch and learning rate; its split is this machine's fastest.
 
 What this does not know: quality.  What was accurate for another model need not be for this one.
 """
@@ -13,20 +15,23 @@ What this does not know: quality.  What was accurate for another model need not 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
-from autotune.control import choose, deployments, store
+from autotune.control import choose, deployments, recipes, store
 from autotune.control.run import Run
 from autotune.control.search import Proposal, Search
 from autotune.control.space import Space, canonical
 from autotune.errors import FormatError, UsageError
 from autotune.records.base import Record
 from autotune.records.hardware import Profile
-from autotune.records.plan import Deployment, Value
-from autotune.records.report import Report
+from autotune.records.plan import Deployment, Recipe, Value
+from autotune.records.report import Report, TrainTrial
 from autotune.records.task import Traits
 
 AUTO = "auto"
+WHY = "an earlier report"
 _PLANS = 4
+_RECIPES = 3
 _BLIND_EVERY = 3
 _LIKE_MODEL = 1.2
 """Sum of the logarithms of what differs, at most: 1.8x in size and in work, say."""
@@ -34,12 +39,16 @@ _LIKE_MACHINE = 0.5
 """Logarithm of the anchors' ratio, at most: 1.6x."""
 
 
+Part = Literal["recipes", "deployments"]
+
+
 class Donor(Record, frozen=True, kw_only=True):
-    """Where a search starts from: the report's folder, and deployments, best first."""
+    """Where a search starts from: the report's folder, recipes and deployments, best first."""
 
     folder: str
     model: str
     deployments: tuple[Deployment, ...]
+    recipes: tuple[Recipe, ...] = ()
 
 
 def model_distance(one: Traits, other: Traits) -> float:
@@ -73,8 +82,9 @@ def machine_distance(one: Profile, other: Profile) -> float:
     return sorted(ratios)[len(ratios) // 2] if ratios else 0.0
 
 
-def find(run: Run) -> Donor | None:
-    """The donor that ``--like`` names; with ``auto`` the nearest among this run's neighbours.
+def find(run: Run, part: Part) -> Donor | None:
+    """The donor that ``--like`` names, where it has this part; with ``auto`` the nearest that has
+    it among this run's neighbours.
 
     Raises:
         UsageError: the folder that was named holds no report with a plan.
@@ -82,8 +92,13 @@ def find(run: Run) -> Donor | None:
     like = run.effort.like
     if like is None:
         return None
+    first = part == "recipes" or run.survey.task.pretrained
     if like != AUTO:
-        return _named(run, Path(like))
+        given = _named(run, Path(like), say=first)
+        if not getattr(given, part):
+            run.listener.note(f"--like {like}: its report holds no {part} to start from")
+            return None
+        return given
     near: list[tuple[float, Donor]] = []
     here = run.journal.parent if run.journal is not None else None
     for file in sorted((here.parent if here else Path("reports")).glob("*/report.json")):
@@ -96,12 +111,12 @@ def find(run: Run) -> Donor | None:
         model = model_distance(run.survey.traits, report.survey.traits)
         machine = machine_distance(run.profile, report.profile)
         donor = _donor(file.parent, report)
-        if donor is not None and model <= _LIKE_MODEL and machine <= _LIKE_MACHINE:
+        has = donor is not None and getattr(donor, part)
+        if donor is not None and has and model <= _LIKE_MODEL and machine <= _LIKE_MACHINE:
             near.append((model + machine, donor))
-    if not near:
+    if not near and first:
         run.listener.note("--like auto: no report of a like model on a like machine was found")
-        return None
-    return min(near, key=lambda pair: pair[0])[1]
+    return min(near, key=lambda pair: pair[0])[1] if near else None
 
 
 def check(run: Run) -> None:
@@ -114,8 +129,10 @@ def check(run: Run) -> None:
         _loaded(Path(str(run.effort.like)))
 
 
-def _named(run: Run, folder: Path) -> Donor:
+def _named(run: Run, folder: Path, *, say: bool) -> Donor:
     report, donor = _loaded(folder)
+    if not say:
+        return donor
     machine = machine_distance(run.profile, report.profile)
     model = model_distance(run.survey.traits, report.survey.traits)
     if machine > _LIKE_MACHINE:
@@ -130,7 +147,8 @@ def _loaded(folder: Path) -> tuple[Report, Donor]:
     donor = _donor(folder, report)
     if donor is None:
         raise UsageError(
-            f"--like {folder}: its report holds no measured deployment; give a finished one"
+            f"--like {folder}: its report holds no trained recipe and no measured deployment; "
+            "give a finished one"
         )
     return report, donor
 
@@ -140,10 +158,46 @@ def _donor(folder: Path, report: Report) -> Donor | None:
     ranked = [t.deployment for t in choose.order(report.deploy_trials, goal, higher)]
     best = [report.chosen.plan.deployment] if report.chosen is not None else []
     unique = {canonical(d): d for d in [*best, *ranked]}
-    if not unique:
+    known = _recipes(report)
+    if not unique and not known:
         return None
     plans = tuple(unique.values())[:_PLANS]
-    return Donor(folder=str(folder), model=report.survey.task.name, deployments=plans)
+    name = report.survey.task.name
+    return Donor(folder=str(folder), model=name, deployments=plans, recipes=known)
+
+
+def _recipes(report: Report) -> tuple[Recipe, ...]:
+    """The recipe that was chosen, then those of the best trials, within every budget first."""
+    sign = -1.0 if report.survey.task.higher_is_better else 1.0
+
+    def worse(trial: TrainTrial) -> tuple[float, float]:
+        broken = sum(max(0.0, value) for value in trial.constraints.values())
+        return broken, sign * (trial.quality or 0.0)
+
+    done = [t for t in report.train_trials if t.state == "complete" and t.quality is not None]
+    best = [report.chosen.plan.recipe] if report.chosen is not None else []
+    found = [*best, *(t.recipe for t in sorted(done, key=worse))]
+    unique = {canonical(r): r for r in found if r is not None}
+    return tuple(unique.values())[:_RECIPES]
+
+
+def training(run: Run, study: Search, usual: Sequence[tuple[Mapping[str, Value], str]]) -> "Guided":
+    """The train search's study with what is worth trying first: the donor's recipes, as this space
+    has them, then the usual seeds.
+    """
+    donor = find(run, "recipes")
+    near = [recipes.values_near(r, study.space) for r in donor.recipes] if donor else []
+    given = [values for i, values in enumerate(near) if values and values not in near[:i]]
+    if donor is not None:
+        run.listener.note(
+            f"Starts from {len(given)} recipes of {donor.folder} ({donor.model}), trained anew; "
+            "every third of the sampler's trials has not seen them."
+        )
+    first = [*((v, WHY) for v in given), *((v, why) for v, why in usual if v not in given)]
+    guided = Guided(study, study.apart() if donor is not None else None, len(first))
+    for values, why in first:
+        guided.enqueue(values, why)
+    return guided
 
 
 def seeds(
@@ -159,7 +213,7 @@ def seeds(
             f"Starts from {len(given)} plans of {donor.folder} ({donor.model}), "
             f"measured anew; every third of the sampler's trials has not seen them."
         )
-    out: list[tuple[Mapping[str, Value], str]] = [(v, "an earlier report") for v in given]
+    out: list[tuple[Mapping[str, Value], str]] = [(v, WHY) for v in given]
     return out + [(values, why) for values, why in usual if values not in given]
 
 
@@ -188,9 +242,20 @@ class Guided:
         self._open.append((study, number))
         return Proposal(len(self._open) - 1, values, "blind sampler" if blind else why)
 
-    def tell(self, number: int, value: float | None, constraints: Mapping[str, float]) -> None:
+    def report(self, number: int, step: int, value: float, *, among: str = "") -> bool:
         study, own = self._open[number]
-        study.tell(own, value, constraints)
+        return study.report(own, step, value, among=among)
+
+    def tell(
+        self,
+        number: int,
+        value: float | None,
+        constraints: Mapping[str, float],
+        *,
+        pruned: bool = False,
+    ) -> None:
+        study, own = self._open[number]
+        study.tell(own, value, constraints, pruned=pruned)
 
     def abandon(self, number: int) -> None:
         study, own = self._open[number]

@@ -61,6 +61,7 @@ class Search:
         self._seed = seed
         self._names = tuple(sorted(constraints))
         self._startup = startup
+        self._journal = journal
         self._study = optuna.create_study(
             study_name=f"{space.name}-{space.hash}",
             storage=_storage(optuna, journal),
@@ -72,6 +73,20 @@ class Search:
         self._rungs: dict[tuple[str, int], list[float]] = defaultdict(list)
         self._why: dict[int, str] = {}
         self._asked = 0
+
+    def apart(self) -> "Search":
+        """A second study of the same space that is told of none of this one's trials; halving
+        compares the trials of both.
+        """
+        other = Search(
+            Space(name=f"{self.space.name}-blind", nodes=self.space.nodes),
+            seed=self._seed + 1,
+            constraints=self._names,
+            journal=self._journal,
+            startup=self._startup,
+        )
+        other._rungs = self._rungs
+        return other
 
     def _sampler(self, asked: int) -> Any:
         with warnings.catch_warnings():

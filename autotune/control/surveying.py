@@ -29,12 +29,13 @@ def survey(
     found = must(bridge, jobs.Inspect(task=spec, batch_size=budget.batch or 1), 120.0).answer
     assert isinstance(found, jobs.Inspection)
     bridge.preload(found.imports)
-    profile = _profile(bridge, saved, effort.device, listener)
+    sources = must(bridge, jobs.Sources(), 30.0).answer
+    assert isinstance(sources, jobs.Found)
+    measured = any(s.label.startswith("measured") for s in sources.sources)
+    profile = _profile(bridge, saved, effort.device, listener, "auto" if measured else None)
     context = jobs.Context(info=found.info, traits=found.traits, profile=profile)
     menu = must(bridge, jobs.Menu(context=context), 60.0).answer
     assert isinstance(menu, jobs.Options)
-    sources = must(bridge, jobs.Sources(), 30.0).answer
-    assert isinstance(sources, jobs.Found)
     options = space.restrict(menu.options, effort)
     least = verdict.smallest_certifiable_drop(found.info.confirm_rows)
     known = Survey(
@@ -66,14 +67,18 @@ def look_again(run: Run, recipe: Recipe) -> None:
     run.survey = msgspec.structs.replace(run.survey, traits=found.traits, options=options)
 
 
-def _profile(bridge: Bridge, saved: Profile | None, device: str, listener: Listener) -> Profile:
-    """Probe the machine, or check a saved profile's anchors."""
+def _profile(
+    bridge: Bridge, saved: Profile | None, device: str, listener: Listener, meter: str | None
+) -> Profile:
+    """Probe the machine (its power too, where there is a meter), or check a saved profile's
+    anchors.
+    """
     if saved is not None and saved.cpu.usable_cores is None:
         raise UsageError(
             f"the profile {saved.name} is the datasheet of a device without a host: nothing can "
             "run on it; give one that `autotune profile` made on this machine"
         )
-    job = jobs.Probe(anchors_only=saved is not None, device=device)
+    job = jobs.Probe(anchors_only=saved is not None, device=device, meter=None if saved else meter)
     done = must(bridge, job, 60.0).answer
     assert isinstance(done, jobs.Probed)
     if saved is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from autotune.control import cost, recipes, space
+from autotune.control import cost, recipes, reuse, space
 from autotune.control.run import Run, must
 from autotune.control.search import Proposal, Search
 from autotune.errors import ContractError
@@ -74,24 +74,23 @@ def search(outcome: Outcome, until_s: float) -> None:
     plain = Recipe(params=default.params)
     if msgspec.structs.replace(default, threads=1) != plain:
         _pinned(outcome, study, plain, "the default recipe", until_s)
-    for values, why in recipes.seeds(study.space, default):
-        study.enqueue(values, why)
+    guided = reuse.training(run, study, recipes.seeds(study.space, default))
     seen = {space.canonical(t.recipe) for t in trials}
     repeats = 0
     limit = run.effort.train_trials or 10_000
     while run.bridge.now() < until_s and len(trials) < limit and repeats < _MOST_REPEATS:
-        proposal = study.ask()
+        proposal = guided.ask()
         recipe = _recipe(run, proposal, legal)
         if space.canonical(recipe) in seen:
             repeats += 1
-            study.abandon(proposal.number)
+            guided.abandon(proposal.number)
             continue
         seen.add(space.canonical(recipe))
         repeats = 0
         trial = _skipped(run, recipe, outcome.epochs, len(trials), proposal.why) or _train(
-            outcome, recipe, proposal.why, proposal, study
+            outcome, recipe, proposal.why, proposal, guided
         )
-        study.tell(
+        guided.tell(
             proposal.number,
             _objective(run, trial),
             trial.constraints,
@@ -136,7 +135,7 @@ def _train(
     recipe: Recipe,
     why: str,
     proposal: Proposal | None = None,
-    study: Search | None = None,
+    study: Search | reuse.Guided | None = None,
 ) -> TrainTrial:
     """One training job as a trial; without a study it is never cut short."""
     run, epochs, number = outcome.run, outcome.epochs, len(outcome.trials)

@@ -46,7 +46,7 @@ QUICK_S = 0.005
 """A counter that moves at least this often is waited for at the ends of a window."""
 FOREIGN_WARN, FOREIGN_INVALID = 0.05, 0.20
 """Share of the machine's CPU time that others used: noted, and the end of attribution."""
-_BOARDS = ("nvml", "amd")
+BOARDS = ("nvml", "amd")
 """Domains of these meters are boards: a foreign load of the processor is not in them."""
 _LABELS: tuple[EnergyLabel, ...] = (
     "measured_counter",
@@ -322,7 +322,7 @@ def _shared(domains: Sequence[Domain]) -> bool:
     """Whether what others run on the processor is in these joules.  A simulated tree's are
     not of this machine.
     """
-    return any(d.origin != "simulated" and d.name.partition(":")[0] not in _BOARDS for d in domains)
+    return any(d.origin != "simulated" and d.name.partition(":")[0] not in BOARDS for d in domains)
 
 
 def _why(missing: Sequence[Domain], nothing: str | None) -> str:

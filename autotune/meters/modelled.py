@@ -11,6 +11,7 @@ within).  ``python -m benchmarks.energy_model`` leaves out one in turn.  A proce
 use only some of the cores is billed its share of idle power, which no server's table
 confirms: then the range is +-40 %.  Label: ``modelled_calibrated``.
 
+They may also come from a profile that was measured where counters could be read (`measured_w`).
 Without both wattages a prior per core stands in, g = 1, the range is a factor of two either
 way and the label ``modelled_tdp``.  The prior: 8 W for a busy core and 0.17 of that for an
 idle one.  Server parts with many cores lie near 4 W a core (280 W / 64), desktop parts near
@@ -143,6 +144,16 @@ def energy(
     return _times(
         _spread(low_w + (high_w - low_w) * used, 1 / _FACTOR, _FACTOR), window_s
     ), "modelled_tdp"
+
+
+def measured_w(profile: Profile) -> tuple[float, float] | None:
+    """Watts idle and on all cores that the profile measured, where it had the whole machine."""
+    cores = profile.cpu.logical_cores
+    if cores is None or profile.cpu.usable_cores != cores:
+        return None
+    leaves = (profile.figures.get(name) for name in ("idle_power_w", f"loaded_power_{cores}t_w"))
+    found = [leaf.value for leaf in leaves if leaf is not None and leaf.value is not None]
+    return (found[0], found[1]) if len(found) == 2 and found[0] <= found[1] else None
 
 
 def calibrated(idle_w: float, max_w: float, used: float, shape: Shape | None = None) -> Interval:

@@ -67,13 +67,15 @@ class Outlined(Record, frozen=True, kw_only=True, tag=True):
 
 class Probe(Record, frozen=True, kw_only=True, tag=True):
     """Profile this machine.  ``anchors_only`` re-measures the three anchors alone; ``thorough``
-    measures more sizes and paths than a run needs.
+    measures more sizes and paths than a run needs.  ``meter`` (the meter process's socket, or
+    None) asks for idle and loaded power too.
     """
 
     anchors_only: bool = False
     thorough: bool = False
     device: str = "auto"
     budget_s: float = 10.0
+    meter: str | None = None
 
 
 class Probed(Record, frozen=True, kw_only=True, tag=True):

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autotune import plugins
-from autotune.meters import Meter, Reading, Tools, calibrate, code, edge, window
+from autotune.meters import BOARDS, Meter, Reading, Tools, calibrate, code, edge, window
 from autotune.records import codec
 from autotune.records.measurement import Domain, EnergySource, EnergyWindow
 from autotune.worker import system
@@ -42,7 +42,6 @@ _GUARD_S = 10.0
 _GUARD_LEAST_S = 0.2
 _POLL_S = 1.0
 _FORGIVEN_S = 0.04
-_BOARDS = ("nvml", "amd")
 _OPTIONAL = ("apple", "battery", "hwmon", "jetson")
 """Meters of which a machine that lacks them says nothing, except to ``--all``."""
 _WHOLE = ("jetson", "hwmon", "battery")
@@ -259,12 +258,12 @@ def meters(tools: Tools, *, cuda: bool, everything: bool = False) -> list[Meter]
     can be read; sensors that a machine may lack only where it has them.  ``everything``
     takes them all, for the doctor.
     """
-    names = [name for name in plugins.names("meters") if cuda or everything or name not in _BOARDS]
+    names = [name for name in plugins.names("meters") if cuda or everything or name not in BOARDS]
     found: dict[str, Meter] = {n: plugins.load("meters", n).open(tools) for n in names}
     if not everything:
         found = {n: m for n, m in found.items() if n not in _OPTIONAL or not _absent(m)}
-        if any(n in _BOARDS and not _absent(m) for n, m in found.items()):
-            found = {n: m for n, m in found.items() if n not in _BOARDS or not _absent(m)}
+        if any(n in BOARDS and not _absent(m) for n, m in found.items()):
+            found = {n: m for n, m in found.items() if n not in BOARDS or not _absent(m)}
     for meter in found.values():
         calibrate(meter, tools.clock)
     return list(found.values())

@@ -6,6 +6,7 @@
                read_{t}t_bytes_per_s         cold GEMV: a matrix that no cache holds, once through
                read_cached_{t}t_bytes_per_s  the same within the cache that cores share
     thorough   gemm_fp32_n{N}_{t}t_flop_per_s, depthwise_fp32_{t}t_flop_per_s,
+               gemm_int8_onnxruntime_{t}t_op_per_s  what its int8 models spend their time in
                triad_{t}t_bytes_per_s (memory), triad_cached_1t_bytes_per_s (a core's own cache)
 
 Bounds need the fastest path of all; estimates need each.  Inputs are small integers: exact,
@@ -13,6 +14,7 @@ and as fast as any other.
 """
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 from autotune.records.hardware import Leaf
@@ -27,10 +29,18 @@ class Bench(Protocol):
         """The same call at several thread counts, ``{}`` in ``name``."""
         ...
 
+    def leaf(
+        self, name: str, unit: str, call: Callable[[], object], work: float,
+        floor: float | None = None,
+    ) -> dict[str, Leaf]:  # fmt: skip
+        """One call as it is; not recorded where it lies far under ``floor``."""
+        ...
+
 
 _SIZES = (128, 1024, 2048)
 _SHORT = 256
 _LINEAR_N = 512
+_INT8_N = 512
 _LINEAR_ROWS = 256
 _CONV = (1, 128, 30)
 """Batch, channels in and out, and height and width of a 3x3 convolution."""
@@ -82,6 +92,7 @@ def thorough(
         2.0 * batch * 9 * channels * (side - 2) ** 2,
         counts,
     )
+    found |= _int8_onnx(bench, counts)
     found |= bench.scaled(
         "triad_{}t_bytes_per_s", "B/s", _triad(buffer_bytes), 3.0 * buffer_bytes, counts
     )
@@ -133,6 +144,48 @@ def _gemm(size: int) -> Callable[[], object]:
     left, right = torch.ones(2, size, size)
     out = torch.empty(size, size)
     return lambda: torch.mm(left, right, out=out)
+
+
+def _int8_onnx(bench: Bench, counts: Sequence[int]) -> dict[str, Leaf]:
+    """Unsigned times signed int8, with weights packed; none where the packages are missing."""
+    found: dict[str, Leaf] = {}
+    floor: float | None = None
+    for threads in counts:
+        call = int8_product(_INT8_N, threads)
+        if call is None:
+            break
+        name = f"gemm_int8_onnxruntime_{threads}t_op_per_s"
+        found |= bench.leaf(name, "op/s", call, 2.0 * _INT8_N**3, floor)
+        leaf = found.get(name)
+        floor = leaf.value if leaf is not None else floor
+    return found
+
+
+def int8_product(size: int, threads: int) -> Callable[[], object] | None:
+    """A square int8 product in ONNX Runtime; None where it cannot be built here."""
+    if any(find_spec(name) is None for name in ("onnx", "onnxruntime")):
+        return None
+    import numpy as np
+    import onnxruntime as ort
+    from onnx import TensorProto, helper, numpy_helper
+
+    shape = [size, size]
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, shape)],
+        [numpy_helper.from_array(np.ones(shape, np.int8), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    feed = {"x": np.ones(shape, np.uint8)}
+    return lambda: session.run(None, feed)
 
 
 def _read(size: int) -> Callable[[], object]:

@@ -2,21 +2,21 @@
 
     Bench.cpu      gemm_fp32_{t}t_flop_per_s (t: 1 and all threads), gemm_bf16_1t_flop_per_s,
                    gemm_int8_1t_op_per_s, copy_{t}t_bytes_per_s, op_overhead_s; the other paths
-                   (`paths`): conv_fp32_, linear_fp32_ and read_; with ``thorough`` all of theirs
+                   (`paths`): conv_fp32_, linear_fp32_ and read_; with ``thorough`` all of theirs,
+                   bf16 and int8 on all threads, and int8 as ONNX Runtime does it
     Bench.anchors  gemm_fp32_1t, copy_1t and op_overhead: enough to see that a profile fits
-    cuda           the same kinds of leaves for each device
 
 "Supports bf16" says nothing: without the instructions it is 60 times slower than fp32.  So
 bf16 and int8 start small, and the first call over its budget is the last.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from autotune.records.hardware import Gpu, Leaf
-from autotune.worker import boards, quiet
+from autotune.records.hardware import Leaf
+from autotune.worker import power, quiet
 
 _SAMPLES = 7
 _SPREAD = 0.15
@@ -31,13 +31,9 @@ _LADDER = (32, 64, 128, 256, 512, 1024)
 _SURE_N = 128
 """Up to this size a ladder climbs untested; beyond it only where the next call is affordable."""
 _CALL_S = 0.1
-_DISPATCHES = 500
-_DEVICE_N = 4096
+DISPATCHES = 500
 
 Timer = Callable[[], float]
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Bench:
@@ -84,13 +80,38 @@ class Bench:
             **self._gemm_fp32(counts),
             **self._copy(counts, buffer_bytes),
             **self._overhead(),
-            **self._ladder("gemm_bf16_1t_flop_per_s", "FLOP/s", _bf16),
-            **self._ladder("gemm_int8_1t_op_per_s", "op/s", _int8),
+            **self._narrow((1,), {}),
             **paths.quick(self, counts, buffer_bytes, last_cache_bytes),
         }
         if thorough:
             found |= paths.thorough(self, counts, buffer_bytes, own_cache_bytes)
+            found |= self._narrow(counts[1:], found)
         return found
+
+    def _narrow(self, counts: Sequence[int], fewer: Mapping[str, Leaf]) -> dict[str, Leaf]:
+        """Matrix products of the narrower types, as eager PyTorch does them; more threads must
+        not be slower than ``fewer``.
+        """
+        found: dict[str, Leaf] = {}
+        for kind, unit, make in (
+            ("bf16_{}t_flop", "FLOP/s", _bf16),
+            ("int8_{}t_op", "op/s", _int8),
+        ):
+            name = f"gemm_{kind}_per_s"
+            floor = _value(fewer.get(name.format(1)))
+            for threads in counts:
+                found |= self._ladder(name.format(threads), unit, make, threads, floor)
+        return found
+
+    def loaded(self, watts: power.Probe) -> None:
+        """What the processor draws while it multiplies matrices, on one and on all threads."""
+        import torch
+
+        left, right = torch.ones(2, _GEMM_N, _GEMM_N)
+        out = torch.empty(_GEMM_N, _GEMM_N)
+        for threads in dict.fromkeys((1, self._threads)):
+            torch.set_num_threads(threads)
+            watts.processor(threads, lambda: torch.mm(left, right, out=out))
 
     def rates(
         self, call: Callable[[], object], work: float, *, floor: float | None = None
@@ -126,6 +147,12 @@ class Bench:
             self.warnings.append(f"{name} was not measured: the time for probing was spent")
             return {}
         samples, spoilt = self.rates(call, work, floor=floor)
+        return self._judged(name, unit, samples, spoilt, floor)
+
+    def _judged(
+        self, name: str, unit: str, samples: Sequence[float], spoilt: bool, floor: float | None
+    ) -> dict[str, Leaf]:
+        """The samples as a leaf, with a warning where they are doubtful; none if collapsed."""
         if floor is not None and median(samples) < _COLLAPSED * floor:
             self.warnings.append(
                 f"{name} is not recorded: {median(samples):.3g} {unit} is under half of what fewer "
@@ -133,10 +160,7 @@ class Bench:
             )
             return {name: Leaf(value=None, unit=unit, source="measured")}
         if spoilt:
-            self.warnings.append(
-                f"{name} is uncertain ({min(samples):.3g} to {max(samples):.3g} {unit}): other "
-                "work ran on this machine while it was probed"
-            )
+            self.doubt(name, samples, unit)
         return {name: as_leaf(samples, unit)}
 
     def _gemm_fp32(self, counts: Sequence[int]) -> dict[str, Leaf]:
@@ -174,7 +198,7 @@ class Bench:
             torch.set_num_threads(threads)
             found |= self.leaf(name.format(threads), unit, call, work, floor)
             leaf = found.get(name.format(threads))
-            floor = _NOISE * leaf.value if leaf and leaf.value else floor
+            floor = _value(leaf) or floor
         return found
 
     def _overhead(self) -> dict[str, Leaf]:
@@ -189,22 +213,28 @@ class Bench:
 
         def call() -> object:
             with torch.no_grad():
-                for _ in range(_DISPATCHES):
+                for _ in range(DISPATCHES):
                     torch.add(one, one)
             return None
 
-        samples, spoilt = self.rates(call, float(_DISPATCHES))
+        samples, spoilt = self.rates(call, float(DISPATCHES))
+        seconds = [1 / rate for rate in samples]
         if spoilt:
-            self.warnings.append("op_overhead_s is uncertain: other work ran on this machine")
-        return {"op_overhead_s": as_leaf([1 / rate for rate in samples], "s")}
+            self.doubt("op_overhead_s", seconds, "s")
+        return {"op_overhead_s": as_leaf(seconds, "s")}
 
     def _ladder(
-        self, name: str, unit: str, make: Callable[[int], Callable[[], object]]
+        self,
+        name: str,
+        unit: str,
+        make: Callable[[int], Callable[[], object]],
+        threads: int = 1,
+        floor: float | None = None,
     ) -> dict[str, Leaf]:
         """The rate at the largest square size whose calls stay under their budget."""
         import torch
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
         samples: list[float] = []
         for size in _LADDER:
             work = 2.0 * size**3
@@ -224,9 +254,15 @@ class Bench:
                 break
             samples, spoilt = self.rates(call, work)
         else:
-            if spoilt:
-                self.warnings.append(f"{name} is uncertain: other work ran on this machine")
-        return {name: as_leaf(samples, unit)} if samples else {}
+            return self._judged(name, unit, samples, spoilt, floor)
+        return self._judged(name, unit, samples, False, floor) if samples else {}
+
+    def doubt(self, name: str, samples: Sequence[float], unit: str) -> None:
+        """Warn of samples that lie apart."""
+        self.warnings.append(
+            f"{name} is uncertain ({min(samples):.3g} to {max(samples):.3g} {unit}): other work "
+            "ran on this machine, or its clock moved, while it was probed"
+        )
 
     def _sample(self, call: Callable[[], object]) -> quiet.Sample:
         if self._timer is time.perf_counter:
@@ -251,96 +287,6 @@ def as_leaf(samples: Sequence[float], unit: str) -> Leaf:
     )
 
 
-def cuda(bench: Bench, *, anchors_only: bool) -> tuple[Gpu, ...]:
-    """Every CUDA device that torch sees, with its facts and, time permitting, its rates."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return ()
-    devices = range(torch.cuda.device_count())
-    return tuple(_gpu(bench, index, anchors_only) for index in devices)
-
-
-def _gpu(bench: Bench, index: int, anchors_only: bool) -> Gpu:
-    import torch
-
-    facts = torch.cuda.get_device_properties(index)
-    device = torch.device("cuda", index)
-    measured = device_leaves(
-        bench,
-        device,
-        lambda: torch.cuda.synchronize(device),
-        copy_bytes=min(256 << 20, facts.total_memory // 16),
-        kinds=("fp32",) if anchors_only else ("fp32", "bf16", "fp16"),
-    )
-    gpu = Gpu(
-        index=index,
-        name=facts.name,
-        memory_bytes=facts.total_memory,
-        compute_capability=f"{facts.major}.{facts.minor}",
-        multiprocessors=facts.multi_processor_count,
-        figures=measured,
-    )
-    return boards.described(gpu, boards.of_device(str(getattr(facts, "uuid", ""))))
-
-
-def device_leaves(
-    bench: Bench,
-    device: "torch.device",
-    wait: Callable[[], None],
-    *,
-    copy_bytes: int,
-    kinds: Sequence[str],
-    size: int = _DEVICE_N,
-) -> dict[str, Leaf]:
-    """Copy and GEMM rates of one device; ``wait`` blocks until its work is done."""
-    import torch
-
-    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    source = torch.ones(copy_bytes // 4, device=device)
-    target = torch.zeros(copy_bytes // 4, device=device)
-
-    def copy() -> None:
-        target.copy_(source)
-        wait()
-
-    found = bench.leaf("copy_bytes_per_s", "B/s", copy, 2.0 * copy_bytes)
-    if device.type == "cuda":
-        found |= _host_copies(bench, source, wait)
-    for kind in kinds:
-        matrix = torch.ones(size, size, device=device, dtype=types[kind])
-        out = torch.empty_like(matrix)
-
-        def multiply(matrix: "torch.Tensor" = matrix, out: "torch.Tensor" = out) -> None:
-            torch.mm(matrix, matrix, out=out)
-            wait()
-
-        found |= bench.leaf(f"gemm_{kind}_flop_per_s", "FLOP/s", multiply, 2.0 * size**3)
-    return found
-
-
-def _host_copies(bench: Bench, held: "torch.Tensor", wait: Callable[[], None]) -> dict[str, Leaf]:
-    """Between pinned host memory and the device, one way each."""
-    import torch
-
-    part = held[: min(held.numel(), 16 << 20)]
-    host = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
-    size = float(part.numel() * part.element_size())
-
-    def down() -> None:
-        part.copy_(host, non_blocking=True)
-        wait()
-
-    def up() -> None:
-        host.copy_(part, non_blocking=True)
-        wait()
-
-    return {
-        **bench.leaf("host_to_device_bytes_per_s", "B/s", down, size),
-        **bench.leaf("device_to_host_bytes_per_s", "B/s", up, size),
-    }
-
-
 def _bf16(size: int) -> Callable[[], Any]:
     import torch
 
@@ -353,6 +299,11 @@ def _int8(size: int) -> Callable[[], Any]:
 
     matrix = torch.ones(size, size, dtype=torch.int8)
     return lambda: torch._int_mm(matrix, matrix)
+
+
+def _value(leaf: Leaf | None) -> float | None:
+    """What more threads must reach, noise forgiven."""
+    return _NOISE * leaf.value if leaf and leaf.value else None
 
 
 def _spoilt(samples: Sequence[float], floor: float | None) -> float:

@@ -1,8 +1,10 @@
 """Profile this machine: what it has (read) and what it does (measured), in about 4 seconds.
 
     system readers -> Cpu, memory            never the host's name, serials, addresses, paths
+    links          -> leaves                 two processes, all devices: alpha and beta
     probes.cpu     -> leaves                 GEMM, copy and operator overhead on the CPU
-    probes.cuda    -> Gpu and its leaves     only where there is a device
+    devices.cuda   -> Gpu and its leaves     only where there is a device
+    power          -> watts, idle and loaded only where the meter process is asked
 
 A leaf's value is the median of its samples, low and high are their extremes; the anchors are
 measured again at the end, so that their interval holds the machine's drift.  How much others
@@ -22,9 +24,9 @@ from importlib import metadata
 from pathlib import Path
 
 from autotune.records import profiles
-from autotune.records.hardware import Cpu, Gpu, Profile
+from autotune.records.hardware import Cpu, Gpu, Leaf, Profile
 from autotune.records.job import Probe, Probed
-from autotune.worker import boards, foreign, links, probes, system, topology
+from autotune.worker import boards, devices, foreign, links, power, probes, system, topology
 from autotune.worker.channel import Channel
 
 _SOFTWARE = ("torch", "numpy", "onnx", "onnxruntime", "torch-pruning", "optuna", "autotune")
@@ -34,6 +36,8 @@ _ISA = (
     *("asimd", "sve", "sve2", "bf16", "i8mm"),
 )
 """The extensions that decide how fast a model runs, by the kernel's names."""
+_WINDOWS = 3
+"""Of loaded power, each, in a thorough profile."""
 _TORCH_NAMES = {"fma3": "fma", "avx512_f": "avx512f", "avx512_bw": "avx512bw",
                 "avx512_vl": "avx512vl", "neon": "asimd"}  # fmt: skip
 
@@ -43,24 +47,9 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
     started = time.monotonic()
     cpu = processor()
     memory, usable = memory_bytes()
-    linked = links.gloo() if job.thorough and cpu.cores >= 2 else {}  # before any thread
     bench = probes.Bench(started + job.budget_s, threads=max(1, int(cpu.cores)))
     watch = foreign.Watch()
-    with _threads():
-        size = _buffer_bytes(cpu, usable)
-        if job.anchors_only:
-            measured = bench.anchors(size)
-        else:
-            measured = bench.cpu(
-                size,
-                thorough=job.thorough,
-                own_cache_bytes=cpu.l2_bytes,
-                last_cache_bytes=cpu.l3_bytes,
-            )
-        gpus = () if job.device == "cpu" else probes.cuda(bench, anchors_only=job.anchors_only)
-    if not job.anchors_only:
-        with _threads():
-            measured = foreign.pooled(measured, bench.anchors(_buffer_bytes(cpu, usable)))
+    figures, gpus, warnings = _measured(job, cpu, usable, bench)
     versions = software()
     profile = Profile(
         name=name(cpu, gpus),
@@ -72,12 +61,59 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
         usable_memory_bytes=usable,
         gpus=gpus,
         others=() if job.device == "cpu" else boards.others(),
-        figures=measured | linked | watch.leaves() | topology.clocks(),
+        figures=figures | watch.leaves() | topology.clocks(),
         software=versions,
-        warnings=tuple(bench.warnings),
+        warnings=warnings,
         probe_s=time.monotonic() - started,
     )
     return Probed(profile=profile, lacking=boards.lacking() if job.device != "cpu" else {})
+
+
+_Measured = tuple[dict[str, Leaf], tuple[Gpu, ...], tuple[str, ...]]
+
+
+def _measured(job: Probe, cpu: Cpu, usable: int, bench: probes.Bench) -> _Measured:
+    """The machine's leaves, its devices with theirs, and what is doubtful."""
+    size = _buffer_bytes(cpu, usable)
+    if job.anchors_only:
+        with _threads():
+            found = bench.anchors(size)
+            gpus = () if job.device == "cpu" else devices.cuda(bench, anchors_only=True)
+        return found, gpus, tuple(bench.warnings)
+    found = _linked(job, cpu)  # before any thread, and before a device is touched
+    with _metered(job, bench) as watts, _threads():
+        watts.idle(0 if job.device == "cpu" else devices.count())
+        found |= bench.cpu(
+            size,
+            thorough=job.thorough,
+            own_cache_bytes=cpu.l2_bytes,
+            last_cache_bytes=cpu.l3_bytes,
+        )
+        bench.loaded(watts)
+        gpus = () if job.device == "cpu" else devices.cuda(bench, anchors_only=False)
+        gpus = devices.drawn(gpus, watts)
+    with _threads():
+        found = foreign.pooled(found, bench.anchors(size)) | watts.figures
+    return found, gpus, (*bench.warnings, *watts.warnings)
+
+
+def _linked(job: Probe, cpu: Cpu) -> dict[str, Leaf]:
+    if not job.thorough:
+        return {}
+    between = links.gloo() if cpu.cores >= 2 else {}
+    return between | (links.nccl() if job.device != "cpu" else {})
+
+
+@contextmanager
+def _metered(job: Probe, bench: probes.Bench) -> Iterator[power.Probe]:
+    """A probe of power, which finds nothing where there is no meter process to ask."""
+    if job.meter is None:
+        yield power.Probe(None)
+        return
+    from autotune.worker.meterclient import MeterClient
+
+    with MeterClient(job.meter) as meter:
+        yield power.Probe(meter, over=bench.over, windows=_WINDOWS if job.thorough else 1)
 
 
 def processor(root: Path = system.ROOT) -> Cpu:

@@ -202,6 +202,15 @@ def test_what_had_processors_enough_is_kept(profile: Profile) -> None:
     assert RATE not in found.warnings[-1]
 
 
+def test_watts_are_judged_by_their_own_windows(profile: Profile) -> None:
+    """Foreign load would make a rate a lower end; of power it would be an upper one."""
+    busy = probed(profile, 0.75)
+    power = leaf(30.0, "W", low=20.0, high=60.0, samples=3)
+    figures = busy.figures | {"loaded_power_2t_w": power}
+    found = library.without_collapsed(changed(busy, figures=figures))
+    assert found.figures["loaded_power_2t_w"] == power
+
+
 # -- check ---------------------------------------------------------------------------------
 
 

@@ -8,18 +8,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from autotune.control import deployments, reuse, space
+from autotune.control import deployments, recipes, reuse, space
 from autotune.control.bridge import FunctionBridge
 from autotune.control.search import Search
 from autotune.errors import UsageError
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Leaf, Profile
-from autotune.records.plan import Deployment, Step
+from autotune.records.plan import Deployment, Recipe, Step
 from autotune.records.report import DeployTrial, Report
-from autotune.records.task import Survey
+from autotune.records.task import Survey, TaskInfo
 from autotune.tune import Task, tune
 from tests.support import made
-from tests.support.simulated import OPTIONS, Simulation
+from tests.support.simulated import OPTIONS, Simulation, info
 
 GOAL = Budget(goal="latency", max_drop=0.02)
 Go = Callable[..., tuple[Report, Path, Any]]
@@ -46,7 +46,7 @@ def go(tmp_path: Path, profile: Profile) -> Go:
     path = tmp_path / "model.py"
     path.write_text("raise SystemExit('never loaded here')\n")
 
-    def run(name: str, **effort: Any) -> tuple[Report, Path, Heard]:
+    def run(name: str, task: TaskInfo | None = None, **effort: Any) -> tuple[Report, Path, Heard]:
         heard = Heard()
         report, folder = tune(
             Task.from_file(path),
@@ -55,7 +55,9 @@ def go(tmp_path: Path, profile: Profile) -> Go:
             profile=profile,
             out=tmp_path / "reports" / name,
             listener=heard,
-            bridge=lambda work: FunctionBridge(Simulation(work, profile).answer),
+            bridge=lambda work: FunctionBridge(
+                Simulation(work, profile, task=task or info()).answer
+            ),
         )
         return report, folder, heard
 
@@ -114,6 +116,52 @@ def test_without_like_nothing_is_looked_for(go: Go) -> None:
 def test_auto_without_a_like_report_says_so(go: Go) -> None:
     _, _, heard = go("only", trials=12, like="auto")
     assert any("no report of a like model" in note for note in heard.notes)
+
+
+def trained(report: Report, quality: float) -> int:
+    """Recipes until one was as good, within noise."""
+    for number, trial in enumerate(report.train_trials, 1):
+        if trial.quality is not None and trial.quality >= quality - 0.002:
+            return number
+    return 10_000
+
+
+def top(report: Report) -> float:
+    return max(t.quality or 0.0 for t in report.train_trials)
+
+
+def test_the_train_search_starts_from_the_donors_recipes(go: Go) -> None:
+    far = info(recipe={"optimizer": "sgd", "lr": 0.5, "batch_size": 64})
+    first, _, _ = go("first", far, trials=3, train_trials=18)
+    second, _, heard = go("second", far, trials=3, train_trials=18, seed=3, like="auto")
+    assert trained(second, top(first)) <= len(first.train_trials) / 2
+    donors = [t for t in second.train_trials if t.why == "an earlier report"]
+    assert 1 <= len(donors) <= 3
+    assert all(t.state == "complete" and t.wall_s > 0 for t in donors)
+    why = [t.why for t in second.train_trials]
+    assert why[:2] == ["the baseline recipe", "the default recipe"]
+    assert why[2] == "an earlier report"
+    assert "blind sampler" in why
+    assert sum("recipes of" in note for note in heard.notes) == 1
+
+
+def test_a_search_alone_gives_its_recipes(go: Go) -> None:
+    _, folder, _ = go("first", train_trials=6, search_only=True)
+    second, _, heard = go("second", trials=4, train_trials=5, seed=3, like=str(folder))
+    assert any(t.why == "an earlier report" for t in second.train_trials)
+    assert not any(t.why == "an earlier report" for t in second.deploy_trials)
+    assert not any("plans of" in note for note in heard.notes)
+
+
+def test_a_recipe_that_this_space_has_not_is_brought_near(profile: Profile) -> None:
+    """Another batch and a learning rate out of range; the user's own values are left out."""
+    survey = Survey(task=made.info(train_rows=200), traits=made.traits(), options=OPTIONS)
+    searched = recipes.train_space(survey, Effort())
+    far = Recipe(optimizer="adamw", lr=1.0, batch_size=512, params={"width": 3})
+    values = recipes.values_near(far, searched)
+    assert values is not None
+    assert (values["batch_size"], values["lr_adaptive"]) == (16, 3e-2)
+    assert not any(name.startswith("params.") for name in values)
 
 
 def test_a_folder_without_a_report_is_refused(go: Go, tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """The power model: its formula, its range, and its SPECpower check."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.meters import modelled
 from autotune.meters.modelled import PRIOR_CORE_IDLE_W, PRIOR_CORE_MAX_W, Use, energy
-from autotune.records.hardware import Cpu, Profile
+from autotune.records.hardware import Cpu, Leaf, Profile
 from benchmarks import energy_model
 
 
@@ -35,6 +36,20 @@ def test_prior_of_a_busy_core_and_an_idle_one() -> None:
     assert interval.value == pytest.approx(PRIOR_CORE_MAX_W + PRIOR_CORE_IDLE_W)
     assert interval.low == pytest.approx(interval.value / 2)
     assert interval.high == pytest.approx(interval.value * 2)
+
+
+def test_watts_that_a_profile_measured_on_the_whole_machine() -> None:
+    def watts(value: float | None) -> Leaf:
+        return Leaf(value=value, unit="W", source="measured")
+
+    power = {"idle_power_w": watts(20.0), "loaded_power_4t_w": watts(90.0)}
+    whole = msgspec.structs.replace(profile(usable=4.0), figures=power)
+    assert modelled.measured_w(whole) == (20.0, 90.0)
+    part = msgspec.structs.replace(profile(usable=2.0), figures=power)
+    assert modelled.measured_w(part) is None  # all of its own cores are not all cores
+    unknown = power | {"loaded_power_4t_w": watts(None)}
+    assert modelled.measured_w(msgspec.structs.replace(whole, figures=unknown)) is None
+    assert modelled.measured_w(profile(usable=4.0)) is None
 
 
 def test_calibrated_by_the_machines_watts() -> None:

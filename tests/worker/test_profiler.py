@@ -3,7 +3,10 @@
 import json
 import os
 import socket
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +14,9 @@ import pytest
 import torch
 
 from autotune.records import codec, profiles
-from autotune.records.hardware import Cpu, Gpu
+from autotune.records.hardware import Cpu, Gpu, Leaf
 from autotune.records.job import Probe
-from autotune.worker import probes, profiler
+from autotune.worker import devices, paths, power, probes, profiler
 from autotune.worker.channel import NullChannel
 
 ANCHORS = {"gemm_fp32_1t_flop_per_s", "copy_1t_bytes_per_s", "op_overhead_s"}
@@ -107,6 +110,21 @@ def test_ladder_stops_at_the_first_call_over_its_budget() -> None:
     assert (leaf.value, leaf.samples) == (pytest.approx(2 * 64**3 / 0.2), 1)
 
 
+def test_a_ladder_on_more_threads_that_collapses_is_not_recorded() -> None:
+    tester = bench(Steps(1e-3))
+    found = tester._ladder("x", "op/s", lambda size: nothing, threads=1, floor=1e15)
+    assert found["x"].value is None
+    assert "other work held their cores" in tester.warnings[0]
+
+
+def test_int8_products_as_onnx_runtime_does_them() -> None:
+    call = paths.int8_product(16, 1)
+    assert call is not None
+    (product,) = call()  # type: ignore[misc]
+    assert product.shape == (16, 16)
+    assert (product == 16).all()
+
+
 def test_ladder_climbs_past_128_only_where_it_is_affordable() -> None:
     now = 0.0
     sizes: list[int] = []
@@ -187,7 +205,7 @@ def test_fingerprint_holds_what_must_agree() -> None:
 def test_no_cuda_device() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    assert probes.cuda(bench(Steps(1.0)), anchors_only=False) == ()
+    assert devices.cuda(bench(Steps(1.0)), anchors_only=False) == ()
 
 
 def test_rates_of_a_device_wait_for_it() -> None:
@@ -197,7 +215,7 @@ def test_rates_of_a_device_wait_for_it() -> None:
         nonlocal waits
         waits += 1
 
-    found = probes.device_leaves(
+    found = devices.device_leaves(
         bench(Steps(1.0)),
         torch.device("cpu"),
         wait,
@@ -214,6 +232,50 @@ def test_rates_of_a_device_wait_for_it() -> None:
     assert waits == 4 * 8
 
 
+def test_copies_to_a_device_are_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way by its own leaf; a fake stands in for what only CUDA can pin."""
+    pinned: list[bool] = []
+    plain = torch.empty
+
+    def empty(shape: object, *, dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
+        pinned.append(pin_memory)
+        return plain(shape, dtype=dtype)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(torch, "empty", empty)
+    found = devices._host_copies(bench(Steps(0.5)), torch.ones(1024), nothing)
+    assert pinned == [True]
+    assert {name: leaf.value for name, leaf in found.items()} == {
+        "host_to_device_bytes_per_s": pytest.approx(8192.0),
+        "device_to_host_bytes_per_s": pytest.approx(8192.0),
+    }
+
+
+def test_a_launch_is_one_of_many_that_are_waited_for_together() -> None:
+    found = devices._launches(bench(Steps(1.0)), torch.ones(1), nothing)
+    assert found["launch_overhead_s"].value == pytest.approx(1 / probes.DISPATCHES)
+
+
+def test_devices_are_loaded_together_and_keep_their_own_watts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited: list[int] = []
+    monkeypatch.setattr(devices, "_device", lambda gpu: torch.device("cpu"))
+    monkeypatch.setattr(devices, "_DEVICE_N", 8)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    leaf = Leaf(value=300.0, unit="W", source="measured")
+
+    class Watts(power.Probe):
+        def devices(self, boards: int, call: Callable[[], object]) -> None:
+            call()
+            self.boards = {index: {power.BOARD: leaf} for index in range(boards)}
+
+    two = (gpu(), Gpu(index=1, name="x", memory_bytes=1))
+    found = devices.drawn(two, Watts(None))
+    assert [g.figures for g in found] == [{"loaded_power_w": leaf}] * 2
+    assert waited == [0, 1]
+    assert devices.drawn((), Watts(None)) == ()
+
+
 def test_a_device_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = SimpleNamespace(
         name="GPU X", total_memory=1 << 30, major=9, minor=0, multi_processor_count=132, uuid="u"
@@ -221,21 +283,30 @@ def test_a_device_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts)
-    monkeypatch.setattr(probes, "device_leaves", lambda *args, **kwargs: {})
-    (found,) = probes.cuda(bench(Steps(1.0)), anchors_only=True)
+    monkeypatch.setattr(devices, "device_leaves", lambda *args, **kwargs: {})
+    (found,) = devices.cuda(bench(Steps(1.0)), anchors_only=True)
     assert (found.name, found.compute_capability, found.multiprocessors) == ("GPU X", "9.0", 132)
     assert "u" not in codec.encode(found).decode().split('"')
 
 
+@pytest.fixture
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies that take a moment even where others hold the processor."""
+    monkeypatch.setattr(profiler, "_buffer_bytes", lambda cpu, usable: 16 << 20)
+
+
+@pytest.mark.usefixtures("_small")
 def test_anchors_alone_for_real() -> None:
     threads = torch.get_num_threads()
-    probed = profiler.run(Probe(anchors_only=True), Path(), NullChannel())
+    probed = profiler.run(Probe(anchors_only=True, budget_s=60.0), Path(), NullChannel())
     assert set(probed.profile.figures) - {"foreign_load", "steal_share"} == ANCHORS
     assert torch.get_num_threads() == threads
 
 
-def test_whole_profile_for_real() -> None:
-    profile = profiler.run(Probe(device="cpu", budget_s=6.0), Path(), NullChannel()).profile
+@pytest.mark.usefixtures("_small")
+def test_whole_profile_for_real(metered: Path) -> None:
+    job = Probe(device="cpu", budget_s=30.0, meter=str(metered))
+    profile = profiler.run(job, Path(), NullChannel()).profile
     assert set(profile.figures) >= ANCHORS
     for name, leaf in profile.figures.items():
         if leaf.source != "measured":
@@ -251,6 +322,36 @@ def test_whole_profile_for_real() -> None:
     for private in (socket.gethostname(), str(Path.home()), str(Path.cwd())):
         assert len(private) < 4 or private not in json.loads(text).values()
     assert f"/{os.environ.get('USER', 'home')}/" not in text
+    idle, loaded = profile.figures["idle_power_w"], profile.figures["loaded_power_1t_w"]
+    assert idle.value is not None
+    assert loaded.value is not None
+    assert loaded.value > 2 * idle.value
+    assert "(simulated)" in str(idle.reference)
+    assert profiles.read(profiles.write(profile)).figures["idle_power_w"] == idle
+
+
+@pytest.fixture
+def metered(tmp_path: Path) -> Iterator[Path]:
+    """The socket of a meter process on a simulated tree: 5 W, and 200 W a core that we use."""
+    simulator = Path(__file__).parents[1] / "support" / "powercap_sim.py"
+    tree, path = tmp_path / "tree", tmp_path / "m.sock"
+    simulate = [simulator, tree, "--idle-w", "5", "--per-core-w", "200", "--pid", f"{os.getpid()}"]
+    serve = ["-m", "autotune.worker.meter", "--socket", path, "--powercap-root", tree]
+    with process(simulate), process([*serve, "--origin", "simulated"]):
+        yield path
+
+
+@contextmanager
+def process(command: list[object]) -> Iterator[None]:
+    text = [sys.executable, *map(str, command)]
+    started = subprocess.Popen(text, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    with started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == b"ready\n"
+        try:
+            yield
+        finally:
+            started.terminate()
 
 
 def test_a_collapsed_rate_is_not_recorded_as_truth() -> None:

@@ -1,0 +1,169 @@
+"""Does a second run gain from a first one's report?  ``python -m benchmarks.reuse``
+
+    profile of this machine -+-> first   model of width 32, from nothing
+                             +-> second  a like model (width 40), --like first
+                             +-> cold    the same like model, from nothing
+
+Each is a whole `autotune run` with the saved profile.  Counted are the second's trials until it
+has what the first had found, within noise:
+
+- *recipe*: quality on *select* not under the cold run's best by more than one standard error;
+- *deployment*: within every limit, no slower than 1.05 times the first run's plan on the second's
+  own model (or, where that plan could not be tried there, than the cold run's best).
+
+Both must be there in at most half of the first run's trials.  Runs that are complete are not run
+again; ``--only first`` stops after one.  Figures are of the machine that they were taken on.
+"""
+
+import argparse
+import math
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from autotune import machine
+from autotune.control import choose, store
+from autotune.control.space import canonical
+from autotune.records.budget import Budget, Effort
+from autotune.records.hardware import Profile
+from autotune.records.plan import Deployment
+from autotune.records.report import DeployTrial, Report
+from autotune.tune import Task, tune
+
+MODEL = Path(__file__).with_name("reuse_model.py")
+FOLDER = Path(".cache/benchmarks/reuse")
+WIDTHS = {"first": 32, "second": 40, "cold": 40}
+BUDGET = Budget(goal="latency", max_drop=0.05)
+"""As loose as 448 rows can certify of a compressed plan."""
+TIME_S, TRAIN_TRIALS, TRIALS = 75.0, 12, 24
+WITHOUT = ("compiled",)
+"""Whose builds would take most of so short a run."""
+NEAR = 1.05
+
+
+class Found(NamedTuple):
+    """Trials until the second run was there (None: never), and those of the first in all."""
+
+    what: str
+    needed: int | None
+    cold: int | None
+    first: int
+
+    @property
+    def good(self) -> bool:
+        return self.needed is not None and self.needed <= self.first / 2
+
+
+def until(trials: Sequence[object], there: Callable[[int], bool]) -> int | None:
+    """The number of trials up to and with the first that is there."""
+    return next((number + 1 for number in range(len(trials)) if there(number)), None)
+
+
+def recipes(first: Report, second: Report, cold: Report) -> Found:
+    """Trials until the best recipe's quality, within noise."""
+    best = max((t.quality for t in cold.train_trials if t.quality is not None), default=0.0)
+    rows = max(1, second.survey.task.select_rows)
+    enough = best - math.sqrt(best * (1 - best) / rows)
+
+    def count(report: Report) -> int | None:
+        trials = report.train_trials
+
+        def there(number: int) -> bool:
+            quality = trials[number].quality
+            complete = trials[number].state == "complete"
+            return complete and quality is not None and quality >= enough
+
+        return until(trials, there)
+
+    return Found("recipe", count(second), count(cold), len(first.train_trials))
+
+
+def deployments(first: Report, second: Report, cold: Report) -> Found:
+    """Trials until the first run's plan, or one as fast on this model."""
+    target = wanted_s(first, second, cold)
+
+    def count(report: Report) -> int | None:
+        trials = report.deploy_trials
+
+        def there(number: int) -> bool:
+            seconds = _seconds(trials[number])
+            return choose.feasible(trials[number]) and seconds <= NEAR * target
+
+        return until(trials, there)
+
+    return Found("deployment", count(second), count(cold), len(first.deploy_trials))
+
+
+def wanted_s(first: Report, second: Report, cold: Report) -> float:
+    """Seconds of the first run's plan on the second's model; of the cold run's best without it."""
+    assert first.chosen is not None
+    plan = _plan(first.chosen.plan.deployment)
+    tried = (*second.deploy_trials, *cold.deploy_trials)
+    same = [t for t in tried if _plan(t.deployment) == plan and choose.feasible(t)]
+    known = same or [t for t in cold.deploy_trials if choose.feasible(t)]
+    return min(_seconds(t) for t in known)
+
+
+def _plan(deployment: Deployment) -> str:
+    """A deployment, however long its recovery may take."""
+    return canonical(msgspec.structs.replace(deployment, recovery_epochs=0))
+
+
+def _seconds(trial: DeployTrial) -> float:
+    return math.inf if trial.latency_s is None else trial.latency_s.p50
+
+
+# -- runs ----------------------------------------------------------------------------------
+
+
+def profile() -> Profile:
+    """Of this machine, measured once."""
+    path = FOLDER / "profile.json"
+    if not path.exists():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        store.save_profile(machine.profile(), path)
+    return store.load_profile(str(path))
+
+
+def report(name: str) -> Report:
+    """A run's report; of one that was made before, or now."""
+    folder = FOLDER / name
+    if (folder / "report.json").exists():
+        made = store.load_report(folder)
+        if made.status == "complete":
+            return made
+    shutil.rmtree(folder, ignore_errors=True)  # what was interrupted begins anew
+    like = str(FOLDER / "first") if name == "second" else None
+    effort = Effort(
+        time_s=TIME_S, trials=TRIALS, train_trials=TRAIN_TRIALS, without=WITHOUT, like=like
+    )
+    task = Task.from_file(MODEL, str(WIDTHS[name]))
+    return tune(task, BUDGET, effort, profile=profile(), out=folder)[0]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, print the trials; 0 if both parts took at most half."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reuse")
+    parser.add_argument("--only", choices=tuple(WIDTHS), help="make this run alone")
+    only = parser.parse_args(argv).only
+    if only is not None:
+        made = report(only)
+        print(f"{only}: {len(made.train_trials)} recipes, {len(made.deploy_trials)} deployments")
+        return 0
+    first, second, cold = (report(name) for name in WIDTHS)
+    found = (recipes(first, second, cold), deployments(first, second, cold))
+    print(f"{'':12}{'first, in all':>15}{'second, --like':>16}{'cold':>6}")
+    for part in found:
+        needed, alone = (str(n) if n else "never" for n in (part.needed, part.cold))
+        print(f"{part.what:12}{part.first:>15}{needed:>16}{alone:>6}")
+    good = all(part.good for part in found)
+    print(f"there in at most half of the first run's trials: {'PASS' if good else 'FAIL'}")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
