@@ -7,7 +7,32 @@ from typing import Any
 from autotune.forms import Form, place
 from autotune.runtimes import Tools
 
-MODEL_FILES = ("weights.safetensors", "structure.json", "model.pt2", "model.onnx")
+MODEL_FILES = ("weights.safetensors", "structure.json", "model.pt2", "model.onnx", "model.xml")
+
+PADDED = '''
+
+def _padded(predict, size):
+    """This model takes exactly ``size`` rows: fewer are filled up, and cut off again."""
+
+    def call(*arrays, **named):
+        rows = len((*arrays, *named.values())[0])
+        fill = [(0, size - rows)]
+        arrays = [np.pad(a, fill + [(0, 0)] * (a.ndim - 1), mode="edge") for a in arrays]
+        named = {
+            n: np.pad(a, fill + [(0, 0)] * (a.ndim - 1), mode="edge") for n, a in named.items()
+        }
+        outputs = predict(*arrays, **named)
+        if isinstance(outputs, dict):
+            return {k: v[:rows] for k, v in outputs.items()}
+        if isinstance(outputs, tuple):
+            return tuple(v[:rows] for v in outputs)
+        return outputs[:rows]
+
+    return lambda *arrays, **named: (
+        predict if len((*arrays, *named.values())[0]) == size else call
+    )(*arrays, **named)
+'''
+"""Source of ``_padded`` for the loader of a model whose batch is fixed."""
 
 
 def write(form: Form, out: Path, tools: Tools, *, runtime: str, loader: str) -> None:

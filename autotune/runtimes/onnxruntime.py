@@ -51,30 +51,6 @@ def load():
     return PREDICT
 '''
 
-_FIXED = '''
-
-def _padded(predict, size):
-    """This model takes exactly ``size`` rows: fewer are filled up, and cut off again."""
-
-    def call(*arrays, **named):
-        rows = len((*arrays, *named.values())[0])
-        fill = [(0, size - rows)]
-        arrays = [np.pad(a, fill + [(0, 0)] * (a.ndim - 1), mode="edge") for a in arrays]
-        named = {
-            n: np.pad(a, fill + [(0, 0)] * (a.ndim - 1), mode="edge") for n, a in named.items()
-        }
-        outputs = predict(*arrays, **named)
-        if isinstance(outputs, dict):
-            return {k: v[:rows] for k, v in outputs.items()}
-        if isinstance(outputs, tuple):
-            return tuple(v[:rows] for v in outputs)
-        return outputs[:rows]
-
-    return lambda *arrays, **named: (
-        predict if len((*arrays, *named.values())[0]) == size else call
-    )(*arrays, **named)
-'''
-
 
 def unavailable(context: Context) -> str | None:
     """Needs the onnx extra."""
@@ -95,5 +71,5 @@ def write(form: Form, out: Path, tools: Tools) -> None:
     """Write ``model.onnx`` and a loader."""
     size = form.about.batch_size
     predict = "predict" if size is None else f"_padded(predict, {size})"
-    loader = _LOADER.replace("PREDICT", predict) + ("" if size is None else _FIXED)
+    loader = _LOADER.replace("PREDICT", predict) + ("" if size is None else _artifact.PADDED)
     _artifact.write(form, out, tools, runtime="onnxruntime", loader=loader)

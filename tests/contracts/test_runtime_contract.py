@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autotune import plugins
-from autotune.forms import ROAD, Form, Interface, flat, module, onnx_file
+from autotune.forms import ROAD, Form, Interface, flat, module, onnx_file, openvino_ir
 from autotune.runtimes import Tools
 from tests.support import made
 
@@ -50,6 +50,8 @@ def forms(tmp_path_factory) -> dict[str, Form]:
     wrapped = flat.Flat(model(), "tensor", ("input",)).eval()
     onnx_file.export(wrapped, [torch.ones(2, 6)], as_onnx / "model.onnx", names, dynamic=True)
     found = {"module": Form("module", as_module, about), "onnx": Form("onnx", as_onnx, about)}
+    found["openvino"] = Form("openvino", tmp_path_factory.mktemp("openvino"), about)
+    openvino_ir.convert(as_onnx, found["openvino"].folder)
     for form in found.values():
         form.save_about()
     return found
@@ -111,6 +113,6 @@ def test_its_loader_gives_the_models_outputs_for_any_array(written):
 
 def test_importing_a_runtime_imports_nothing_heavy():
     names = ", ".join(f"autotune.runtimes.{name}" for name in NAMES)
-    heavy = "{'torch', 'numpy', 'onnx', 'onnxruntime'}"
+    heavy = "{'torch', 'numpy', 'onnx', 'onnxruntime', 'openvino'}"
     code = f"import sys, {names}; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
