@@ -1,16 +1,37 @@
 """The ``openvino`` form: ``model.xml`` and ``model.bin``, converted from the ONNX file.
 
-Weights stay in fp32 as they are; what a machine computes in is the runtime's affair.
+Weights stay in fp32 as they are; what a machine computes in is the runtime's affair.  The
+files say nothing about the machine that they were made on.  OpenVINO's own converter is passed
+by: importing it sends messages to its maker.
 """
 
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from autotune.errors import JobError
+from autotune.forms import MODULE
 from autotune.forms.exported import last_line, quiet
 from autotune.forms.onnx_file import MODEL as ONNX
 
 MODEL = "model.xml"
+_SENDS = "openvino_telemetry"
+_OF = ":"
+_NOTES = {"fused_names_0", "can_be_folded"}
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Import openvino or nncf within: neither sends anything, writes into the home or prints."""
+    hidden = sys.modules.setdefault(_SENDS, None) is None  # type: ignore[arg-type]
+    try:
+        with quiet():
+            yield
+    finally:
+        if hidden:
+            del sys.modules[_SENDS]
 
 
 def convert(source: Path, out: Path) -> None:
@@ -19,19 +40,110 @@ def convert(source: Path, out: Path) -> None:
     Raises:
         JobError: unsupported, with the converter's last line.
     """
-    import openvino
-
     try:
-        with quiet():
-            save(openvino.convert_model(str(source / ONNX)), out / MODEL)
+        with silent():
+            import openvino
+            from openvino._offline_transformations import apply_moc_transformations
+
+            model = openvino.Core().read_model(source / ONNX)
+            _note_modules(model, source / ONNX)
+            apply_moc_transformations(model, cf=False)  # what its own converter does
+            save(model, out / MODEL)
     except Exception as error:
         raise JobError(
             "unsupported", f"OpenVINO cannot convert this model: {last_line(error)}"
         ) from error
 
 
-def save(model: Any, path: Path) -> None:
-    """Write a model of OpenVINO's with its weights as they are."""
+def check(source: Path, out: Path, samples: Sequence[Sequence[Any]], names: Sequence[str]) -> None:
+    """Compare the OpenVINO model with the ONNX one; nothing where ONNX Runtime is not installed.
+
+    Args:
+        source: the ONNX form's folder.
+        out: the OpenVINO form's folder.
+        samples: positional arrays, as many as ``names``.
+        names: of the inputs.
+
+    Raises:
+        JobError: unsupported: it fails or differs.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        return
+    import numpy as np
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(str(source / ONNX), options, providers=["CPUExecutionProvider"])
+    used = {value.name for value in session.get_inputs()}
+    try:
+        with silent():
+            run = runner(out / MODEL)
+        for inputs in samples:
+            fields = {n: np.asarray(x) for n, x in zip(names, inputs, strict=True) if n in used}
+            for a, b in zip(session.run(None, fields), run(fields), strict=True):
+                if a.shape != b.shape or not np.allclose(a, b, rtol=1e-2, atol=1e-3):
+                    shapes = ", ".join(f"{n} {list(x.shape)}" for n, x in fields.items())
+                    why = f"the model that OpenVINO made differs from yours at {shapes}"
+                    raise JobError("unsupported", why)
+    except RuntimeError as error:
+        why = f"the model that OpenVINO made fails: {last_line(error)}"
+        raise JobError("unsupported", why) from error
+
+
+def runner(model: Any) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """run(fields) -> outputs, in fp32; ``model`` is a path or a model of OpenVINO's."""
     import openvino
 
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    ports = {name: port for port in compiled.inputs for name in port.get_names()}
+
+    def run(fields: Mapping[str, Any]) -> tuple[Any, ...]:
+        given = {ports[name]: value for name, value in fields.items() if name in ports}
+        outputs: tuple[Any, ...] = compiled(given).to_tuple()
+        return outputs
+
+    return run
+
+
+def save(model: Any, path: Path) -> None:
+    """Write a model of OpenVINO's with its weights as they are, without notes on how and where
+    it was made.  Names that a counter made are counted anew, so that the bytes are the same.
+    """
+    import openvino
+
+    for key in list(model.get_rt_info()):
+        del model.rt_info[key]
+    model.set_friendly_name("model")
+    for index, node in enumerate(model.get_ordered_ops()):
+        kind, name = node.get_type_name(), node.get_friendly_name()
+        for key in _NOTES & set(node.get_rt_info()):
+            del node.rt_info[key]
+        if name.startswith(f"{kind}_") and name[len(kind) + 1 :].isdigit():
+            node.set_friendly_name(f"{kind}_{index}")
     openvino.save_model(model, str(path), compress_to_fp16=False)
+
+
+def module_of(name: str) -> str:
+    """The module that a node comes from, as ``named_modules`` names it; by the node's name."""
+    return name.partition(_OF)[0] if _OF in name else ""
+
+
+def _note_modules(model: Any, source: Path) -> None:
+    """OpenVINO drops a node's notes, so the name carries the module: ``head.0:node_linear``."""
+    import onnx
+
+    graph = onnx.load(str(source), load_external_data=False).graph
+    modules = {
+        name: note.value
+        for node in graph.node
+        for note in node.metadata_props
+        if note.key == MODULE and note.value
+        for name in (node.name, *node.output)
+    }
+    for node in model.get_ordered_ops():
+        name = node.get_friendly_name()
+        module = modules.get(name) or modules.get(name.partition("/")[0])
+        if module and node.get_type_name() not in ("Parameter", "Result", "Constant"):
+            node.set_friendly_name(f"{module}{_OF}{name}")

@@ -7,7 +7,7 @@ from typing import Any
 from autotune.forms import ABOUT, Form, place
 from autotune.runtimes import Tools
 
-MODEL_FILES = ("weights.safetensors", "structure.json", "model.pt2", "model.onnx")
+MODEL_FILES = ("weights.safetensors", "structure.json", "model.pt2", "model.onnx", "model.xml")
 
 
 def write(

@@ -254,6 +254,11 @@ class Bench:
     def convert(self, form: Form, out: Path) -> Form:
         """An OpenVINO model from an ONNX file."""
         openvino_ir.convert(form.folder, out)
+        free = self._free()
+        ends = dynamic.sizes(free) if free else [None]
+        size = form.about.batch_size or 2
+        samples = [[x.numpy() for x in self.example(size, end)] for end in ends]
+        openvino_ir.check(form.folder, out, samples, form.about.input_names)
         return Form("openvino", out, form.about)
 
     def _free(self) -> tuple[Dynamic, ...]:

@@ -12,7 +12,17 @@ import torch
 from torch import nn
 
 from autotune import plugins
-from autotune.forms import ROAD, Form, Interface, changed, exported, flat, module, onnx_file
+from autotune.forms import (
+    ROAD,
+    Form,
+    Interface,
+    changed,
+    exported,
+    flat,
+    module,
+    onnx_file,
+    openvino_ir,
+)
 from autotune.runtimes import Tools
 from tests.support import made
 
@@ -56,6 +66,8 @@ def forms(tmp_path_factory) -> dict[str, Form]:
         program / exported.PROGRAM,
     )
     found["program"] = Form("program", program, changed(about, batch_size=3))
+    found["openvino"] = Form("openvino", tmp_path_factory.mktemp("openvino"), about)
+    openvino_ir.convert(as_onnx, found["openvino"].folder)
     for form in found.values():
         form.save_about()
     return found
@@ -123,6 +135,6 @@ def test_its_loader_gives_the_models_outputs_for_any_array(written):
 
 def test_importing_a_runtime_imports_nothing_heavy():
     names = ", ".join(f"autotune.runtimes.{name}" for name in NAMES)
-    heavy = "{'torch', 'numpy', 'onnx', 'onnxruntime'}"
+    heavy = "{'torch', 'numpy', 'onnx', 'onnxruntime', 'openvino'}"
     code = f"import sys, {names}; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

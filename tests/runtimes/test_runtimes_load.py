@@ -1,6 +1,7 @@
 """Each artifact in a clean interpreter, without autotune: the module's own outputs."""
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from autotune.forms import Form, Interface, exported, flat, module, onnx_file
-from autotune.runtimes import Tools, aoti, compiled, eager, onnxruntime
+from autotune.forms import Form, Interface, changed, exported, flat, module, onnx_file, openvino_ir
+from autotune.runtimes import Tools, aoti, compiled, eager, onnxruntime, openvino
 from tests.support import made
 
 CNN = """
@@ -121,11 +122,13 @@ def clean(
             *(["1"] if twice else []),
         ],
         cwd=elsewhere,
+        env=os.environ | {"HOME": str(elsewhere), "CI": ""},  # without CI, openvino reports home
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+    assert not (elsewhere / "intel").exists()
     kind, one, needed = done.stdout.split()
     assert needed == "False"
     assert one == kind
@@ -168,6 +171,10 @@ def task(
     return Form("module", folder, about), model, expected
 
 
+_SERVED = {
+    "onnx": (onnxruntime, "autotune,torch"),
+    "openvino": (openvino, "autotune,torch,onnx,onnxruntime,nncf"),
+}
 RNG = np.random.default_rng(0)
 IMAGES = {"input": RNG.standard_normal((5, 1, 8, 8)).astype(np.float32)}
 TOKENS = {
@@ -186,7 +193,7 @@ CASES = {
 
 
 def converted(form: Form, model, rows, kind: str, tmp_path: Path) -> Form:
-    """The module form as an ``onnx`` or ``program`` form."""
+    """The module form as an ``onnx``, ``openvino`` or ``program`` form."""
     folder = tmp_path / kind
     folder.mkdir()
     about = form.about
@@ -196,7 +203,12 @@ def converted(form: Form, model, rows, kind: str, tmp_path: Path) -> Form:
         exported.save(exported.trace(wrapped, inputs, dynamic=True), folder / "model.pt2")
     else:
         names = about.input_names, about.output_names
-        onnx_file.export(wrapped, inputs, folder / "model.onnx", names, dynamic=True)
+        source = tmp_path if kind == "openvino" else folder
+        onnx_file.export(wrapped, inputs, source / "model.onnx", names, dynamic=True)
+        if kind == "openvino":
+            openvino_ir.convert(source, folder)
+            samples = [[array[:n] for array in rows.values()] for n in (1, 3)]
+            openvino_ir.check(source, folder, samples, tuple(rows))
     return Form(kind, folder, about)
 
 
@@ -209,12 +221,15 @@ def converted(form: Form, model, rows, kind: str, tmp_path: Path) -> Form:
         ("onnx", "tensor"),
         ("onnx", "tuple"),
         ("onnx", "dict"),
+        ("openvino", "tensor"),
+        ("openvino", "tuple"),
+        ("openvino", "dict"),
     ],
 )
 def test_a_clean_interpreter_gives_the_modules_outputs(case, way, tmp_path):
     source, args, kind, rows, whole = CASES[case]
     form, model, expected = task(source, args, kind, rows, tmp_path)
-    runtime, banned = (onnxruntime, "autotune,torch") if way == "onnx" else (eager, "autotune")
+    runtime, banned = _SERVED.get(way, (eager, "autotune"))
     if way != "source":
         form = converted(form, model, rows, way, tmp_path)
     out = tmp_path / "artifact"
@@ -274,21 +289,22 @@ def test_the_package_keeps_no_source_and_the_loader_knows_what_it_may_be_fed(tmp
     assert aoti._inputs(program) == [("float32", [None, 3])]
 
 
-def test_a_fixed_batch_is_filled_up_and_cut_off(tmp_path):
+@pytest.mark.parametrize("runtime", [onnxruntime, openvino])
+def test_a_fixed_batch_is_filled_up_and_cut_off(runtime, tmp_path):
     source, args, kind, rows, _ = CASES["tuple"]
     form, model, expected = task(source, args, kind, rows, tmp_path)
-    folder = tmp_path / "onnx"
+    folder, out = tmp_path / "onnx", tmp_path / "artifact"
     folder.mkdir()
+    out.mkdir()
     wrapped = flat.Flat(model, kind, tuple(rows)).eval()
     inputs = [torch.from_numpy(np.concatenate([a, a[:1]])) for a in rows.values()]
     names = tuple(rows), form.about.output_names
     onnx_file.export(wrapped, inputs, folder / "model.onnx", names, dynamic=False)
-    about = Interface(
-        **{f: getattr(form.about, f) for f in form.about.__struct_fields__} | {"batch_size": 4}
-    )
-    out = tmp_path / "artifact"
-    out.mkdir()
-    onnxruntime.write(Form("onnx", folder, about), out, Tools(threads=1, batch_size=4))
+    if runtime is openvino:
+        openvino_ir.convert(folder, folder)
+        (folder / "model.onnx").unlink()
+    fixed = Form(runtime.TAKES, folder, changed(form.about, batch_size=4))
+    runtime.write(fixed, out, Tools(threads=1, batch_size=4))
     _, found = clean(out, rows, "autotune,torch", tmp_path)
     for a, b in zip(expected, found.values(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -329,3 +345,58 @@ def test_compiled_says_what_to_install(monkeypatch, tool):
         monkeypatch.setattr("shutil.which", lambda name: "/bin/cc")
         monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": "/nowhere"})
     assert "apt-get install" in (compiled.unavailable(None) or "")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> tuple[Form, list[np.ndarray]]:
+    source, args, kind, rows, _ = CASES["tuple"]
+    folder = tmp_path_factory.mktemp("pair")
+    form, model, expected = task(source, args, kind, rows, folder)
+    return converted(form, model, rows, "openvino", folder), expected
+
+
+def loaded(form: Form, out: Path, **tools):
+    openvino.write(form, out, Tools(**{"threads": 1, "batch_size": 3} | tools))
+    names: dict[str, object] = {"__file__": str(out / "load.py"), "__name__": "load"}
+    exec(compile((out / "load.py").read_text(), "load.py", "exec"), names)
+    return names["load"]()
+
+
+def test_openvino_answers_are_the_callers_own_at_any_batch_and_from_any_array(pair, tmp_path):
+    form, expected = pair
+    predict = loaded(form, tmp_path)
+    a, b = COUPLES.values()
+    first = predict(a, b)
+    kept = [x.copy() for x in first]
+    predict(-a, -b)
+    for rows in (slice(0, 3), slice(0, 2), slice(0, 1)):
+        found = predict(np.asfortranarray(a[rows].astype(np.float64)), input_1=b[rows])
+        for one, whole in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, whole[rows], atol=1e-5)
+    for x, y, whole in zip(first, kept, expected, strict=True):
+        assert np.array_equal(x, y)
+        np.testing.assert_allclose(x, whole, atol=1e-5)
+
+
+def test_openvino_reads_large_inputs_where_they_are(pair, tmp_path):
+    form, _ = pair
+    a, b = (np.repeat(x, 4000, axis=0) for x in COUPLES.values())
+    big = loaded(form, tmp_path, batch_size=len(a))
+    a.flags.writeable = False
+    out = tmp_path / "small"
+    out.mkdir()
+    one = loaded(form, out)(*(x[:3] for x in (a, b)))
+    for x, y in zip(one, big(a, b), strict=True):
+        np.testing.assert_allclose(x, y[:3], atol=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "hint"), [("fp32", "f32"), ("bf16", "bf16")])
+def test_openvino_computes_in_what_the_form_says(pair, tmp_path, precision, hint):
+    form = Form("openvino", pair[0].folder, changed(pair[0].about, precision=precision))
+    openvino.write(form, tmp_path, Tools(threads=1, batch_size=1))
+    assert f'"INFERENCE_PRECISION_HINT": "{hint}"' in (tmp_path / "load.py").read_text()
+
+
+def test_openvino_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(openvino, "find_spec", lambda name: None)
+    assert "pip install autotune[openvino]" in (openvino.unavailable(None) or "")

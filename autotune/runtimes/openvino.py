@@ -1,0 +1,135 @@
+"""Runtime ``openvino``: OpenVINO on the CPU, with no PyTorch in the process.
+
+    model.xml --reshape to the plan's batch--> compiled ---one request, its own input memory---> y
+        `--as it is, on first need---> compiled for any batch
+
+What computes is pinned down: OpenVINO would choose bf16 by itself where a processor has it, and
+a plan that says fp32 must not.  It does not know a load of several calls at once: calls queue.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from autotune.forms import Form
+from autotune.records.job import Context
+from autotune.records.task import Dim
+from autotune.runtimes import Tools, _artifact
+
+TAKES = "openvino"
+_NEEDS = ("onnx", "onnxscript", "openvino")  # the first two export what OpenVINO converts
+_PRECISION = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+_LOADER = '''"""Loads this model by itself: ``predict = load()``, then ``y = predict(x)``.
+
+NumPy arrays in (positional, or by name), NumPy out.  Needs openvino; not autotune, not PyTorch.
+"""
+
+import json
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+
+_SENDS = "openvino_telemetry"  # importing openvino would tell its maker; hidden, it cannot
+_hidden = sys.modules.setdefault(_SENDS, None) is None
+import openvino as ov  # noqa: E402
+
+if _hidden:
+    del sys.modules[_SENDS]
+
+HERE = Path(__file__).resolve().parent
+COPIED = 1 << 16  # bytes; larger inputs are read where they are
+
+
+def load():
+    """predict(*arrays, **arrays) -> array, or tuple or dict of arrays."""
+    info = json.loads((HERE / "artifact.json").read_text())
+    names, kind, keys = info["input_names"], info["output_kind"], info["output_names"]
+    ready = [_ready(info, info["batch_size"]) or _ready(info)]
+    lock = threading.Lock()
+
+    def predict(*arrays, **named):
+        if named:
+            named.update(zip(names, arrays))
+            arrays = [named[name] for name in names]
+        with lock:
+            outputs = ready[0](arrays)
+            if outputs is None:  # not the plan's batch
+                if len(ready) == 1:
+                    ready.append(_ready(info))
+                outputs = ready[1](arrays)
+        if kind == "dict":
+            return dict(zip(keys, outputs))
+        return outputs[0] if kind == "tensor" else outputs
+
+    return PREDICT
+
+
+def _ready(info, size=None):
+    """call(arrays) -> outputs, for exactly ``size`` rows (any shapes where that is None).
+
+    None where ``size`` leaves other sizes free; a call gives None where the shapes are not its.
+    """
+    core = ov.Core()
+    model = core.read_model(HERE / "model.xml")
+    if size:
+        shapes = {i: i.get_partial_shape() for i in model.inputs}
+        for shape in shapes.values():
+            shape[0] = size
+        if any(shape.is_dynamic for shape in shapes.values()):
+            return None
+        model.reshape(shapes)
+    options = {
+        "INFERENCE_NUM_THREADS": info["threads"],
+        "INFERENCE_PRECISION_HINT": "PRECISION",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # else two such processes take the same core
+    }
+    request = core.compile_model(model, "CPU", options).create_infer_request()
+    infer = super(ov.InferRequest, request).infer  # without the wrapper's checks
+    nothing = {}
+    places = []  # of inputs that the model does not ignore
+    for i, port in enumerate(model.inputs):
+        dtype = port.get_element_type().to_dtype()
+        held = request.get_input_tensor(i).data if size else None
+        place = info["input_names"].index(port.get_any_name())
+        places.append((i, place, dtype, held, held is not None and held.nbytes <= COPIED))
+
+    def call(arrays):
+        for i, place, dtype, held, small in places:
+            a = arrays[place]
+            if size and a.shape != held.shape:
+                return None
+            if small:
+                held[...] = a
+            else:
+                a = np.require(a, dtype, "CW")
+                request.set_input_tensor(i, ov.Tensor(a, shared_memory=True))
+        return tuple(infer(nothing, False, False).values())
+
+    return call
+'''
+
+
+def unavailable(context: Context) -> str | None:
+    """Needs the openvino extra."""
+    del context
+    missing = [name for name in _NEEDS if find_spec(name) is None]
+    if missing:
+        return f"needs `pip install autotune[openvino]` ({', '.join(missing)} missing)"
+    return None
+
+
+def dims(context: Context) -> tuple[Dim, ...]:
+    """None."""
+    del context
+    return ()
+
+
+def write(form: Form, out: Path, tools: Tools) -> None:
+    """Write ``model.xml``, ``model.bin`` and a loader."""
+    loader = _artifact.for_its_batch(_LOADER, form)
+    loader = loader.replace('"PRECISION"', f'"{_PRECISION[form.about.precision]}"')
+    _artifact.write(form, out, tools, runtime="openvino", loader=loader)
