@@ -1,0 +1,103 @@
+"""Makes a benchmark model's checkpoint: ``python -m benchmarks.deploy_train FILE.py OUT``.
+
+    model file's make_model, train_data, recipe, epochs -> weights.safetensors
+
+A plain loop (AdamW, one cycle, bf16 where that is fast), so that what autotune and its peers
+are given does not come from autotune.  Same seed, same machine: same weights.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+FOLDER = Path(__file__).parent / "deploy_models"
+
+
+def module(path: Path) -> ModuleType:
+    """The model file, imported."""
+    spec = importlib.util.spec_from_file_location(f"deploy_model_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = found
+    spec.loader.exec_module(found)
+    return found
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """The model's output for a batch: a tensor or several."""
+    return model(*inputs) if isinstance(inputs, list | tuple) else model(inputs)
+
+
+def score(file: ModuleType, output: Tensor, target: Tensor) -> Tensor:
+    """Quality of each row: the file's own, else right or wrong."""
+    if hasattr(file, "score"):
+        own: Tensor = file.score(output, target)
+        return own
+    return (output.argmax(1) == target).float()
+
+
+def train(file: ModuleType, seed: int = 0) -> nn.Module:
+    """A fresh model, trained by the file's recipe."""
+    torch.manual_seed(seed)
+    recipe, epochs = file.recipe, file.epochs
+    model: nn.Module = file.make_model()
+    if not epochs:
+        return model
+    loss = getattr(file, "loss", nn.functional.cross_entropy)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), recipe["lr"], weight_decay=recipe["weight_decay"]
+    )
+    loader = DataLoader(file.train_data(), recipe["batch_size"], shuffle=True, drop_last=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe["lr"], total_steps=epochs * len(loader)
+    )
+    recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
+    fast = not recurrent and torch.cpu.get_capabilities().get("amx_bf16", False)
+    model.train()
+    for _ in range(epochs):
+        for inputs, target in loader:
+            with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+                output = call(model, inputs)
+            found = loss(output.float(), target)
+            optimizer.zero_grad()
+            found.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+def quality(file: ModuleType, model: nn.Module, rows: Any) -> float:
+    """Mean score on a dataset."""
+    model.eval()
+    scores = []
+    with torch.inference_mode():
+        for inputs, target in DataLoader(rows, 128):
+            scores.append(score(file, call(model, inputs), target))
+    return float(torch.cat(scores).mean())
+
+
+def main(argv: list[str]) -> int:
+    """Train and save; prints the quality on *select*."""
+    path, out = Path(argv[0]), Path(argv[1])
+    file = module(path)
+    model = train(file)
+    found = quality(file, model, file.eval_data())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.with_name(out.name + ".part")
+    save_file({n: t.detach().contiguous() for n, t in model.state_dict().items()}, scratch)
+    scratch.replace(out)
+    print(f"{path.stem}: quality {found:.4f} on select")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
