@@ -14,7 +14,7 @@ Does not know autotune's plans, nor how anything is timed.
 import json
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -218,9 +218,16 @@ PEERS: dict[str, tuple[Callable[[Given], None], Callable[[Given], Predict], str]
 PACKAGES = ("torch", "onnxruntime", "openvino", "nncf", "numpy")
 
 
-def software() -> dict[str, str]:
-    """Versions of what the peers are made with."""
-    return {name: version(name) for name in PACKAGES}
+def software() -> dict[str, str | None]:
+    """Versions of what the peers are made with; None for what is not installed."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def build(name: str, given: Given) -> None:
