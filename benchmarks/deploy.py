@@ -24,8 +24,8 @@ from benchmarks.data import DataError
 from benchmarks.deploy_peers import software
 from benchmarks.deploy_rows import FOLDER, MODELS, RowError, Setting
 
-QUICK = ("mlp", "crepe", "bert")
-QUICK_SETTING = Setting(time_s=75.0, cycles=2, block_s=0.1)
+QUICK = ("mlp", "crepe", "gru")
+QUICK_SETTING = Setting(time_s=60.0, cycles=2, block_s=0.1)
 HOLDS, FAILS, MISSING = 0, 1, 4
 Job = tuple[str, int]
 

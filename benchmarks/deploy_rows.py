@@ -139,7 +139,9 @@ def trained(model: str, threads: int) -> None:
         scratch.replace(confirm(model))
 
 
-def scored(model: str, folder: Path, batch: int, threads: int) -> list[float]:
+def scored(
+    model: str, folder: Path, batch: int, threads: int, name: str | None = None
+) -> list[float]:
     """Scores of a contestant on every row of *confirm*, by its own process; kept beside it.
 
     Raises:
@@ -147,14 +149,14 @@ def scored(model: str, folder: Path, batch: int, threads: int) -> list[float]:
     """
     import numpy as np
 
-    kept = folder.with_name(f"{folder.name}.scores.npy")
+    kept = place(model, batch, threads) / f"{name or folder.name}.scores.npy"
     if not kept.is_file():
         import torch
         from torch.utils.data import DataLoader
 
         from benchmarks.deploy_train import module, score
 
-        out = folder.with_name(f"{folder.name}.outputs.npy")
+        out = kept.with_name(kept.name.replace("scores", "outputs"))
         one = Contestant(Entry(folder, confirm(model), batch, threads))
         try:
             one.ready()
@@ -208,10 +210,26 @@ class Tuned(NamedTuple):
 
 
 def tuned(model: str, batch: int, setting: Setting) -> Tuned:
-    """Run autotune as its user would; its report stays beside the peers."""
+    """Run autotune as its user would; its report stays beside the peers, with a note of what it
+    was made with, so that a row that was cut off need not search again.
+    """
     out = place(model, batch, setting.threads) / OURS
+    note, made = out.with_name("autotune.json"), {**setting._asdict(), "code": code()}
+    if note.is_file():
+        known = json.loads(note.read_text())
+        if known["made"] == made:
+            return Tuned(out / "artifact" if known["artifact"] else None, known["facts"])
+    for stale in (note, out.with_name(f"{OURS}.scores.npy")):
+        stale.unlink(missing_ok=True)
     shutil.rmtree(out, ignore_errors=True)
-    out.with_name("artifact.scores.npy").unlink(missing_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    found = _searched(model, batch, setting, out)
+    kept = {"made": made, "artifact": found.folder is not None, "facts": found.facts}
+    note.write_text(json.dumps(kept))
+    return found
+
+
+def _searched(model: str, batch: int, setting: Setting, out: Path) -> Tuned:
     command = [
         *(sys.executable, "-m", "autotune", "run", str(source(model))),
         *("--weights", str(weights(model)), "--goal", "latency", "--batch", str(batch)),
@@ -220,17 +238,15 @@ def tuned(model: str, batch: int, setting: Setting) -> Tuned:
         *("--out", str(out)),
     ]
     began = time.monotonic()
-    out.parent.mkdir(parents=True, exist_ok=True)
     log = out.with_name("autotune.log")
+    env = dict(os.environ, PYTHONPATH=str(ROOT))
     with log.open("w") as told:
-        code_ = subprocess.call(
-            command, cwd=ROOT, env=dict(os.environ, PYTHONPATH=str(ROOT)), stdout=told, stderr=told
-        )
-    facts: dict[str, Any] = {"exit_code": code_, "search_s": time.monotonic() - began}
+        status = subprocess.call(command, cwd=ROOT, env=env, stdout=told, stderr=told)
+    facts: dict[str, Any] = {"exit_code": status, "search_s": time.monotonic() - began}
     path = out / "report.json"
     if not path.is_file() or not (out / "artifact" / "load.py").is_file():
-        last = log.read_text().strip().splitlines()[-1:]
-        return Tuned(None, facts | {"failure": last[0] if last else f"exit code {code_}"})
+        last = log.read_text().strip().splitlines()[-1:] or [f"exit code {status}"]
+        return Tuned(None, facts | {"failure": last[0]})
     return Tuned(out / "artifact", facts | _told(json.loads(path.read_text())))
 
 
@@ -286,7 +302,7 @@ def row(model: str, batch: int, setting: Setting) -> dict[str, Any]:
     try:
         if ours.folder is None:
             raise ContestantError(ours.facts["failure"])
-        mine = scored(model, ours.folder, batch, setting.threads)
+        mine = scored(model, ours.folder, batch, setting.threads, OURS)
         contestants[OURS] |= {"folder": ours.folder, "size_bytes": _size(ours.folder)}
         contestants[OURS]["quality"] = deploy_judge.quality(mine, base)
     except ContestantError as error:

@@ -3,11 +3,12 @@
     model file's make_model, train_data, recipe, epochs -> weights.safetensors
 
 A plain loop (AdamW, one cycle, bf16 where that is fast), so that what autotune and its peers
-are given does not come from autotune.  Same seed, same machine: same weights.
+are given does not come from autotune.  A killed training goes on from its last half minute.
 """
 
 import importlib.util
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,8 +45,8 @@ def score(file: ModuleType, output: Tensor, target: Tensor) -> Tensor:
     return (output.argmax(1) == target).float()
 
 
-def train(file: ModuleType, seed: int = 0) -> nn.Module:
-    """A fresh model, trained by the file's recipe."""
+def train(file: ModuleType, kept: Path, seed: int = 0) -> nn.Module:
+    """A fresh model, trained by the file's recipe; what is done every half minute is kept."""
     torch.manual_seed(seed)
     recipe, epochs = file.recipe, file.epochs
     model: nn.Module = file.make_model()
@@ -55,24 +56,54 @@ def train(file: ModuleType, seed: int = 0) -> nn.Module:
     optimizer = torch.optim.AdamW(
         model.parameters(), recipe["lr"], weight_decay=recipe["weight_decay"]
     )
-    loader = DataLoader(file.train_data(), recipe["batch_size"], shuffle=True, drop_last=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe["lr"], total_steps=epochs * len(loader)
-    )
+    data = file.train_data()
+    order = batches(len(data), recipe["batch_size"], epochs, seed)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe["lr"], total_steps=len(order))
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    done, saved = restored(kept, parts), time.monotonic()
     recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
     fast = not recurrent and torch.cpu.get_capabilities().get("amx_bf16", False)
     model.train()
-    for _ in range(epochs):
-        for inputs, target in loader:
-            with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-                output = call(model, inputs)
-            found = loss(output.float(), target)
-            optimizer.zero_grad()
-            found.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
+    for step, (inputs, target) in enumerate(DataLoader(data, batch_sampler=order[done:]), done):
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            output = call(model, inputs)
+        found = loss(output.float(), target)
+        optimizer.zero_grad()
+        found.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if time.monotonic() - saved > 30:
+            keep(kept, parts, step + 1)
+            print(f"step {step + 1} of {len(order)}", flush=True)
+            saved = time.monotonic()
+    kept.unlink(missing_ok=True)
     return model.eval()
+
+
+def batches(rows: int, size: int, epochs: int, seed: int) -> list[list[int]]:
+    """Row numbers of every step, in a seeded order; the last rows of an epoch may be left out."""
+    draw = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(rows, generator=draw) for _ in range(epochs)]
+    return [o[i : i + size].tolist() for o in orders for i in range(0, rows - size + 1, size)]
+
+
+def keep(path: Path, parts: dict[str, Any], step: int) -> None:
+    """Write what a killed training goes on from."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".new")
+    torch.save({"step": step} | {n: part.state_dict() for n, part in parts.items()}, scratch)
+    scratch.replace(path)
+
+
+def restored(path: Path, parts: dict[str, Any]) -> int:
+    """Steps that are done already, with their state loaded."""
+    if not path.is_file():
+        return 0
+    state = torch.load(path, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return int(state["step"])
 
 
 def quality(file: ModuleType, model: nn.Module, rows: Any) -> float:
@@ -89,7 +120,7 @@ def main(argv: list[str]) -> int:
     """Train and save; prints the quality on *select*."""
     path, out = Path(argv[0]), Path(argv[1])
     file = module(path)
-    model = train(file)
+    model = train(file, out.with_name("training.pt"))
     found = quality(file, model, file.eval_data())
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(out.name + ".part")
