@@ -112,6 +112,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="start no row that would end later")
     parser.add_argument("--show", action="store_true", help="only print the rows there are")
     parser.add_argument("--prepare", action="store_true", help="only train and build the peers")
+    parser.add_argument("--peers", action="store_true", help="only race the peers; no row is kept")
     return parser.parse_args(argv)
 
 
@@ -129,23 +130,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         wanted = jobs(given.only, given.batch, given.quick)
         if not given.show:
-            make(wanted, setting, given.minutes, given.prepare)
+            if given.prepare or given.peers:
+                alone(wanted, setting, given.peers)
+                return HOLDS
+            make(wanted, setting, given.minutes)
     except (RowError, DataError) as error:
         print(error, file=sys.stderr)
         return 2
     return report(wanted, stored(setting))
 
 
-def make(wanted: list[Job], setting: Setting, minutes: float | None, prepare: bool) -> None:
+def alone(wanted: list[Job], setting: Setting, raced: bool) -> None:
+    """Build and score the peers, and race them without autotune where that is wished."""
+    for model, batch in wanted:
+        if raced:
+            row = deploy_rows.row(model, batch, setting, search=False)
+            print("\n".join(deploy_judge.table(row)), end="\n\n", flush=True)
+            continue
+        deploy_rows.trained(model, setting.threads)
+        deploy_rows.peers(model, batch, setting.threads)
+        print(f"{model} batch {batch}: peers ready", flush=True)
+
+
+def make(wanted: list[Job], setting: Setting, minutes: float | None) -> None:
     """Make what is not stored, until the time is up."""
     began = time.monotonic()
     rows = stored(setting)
     for model, batch in wanted:
-        if prepare:
-            deploy_rows.trained(model, setting.threads)
-            deploy_rows.peers(model, batch, setting.threads)
-            print(f"{model} batch {batch}: peers ready", flush=True)
-            continue
         if (model, batch) in rows:
             continue
         spent = time.monotonic() - began

@@ -122,6 +122,8 @@ def table(row: Mapping[str, Any]) -> list[str]:
             f"   time against {found.best}: {found.slowdown.value:.3f}x "
             f"({found.slowdown.low:.3f} to {found.slowdown.high:.3f})"
         )
+    if OURS not in known:
+        return lines
     verdict = "FAIL: " + "; ".join(found.failures) if found.failures else "PASS"
     return [*lines, f"   {verdict}"]
 

@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from autotune.control import comparing
 ROOT = Path(__file__).resolve().parents[1]
 PAUSE_S = 0.02
 """Between blocks: threads that spin on after a call are asleep by then."""
-_PATIENCE_S = 300.0
+_PATIENCE_S = 600.0
 Launches = Sequence[Sequence[float]]
 """Of one contestant: for each launch, for each cycle, the median of its calls in seconds."""
 
@@ -69,9 +70,12 @@ class Contestant:
             ContestantError: it ended instead.
         """
         assert self._process.stdout is not None
+        watchdog = threading.Timer(_PATIENCE_S, self._process.kill)
+        watchdog.start()
         line = self._process.stdout.readline()
+        watchdog.cancel()
         if not line:
-            self._process.wait(_PATIENCE_S)
+            self._process.wait()
             self._log.seek(0)
             said = self._log.read().strip().splitlines()[-1:] or ["it said nothing"]
             raise ContestantError(said[0])

@@ -286,8 +286,8 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def row(model: str, batch: int, setting: Setting) -> dict[str, Any]:
-    """Search, score and race: the row as it is stored.
+def row(model: str, batch: int, setting: Setting, search: bool = True) -> dict[str, Any]:
+    """Search, score and race: the row as it is stored.  Without ``search`` of peers alone.
 
     Raises:
         RowError: there is no model, or no baseline.
@@ -296,24 +296,39 @@ def row(model: str, batch: int, setting: Setting) -> dict[str, Any]:
     began = time.monotonic()
     trained(model, setting.threads)
     contestants = peers(model, batch, setting.threads)
-    ours = tuned(model, batch, setting)
-    contestants[OURS] = {"title": "autotune"}
-    base = scored(model, place(model, batch, setting.threads) / BASE, batch, setting.threads)
-    try:
-        if ours.folder is None:
-            raise ContestantError(ours.facts["failure"])
-        mine = scored(model, ours.folder, batch, setting.threads, OURS)
-        contestants[OURS] |= {"folder": ours.folder, "size_bytes": _size(ours.folder)}
-        contestants[OURS]["quality"] = deploy_judge.quality(mine, base)
-    except ContestantError as error:
-        contestants[OURS]["failure"] = str(error)
+    facts: dict[str, Any] = {}
+    if search:
+        ours = tuned(model, batch, setting)
+        facts = {key: value for key, value in ours.facts.items() if key != "failure"}
+        contestants[OURS] = judged(model, batch, setting, ours)
     timed(model, batch, setting, contestants)
     return {
         "schema": "deploy/1", "model": model, "batch": batch, **setting._asdict(), "code": code(),
-        "software": software(), "machine": machine(), "confirm_rows": len(base),
+        "software": software(), "machine": machine(),
+        "confirm_rows": len(scored_base(model, batch, setting)),
         "contestants": {n: _plain(c) for n, c in contestants.items()},
-        **{key: value for key, value in ours.facts.items() if key != "failure"},
+        **facts,
         "wall_s": time.monotonic() - began,
+    }  # fmt: skip
+
+
+def scored_base(model: str, batch: int, setting: Setting) -> list[float]:
+    """The dense model's scores, which every drop is from."""
+    folder = place(model, batch, setting.threads) / BASE
+    return scored(model, folder, batch, setting.threads)
+
+
+def judged(model: str, batch: int, setting: Setting, ours: Tuned) -> dict[str, Any]:
+    """Autotune as a contestant: its artifact's folder, size and quality, or its failure."""
+    if ours.folder is None:
+        return {"title": OURS, "failure": ours.facts["failure"]}
+    try:
+        mine = scored(model, ours.folder, batch, setting.threads, OURS)
+    except ContestantError as error:
+        return {"title": OURS, "failure": str(error)}
+    quality = deploy_judge.quality(mine, scored_base(model, batch, setting))
+    return {
+        "title": OURS, "folder": ours.folder, "size_bytes": _size(ours.folder), "quality": quality
     }  # fmt: skip
 
 
