@@ -46,9 +46,15 @@ class Entry(NamedTuple):
 
 
 class Contestant:
-    """One process, `benchmarks.deploy_worker`; ``ready`` waits for it to have loaded."""
+    """One process, `benchmarks.deploy_worker`; ``ready`` waits for it to have loaded.
 
-    def __init__(self, entry: Entry) -> None:
+    ``untimed``: its threads do not spin while they wait for each other, which takes minutes where
+    something else runs beside it.
+    """
+
+    def __init__(self, entry: Entry, untimed: bool = False) -> None:
+        env = dict(os.environ, PYTHONPATH=str(ROOT))
+        env |= {"OMP_WAIT_POLICY": "PASSIVE"} if untimed else {}
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - `end` closes it
         self._process = subprocess.Popen(
             [
@@ -60,7 +66,7 @@ class Contestant:
             stderr=self._log,
             text=True,
             cwd=ROOT,
-            env=dict(os.environ, PYTHONPATH=str(ROOT)),
+            env=env,
         )
 
     def ready(self) -> dict[str, Any]:
