@@ -38,6 +38,7 @@ MODELS = {
 """Model file under ``deploy_models`` -> its throughput batch."""
 FOLDER = data.CACHE / "deploy"
 _BUILD_S, _TRAIN_S = 400, 3600
+_USAGE = 2
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
           "asimd", "asimddp", "i8mm", "bf16", "sve")  # fmt: skip
 
@@ -245,8 +246,10 @@ def _searched(model: str, batch: int, setting: Setting, out: Path) -> Tuned:
     facts: dict[str, Any] = {"exit_code": status, "search_s": time.monotonic() - began}
     path = out / "report.json"
     if not path.is_file() or not (out / "artifact" / "load.py").is_file():
-        last = log.read_text().strip().splitlines()[-1:] or [f"exit code {status}"]
-        return Tuned(None, facts | {"failure": last[0]})
+        last = log.read_text().strip().splitlines()[-4:] or [f"exit code {status}"]
+        if status == _USAGE:
+            raise RowError(f"{model}: autotune does not take it: " + " ".join(last))
+        return Tuned(None, facts | {"failure": last[-1]})
     return Tuned(out / "artifact", facts | _told(json.loads(path.read_text())))
 
 

@@ -48,10 +48,10 @@ def score(file: ModuleType, output: Tensor, target: Tensor) -> Tensor:
 def train(file: ModuleType, kept: Path, seed: int = 0) -> nn.Module:
     """A fresh model, trained by the file's recipe; what is done every half minute is kept."""
     torch.manual_seed(seed)
-    recipe, epochs = file.recipe, file.epochs
     model: nn.Module = file.make_model()
-    if not epochs:
+    if getattr(file, "pretrained", False):
         return model
+    recipe, epochs = file.recipe, file.epochs
     loss = getattr(file, "loss", nn.functional.cross_entropy)
     optimizer = torch.optim.AdamW(
         model.parameters(), recipe["lr"], weight_decay=recipe["weight_decay"]
