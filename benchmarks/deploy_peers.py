@@ -22,6 +22,7 @@ import numpy as np
 
 Predict = Callable[..., Any]
 CALIBRATION_ROWS = 300
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Given(NamedTuple):
@@ -245,7 +246,7 @@ def build(name: str, given: Given) -> None:
 def load(folder: Path) -> Predict:
     """A built peer's ``predict``."""
     facts = json.loads((folder / "peer.json").read_text())
-    file, weights = Path(facts["file"]), Path(facts["weights"])
+    file, weights = ROOT / facts["file"], ROOT / facts["weights"]
     given = Given(file, weights, facts["batch"], facts["threads"], folder)
     return PEERS[facts["name"]][1](given)
 
