@@ -52,6 +52,8 @@ def train(file: ModuleType, kept: Path, seed: int = 0) -> nn.Module:
     if getattr(file, "pretrained", False):
         return model
     recipe, epochs = file.recipe, file.epochs
+    if any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        model = model.to(memory_format=torch.channels_last)
     loss = getattr(file, "loss", nn.functional.cross_entropy)
     optimizer = torch.optim.AdamW(
         model.parameters(), recipe["lr"], weight_decay=recipe["weight_decay"]
@@ -124,7 +126,13 @@ def main(argv: list[str]) -> int:
     found = quality(file, model, file.eval_data())
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(out.name + ".part")
-    save_file({n: t.detach().contiguous() for n, t in model.state_dict().items()}, scratch)
+    save_file(
+        {
+            n: t.detach().clone(memory_format=torch.contiguous_format)
+            for n, t in model.state_dict().items()
+        },
+        scratch,
+    )
     scratch.replace(out)
     print(f"{path.stem}: quality {found:.4f} on select")
     return 0

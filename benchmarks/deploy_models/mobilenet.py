@@ -10,7 +10,7 @@ recipe = {
     "optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.02, "schedule": "one_cycle",
     "batch_size": 128,
 }  # fmt: skip
-epochs = 3
+epochs = 2
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 3, 2), (6, 96, 2, 1))
 """Expansion, channels, blocks, stride (Sandler et al. 2018, arXiv 1801.04381), cut for 28x28."""
 

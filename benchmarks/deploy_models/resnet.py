@@ -11,7 +11,7 @@ recipe = {
     "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05, "schedule": "one_cycle",
     "batch_size": 128,
 }  # fmt: skip
-epochs = 2
+epochs = 1
 
 
 class Block(nn.Module):
