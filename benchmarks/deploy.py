@@ -148,8 +148,11 @@ def alone(wanted: list[Job], setting: Setting, raced: bool) -> None:
             print("\n".join(deploy_judge.table(row)), end="\n\n", flush=True)
             continue
         deploy_rows.trained(model, setting.threads)
-        deploy_rows.peers(model, batch, setting.threads)
+        found = deploy_rows.peers(model, batch, setting.threads)
         print(f"{model} batch {batch}: peers ready", flush=True)
+        for one in found.values():
+            said = one.get("failure") or "quality {:.4f}, drop {:+.4f}".format(*one["quality"])
+            print(f"   {one['title']:38} {said}", flush=True)
 
 
 def make(wanted: list[Job], setting: Setting, minutes: float | None) -> None:
