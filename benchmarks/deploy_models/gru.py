@@ -1,0 +1,48 @@
+"""A GRU on monthly house sales of Texan cities: will more be sold in the month to come?"""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from benchmarks import data
+
+recipe = {
+    "optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.02, "schedule": "one_cycle",
+    "batch_size": 64,
+}  # fmt: skip
+epochs = 15
+HIDDEN = 96
+
+
+class Forecast(nn.Module):
+    """Months ``[batch, 24, 7]`` to falls or rises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRU(7, HIDDEN, 2, batch_first=True)
+        self.head = nn.Sequential(nn.Linear(HIDDEN, 64), nn.ReLU(), nn.Linear(64, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.cell(x)
+        out: Tensor = self.head(states[:, -1])
+        return out
+
+
+def make_model() -> nn.Module:
+    return Forecast()
+
+
+def _set(part: data.Part) -> TensorDataset:
+    return TensorDataset(*map(torch.from_numpy, data.houses(part)))
+
+
+def train_data() -> TensorDataset:
+    return _set("train")
+
+
+def eval_data() -> TensorDataset:
+    return _set("select")
+
+
+def confirm_data() -> TensorDataset:
+    return _set("confirm")

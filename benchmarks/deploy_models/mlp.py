@@ -1,0 +1,41 @@
+"""An MLP on a table of 53,940 diamonds: in which eighth of the market is the price?"""
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from benchmarks import data
+
+recipe = {
+    "optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.01, "schedule": "one_cycle",
+    "batch_size": 256,
+}  # fmt: skip
+epochs = 12
+
+
+def make_model() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(21, 512),
+        nn.ReLU(),
+        nn.Linear(512, 1024),
+        nn.ReLU(),
+        nn.Linear(1024, 512),
+        nn.ReLU(),
+        nn.Linear(512, 8),
+    )
+
+
+def _set(part: data.Part) -> TensorDataset:
+    return TensorDataset(*map(torch.from_numpy, data.diamonds(part)))
+
+
+def train_data() -> TensorDataset:
+    return _set("train")
+
+
+def eval_data() -> TensorDataset:
+    return _set("select")
+
+
+def confirm_data() -> TensorDataset:
+    return _set("confirm")
