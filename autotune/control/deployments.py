@@ -32,8 +32,7 @@ def deploy_space(
     steps = [o for o in usable if o.kind == "compress"]
     for group in dict.fromkeys(_group(o) for o in steps):
         nodes += _offers(group, [o for o in steps if _group(o) == group], runtimes)
-    if len(threads) > 1:
-        nodes.append(Node(dim=choice("threads", threads)))
+    nodes.append(Node(dim=choice("threads", threads)))
     if len(batches) > 1:
         nodes.append(Node(dim=choice("batch_size", batches)))
     return fix(Space(name="deploy", nodes=tuple(nodes)), effort.fix)
@@ -111,7 +110,7 @@ def deployment(
         compress=steps,
         runtime=runtime,
         runtime_params=_params(runtime, own),
-        threads=int(values.get("threads", 1)),
+        threads=int(values["threads"]),
         batch_size=int(values.get("batch_size", batch_size)),
         recovery_epochs=recovery_epochs if retrained else 0,
     )

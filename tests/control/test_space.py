@@ -255,3 +255,10 @@ def test_a_wrong_fix_is_an_error(text: str) -> None:
                 deployments.deploy_space(survey(), (1,), (1,), Effort(fix=(text,))),
             ),
         )
+
+
+def test_a_single_thread_count_is_the_one_that_is_served_with() -> None:
+    searched = deployments.deploy_space(survey(), (2,), (1,), Effort())
+    values = searched.sample(picker(0))
+    found = deployments.deployment(values, OPTIONS, batch_size=1, recovery_epochs=0)
+    assert found.threads == 2
