@@ -168,9 +168,11 @@ def _process(monkeypatch):
 )
 def test_every_form_of_task_comes_nearer_to_its_teacher(tmp_path, monkeypatch, text, fast):
     monkeypatch.setattr(recovery, "_fast", lambda *_: fast)
+    monkeypatch.setattr(distilling, "SHARE", 0.99)  # this teacher is untrained: labels disagree
     loaded = task(tmp_path, text)
     teacher, student = pair(loaded)
-    inputs = lessons.unlabelled(loaded.collate([loaded.train[i] for i in range(1)])[0])
+    rows = range(1 if loaded.info.ragged else 100)
+    inputs = lessons.unlabelled(loaded.collate([loaded.train[i] for i in rows])[0])
 
     def distance() -> float:
         student.eval()
@@ -183,8 +185,7 @@ def test_every_form_of_task_comes_nearer_to_its_teacher(tmp_path, monkeypatch, t
     seconds = recovery.recover(student, loaded, RECIPE, 4, 0, channel, lambda: teacher)
     assert seconds > 0
     assert channel.reports[-1][1] < channel.reports[0][1]
-    if text in (UNLABELLED, TWO, NUMBERS):
-        assert distance() < before
+    assert distance() < before
     assert all(p.is_contiguous() and p.grad is None for p in student.parameters())
 
 
