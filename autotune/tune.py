@@ -44,6 +44,10 @@ from autotune.records.report import Report
 from autotune.records.task import TaskSpec
 from autotune.task import Task
 
+_RECOVERY_SHARE = 0.08
+"""Of the time that is left after training, for the recovery of one pruning level at most."""
+_FEW_EPOCHS, _MOST_EPOCHS, _LEAST_EPOCHS = 3.0, 30.0, 0.02
+
 
 class _Request(Record, frozen=True, kw_only=True):
     """What an interrupted run was asked for; kept in its work folder."""
@@ -257,9 +261,9 @@ def _search(known: Known, folder: store.RunFolder) -> None:
     else:
         echo.say(run, 0)
     weights = training.WEIGHTS if known.recipe is not None else "weights.safetensors"
-    recipe = known.recipe or recipes.baseline(run.survey)
+    recipe = known.recipe or recipes.fine_tuning(run.survey)
     surveying.look_again(run, recipe)
-    lab = Lab(run, weights, recipe, _recovery_epochs(run, known))
+    lab = Lab(run, weights, recipe, _recovery_epochs(run, known, recipe))
     known.lab = lab
     began = run.bridge.now()
     run.bridge.preload(("onnxscript", "torch_pruning", "onnxruntime.quantization"))
@@ -280,7 +284,7 @@ def _replay_plan(known: Known, plan: Plan, folder: store.RunFolder) -> None:
         known.recipe = training.fitting(run, plan.recipe)
         _final(known, known.recipe)
     weights = training.WEIGHTS if known.recipe is not None else "weights.safetensors"
-    recipe = known.recipe or recipes.baseline(run.survey)
+    recipe = known.recipe or recipes.fine_tuning(run.survey)
     surveying.look_again(run, recipe)
     known.lab = Lab(run, weights, recipe, plan.deployment.recovery_epochs)
     known.lab.baseline(plan.deployment)
@@ -328,18 +332,23 @@ def _final(known: Known, recipe: Recipe) -> None:
     run.on_progress()
 
 
-def _recovery_epochs(run: Run, known: Known) -> int:
-    """Epochs of recovery training after pruning: a twentieth of the time that is left, by the
-    final training's own speed; 0 without training data.
+def _recovery_epochs(run: Run, known: Known, recipe: Recipe) -> float:
+    """Epochs of recovery training after pruning: a share of the time that is left, by the
+    training's own speed; 0 without rows to train on.
     """
     info = run.survey.task
     rows = info.train_rows or info.adapt_rows
-    if not rows or not info.has_loss:
-        return 0
+    if not rows:
+        return 0.0
     if known.execution.train_s and known.epochs:
         epoch_s = known.execution.train_s / known.epochs
-        return max(1, min(known.epochs, 20, int(0.04 * run.left_s / epoch_s)))
-    return 5
+    else:
+        rate = splitting.rate(run, recipe)
+        if rate is None:
+            return _FEW_EPOCHS
+        epoch_s = rows / rate
+    epochs = _RECOVERY_SHARE * run.left_s / epoch_s
+    return float(min(_MOST_EPOCHS, round(epochs))) if epochs >= 1 else max(epochs, _LEAST_EPOCHS)
 
 
 # -- bridge --------------------------------------------------------------------------------

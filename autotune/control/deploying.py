@@ -34,7 +34,7 @@ class Lab:
     run: Run
     weights: str
     recipe: Recipe
-    recovery_epochs: int
+    recovery_epochs: float
     tried: list[Tried] = field(default_factory=list)
     baselines: dict[tuple[int, int], Tried] = field(default_factory=dict)
 

@@ -84,7 +84,7 @@ def deployment(
     options: tuple[Option, ...],
     *,
     batch_size: int,
-    recovery_epochs: int,
+    recovery_epochs: float,
     keep_fp32: tuple[str, ...] = (),
 ) -> Deployment:
     """Sampled values as a deployment.  Recovery epochs only where something is retrained; what
@@ -112,7 +112,7 @@ def deployment(
         runtime_params=_params(runtime, own),
         threads=int(values["threads"]),
         batch_size=int(values.get("batch_size", batch_size)),
-        recovery_epochs=recovery_epochs if retrained else 0,
+        recovery_epochs=recovery_epochs if retrained else 0.0,
     )
 
 

@@ -117,6 +117,18 @@ def baseline(survey: Survey, threads: int = 1) -> Recipe:
     return msgspec.convert(own | given, Recipe)
 
 
+_FINE_LR = 3e-4
+
+
+def fine_tuning(survey: Survey) -> Recipe:
+    """How a model that came trained learns again after pruning: the user's recipe; without one the
+    baseline at a lower learning rate, as no search has found one for these weights.
+    """
+    found = baseline(survey)
+    given = survey.task.recipe and "lr" in survey.task.recipe
+    return found if given else msgspec.structs.replace(found, lr=_FINE_LR)
+
+
 def _honoured(whole: Space, tunes: tuple[str, ...], base: Recipe) -> Space:
     """What the user's own ``train()`` honours is searched; the rest is held at their recipe."""
     nodes = []

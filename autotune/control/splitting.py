@@ -39,16 +39,25 @@ def measure_splits(run: Run, budget_s: float) -> tuple[Split, ...]:
             threads=threads,
             params=run.survey.task.params,
         )
-        job = jobs.Throughput(
-            task=run.task(recipe),
-            recipe=recipe,
-            seed=run.effort.seed,
-            budget_s=0.5,
-            device=run.effort.device,
-        )
-        result = run.bridge.run(job, timeout_s=30.0)
-        out.append(_split(recipe, result))
+        out.append(_split(recipe, _measured(run, recipe)))
     return tuple(out)
+
+
+def rate(run: Run, recipe: Recipe) -> float | None:
+    """Training samples per second of one recipe; None where it cannot be trained."""
+    answer = _measured(run, recipe).answer
+    return answer.samples_per_s if isinstance(answer, jobs.Rate) else None
+
+
+def _measured(run: Run, recipe: Recipe) -> jobs.Result:
+    job = jobs.Throughput(
+        task=run.task(recipe),
+        recipe=recipe,
+        seed=run.effort.seed,
+        budget_s=0.5,
+        device=run.effort.device,
+    )
+    return run.bridge.run(job, timeout_s=30.0)
 
 
 def _nearest(sizes: tuple[int, ...], wanted: int) -> int:

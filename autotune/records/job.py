@@ -199,7 +199,7 @@ class Build(Record, frozen=True, kw_only=True, tag=True):
     batch_size: int
     seed: int
     recipe: Recipe
-    recovery_epochs: int
+    recovery_epochs: float
     out: str
 
 

@@ -71,6 +71,9 @@ class Step(Record, frozen=True, kw_only=True):
 class Deployment(Record, frozen=True, kw_only=True):
     """How to ship: compression steps in order, then a runtime under ``runtimes/`` with its own
     parameters.
+
+    ``recovery_epochs`` is the most that a step which trains may train: whole epochs, or a share
+    of one, which is one pass over that share of the rows.
     """
 
     compress: tuple[Step, ...] = ()
@@ -78,7 +81,7 @@ class Deployment(Record, frozen=True, kw_only=True):
     runtime_params: dict[str, Value] = {}
     threads: int = 1
     batch_size: int = 1
-    recovery_epochs: int = 0
+    recovery_epochs: float = 0.0
 
     @property
     def lossless(self) -> bool:

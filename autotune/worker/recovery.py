@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from autotune.errors import JobError
 from autotune.records.plan import Recipe
 from autotune.worker.channel import Channel
 from autotune.worker.contract import Loaded
+from autotune.worker.streams import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +39,7 @@ _RISE = 0.1  # of all steps
 _GAIN = 0.005  # of the loss that pruning left: less is no gain
 _PATIENCE = 2  # epochs without one
 _RETRIES = 2
+_FEWEST = 256  # rows of a share
 _DENSE = 2000.0  # FLOPs of a batch a parameter: bf16 pays from here (see `_fast`)
 
 
@@ -44,7 +47,7 @@ def recover(
     model: nn.Module,
     loaded: Loaded,
     recipe: Recipe,
-    epochs: int,
+    epochs: float,
     seed: int,
     channel: Channel,
     teacher: "Callable[[], nn.Module] | None" = None,
@@ -56,7 +59,7 @@ def recover(
         model: what was pruned.
         loaded: the task.
         recipe: how the dense model was trained.
-        epochs: at most so many.
+        epochs: at most so many; under 1, one pass over that share of the rows.
         seed: of the order of rows and of dropout.
         channel: told each epoch's loss on what is held back.
         teacher: makes the dense model; without it there is the task's loss alone.
@@ -73,6 +76,8 @@ def recover(
     from autotune.worker.lessons import Lessons, Teacher
 
     data = _rows(loaded, epochs)
+    if epochs < 1 and not isinstance(data, Stream):
+        data, path = _share_of(data, epochs, seed, path)
     started = time.perf_counter()
     torch.manual_seed(seed)
     with _threads(max(recipe.threads * recipe.ranks, _cores())):
@@ -88,12 +93,14 @@ def recover(
             lessons = Lessons(
                 loaded, data, recipe.batch_size, seed, known, paired=_has_batch_norm(model)
             )
-            _Course(model, loaded, recipe, lessons, arranged, fast=fast).run(epochs, channel)
+            _Course(model, loaded, recipe, lessons, arranged, fast=fast).run(
+                max(1, round(epochs)), channel
+            )
     model.eval()
     return time.perf_counter() - started
 
 
-def _rows(loaded: Loaded, epochs: int) -> Any:
+def _rows(loaded: Loaded, epochs: float) -> Any:
     data: Any = loaded.train if loaded.train is not None else loaded.adapt
     if data is None or len(data) == 0:
         raise JobError(
@@ -102,6 +109,14 @@ def _rows(loaded: Loaded, epochs: int) -> Any:
             "define train_data() in the model file, or use recovery_epochs 0",
         )
     return data
+
+
+def _share_of(data: Any, share: float, seed: int, path: Path | None) -> tuple[Any, Path | None]:
+    """So large a part of the rows, by seed, and where the teacher's outputs for it are kept."""
+    count = min(len(data), max(_FEWEST, math.ceil(share * len(data))))
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    own = path.with_name(f"{path.stem}-{count}{path.suffix}") if path is not None else None
+    return Subset(data, order[:count].tolist()), own
 
 
 @contextlib.contextmanager
