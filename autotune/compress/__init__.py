@@ -1,6 +1,7 @@
 """Compression plug-ins: one file each, from one form to another.
 
     module --prune--> module --export (worker.build)--> onnx --int8_static|int8_dynamic--> onnx
+                                 `--convert--> openvino --int8_openvino--> openvino
 
 A plug-in's top-level imports are the standard library and records; `Compressor` is what it
 must hold, `Tools` what it may use.
