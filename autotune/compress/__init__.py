@@ -2,6 +2,7 @@
 
     module --prune--> module --bf16|fp16--> module
                          `--export (worker.build)--> onnx --int8_static|int8_dynamic--> onnx
+                                                       `--convert--> openvino --int8_openvino-->
 
 A plug-in's top-level imports are the standard library and records; `Compressor` is what it
 must hold, `Tools` what it may use.

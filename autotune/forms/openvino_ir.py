@@ -6,6 +6,7 @@ by: importing it sends messages to its maker.
 """
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from autotune.forms.onnx_file import MODEL as ONNX
 MODEL = "model.xml"
 _SENDS = "openvino_telemetry"
 _OF = ":"
+_COUNTED = re.compile(r"[A-Z][A-Za-z]*_\d+")
 _NOTES = {"fused_names_0", "can_be_folded"}
 
 
@@ -120,7 +122,7 @@ def save(model: Any, path: Path) -> None:
         kind, name = node.get_type_name(), node.get_friendly_name()
         for key in _NOTES & set(node.get_rt_info()):
             del node.rt_info[key]
-        if name.startswith(f"{kind}_") and name[len(kind) + 1 :].isdigit():
+        if _COUNTED.fullmatch(name):
             node.set_friendly_name(f"{kind}_{index}")
     openvino.save_model(model, str(path), compress_to_fp16=False)
 

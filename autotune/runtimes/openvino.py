@@ -98,6 +98,7 @@ def _ready(info, size=None):
         places.append((i, place, dtype, held, held is not None and held.nbytes <= COPIED))
 
     def call(arrays):
+        alive = []  # a shared tensor does not hold its array
         for i, place, dtype, held, small in places:
             a = arrays[place]
             if size and a.shape != held.shape:
@@ -105,8 +106,8 @@ def _ready(info, size=None):
             if small:
                 held[...] = a
             else:
-                a = np.require(a, dtype, "CW")
-                request.set_input_tensor(i, ov.Tensor(a, shared_memory=True))
+                alive.append(np.require(a, dtype, "CW"))
+                request.set_input_tensor(i, ov.Tensor(alive[-1], shared_memory=True))
         return tuple(infer(nothing, False, False).values())
 
     return call

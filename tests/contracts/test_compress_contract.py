@@ -11,7 +11,7 @@ from torch import nn
 
 from autotune import plugins
 from autotune.compress import Tools
-from autotune.forms import ROAD, Form, Interface, flat, module, onnx_file
+from autotune.forms import ROAD, Form, Interface, flat, module, onnx_file, openvino_ir
 from autotune.records.job import Context
 from tests.support import made
 
@@ -58,7 +58,10 @@ def forms(tmp_path_factory) -> dict[str, Form]:
     onnx_file.export(
         model, [SAMPLE.repeat(2, 1, 1, 1)], as_onnx / "model.onnx", names, dynamic=True
     )
-    return {"module": Form("module", as_module, about), "onnx": Form("onnx", as_onnx, about)}
+    as_openvino = tmp_path_factory.mktemp("openvino")
+    openvino_ir.convert(as_onnx, as_openvino)
+    folders = {"module": as_module, "onnx": as_onnx, "openvino": as_openvino}
+    return {kind: Form(kind, folder, about) for kind, folder in folders.items()}
 
 
 def tools(workdir: Path) -> Tools:
@@ -82,6 +85,9 @@ def answer(form: Form) -> np.ndarray:
     if form.kind == "module":
         with torch.no_grad():
             return module.load(dense(), form.folder)(SAMPLE).numpy()
+    if form.kind == "openvino":
+        with openvino_ir.silent():
+            return openvino_ir.runner(form.folder / "model.xml")({"input": SAMPLE.numpy()})[0]
     import onnxruntime
 
     path = str(form.folder / "model.onnx")
@@ -154,6 +160,6 @@ def _size(folder: Path) -> int:
 
 def test_importing_a_compressor_imports_nothing_heavy():
     names = ", ".join(f"autotune.compress.{name}" for name in NAMES)
-    heavy = "{'torch', 'numpy', 'onnx', 'onnxruntime', 'torch_pruning'}"
+    heavy = "{'torch', 'numpy', 'onnx', 'onnxruntime', 'openvino', 'nncf', 'torch_pruning'}"
     code = f"import sys, {names}; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
