@@ -132,8 +132,8 @@ def top(report: Report) -> float:
 
 def test_the_train_search_starts_from_the_donors_recipes(go: Go) -> None:
     far = info(recipe={"optimizer": "sgd", "lr": 0.5, "batch_size": 64})
-    first, _, _ = go("first", far, trials=3, train_trials=18)
-    second, _, heard = go("second", far, trials=3, train_trials=18, seed=3, like="auto")
+    first, _, _ = go("first", far, trials=3, train_trials=18, epochs=5)
+    second, _, heard = go("second", far, trials=3, train_trials=18, epochs=5, seed=3, like="auto")
     assert trained(second, top(first)) <= len(first.train_trials) / 2
     donors = [t for t in second.train_trials if t.why == "an earlier report"]
     assert 1 <= len(donors) <= 3
