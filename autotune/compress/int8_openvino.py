@@ -29,7 +29,7 @@ RUNTIMES = ("openvino",)
 _NEEDS = ("openvino", "nncf")
 _HEAVY = ("Convolution", "GroupConvolution", "MatMul")
 _ATTENTION = ("MultiheadAttention", "TransformerEncoderLayer", "Attention")
-_ROWS = 128  # NNCF's ranges settle by then; each more costs a run of the instrumented model
+_ROWS = 128  # each is a run of the instrumented model; how few would do was not measured
 
 
 def unavailable(context: Context) -> str | None:

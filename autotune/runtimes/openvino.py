@@ -85,7 +85,7 @@ def _ready(info, size=None):
         "INFERENCE_PRECISION_HINT": "PRECISION",
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,  # else two such processes take the same core
+        "ENABLE_CPU_PINNING": False,  # else workers of two processes get the same core
     }
     request = core.compile_model(model, "CPU", options).create_infer_request()
     infer = super(ov.InferRequest, request).infer  # without the wrapper's checks
