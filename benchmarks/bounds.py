@@ -2,14 +2,15 @@
 
 Random models of seven families, each at several batches and thread counts, dense and pruned,
 in eager PyTorch and, where the model is a chain of layers, in ONNX Runtime, there also with
-int8 weights.  The truth of a pair (plan, model) is the *fastest* of its calls on this machine;
-its bound is `cost.latency_bound_s` from this machine's profile.  Recorded trials of the reports
-under ``reports/`` join with their bounds on latency (from their own profile) and memory.
+int8 weights; the points of `benchmarks.cost_model` join.  The truth of a pair (plan, model) is
+the *fastest* of its calls on this machine; its bound is `cost.latency_bound_s` from this
+machine's profile.  Recorded trials of the reports under ``reports/`` join with their bounds on
+latency (from their own profile) and memory.
 
 Passes when at least 10,000 pairs have no bound above the truth and the median of bound/truth is
 at least 0.3.  Rows are kept under .cache/benchmarks and a further run goes on from them (bounds
 are then of the run that measured them).  A loaded machine makes truths slower, never faster: it
-costs tightness, not safety.
+costs tightness, not safety; a profile must be measured alone (``--profile`` takes a stored one).
 """
 
 import argparse
@@ -33,20 +34,24 @@ from torch import nn
 
 from autotune.control import cost, store
 from autotune.errors import FormatError
+from autotune.records import codec
 from autotune.records.hardware import Profile
 from autotune.records.job import Probe
 from autotune.records.plan import Deployment, Step
 from autotune.records.task import Traits
 from autotune.worker import profiler, tape, traits
 from autotune.worker.channel import NullChannel
-from benchmarks import families
+from benchmarks import families, zoo
+from benchmarks.points import CACHE, Truth
 
-CACHE = Path(".cache/benchmarks")
 LEAST_PAIRS = 10_000
 LEAST_MEDIAN = 0.3
-BATCHES = (1, 2, 4, 8, 16, 32)
-CALLS = 4
-CALL_S = 0.02
+BATCHES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32)
+KEPT = (0.75, 0.5, 0.25)
+"""Shares of an MLP's inner channels that pruned plans keep."""
+CALLS = 12
+CALL_S = 0.015
+RUNTIMES = ("eager", "compiled", "onnxruntime")
 MOST_FLOPS = 2e9
 """Calls with more work are left out: they take the time of many others."""
 
@@ -69,7 +74,7 @@ def fastest(call: Callable[[], object]) -> float:
         taken = time.perf_counter() - started
         best = min(best, taken) if number else best
         spent += taken
-        if spent > CALL_S and number >= 2:
+        if spent > CALL_S and number >= 3:
             break
     return best
 
@@ -85,7 +90,7 @@ def measured(profile: Profile, sample: families.Sample) -> Iterator[Pair]:
     """Every plan of one model."""
     found = traits_of(sample)
     threads = tuple(dict.fromkeys((1, max(1, int(profile.cpu.usable_cores)))))
-    thinner = _pruned(sample, found)
+    thinner = [cut for share in KEPT if (cut := _pruned(sample, found, share)) is not None]
     sessions = {(kind, t): _session(sample, kind, t) for kind in ("fp32", "int8") for t in threads}
     for batch in BATCHES:
         if found.flops_per_sample * batch > MOST_FLOPS:
@@ -103,8 +108,7 @@ def measured(profile: Profile, sample: families.Sample) -> Iterator[Pair]:
                     yield Pair(f"{what} {sample.family}", bound, fastest(call))
 
             yield from pair("eager", lambda x=x: _eager(sample.module, x))
-            if thinner is not None:
-                module, kept = thinner
+            for module, kept in thinner:
                 step = Step(name="prune", params={"macs_kept": kept})
                 pruned = Deployment(compress=(step,), threads=count, batch_size=batch)
                 yield from pair("pruned", lambda x=x, m=module: _eager(m, x), pruned)
@@ -126,12 +130,13 @@ def _eager(module: nn.Module, x: torch.Tensor) -> object:
         return module(x)
 
 
-def _pruned(sample: families.Sample, found: Traits) -> tuple[nn.Module, float] | None:
-    """An MLP's inner layers cut to half of their channels, and the share of its work left."""
+def _pruned(sample: families.Sample, found: Traits, share: float) -> tuple[nn.Module, float] | None:
+    """An MLP's inner layers cut to a share of their channels, and the share of its work left."""
     if sample.family != "mlp":
         return None
     linears = [layer for layer in sample.module.modules() if isinstance(layer, nn.Linear)]
-    sizes = [linears[0].in_features, *(max(8, n.out_features // 2) for n in linears[:-1]), 10]
+    cut = (max(8, int(n.out_features * share)) for n in linears[:-1])
+    sizes = [linears[0].in_features, *cut, 10]
     layers: list[nn.Module] = []
     for left, right in pairwise(sizes):
         layers += [nn.Linear(left, right), nn.ReLU()]
@@ -247,6 +252,22 @@ def recorded(folder: Path) -> Iterator[Pair]:
                 yield Pair("recorded memory", least, trial.memory_bytes)
 
 
+def timed(profile: Profile) -> Iterator[Pair]:
+    """The points of `benchmarks.cost_model` on this machine, where it has measured them."""
+    for name, (make, inputs) in zoo.ZOO.items():
+        paths = [CACHE / f"cost-{name}-{runtime}.jsonl" for runtime in RUNTIMES]
+        rows = [line for path in paths if path.exists() for line in path.read_bytes().splitlines()]
+        if not rows:
+            continue
+        found = traits_of(families.Sample(name, make().eval(), inputs))
+        for line in rows:
+            truth = codec.decode(line, Truth, what=f"cost-{name}")
+            plan = Deployment(runtime=truth.runtime, threads=truth.threads, batch_size=truth.batch)
+            bound = cost.latency_bound_s(plan, found, profile)
+            if bound is not None:
+                yield Pair("zoo " + truth.runtime, bound, min(truth.each_s or (truth.seconds,)))
+
+
 # -- rows kept between runs ----------------------------------------------------------------
 
 
@@ -295,22 +316,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reports", type=Path, default=Path("reports"))
     parser.add_argument("--seconds", type=float, default=3600.0, help="stop, to go on later")
+    parser.add_argument(
+        "--profile", help="of this machine, from `autotune profile`, measured alone"
+    )
     parser.add_argument("--fresh", action="store_true", help="forget the rows of earlier runs")
     given = parser.parse_args(argv)
     logging.disable()  # the quantizer advises to prepare each model
     torch.manual_seed(given.seed)
     np.random.seed(given.seed)
-    answer = profiler.run(Probe(thorough=True, budget_s=25.0), Path(), NullChannel())
+    if given.profile:
+        profile = store.load_profile(given.profile)
+    else:
+        probe = Probe(thorough=True, budget_s=25.0)
+        profile = profiler.run(probe, Path(), NullChannel()).profile
     rows = CACHE / f"bounds-{given.seed}.jsonl"
     if given.fresh:
         rows.unlink(missing_ok=True)
     pairs, number = kept(rows)
-    pairs += recorded(given.reports)
+    pairs += [*recorded(given.reports), *timed(profile)]
     rng, until = random.Random(given.seed), time.monotonic() + given.seconds
     for drawn in range(number):
         families.draw(rng, drawn)
     while len(pairs) < given.pairs and time.monotonic() < until:
-        found = list(measured(answer.profile, families.draw(rng, number)))
+        found = list(measured(profile, families.draw(rng, number)))
         keep(rows, number, found)
         pairs, number = pairs + found, number + 1
     print("\n".join(table(pairs)))
