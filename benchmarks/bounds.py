@@ -8,20 +8,20 @@ machine's profile.  Recorded trials of the reports under ``reports/`` join with 
 latency (from their own profile) and memory.
 
 Passes when at least 10,000 pairs have no bound above the truth and the median of bound/truth is
-at least 0.3.  Rows are kept under .cache/benchmarks and a further run goes on from them (bounds
-are then of the run that measured them).  A loaded machine makes truths slower, never faster: it
+at least 0.3.  Rows are kept under .cache/benchmarks and a further run goes on from them; bounds are
+computed anew from their traits.  A loaded machine makes truths slower, never faster: it
 costs tightness, not safety; a profile must be measured alone (``--profile`` takes a stored one).
 """
 
 import argparse
-import json
 import logging
 import random
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -35,6 +35,7 @@ from torch import nn
 from autotune.control import cost, store
 from autotune.errors import FormatError
 from autotune.records import codec
+from autotune.records.base import Record
 from autotune.records.hardware import Profile
 from autotune.records.job import Probe
 from autotune.records.plan import Deployment, Step
@@ -47,13 +48,19 @@ from benchmarks.points import CACHE, Truth
 LEAST_PAIRS = 10_000
 LEAST_MEDIAN = 0.3
 BATCHES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32)
-KEPT = (0.75, 0.5, 0.25)
-"""Shares of an MLP's inner channels that pruned plans keep."""
-CALLS = 12
-CALL_S = 0.015
+CALLS = 8
+CALL_S = 0.008
 RUNTIMES = ("eager", "compiled", "onnxruntime")
 MOST_FLOPS = 2e9
 """Calls with more work are left out: they take the time of many others."""
+
+
+class Row(Record, frozen=True, kw_only=True):
+    """One model's plans, each with the seconds of its fastest call."""
+
+    model: int
+    traits: Traits
+    timed: tuple[tuple[str, Deployment, float], ...]
 
 
 class Pair(NamedTuple):
@@ -74,7 +81,7 @@ def fastest(call: Callable[[], object]) -> float:
         taken = time.perf_counter() - started
         best = min(best, taken) if number else best
         spent += taken
-        if spent > CALL_S and number >= 3:
+        if spent > CALL_S and number >= 2:
             break
     return best
 
@@ -86,43 +93,42 @@ def traits_of(sample: families.Sample) -> Traits:
     return msgspec.structs.replace(counted, floor=tape.floor(one, two))
 
 
-def measured(profile: Profile, sample: families.Sample) -> Iterator[Pair]:
-    """Every plan of one model."""
-    found = traits_of(sample)
-    threads = tuple(dict.fromkeys((1, max(1, int(profile.cpu.usable_cores)))))
-    thinner = [cut for share in KEPT if (cut := _pruned(sample, found, share)) is not None]
-    sessions = {(kind, t): _session(sample, kind, t) for kind in ("fp32", "int8") for t in threads}
+def plans(
+    sample: families.Sample, found: Traits, sessions: Mapping[tuple[str, int], Any]
+) -> Iterator[tuple[str, Deployment, Callable[[], object]]]:
+    """Every plan of one model, and a call of it.  ``sessions``: (fp32 or int8, threads) -> one."""
+    thinner = _pruned(sample, found)
     for batch in BATCHES:
         if found.flops_per_sample * batch > MOST_FLOPS:
             break
         x = sample.inputs(batch)
-        for count in threads:
+        feed = {"x": x.numpy()}
+        for count in dict.fromkeys(threads for _, threads in sessions):
             torch.set_num_threads(count)
             plan = Deployment(runtime="eager", threads=count, batch_size=batch)
-
-            def pair(
-                what: str, call: Callable[[], object], deployment: Deployment = plan
-            ) -> Iterator[Pair]:
-                bound = cost.latency_bound_s(deployment, found, profile)
-                if bound is not None:
-                    yield Pair(f"{what} {sample.family}", bound, fastest(call))
-
-            yield from pair("eager", lambda x=x: _eager(sample.module, x))
-            for module, kept in thinner:
-                step = Step(name="prune", params={"macs_kept": kept})
-                pruned = Deployment(compress=(step,), threads=count, batch_size=batch)
-                yield from pair("pruned", lambda x=x, m=module: _eager(m, x), pruned)
+            yield "eager", plan, partial(_eager, sample.module, x)
+            if thinner is not None:
+                module, kept_share = thinner
+                step = Step(name="prune", params={"macs_kept": kept_share})
+                pruned = msgspec.structs.replace(plan, compress=(step,))
+                yield "pruned", pruned, partial(_eager, module, x)
             for kind in ("fp32", "int8"):
                 session = sessions[kind, count]
                 if session is not None:
                     steps = (Step(name="int8_dynamic"),) if kind == "int8" else ()
-                    onnx = Deployment(
-                        compress=steps, runtime="onnxruntime", threads=count, batch_size=batch
-                    )
-                    feed = {"x": x.numpy()}
-                    yield from pair(
-                        f"onnxruntime {kind}", lambda s=session, f=feed: s.run(None, f), onnx
-                    )
+                    onnx = msgspec.structs.replace(plan, runtime="onnxruntime", compress=steps)
+                    yield f"onnxruntime {kind}", onnx, partial(session.run, None, feed)
+
+
+def measured(sample: families.Sample, number: int, threads: Sequence[int]) -> Row:
+    """Every plan of one model, timed."""
+    found = traits_of(sample)
+    sessions = {(kind, t): _session(sample, kind, t) for t in threads for kind in ("fp32", "int8")}
+    timed = [
+        (f"{what} {sample.family}", plan, fastest(call))
+        for what, plan, call in plans(sample, found, sessions)
+    ]
+    return Row(model=number, traits=found, timed=tuple(timed))
 
 
 def _eager(module: nn.Module, x: torch.Tensor) -> object:
@@ -130,12 +136,12 @@ def _eager(module: nn.Module, x: torch.Tensor) -> object:
         return module(x)
 
 
-def _pruned(sample: families.Sample, found: Traits, share: float) -> tuple[nn.Module, float] | None:
-    """An MLP's inner layers cut to a share of their channels, and the share of its work left."""
+def _pruned(sample: families.Sample, found: Traits) -> tuple[nn.Module, float] | None:
+    """An MLP's inner layers cut to half of their channels, and the share of its work left."""
     if sample.family != "mlp":
         return None
     linears = [layer for layer in sample.module.modules() if isinstance(layer, nn.Linear)]
-    cut = (max(8, int(n.out_features * share)) for n in linears[:-1])
+    cut = (max(8, n.out_features // 2) for n in linears[:-1])
     sizes = [linears[0].in_features, *cut, 10]
     layers: list[nn.Module] = []
     for left, right in pairwise(sizes):
@@ -271,18 +277,25 @@ def timed(profile: Profile) -> Iterator[Pair]:
 # -- rows kept between runs ----------------------------------------------------------------
 
 
-def keep(path: Path, number: int, pairs: list[Pair]) -> None:
-    """Append one model's pairs."""
+def keep(path: Path, row: Row) -> None:
+    """Append one model's plans."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps({"model": number, "pairs": pairs}) + "\n")
+    with path.open("ab") as file:
+        file.write(codec.encode(row).strip() + b"\n")
 
 
-def kept(path: Path) -> tuple[list[Pair], int]:
-    """The pairs of earlier runs, and how many models they are of."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines]
-    return [Pair(*pair) for row in rows for pair in row["pairs"]], len(rows)
+def kept(path: Path) -> list[Row]:
+    """What earlier runs timed."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [codec.decode(line, Row, what=path.name) for line in lines]
+
+
+def bounded(row: Row, profile: Profile) -> Iterator[Pair]:
+    """The pairs of one model's plans."""
+    for what, plan, seconds in row.timed:
+        bound = cost.latency_bound_s(plan, row.traits, profile)
+        if bound is not None:
+            yield Pair(what, bound, seconds)
 
 
 # -- the verdict ---------------------------------------------------------------------------
@@ -332,15 +345,17 @@ def main(argv: list[str] | None = None) -> int:
     rows = CACHE / f"bounds-{given.seed}.jsonl"
     if given.fresh:
         rows.unlink(missing_ok=True)
-    pairs, number = kept(rows)
-    pairs += [*recorded(given.reports), *timed(profile)]
-    rng, until = random.Random(given.seed), time.monotonic() + given.seconds
-    for drawn in range(number):
-        families.draw(rng, drawn)
+    known = kept(rows)
+    pairs = [*recorded(given.reports), *timed(profile)]
+    pairs += [pair for row in known for pair in bounded(row, profile)]
+    number, until = len(known), time.monotonic() + given.seconds
+    threads = tuple(dict.fromkeys((1, max(1, int(profile.cpu.usable_cores)))))
     while len(pairs) < given.pairs and time.monotonic() < until:
-        found = list(measured(profile, families.draw(rng, number)))
-        keep(rows, number, found)
-        pairs, number = pairs + found, number + 1
+        row = measured(
+            families.draw(random.Random(f"{given.seed} {number}"), number), number, threads
+        )
+        keep(rows, row)
+        pairs, number = [*pairs, *bounded(row, profile)], number + 1
     print("\n".join(table(pairs)))
     ratios = [p.bound / p.truth for p in pairs if not p.what.endswith("memory")]
     print(f"{len(ratios)} pairs of {number} models: median bound/truth {median(ratios):.3f}")

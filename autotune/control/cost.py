@@ -20,6 +20,7 @@ while other work ran: `contradicted` tells one measured candidate that proves it
 """
 
 import math
+import re
 from collections.abc import Mapping
 
 from autotune.records.hardware import Leaf, Profile
@@ -52,16 +53,15 @@ def _best(leaf: Leaf | None) -> float:
 
 
 def _rate(figures: Mapping[str, Leaf], path: str, threads: int, unit: str = "flop_per_s") -> float:
-    """The best rate of a path at any size: measured at these threads, or 1-thread cores side by
-    side.
+    """The best rate of a path at any size: that of a core, measured alone or beside others, times
+    the threads.
     """
-    alone = together = 0.0
+    core = 0.0
     for name, leaf in figures.items():
-        if name.startswith(path) and name.endswith(f"_1t_{unit}"):
-            alone = max(alone, _best(leaf))
-        if name.startswith(path) and name.endswith(f"_{threads}t_{unit}"):
-            together = max(together, _best(leaf))
-    return max(alone * threads, together)
+        found = re.fullmatch(rf"{path}.*_(\d+)t_{unit}", name)
+        if found:  # alone, a core does at least what each of several does
+            core = max(core, _best(leaf) / int(found[1]))
+    return core * threads
 
 
 def peak_flop_per_s(profile: Profile, threads: int | None = None) -> float | None:
