@@ -12,6 +12,8 @@ import argparse
 import json
 import os
 import random
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -36,6 +38,7 @@ QUICK = ("mobilenet", "mlp_wide", "bert", "lstm")
 DRAWN, DRAWN_COMPILED = 14, 4
 """Models of `benchmarks.families` that constants come from."""
 CALL_S = 0.2
+MOST_S = 90.0
 REPEATS = 3
 """Processes of each point; the median counts."""
 MakeCall = Callable[[int, int], Callable[[], object]]
@@ -94,13 +97,14 @@ def measure(name: str, runtime: str, most: int = max(THREADS)) -> Iterator[Recor
     import torch
 
     torch.manual_seed(0)
+    if not runtime.startswith("memory"):
+        torch.set_num_threads(1)  # no pool of threads before the forks, which could not use it
     make, inputs = made(name)
     if runtime.startswith("memory"):
         yield _memory(name, make, inputs, int(runtime.removeprefix("memory") or 0))
         return
     model = make().eval()
     few = runtime in ("quick", "compiled") or name.startswith("drawn")
-    torch.set_num_threads(1)  # no pool of threads before the forks
     for kind in ("eager", "onnxruntime") if runtime == "quick" else (runtime,):
         if kind != "replay":
             yield from _truths(name, model, inputs, kind, few, most)
@@ -157,11 +161,14 @@ def _apart(work: Callable[[], tuple[float, float]]) -> tuple[float, float]:
         finally:
             os._exit(0)
     os.close(writer)
+    ready, _, _ = select.select([reader], [], [], MOST_S)
+    if not ready:
+        os.kill(child, signal.SIGKILL)
     with os.fdopen(reader) as answers:
         text = answers.read()
     os.waitpid(child, 0)
     if not text:
-        raise RuntimeError("a measuring process ended without an answer")
+        raise RuntimeError(f"a measuring process ended without an answer, or took over {MOST_S} s")
     seconds, clean = json.loads(text)
     return seconds, clean
 
