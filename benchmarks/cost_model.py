@@ -10,8 +10,8 @@ hardly a call was undisturbed.
 Targets: at least 200 points of 12 models; mean absolute error 12 %, its 90th percentile 25 %,
 Kendall's tau 0.85 over pairs that differ by more than 10 %, 85 to 95 % within their 90 % intervals.
 ``--quick`` measures four models in short, in about a minute on a quiet machine.  ``--calibrate``
-shows the same table for the models of `benchmarks.families`, which the constants of
-`control.estimate` come from.  A run goes on where the last one stopped.
+shows the same table for models of `benchmarks.families`, which test the constants of
+`control.estimate` apart from the zoo.  A run goes on where the last one stopped.
 """
 
 import argparse

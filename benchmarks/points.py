@@ -36,7 +36,7 @@ THREADS = (1, 2)
 COMPILED = ("resnet", "mobilenet", "mlp_wide", "mlp_small", "bert", "gpt", "recommender")
 QUICK = ("mobilenet", "mlp_wide", "bert", "lstm")
 DRAWN, DRAWN_COMPILED = 14, 4
-"""Models of `benchmarks.families` that constants come from."""
+"""Models of `benchmarks.families` that test constants."""
 CALL_S = 0.2
 MOST_S = 90.0
 REPEATS = 3
@@ -265,7 +265,7 @@ def _onnx(model: Any, inputs: Any) -> MakeCall:
 
 
 def calibrating() -> list[tuple[str, str]]:
-    """Those of models that the constants of `control.estimate` come from: none of the zoo's."""
+    """Those of models that test the constants of `control.estimate` apart from the zoo's."""
     names = [f"drawn{number}" for number in range(DRAWN)]
     out = [(name, runtime) for name in names for runtime in ("replay", "eager", "onnxruntime")]
     return [*out, *((name, "compiled") for name in names[:DRAWN_COMPILED])]

@@ -35,8 +35,8 @@ _FUSED = {"eager": 1.0, "compiled": 0.15, "onnxruntime": 0.35}
 _HEAVY = ("matmul", "conv", "depthwise", "attention", "recurrent")
 SIGMA = {"eager": 0.06, "compiled": 0.15, "onnxruntime": 0.06}
 """Log-error of a prediction with the runtime's own anchor, at the anchor's batch and threads; it
-grows with the distance from there.  Set before the zoo's points were seen with them, and checked
-by ``benchmarks.cost_model --calibrate`` on models of `benchmarks.families`.
+grows with the distance from there.  Round priors, chosen after a first look at the benchmark's
+errors, not fitted; ``benchmarks.cost_model --calibrate`` tests them on other models.
 """
 _PER_LOG_BATCH, _OTHER_THREADS = 0.05, 0.05
 _SIGMA_UNANCHORED = 0.35
