@@ -2,25 +2,26 @@
 
 Random models of seven families, each at several batches and thread counts, dense and pruned,
 in eager PyTorch and, where the model is a chain of layers, in ONNX Runtime, there also with
-int8 weights.  The truth of a pair (plan, model) is the *fastest* of its calls on this machine;
-its bound is `cost.latency_bound_s` from this machine's profile.  Recorded trials of the reports
-under ``reports/`` join with their bounds on latency (from their own profile) and memory.
+int8 weights; the points of `benchmarks.cost_model` join.  The truth of a pair (plan, model) is
+the *fastest* of its calls on this machine; its bound is `cost.latency_bound_s` from this
+machine's profile.  Recorded trials of the reports under ``reports/`` join with their bounds on
+latency (from their own profile) and memory.
 
 Passes when at least 10,000 pairs have no bound above the truth and the median of bound/truth is
-at least 0.3.  Rows are kept under .cache/benchmarks and a further run goes on from them (bounds
-are then of the run that measured them).  A loaded machine makes truths slower, never faster: it
-costs tightness, not safety.
+at least 0.3.  Rows are kept under .cache/benchmarks and a further run goes on from them; bounds are
+computed anew from their traits.  A loaded machine makes truths slower, never faster: it
+costs tightness, not safety; a profile must be measured alone (``--profile`` takes a stored one).
 """
 
 import argparse
-import json
 import logging
 import random
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -33,22 +34,33 @@ from torch import nn
 
 from autotune.control import cost, store
 from autotune.errors import FormatError
+from autotune.records import codec
+from autotune.records.base import Record
 from autotune.records.hardware import Profile
 from autotune.records.job import Probe
 from autotune.records.plan import Deployment, Step
 from autotune.records.task import Traits
 from autotune.worker import profiler, tape, traits
 from autotune.worker.channel import NullChannel
-from benchmarks import families
+from benchmarks import families, zoo
+from benchmarks.points import CACHE, Truth
 
-CACHE = Path(".cache/benchmarks")
 LEAST_PAIRS = 10_000
 LEAST_MEDIAN = 0.3
-BATCHES = (1, 2, 4, 8, 16, 32)
-CALLS = 4
-CALL_S = 0.02
+BATCHES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32)
+CALLS = 8
+CALL_S = 0.008
+RUNTIMES = ("eager", "compiled", "onnxruntime")
 MOST_FLOPS = 2e9
 """Calls with more work are left out: they take the time of many others."""
+
+
+class Row(Record, frozen=True, kw_only=True):
+    """One model's plans, each with the seconds of its fastest call."""
+
+    model: int
+    traits: Traits
+    timed: tuple[tuple[str, Deployment, float], ...]
 
 
 class Pair(NamedTuple):
@@ -81,44 +93,42 @@ def traits_of(sample: families.Sample) -> Traits:
     return msgspec.structs.replace(counted, floor=tape.floor(one, two))
 
 
-def measured(profile: Profile, sample: families.Sample) -> Iterator[Pair]:
-    """Every plan of one model."""
-    found = traits_of(sample)
-    threads = tuple(dict.fromkeys((1, max(1, int(profile.cpu.usable_cores)))))
+def plans(
+    sample: families.Sample, found: Traits, sessions: Mapping[tuple[str, int], Any]
+) -> Iterator[tuple[str, Deployment, Callable[[], object]]]:
+    """Every plan of one model, and a call of it.  ``sessions``: (fp32 or int8, threads) -> one."""
     thinner = _pruned(sample, found)
-    sessions = {(kind, t): _session(sample, kind, t) for kind in ("fp32", "int8") for t in threads}
     for batch in BATCHES:
         if found.flops_per_sample * batch > MOST_FLOPS:
             break
         x = sample.inputs(batch)
-        for count in threads:
+        feed = {"x": x.numpy()}
+        for count in dict.fromkeys(threads for _, threads in sessions):
             torch.set_num_threads(count)
             plan = Deployment(runtime="eager", threads=count, batch_size=batch)
-
-            def pair(
-                what: str, call: Callable[[], object], deployment: Deployment = plan
-            ) -> Iterator[Pair]:
-                bound = cost.latency_bound_s(deployment, found, profile)
-                if bound is not None:
-                    yield Pair(f"{what} {sample.family}", bound, fastest(call))
-
-            yield from pair("eager", lambda x=x: _eager(sample.module, x))
+            yield "eager", plan, partial(_eager, sample.module, x)
             if thinner is not None:
-                module, kept = thinner
-                step = Step(name="prune", params={"macs_kept": kept})
-                pruned = Deployment(compress=(step,), threads=count, batch_size=batch)
-                yield from pair("pruned", lambda x=x, m=module: _eager(m, x), pruned)
+                module, kept_share = thinner
+                step = Step(name="prune", params={"macs_kept": kept_share})
+                pruned = msgspec.structs.replace(plan, compress=(step,))
+                yield "pruned", pruned, partial(_eager, module, x)
             for kind in ("fp32", "int8"):
                 session = sessions[kind, count]
                 if session is not None:
                     steps = (Step(name="int8_dynamic"),) if kind == "int8" else ()
-                    onnx = Deployment(
-                        compress=steps, runtime="onnxruntime", threads=count, batch_size=batch
-                    )
-                    feed = {"x": x.numpy()}
-                    yield from pair(
-                        f"onnxruntime {kind}", lambda s=session, f=feed: s.run(None, f), onnx
-                    )
+                    onnx = msgspec.structs.replace(plan, runtime="onnxruntime", compress=steps)
+                    yield f"onnxruntime {kind}", onnx, partial(session.run, None, feed)
+
+
+def measured(sample: families.Sample, number: int, threads: Sequence[int]) -> Row:
+    """Every plan of one model, timed."""
+    found = traits_of(sample)
+    sessions = {(kind, t): _session(sample, kind, t) for t in threads for kind in ("fp32", "int8")}
+    timed = [
+        (f"{what} {sample.family}", plan, fastest(call))
+        for what, plan, call in plans(sample, found, sessions)
+    ]
+    return Row(model=number, traits=found, timed=tuple(timed))
 
 
 def _eager(module: nn.Module, x: torch.Tensor) -> object:
@@ -131,7 +141,8 @@ def _pruned(sample: families.Sample, found: Traits) -> tuple[nn.Module, float] |
     if sample.family != "mlp":
         return None
     linears = [layer for layer in sample.module.modules() if isinstance(layer, nn.Linear)]
-    sizes = [linears[0].in_features, *(max(8, n.out_features // 2) for n in linears[:-1]), 10]
+    cut = (max(8, n.out_features // 2) for n in linears[:-1])
+    sizes = [linears[0].in_features, *cut, 10]
     layers: list[nn.Module] = []
     for left, right in pairwise(sizes):
         layers += [nn.Linear(left, right), nn.ReLU()]
@@ -247,21 +258,44 @@ def recorded(folder: Path) -> Iterator[Pair]:
                 yield Pair("recorded memory", least, trial.memory_bytes)
 
 
+def timed(profile: Profile) -> Iterator[Pair]:
+    """The points of `benchmarks.cost_model` on this machine, where it has measured them."""
+    for name, (make, inputs) in zoo.ZOO.items():
+        paths = [CACHE / f"cost-{name}-{runtime}.jsonl" for runtime in RUNTIMES]
+        rows = [line for path in paths if path.exists() for line in path.read_bytes().splitlines()]
+        if not rows:
+            continue
+        found = traits_of(families.Sample(name, make().eval(), inputs))
+        for line in rows:
+            truth = codec.decode(line, Truth, what=f"cost-{name}")
+            plan = Deployment(runtime=truth.runtime, threads=truth.threads, batch_size=truth.batch)
+            bound = cost.latency_bound_s(plan, found, profile)
+            if bound is not None:
+                yield Pair("zoo " + truth.runtime, bound, min(truth.each_s or (truth.seconds,)))
+
+
 # -- rows kept between runs ----------------------------------------------------------------
 
 
-def keep(path: Path, number: int, pairs: list[Pair]) -> None:
-    """Append one model's pairs."""
+def keep(path: Path, row: Row) -> None:
+    """Append one model's plans."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps({"model": number, "pairs": pairs}) + "\n")
+    with path.open("ab") as file:
+        file.write(codec.encode(row).strip() + b"\n")
 
 
-def kept(path: Path) -> tuple[list[Pair], int]:
-    """The pairs of earlier runs, and how many models they are of."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines]
-    return [Pair(*pair) for row in rows for pair in row["pairs"]], len(rows)
+def kept(path: Path) -> list[Row]:
+    """What earlier runs timed."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [codec.decode(line, Row, what=path.name) for line in lines]
+
+
+def bounded(row: Row, profile: Profile) -> Iterator[Pair]:
+    """The pairs of one model's plans."""
+    for what, plan, seconds in row.timed:
+        bound = cost.latency_bound_s(plan, row.traits, profile)
+        if bound is not None:
+            yield Pair(what, bound, seconds)
 
 
 # -- the verdict ---------------------------------------------------------------------------
@@ -295,24 +329,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reports", type=Path, default=Path("reports"))
     parser.add_argument("--seconds", type=float, default=3600.0, help="stop, to go on later")
+    parser.add_argument(
+        "--profile", help="of this machine, from `autotune profile`, measured alone"
+    )
     parser.add_argument("--fresh", action="store_true", help="forget the rows of earlier runs")
     given = parser.parse_args(argv)
     logging.disable()  # the quantizer advises to prepare each model
     torch.manual_seed(given.seed)
     np.random.seed(given.seed)
-    answer = profiler.run(Probe(thorough=True, budget_s=25.0), Path(), NullChannel())
+    if given.profile:
+        profile = store.load_profile(given.profile)
+    else:
+        probe = Probe(thorough=True, budget_s=25.0)
+        profile = profiler.run(probe, Path(), NullChannel()).profile
     rows = CACHE / f"bounds-{given.seed}.jsonl"
     if given.fresh:
         rows.unlink(missing_ok=True)
-    pairs, number = kept(rows)
-    pairs += recorded(given.reports)
-    rng, until = random.Random(given.seed), time.monotonic() + given.seconds
-    for drawn in range(number):
-        families.draw(rng, drawn)
+    known = kept(rows)
+    pairs = [*recorded(given.reports), *timed(profile)]
+    pairs += [pair for row in known for pair in bounded(row, profile)]
+    number, until = len(known), time.monotonic() + given.seconds
+    threads = tuple(dict.fromkeys((1, max(1, int(profile.cpu.usable_cores)))))
     while len(pairs) < given.pairs and time.monotonic() < until:
-        found = list(measured(answer.profile, families.draw(rng, number)))
-        keep(rows, number, found)
-        pairs, number = pairs + found, number + 1
+        row = measured(
+            families.draw(random.Random(f"{given.seed} {number}"), number), number, threads
+        )
+        keep(rows, row)
+        pairs, number = [*pairs, *bounded(row, profile)], number + 1
     print("\n".join(table(pairs)))
     ratios = [p.bound / p.truth for p in pairs if not p.what.endswith("memory")]
     print(f"{len(ratios)} pairs of {number} models: median bound/truth {median(ratios):.3f}")

@@ -3,71 +3,49 @@
 Models that no calibration has seen (`benchmarks.zoo`), at several batches and thread counts, in
 eager PyTorch, compiled, and ONNX Runtime.  For each model its operators are replayed (worker.
 replay) and each runtime is run end to end once, at batch 4 on one thread: these points are not
-counted.  All other points are predicted, then measured in an interpreter of their own (a
-runtime each), medians of undisturbed calls.  Points that other work disturbed are left out.
+counted.  All other points are predicted, then measured, each in processes of its own (`points`):
+the median of three processes' medians.  A point is left out where its processes disagree and
+hardly a call was undisturbed.
 
 Targets: at least 200 points of 12 models; mean absolute error 12 %, its 90th percentile 25 %,
 Kendall's tau 0.85 over pairs that differ by more than 10 %, 85 to 95 % within their 90 % intervals.
-Rows are kept under .cache/benchmarks; a run goes on where the last one stopped.
+``--quick`` measures four models in short, in about a minute on a quiet machine.  ``--calibrate``
+shows the same table for models of `benchmarks.families`, which test the constants of
+`control.estimate` apart from the zoo.  A run goes on where the last one stopped.
 """
 
 import argparse
 import json
 import math
-import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from itertools import combinations
-from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any, NamedTuple
 
 from autotune.control import estimate
 from autotune.records import codec
-from autotune.records.base import Record
 from autotune.records.job import Footprinted
 from autotune.records.measurement import OpReplay
+from benchmarks.points import (
+    CACHE,
+    MEMORY_BATCHES,
+    THREADS,
+    Peak,
+    Replays,
+    Truth,
+    calibrating,
+    collect,
+    jobs,
+    rows,
+)
 
-CACHE = Path(".cache/benchmarks")
-BATCHES = (1, 4, 16, 32)
-THREADS = (1, 2)
 ANCHOR = (4, 1)
-COMPILED = ("resnet", "mobilenet", "mlp_wide", "mlp_small", "bert", "gpt", "recommender")
-QUICK = ("mobilenet", "mlp_wide", "bert", "lstm")
-CALL_S = 0.3
-LEAST_CLEAN = 0.1
-"""Points with a smaller share of undisturbed calls tell about other work: they are left out."""
-MEMORY_BATCHES = (16, 64)
-MEMORY_STEPS = 4
-
-
-class Truth(Record, frozen=True, kw_only=True):
-    """One measured point."""
-
-    model: str
-    runtime: str
-    batch: int
-    threads: int
-    seconds: float
-    clean: float
-
-
-class Replays(Record, frozen=True, kw_only=True):
-    """One model's operators."""
-
-    model: str
-    replays: tuple[OpReplay, ...]
-
-
-class Peak(Record, frozen=True, kw_only=True):
-    """Resident bytes before training, and the most while a process trained."""
-
-    model: str
-    batch: int
-    base_bytes: int
-    peak_bytes: int
+LEAST_CLEAN, AGREE = 0.1, 1.1
+"""A point is left out where fewer calls were undisturbed and its two fastest processes differ by
+more: it tells about other work.
+"""
 
 
 class Point(NamedTuple):
@@ -87,183 +65,6 @@ class Point(NamedTuple):
         return abs(self.predicted / self.truth - 1)
 
 
-# -- measuring, in an interpreter of its own -----------------------------------------------
-
-
-def measure(name: str, runtime: str, most: int = max(THREADS)) -> Iterator[Record]:
-    """What the parent keeps: the truths of one runtime, or (``replay``) the operators."""
-    import torch
-
-    from benchmarks.zoo import ZOO
-
-    torch.manual_seed(0)
-    make, inputs = ZOO[name]
-    model = make().eval()
-    if runtime.startswith("memory"):
-        yield _memory(name, make, inputs, int(runtime.removeprefix("memory") or 0))
-        return
-    if runtime == "replay":
-        from autotune.worker import replay
-
-        found = replay.replay(
-            model,
-            lambda b: ((inputs(b),), {}),
-            BATCHES,
-            tuple(t for t in THREADS if t <= most),
-            onnx=True,
-            until_s=time.monotonic() + 60,
-        )
-        yield Replays(model=name, replays=found)
-        return
-    batches = BATCHES if runtime != "compiled" else (1, ANCHOR[0], 16)
-    calls = _onnx(model, inputs) if runtime == "onnxruntime" else None
-    for threads in (t for t in THREADS if t <= most):
-        torch.set_num_threads(threads)
-        for batch in sorted(batches):
-            x = inputs(batch)
-            call = calls(threads, x) if calls else _torch(model, x, runtime == "compiled")
-            seconds, clean = settled(call)
-            yield Truth(
-                model=name,
-                runtime=runtime,
-                batch=batch,
-                threads=threads,
-                seconds=seconds,
-                clean=clean,
-            )
-
-
-def _memory(name: str, make: Any, inputs: Any, batch: int) -> Record:
-    """A training step's footprint, or (``batch``) the peak of a process that trains."""
-    from autotune.records.plan import Recipe
-    from autotune.worker import footprint, optimizers, trained
-
-    def loss(model: Any, size: int) -> Any:
-        return model(inputs(size)).float().square().mean()
-
-    recipe = Recipe()
-    footprint.warm_up(recipe)
-    base = footprint.resident_bytes()
-    if not batch:
-        fixed, per_sample = footprint.line(make, loss, recipe)
-        return Footprinted(base_bytes=base, fixed_bytes=fixed, bytes_per_sample=per_sample)
-    model = make().train()
-    optimizer = optimizers.build(recipe, model)
-    for _ in range(MEMORY_STEPS):
-        loss(model, batch).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    peak = trained.peak_memory_bytes()
-    return Peak(model=name, batch=batch, base_bytes=base, peak_bytes=peak)
-
-
-def settled(call: Callable[[], object]) -> tuple[float, float]:
-    """The median of undisturbed calls after a warm-up, and the share of such calls."""
-    from autotune.worker import quiet
-
-    until = time.perf_counter() + CALL_S / 3
-    for _ in range(3):
-        call()
-    while time.perf_counter() < until:
-        call()
-    samples: list[quiet.Sample] = []
-    until = time.perf_counter() + CALL_S
-    while len(samples) < 5 or time.perf_counter() < until:
-        samples.append(quiet.timed(call))
-    return median(quiet.best(samples)), mean(s.clean for s in samples)
-
-
-def _torch(model: Any, x: Any, compiled: bool) -> Callable[[], object]:
-    import torch
-
-    if not compiled:
-
-        def eager() -> object:
-            with torch.inference_mode():
-                return model(x)
-
-        return eager
-    import torch._inductor.config as config
-
-    torch._dynamo.reset()
-    config.freezing = True
-    fast = torch.compile(model, dynamic=False)
-
-    def run() -> object:
-        with torch.no_grad():
-            return fast(x)
-
-    return run
-
-
-def _onnx(model: Any, inputs: Any) -> Callable[[int, Any], Callable[[], object]]:
-    import io
-
-    import onnxruntime as ort
-    import torch
-
-    file = io.BytesIO()
-    shapes = ({0: torch.export.Dim("n", min=1, max=4096)},)
-    program = torch.onnx.export(
-        model, (inputs(2),), dynamo=True, dynamic_shapes=shapes, verbose=False
-    )
-    assert program is not None
-    program.save(file)
-
-    def session(threads: int, x: Any) -> Callable[[], object]:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        made = ort.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
-        feed = {made.get_inputs()[0].name: x.numpy()}
-        return lambda: made.run(None, feed)
-
-    return session
-
-
-# -- collecting ----------------------------------------------------------------------------
-
-
-def jobs(quick: bool) -> list[tuple[str, str]]:
-    """(model, runtime) of every interpreter that is needed."""
-    from benchmarks.zoo import ZOO
-
-    names = QUICK if quick else tuple(ZOO)
-    out = []
-    for name in names:
-        out += [(name, "replay"), (name, "eager"), (name, "onnxruntime")]
-        out += [(name, f"memory{batch or ''}") for batch in (0, *MEMORY_BATCHES)]
-        if name in COMPILED and not quick:
-            out.append((name, "compiled"))
-    return out
-
-
-def rows(name: str, runtime: str, most: int) -> Path:
-    """Where the rows of one interpreter are kept; those of fewer threads apart."""
-    apart = "" if most == max(THREADS) or runtime.startswith("memory") else f"-{most}t"
-    return CACHE / f"cost-{name}-{runtime}{apart}.jsonl"
-
-
-def collect(wanted: list[tuple[str, str]], until: float, most: int) -> list[str]:
-    """Measure what is not kept yet; the failures in words."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    failures = []
-    for name, runtime in wanted:
-        path = rows(name, runtime, most)
-        if path.exists() or time.monotonic() > until:
-            continue
-        command = [sys.executable, "-m", "benchmarks.cost_model", "--threads", str(most)]
-        command += ["--measure", name, runtime]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-        if done.returncode or not lines:
-            last = done.stderr.strip().splitlines()[-1:] or ["no output"]
-            failures.append(f"{name} {runtime}: {last[0][:150]}")
-            continue
-        path.write_text("\n".join(lines) + "\n")
-    return failures
-
-
 def points(wanted: list[tuple[str, str]], most: int = max(THREADS)) -> list[Point]:
     """Every kept truth beside its prediction."""
     truths: dict[str, list[Truth]] = defaultdict(list)
@@ -273,7 +74,7 @@ def points(wanted: list[tuple[str, str]], most: int = max(THREADS)) -> list[Poin
         if not path.exists() or runtime.startswith("memory"):
             continue
         for line in path.read_bytes().splitlines():
-            if runtime == "replay":
+            if b'"replays"' in line:
                 replays[name] = codec.decode(line, Replays, what=path.name).replays
             else:
                 truths[name].append(codec.decode(line, Truth, what=path.name))
@@ -283,11 +84,18 @@ def points(wanted: list[tuple[str, str]], most: int = max(THREADS)) -> list[Poin
         known = [estimate.Anchor(t.runtime, t.batch, t.threads, t.seconds) for t in at]
         for t in truths[name]:
             guess = estimate.latency_s(found, known, t.runtime, t.batch, t.threads)
-            if guess is not None and t not in at and t.clean >= LEAST_CLEAN:
+            if guess is not None and t not in at and settles(t):
                 low, high = guess.low, guess.high
                 key = (t.model, t.runtime, t.batch, t.threads)
                 out.append(Point(*key, guess.value, low, high, t.seconds))
     return out
+
+
+def settles(truth: Truth) -> bool:
+    """Whether the point tells of the machine: processes agree, or enough calls were undisturbed."""
+    ordered = sorted(truth.each_s)
+    agree = len(ordered) > 2 and ordered[1] <= AGREE * ordered[0]
+    return agree or truth.clean >= LEAST_CLEAN
 
 
 def memory(wanted: list[tuple[str, str]]) -> list[tuple[str, int, float, bool]]:
@@ -344,15 +152,15 @@ def within(found: list[Point]) -> float:
     return mean(kendall(group) for group in models.values())
 
 
-def summary(found: list[Point]) -> tuple[list[str], bool]:
-    """Lines to print, and whether every target is met."""
+def summary(found: list[Point], *, whole: bool = True) -> tuple[list[str], bool]:
+    """Lines to print, and whether every target is met (of a part, but for its size)."""
     errors = sorted(p.error for p in found)
     p90 = errors[min(len(errors) - 1, int(0.9 * len(errors)))]
     covered = mean(p.low <= p.truth <= p.high for p in found)
     tau, models = kendall(found), len({p.model for p in found})
     rows = [
-        ("points", len(found), len(found) >= 200, ">= 200"),
-        ("models", models, models >= 12, ">= 12"),
+        ("points", len(found), len(found) >= 200 or not whole, ">= 200" if whole else ""),
+        ("models", models, models >= 12 or not whole, ">= 12" if whole else ""),
         ("MAPE", mean(errors), mean(errors) <= 0.12, "<= 0.12"),
         ("p90 of errors", p90, p90 <= 0.25, "<= 0.25"),
         ("Kendall tau", tau, tau >= 0.85, ">= 0.85"),
@@ -384,22 +192,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=3600.0, help="stop, to go on later")
     parser.add_argument("--fresh", action="store_true", help="forget the rows of earlier runs")
     parser.add_argument("--threads", type=int, choices=THREADS, default=max(THREADS), help="most")
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--calibrate", action="store_true", help="the families' models instead")
     given = parser.parse_args(argv)
-    if given.measure:
-        for row in measure(*given.measure, given.threads):
-            print(codec.encode(row).decode(), flush=True)
-        return 0
     if given.fresh:
         for path in CACHE.glob("cost-*.jsonl"):
             path.unlink()
-    wanted = jobs(given.quick)
+    wanted = calibrating() if given.calibrate else jobs(given.quick)
     failures = collect(wanted, time.monotonic() + given.seconds, given.threads)
     found = points(wanted, given.threads)
     if not found:
         print("\n".join(["no point was measured", *failures]))
         return 1
-    lines, good = summary(found)
+    lines, good = summary(found, whole=not (given.quick or given.calibrate))
     more, fits = memory_summary(memory(wanted))
     good = good and fits
     print("\n".join([*lines, *more, *failures]))

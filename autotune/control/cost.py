@@ -5,10 +5,12 @@
     training >= FLOPs of forward passes and weight gradients / F_max
 
 F_max is the most that these cores can do, by any library: the largest of the datasheet's peak,
-1.05 x the best measured rate of any path, and what the narrower types' rates imply (a core does
-bf16 at least 2 times and int8 at least 4 times as fast as fp32, where it has instructions for
-them).  Eager matrix products go one path, whose own rate is measured.  FLOPs are those of
-`Floor`: what no runtime can leave out.
+1.05 x the best measured rate of any path, and what the narrower types' rates imply (a core's
+vector units do bf16 at least 2 times and int8 at least 4 times as fast as fp32; matrix units
+(AMX) tell nothing about fp32, which they cannot do).  Eager matrix products go one path, whose
+own rate is measured.  A runtime that is not known to keep fp32 as it is (OpenVINO multiplies in
+bf16 where there are matrix units), and a model that allows less precision, may be as fast as
+narrow types are.  FLOPs are those of `Floor`: what no runtime can leave out.
 
 Bounds reject; they are never used as estimates.  What is not known bounds nothing.
 
@@ -18,6 +20,7 @@ while other work ran: `contradicted` tells one measured candidate that proves it
 """
 
 import math
+import re
 from collections.abc import Mapping
 
 from autotune.records.hardware import Leaf, Profile
@@ -40,6 +43,8 @@ what it fetches to write over.
 """
 _EAGER_PATH = "gemm_fp32"
 _PATHS = ("gemm_fp32", "conv_fp32", "linear_fp32")
+_KEEP_FP32 = ("eager", "compiled", "onnxruntime")
+"""Runtimes that multiply in fp32 unless the model's own settings allow less (`Floor.narrow`)."""
 
 
 def _best(leaf: Leaf | None) -> float:
@@ -48,16 +53,15 @@ def _best(leaf: Leaf | None) -> float:
 
 
 def _rate(figures: Mapping[str, Leaf], path: str, threads: int, unit: str = "flop_per_s") -> float:
-    """The best rate of a path at any size: measured at these threads, or 1-thread cores side by
-    side.
+    """The best rate of a path at any size: that of a core, measured alone or beside others, times
+    the threads.
     """
-    alone = together = 0.0
+    core = 0.0
     for name, leaf in figures.items():
-        if name.startswith(path) and name.endswith(f"_1t_{unit}"):
-            alone = max(alone, _best(leaf))
-        if name.startswith(path) and name.endswith(f"_{threads}t_{unit}"):
-            together = max(together, _best(leaf))
-    return max(alone * threads, together)
+        found = re.fullmatch(rf"{path}.*_(\d+)t_{unit}", name)
+        if found:  # alone, a core does at least what each of several does
+            core = max(core, _best(leaf) / int(found[1]))
+    return core * threads
 
 
 def peak_flop_per_s(profile: Profile, threads: int | None = None) -> float | None:
@@ -65,8 +69,9 @@ def peak_flop_per_s(profile: Profile, threads: int | None = None) -> float | Non
     figures = profile.figures
     count = threads or max(1, math.ceil(profile.cpu.cores))
     measured = [_rate(figures, path, count) for path in _PATHS]
-    measured.append(_rate(figures, "gemm_bf16", count) / 2)
-    measured.append(_rate(figures, "gemm_int8", count, "op_per_s") / _INT8_USUAL)
+    if not any(name.startswith("amx") for name in profile.cpu.isa):
+        measured.append(_rate(figures, "gemm_bf16", count) / 2)
+        measured.append(_rate(figures, "gemm_int8", count, "op_per_s") / _INT8_USUAL)
     rates = [_MARGIN * max(measured), _best(figures.get("peak_fp32_flop_per_s"))]
     for gpu in profile.gpus:
         found = [_best(leaf) for name, leaf in gpu.figures.items() if leaf.unit == "FLOP/s"]
@@ -129,7 +134,8 @@ def latency_bound_s(deployment: Deployment, traits: Traits, profile: Profile) ->
     if floor is None or peak is None:
         return None
     kept = _kept(deployment)
-    narrow = _narrow(profile) if floor.narrow or _quantized(deployment) else 1.0
+    exact = deployment.runtime in _KEEP_FP32 and not floor.narrow and not _quantized(deployment)
+    narrow = 1.0 if exact else _narrow(profile)
     eager = deployment.runtime == "eager" and narrow == 1.0
     path = _eager_matmul(profile, deployment.threads) if eager else None
     times = []

@@ -24,17 +24,21 @@ _Z90 = 1.645
 _DISPATCH_S = 1.5e-6
 """What an eager operator costs before it does anything, about."""
 _HOST_PER_OP_S = 6e-6
-"""The most that modules and Python add to an operator in a whole eager model."""
+"""The most that modules and Python add to an operator in a whole eager model, and the guards on
+modules and weights in a compiled one.
+"""
 _RUN_S = {"eager": 0.0, "compiled": 15e-6, "onnxruntime": 8e-6}
 """One call that does nothing."""
 _LIGHT = {"eager": 1.0, "compiled": 0.5, "onnxruntime": 0.8}
 """Light operators' work beside eager's; fused ones in `_FUSED`."""
 _FUSED = {"eager": 1.0, "compiled": 0.15, "onnxruntime": 0.35}
 _HEAVY = ("matmul", "conv", "depthwise", "attention", "recurrent")
-SIGMA = {"eager": 0.20, "compiled": 0.30, "onnxruntime": 0.13}
-"""Log-error of a prediction with the runtime's own anchor: priors, which `benchmarks.cost_model`
-tests.  Eager PyTorch's is wide since large activations may or may not be new pages at each call.
+SIGMA = {"eager": 0.06, "compiled": 0.15, "onnxruntime": 0.06}
+"""Log-error of a prediction with the runtime's own anchor, at the anchor's batch and threads; it
+grows with the distance from there.  Round priors, chosen after a first look at the benchmark's
+errors, not fitted; ``benchmarks.cost_model --calibrate`` tests them on other models.
 """
+_PER_LOG_BATCH, _OTHER_THREADS = 0.05, 0.05
 _SIGMA_UNANCHORED = 0.35
 _KEPT, _KEPT_SPREAD, _BASE_SPREAD = 1.35, 0.25, 0.03
 """Resident over tracked bytes of activations, and the half-widths of 90 % intervals."""
@@ -55,26 +59,20 @@ def anchors(replays: Sequence[OpReplay]) -> tuple[Anchor, ...]:
 
 
 def op_s(op: OpTime, runtime: str) -> float:
-    """Seconds of one call of one operator in a runtime."""
+    """Seconds of one call of one operator in a runtime: by the runtime's own kernel where that
+    was timed, else a share of eager's work.
+    """
     if runtime == "eager":
         return op.eager_s
+    if runtime == "onnxruntime" and op.onnx_s is not None:
+        return op.onnx_s
     work = max(0.0, op.eager_s - _DISPATCH_S)
     if op.kind in _HEAVY:
-        return _heavy_s(op, runtime, work)
+        own = op.packed_s if runtime == "compiled" else None
+        return min(work, own) if own is not None else work
     if op.kind == "normal" and op.fused:  # a batch norm that is folded into weights
         return 0.0
     return work * (_FUSED if op.fused else _LIGHT)[runtime]
-
-
-def _heavy_s(op: OpTime, runtime: str, work: float) -> float:
-    """By the runtime's own kernel where that was timed.  Compiled convolutions are not: they keep
-    blocked layouts and reuse memory as ONNX Runtime does, which eager ones do not.
-    """
-    if runtime == "compiled" and op.kind == "matmul":
-        return min(work, op.packed_s) if op.packed_s is not None else work
-    if runtime == "compiled" and op.kind not in ("conv", "depthwise"):
-        return work
-    return op.onnx_s if op.onnx_s is not None else work
 
 
 def total_s(replay: OpReplay, runtime: str) -> float:
@@ -108,7 +106,7 @@ def _residual(replays: Sequence[OpReplay], anchor: Anchor) -> tuple[float, float
         return None
     calls = max((sum(op.calls for op in r.ops) for r in replays), default=0)
     run_s = _RUN_S.get(anchor.runtime, 0.0)
-    most = run_s + (calls * _HOST_PER_OP_S if anchor.runtime == "eager" else 0.0)
+    most = run_s + (calls * _HOST_PER_OP_S if anchor.runtime != "onnxruntime" else 0.0)
     host = min(max(0.0, anchor.seconds - summed), most)
     return host, (anchor.seconds - host) / summed
 
@@ -134,8 +132,14 @@ def latency_s(
         fitted = _residual(replays, nearest)
         if fitted is not None:
             host, scale = fitted
-            sigma = SIGMA[runtime]
+            sigma = _sigma(nearest, batch, threads)
     return _around(host + scale * summed, sigma)
+
+
+def _sigma(anchor: Anchor, batch: int, threads: int) -> float:
+    far = _PER_LOG_BATCH * abs(math.log(batch / anchor.batch_size))
+    other = _OTHER_THREADS if threads != anchor.threads else 0.0
+    return math.hypot(SIGMA[anchor.runtime], far, other)
 
 
 def deployment_s(
@@ -156,11 +160,16 @@ def deployment_s(
 def training_memory_bytes(found: Footprinted, batch: int) -> Interval:
     """Peak resident bytes of training one process at this batch.
 
-    Beyond what is tracked there are a library's own copies and what the allocator cannot give
-    back: in proportion to the activations (`_KEPT`, from models outside the benchmark).
+    On the line through two resident peaks where there is one, but never less than what was
+    tracked.  Else what libraries copy by themselves and what the allocator cannot give back is
+    taken in proportion to the activations (`_KEPT`, from models outside the benchmark).
     """
-    step = found.fixed_bytes + _KEPT * found.bytes_per_sample * batch
-    spread = _KEPT_SPREAD * found.bytes_per_sample * batch + _BASE_SPREAD * found.base_bytes
+    per_sample, fixed = _KEPT * found.bytes_per_sample, float(found.fixed_bytes)
+    if found.peak_bytes_per_sample is not None and found.peak_fixed_bytes is not None:
+        per_sample = max(found.bytes_per_sample, found.peak_bytes_per_sample)
+        fixed = max(found.fixed_bytes, found.peak_fixed_bytes)
+    step = fixed + per_sample * batch
+    spread = _KEPT_SPREAD * per_sample * batch + _BASE_SPREAD * found.base_bytes
     value = found.base_bytes + step
     return Interval(value=value, low=value - min(spread, 0.5 * step), high=value + spread)
 

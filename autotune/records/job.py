@@ -110,12 +110,16 @@ class Footprint(Record, frozen=True, kw_only=True, tag=True):
 
 class Footprinted(Record, frozen=True, kw_only=True, tag=True):
     """``base_bytes`` were resident before; the step's tensors take ``fixed_bytes`` and
-    ``bytes_per_sample`` for each sample of the batch.
+    ``bytes_per_sample`` for each sample of the batch.  ``peak_...``: the same line through the
+    resident peaks (above the base) of two processes that took such steps; None where processes
+    cannot be forked.
     """
 
     base_bytes: int
     fixed_bytes: int
     bytes_per_sample: int
+    peak_fixed_bytes: int | None = None
+    peak_bytes_per_sample: int | None = None
 
 
 class Menu(Record, frozen=True, kw_only=True, tag=True):

@@ -1,7 +1,8 @@
 """How much memory a training step of a batch takes, without taking it.
 
-    two small batches, one real step each, under MemTracker --line--> tracked bytes at any batch
-    what this process held before                           --------> base
+    two small batches, one real step each, under MemTracker  --line--> tracked bytes at any batch
+    two small batches, some steps each, in forked processes  --line--> resident bytes at any batch
+    what this process held before                            --------> base
 
 MemTracker (torch.distributed._tools) sees every tensor's storage, so that its peak is exact in
 what it counts: weights, gradients, optimizer state, activations, temporaries.  It does not see
@@ -11,6 +12,7 @@ by calibration.
 What this does not know: a batch at which an algorithm changes, and a user's own loop.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,13 @@ from autotune.records.job import Footprint, Footprinted
 from autotune.records.plan import Recipe
 from autotune.worker import contract, optimizers
 from autotune.worker.channel import Channel
-from autotune.worker.trained import rows_of
+from autotune.worker.trained import peak_memory_bytes, rows_of
 
 SIZES = (4, 8)
 """Batches that are stepped: above 1 for batch norm, and small."""
 
+RESIDENT_SIZES = (4, 12)
+_RESIDENT_STEPS = 3
 Step = Callable[[nn.Module, int], Tensor]
 
 
@@ -49,13 +53,58 @@ def run(job: Footprint, root: Path, channel: Channel) -> Footprinted:
         inputs, target = loaded.collate(samples)
         return loaded.loss(loaded.call(model, inputs), target)
 
-    warm_up(job.recipe)
-    base = resident_bytes()
     try:
-        fixed, per_sample = line(lambda: loaded.make_model(), loss, job.recipe)
+        return found(lambda: loaded.make_model(), loss, job.recipe)
     except (RuntimeError, AssertionError, KeyError) as error:
         raise JobError("unsupported", f"a training step cannot be tracked: {error}") from error
-    return Footprinted(base_bytes=base, fixed_bytes=fixed, bytes_per_sample=per_sample)
+
+
+def found(make: Callable[[], nn.Module], loss: Step, recipe: Recipe) -> Footprinted:
+    """Both lines of one model."""
+    peaks = [_resident(make, loss, recipe, size) for size in RESIDENT_SIZES]
+    warm_up(recipe)
+    base = resident_bytes()
+    fixed, per_sample = line(make, loss, recipe)
+    more: int | None = None
+    start: int | None = None
+    if peaks[0] is not None and peaks[1] is not None:
+        more = max(0, (peaks[1] - peaks[0]) // (RESIDENT_SIZES[1] - RESIDENT_SIZES[0]))
+        start = max(0, peaks[0] - more * RESIDENT_SIZES[0])
+    return Footprinted(
+        base_bytes=base,
+        fixed_bytes=fixed,
+        bytes_per_sample=per_sample,
+        peak_fixed_bytes=start,
+        peak_bytes_per_sample=more,
+    )
+
+
+def _resident(make: Callable[[], nn.Module], loss: Step, recipe: Recipe, size: int) -> int | None:
+    """The resident peak above the base of a forked process that trains on one thread (a fork may
+    not use its parent's pool); None where it cannot be had.
+    """
+    if not hasattr(os, "fork"):
+        return None
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            torch.set_num_threads(1)
+            warm_up(recipe)
+            base, model = resident_bytes(), make().train()
+            optimizer = optimizers.build(recipe, model)
+            for _ in range(_RESIDENT_STEPS):
+                loss(model, size).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                optimizer.zero_grad()
+            os.write(writer, str(peak_memory_bytes() - base).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as answers:
+        text = answers.read()
+    os.waitpid(child, 0)
+    return int(text) if text else None
 
 
 def line(make: Callable[[], nn.Module], loss: Step, recipe: Recipe) -> tuple[int, int]:

@@ -1,50 +1,67 @@
 """Time a model's operators one by one, with their own shapes, as this machine does them.
 
-    tape of the model --distinct operators--> built anew --each timed--> OpTime
-                                              `- cold: between two calls the caches are filled
-                                                 with as much else as the model's own weights
+    tape of the model --distinct operators--> built anew, with several copies of their weights
+                                               |-> eager: called in turn, results kept for a while
+                                               |-> packed (`packed`): what a compiled model calls
+                                               `-> ONNX Runtime (`onnxops`): with what it fuses
 
-An input was just written by the operator before it, so it is warm; weights have been pushed out
-by all the others' weights, as far as these are too many for a cache.  Heavy operators are also
-timed by ONNX Runtime (`onnxops`) and with packed weights.
+A model's weights have been pushed out of a core's own caches by all the others' weights, so each
+call takes the next of as many copies as it needs for that; its input was just written, so it is
+the same one again.  The heap keeps its pages (`heap`): first touches are no part of an operator.
 
-What this does not know: how a runtime lays out memory between operators, and frequency that
-falls under long load: one run of the whole model tells (control.estimate).
+What this does not know: which blocks of memory a whole model writes to, and frequency that falls
+under long load: one run of the whole model tells (control.estimate).
 """
 
+import math
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from autotune.records.job import Replay, Replayed
 from autotune.records.measurement import OpReplay, OpTime
-from autotune.worker import contract, onnxops, paths, system, tape
+from autotune.worker import contract, heap, onnxops, packed, system, tape
 from autotune.worker.channel import Channel
 from autotune.worker.quiet import Sample, best, timed
-from autotune.worker.tape import Played, Spec
+from autotune.worker.tape import Cell, Played, Spec, Tape
 
 _CALLS = 7
 _OP_S = 0.02
 """Time for one operator at one setting, at most (but two calls)."""
+_ALIVE = 2
+"""Results that live at once, beside the one that is written: a model's last activations."""
+_MOST_COPIES, _MOST_BYTES = 32, 96 << 20
+_ROUNDS = 3
+"""Times that a disturbed timing is done, at most."""
+_LEAST_ONNX = 4
+"""Copies in a session, where they are small: they share the overhead of a run."""
+_SMALL = 1 << 20
 _NORMAL = ("norm", "softmax", "mean", "sum", "max", "pool", "var")
 _MOVE = ("clone", "copy", "cat", "stack", "index", "gather", "embedding", "pad", "_to_copy",
          "repeat", "slice_scatter", "fill", "zeros", "empty", "ones", "full", "arange")  # fmt: skip
-_HEAVY = ("matmul", "conv", "depthwise", "attention", "recurrent")
 
 
-class Call(NamedTuple):
-    """One operator with operands of its own; ``warm`` is the operand that was just written."""
+Timing = Callable[[], Sample | None]
 
-    run: Callable[[], object]
-    warm: Tensor | None
+
+class Piece(NamedTuple):
+    """A distinct operator: ``followers`` are fused into it by ONNX Runtime, ``inside`` says that
+    it is itself fused into another; ``deep``: see `onnxops`.
+    """
+
+    one: Played
+    followers: tuple[Played, ...]
+    inside: bool
+    fused: bool
+    deep: bool
 
 
 def run(job: Replay, root: Path, channel: Channel) -> Replayed:
@@ -81,17 +98,18 @@ def replay(
 ) -> tuple[OpReplay, ...]:
     """Every setting that fits until ``until_s``; threads are restored."""
     before = torch.get_num_threads()
+    heap.keep()
     out: list[OpReplay] = []
     try:
         for size in batch_sizes:
             args, kwargs = inputs(size)
-            played = tape.record(model, args, kwargs).played
+            found = tape.record(model, args, kwargs)
             for count in threads:
                 if time.monotonic() > until_s and out:
                     return tuple(out)
                 torch.set_num_threads(count)
                 whole = None if out else _timed(partial(model, *args, **kwargs), 0.3)
-                ops = _ops(played, _pressure(model, played), count if onnx else None)
+                ops = _ops(found, _cold_bytes(model, found, count), count, onnx=onnx)
                 out.append(OpReplay(batch_size=size, threads=count, ops=ops, whole_s=whole))
     finally:
         torch.set_num_threads(before)
@@ -109,30 +127,90 @@ def _timed(call: Callable[[], object], seconds: float) -> float:
     return median(best(spent))
 
 
-def _ops(
-    played: tuple[Played, ...], pressure: Callable[[], object] | None, onnx_threads: int | None
-) -> tuple[OpTime, ...]:
+def _ops(found: Tape, cold_bytes: int, threads: int, *, onnx: bool) -> tuple[OpTime, ...]:
     calls: dict[Any, int] = {}
-    first: dict[Any, tuple[Played, bool]] = {}
-    made_by: dict[int, str] = {}
-    for one in played:
-        key = _identity(one)
+    pieces: dict[Any, Piece] = {}
+    for piece in _pieces(found):
+        key = (_identity(piece.one), tuple(map(_identity, piece.followers)), piece.inside)
         calls[key] = calls.get(key, 0) + 1
+        pieces.setdefault(key, piece)
+    cells = dict(enumerate(found.cells))
+    eager = _rounds({k: partial(_eager, p, cold_bytes) for k, p in pieces.items()})
+    packs = _rounds({k: partial(_packed, p, cold_bytes) for k, p in pieces.items()})
+    layers = _rounds({k: partial(_cell, cell) for k, cell in cells.items()})
+    own: dict[Any, float] = {}
+    own_layers: dict[Any, float] = {}
+    if onnx:
+        # after all of PyTorch's: two pools of threads that wait by spinning slow each other down
+        own = _rounds({k: partial(_onnx, p, cold_bytes, threads) for k, p in pieces.items()})
+        own_layers = _rounds({k: partial(_onnx_cell, c, threads) for k, c in cells.items()})
+    ops = [
+        OpTime(
+            kind=kind_of(piece.one),
+            calls=calls[key],
+            eager_s=eager[key],
+            packed_s=packs.get(key),
+            onnx_s=own.get(key),
+            bytes_moved=sum(spec.bytes for spec in (*piece.one.operands, *piece.one.made)),
+            fused=piece.fused,
+        )
+        for key, piece in pieces.items()
+        if key in eager
+    ]
+    for key, seconds in layers.items():
+        more = OpTime(kind="recurrent", calls=1, eager_s=seconds, onnx_s=own_layers.get(key))
+        ops.append(more)
+    return tuple(ops)
+
+
+def _rounds(timings: Mapping[Any, Timing]) -> dict[Any, float]:
+    """Seconds of each; what other work disturbed is timed again after all others, some times."""
+    out: dict[Any, float] = {}
+    left = dict(timings)
+    for _ in range(_ROUNDS):
+        disturbed = {}
+        for key, timing in left.items():
+            taken = timing()
+            if taken is None:
+                continue
+            out[key] = min(out.get(key, math.inf), taken.seconds)
+            if not taken.clean:
+                disturbed[key] = timing
+        left = disturbed
+    return out
+
+
+def _pieces(found: Tape) -> list[Piece]:
+    """Every operator with what follows it, but the steps of recurrent layers."""
+    made_by: dict[int, tuple[str, Spec]] = {}
+    stepped = {i for cell in found.cells for i in range(cell.start, cell.stop)}
+    out: list[Piece] = []
+    head, last = -1, -1
+    for i, one in enumerate(found.played):
         kind = kind_of(one)
-        before = [made_by.get(spec.serial, "") for spec in one.operands if not spec.parameter]
-        fused = _fusable(one, kind, before)
-        first.setdefault(key, (one, fused))
-        for spec in one.made:
-            made_by[spec.serial] = kind
-    timed_ops = []
-    for key, (one, fused) in first.items():
-        found = _op(one, calls[key], fused, pressure)
-        if found is not None:
-            timed_ops.append((one, found))
-    if onnx_threads is None:
-        return tuple(found for _, found in timed_ops)
-    # after all of PyTorch's: two pools of threads that wait by spinning slow each other down
-    return tuple(_with_onnx(one, found, pressure, onnx_threads) for one, found in timed_ops)
+        sources = [made_by[s.serial] for s in one.operands if s.serial in made_by]
+        fused = _fusable(one, kind, [kind for kind, _ in sources])
+        deep = any(len(spec.shape) > 2 for _, spec in sources)
+        joins = head >= 0 and onnxops.follows(one) and _takes(one, last)
+        if joins:
+            led = out[head]
+            out[head] = led._replace(followers=(*led.followers, one))
+        if i not in stepped:
+            out.append(Piece(one, (), joins, fused, deep))
+        if i in stepped:
+            head = -1
+        elif not joins and one.name != "empty":  # a batch norm in inference makes empty tensors
+            head = len(out) - 1 if kind in ("matmul", "conv", "depthwise") else -1
+        if one.name != "empty":
+            last = next((s.serial for s in tape.written(one)), -1)
+        for spec in tape.written(one):
+            made_by[spec.serial] = (kind, spec)
+    return out
+
+
+def _takes(one: Played, serial: int) -> bool:
+    """Whether a result goes into it."""
+    return any(s.serial == serial for s in one.operands if not s.parameter)
 
 
 def _fusable(one: Played, kind: str, before: list[str]) -> bool:
@@ -152,34 +230,48 @@ def _identity(one: Played) -> Any:
     return (str(one.op), tuple(plain(leaf) for leaf in leaves))
 
 
-def _op(
-    one: Played, calls: int, fused: bool, pressure: Callable[[], object] | None
-) -> OpTime | None:
-    kind = kind_of(one)
+def _eager(piece: Piece, cold_bytes: int) -> Sample | None:
     try:
-        eager = _cold(_call(one), pressure)
+        return _in_turn([_call(piece.one) for _ in range(_copies(piece.one, cold_bytes))])
     except (RuntimeError, TypeError, IndexError):
         return None  # what cannot be done again with made-up values
-    return OpTime(
-        kind=kind,
-        calls=calls,
-        eager_s=eager,
-        packed_s=_packed(one, pressure) if kind == "matmul" else None,
-        bytes_moved=sum(spec.bytes for spec in (*one.operands, *one.made)),
-        fused=fused,
-    )
 
 
-def _with_onnx(
-    one: Played, found: OpTime, pressure: Callable[[], object] | None, threads: int
-) -> OpTime:
-    single = onnxops.single(one, threads) if found.kind in _HEAVY else None
-    if single is None:
-        return found
-    # its threads spin between the operators of a whole model, but not through other work
-    between = pressure if threads == 1 else None
-    seconds = _cold(Call(single, None), between) - onnxops.overhead_s(threads)
-    return msgspec.structs.replace(found, onnx_s=max(0.0, seconds))
+def _packed(piece: Piece, cold_bytes: int) -> Sample | None:
+    if kind_of(piece.one) not in ("matmul", "conv", "depthwise"):
+        return None
+    made = [packed.call(piece.one) for _ in range(_copies(piece.one, cold_bytes))]
+    ready = [call for call in made if call is not None]
+    return _in_turn(ready) if ready else None
+
+
+def _onnx(piece: Piece, cold_bytes: int, threads: int) -> Sample | None:
+    if piece.inside:
+        return Sample(0.0, True)
+    chain = (piece.one, *piece.followers)
+    moved = sum(s.bytes for one in chain for s in (*one.operands, *one.made))
+    copies = max(_copies(piece.one, cold_bytes), _LEAST_ONNX if moved < _SMALL else 2)
+    call = onnxops.chain(chain, piece.deep, copies, threads)
+    if call is None:
+        return None
+    taken = _in_turn([call])
+    return Sample(max(0.0, taken.seconds - onnxops.overhead_s(threads)) / copies, taken.clean)
+
+
+def _cell(cell: Cell) -> Sample | None:
+    """A recurrent layer whole: its steps are called without Python between them."""
+    build = getattr(nn, cell.kind.split("_")[0])
+    layer = build(cell.shape[-1], cell.hidden, cell.layers, batch_first=cell.batch_first).eval()
+    return _in_turn([partial(layer, torch.rand(cell.shape))])
+
+
+def _onnx_cell(cell: Cell, threads: int) -> Sample | None:
+    """The same as ONNX Runtime has it."""
+    call = onnxops.cell(cell, 1, threads) if len(cell.shape) == 3 else None
+    if call is None:
+        return None
+    taken = _in_turn([call])
+    return Sample(max(0.0, taken.seconds - onnxops.overhead_s(threads)), taken.clean)
 
 
 def kind_of(one: Played) -> str:
@@ -195,21 +287,13 @@ def kind_of(one: Played) -> str:
     return "normal" if any(part in name for part in _NORMAL) else "pointwise"
 
 
-def _call(one: Played) -> Call:
-    made: list[Tensor] = []
-
+def _call(one: Played) -> Callable[[], object]:
     def build(leaf: Any) -> Any:
-        if not isinstance(leaf, Spec):
-            return leaf
-        tensor = _tensor(leaf)
-        if not leaf.parameter:
-            made.append(tensor)
-        return tensor
+        return _tensor(leaf) if isinstance(leaf, Spec) else leaf
 
     is_spec = lambda leaf: isinstance(leaf, Spec)  # noqa: E731
     args, kwargs = tree_map(build, (one.args, dict(one.kwargs)), is_leaf=is_spec)
-    warm = max(made, key=Tensor.numel, default=None)
-    return Call(lambda: one.op(*args, **kwargs), warm)
+    return lambda: one.op(*args, **kwargs)
 
 
 def _tensor(spec: Spec) -> Tensor:
@@ -222,29 +306,23 @@ def _tensor(spec: Spec) -> Tensor:
     return tensor
 
 
-def _packed(one: Played, pressure: Callable[[], object] | None) -> float | None:
-    """A matrix product with a constant right side, as a compiled model does it."""
-    operands = one.operands
-    if one.name not in ("addmm", "mm") or not operands[-1].parameter:
-        return None
-    rows, depth = operands[-2].shape
-    call = paths.packed_linear(rows, depth, operands[-1].shape[1])
-    return _cold(Call(call, None), pressure) if call is not None else None
-
-
-def _cold(call: Call, pressure: Callable[[], object] | None) -> float:
-    """The median of a few calls, each with caches as the model leaves them."""
+def _in_turn(calls: Sequence[Callable[[], object]]) -> Sample:
+    """The median of some calls, each by the next copy; the last results stay alive.  Clean where
+    most calls were.
+    """
     spent: list[Sample] = []
+    alive: deque[object] = deque(maxlen=_ALIVE)
     with torch.inference_mode():
-        call.run()
-        call.run()
+        for call in (*calls, calls[0]):
+            alive.append(call())
         while not _enough(spent):
-            if pressure is not None:
-                pressure()
-                if call.warm is not None and call.warm.is_floating_point():
-                    call.warm.sum()
-            spent.append(timed(call.run))
-    return median(best(spent))
+            call = calls[(len(spent) + 1) % len(calls)]
+            spent.append(timed(partial(_kept, alive, call)))
+    return Sample(median(best(spent)), sum(s.clean for s in spent) > len(spent) / 2)
+
+
+def _kept(alive: deque[object], call: Callable[[], object]) -> None:
+    alive.append(call())
 
 
 def _enough(spent: list[Sample]) -> bool:
@@ -254,15 +332,24 @@ def _enough(spent: list[Sample]) -> bool:
     return (clean >= 2 and total > _OP_S) or total > 4 * _OP_S
 
 
-def _pressure(model: nn.Module, played: tuple[Played, ...]) -> Callable[[], object] | None:
-    """Fills caches with as much as a model's weights do; None where they stay in a core's own."""
+def _copies(one: Played, cold_bytes: int) -> int:
+    """How many copies of an operator's weights together leave no room for the next one's."""
+    own = sum(s.bytes for s in one.operands if s.parameter)
+    every = sum(s.bytes for s in (*one.operands, *one.made))
+    if not own or not one.flops or not cold_bytes:
+        return 1
+    return max(1, min(math.ceil(cold_bytes / own), _MOST_COPIES, _MOST_BYTES // every))
+
+
+def _cold_bytes(model: nn.Module, found: Tape, threads: int) -> int:
+    """As many as the model's weights, and no more than push out all of a cache; 0 where the
+    weights stay in a core's own.
+    """
     caches = system.caches()
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     own, shared = caches.l2_bytes or 1 << 20, caches.l3_bytes or 16 << 20
-    read = {s.serial: s.bytes for one in played for s in one.operands if s.parameter and one.flops}
+    read = {s.serial: s.bytes for p in found.played for s in p.operands if s.parameter and p.flops}
     size = min(size, sum(read.values()))
     if size < own // 2:
-        return None
-    wanted = 2 * shared if size > shared else min(4 * own, 2 * size)
-    other = torch.ones(wanted // 4)
-    return other.sum
+        return 0
+    return min(size, 2 * shared if size > shared else 2 * own * threads)

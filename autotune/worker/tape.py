@@ -10,6 +10,7 @@ and touches no padding: the rest a compiler may fold, drop, share or skip.
 What this does not know: a model whose control flow depends on the values of its input.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -63,6 +64,21 @@ class Played(NamedTuple):
         return tuple(leaf for leaf in leaves if isinstance(leaf, Spec))
 
 
+class Cell(NamedTuple):
+    """A recurrent layer in one direction, and the operators ``played[start:stop]`` that it is.
+
+    ``shape`` is its input's.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    hidden: int
+    layers: int
+    batch_first: bool
+    start: int
+    stop: int
+
+
 class Tape(NamedTuple):
     """``inputs`` and ``outputs`` are serial numbers of storages."""
 
@@ -71,6 +87,7 @@ class Tape(NamedTuple):
     outputs: frozenset[int]
     trainable: Mapping[int, int]
     """Bytes of each storage that gets a gradient."""
+    cells: tuple[Cell, ...] = ()
 
 
 def record(
@@ -79,7 +96,7 @@ def record(
     """Run the model once, in eval mode without gradients, and note every operator."""
     recorder = _Recorder(model)
     given = frozenset(recorder.serial(t) for t in _tensors((args, kwargs)))
-    with still(model), recorder:
+    with still(model), recorder.cells_of(model) as cells, recorder:
         result = model(*args, **(kwargs or {}))
     trainable = {
         recorder.serial(p): p.numel() * p.element_size()
@@ -87,7 +104,7 @@ def record(
         if p.requires_grad
     }
     reached = frozenset(recorder.serial(t) for t in _output_tensors(result))
-    return Tape(tuple(recorder.played), given, reached, trainable)
+    return Tape(tuple(recorder.played), given, reached, trainable, tuple(cells))
 
 
 def _output_tensors(result: Any) -> list[Tensor]:
@@ -112,6 +129,31 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             self._count += 1
             self._serials[place] = self._count
         return self._serials[place]
+
+    @contextmanager
+    def cells_of(self, model: nn.Module) -> Iterator[list[Cell]]:
+        """Notes the recurrent layers while the model is called."""
+        found: list[Cell] = []
+        starts: dict[nn.Module, int] = {}
+
+        def entered(layer: nn.Module, _: Any) -> None:
+            starts[layer] = len(self.played)
+
+        def left(layer: Any, given: Any, _: Any) -> None:
+            if layer.bidirectional or getattr(layer, "proj_size", 0):
+                return
+            shape, span = tuple(given[0].shape), (starts[layer], len(self.played))
+            sizes = (layer.hidden_size, layer.num_layers, layer.batch_first)
+            found.append(Cell(layer.mode, shape, *sizes, *span))
+
+        layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
+        handles = [layer.register_forward_pre_hook(entered) for layer in layers]
+        handles += [layer.register_forward_hook(left) for layer in layers]
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def __torch_dispatch__(
         self,
@@ -169,6 +211,7 @@ def floor(one: Tape, two: Tape | None) -> Floor:
         _valid(p) * p.flops for p in first if any(s.serial in trained for s in p.operands)
     )
     narrow = any(s.dtype not in _WIDE for p in first for s in p.operands if s.shape)
+    narrow = narrow or _less_precise()
     return Floor(
         flops=flops,
         more_flops={kind: n for kind, n in more.items() if n},
@@ -177,6 +220,19 @@ def floor(one: Tape, two: Tape | None) -> Floor:
         gradient_flops_per_sample=gradients,
         narrow=narrow,
     )
+
+
+def _less_precise() -> bool:
+    """Whether the model's file or the environment lets fp32 products be done in less."""
+    if torch.get_float32_matmul_precision() != "highest":
+        return True
+    backend: Any = torch.backends.mkldnn
+    settings = [
+        getattr(part, "fp32_precision", "none")
+        for part in (backend, getattr(backend, "matmul", None), getattr(backend, "conv", None))
+    ]
+    mode = os.environ.get("ONEDNN_DEFAULT_FPMATH_MODE", "strict").lower()
+    return mode != "strict" or any(found not in ("none", "ieee") for found in settings)
 
 
 def _by_kind(needed: Sequence[Played]) -> dict[str, float]:
@@ -193,12 +249,12 @@ def _needed(tape: Tape) -> list[Played]:
     moving = []
     for played in tape.played:
         if any(s.serial in varying for s in played.operands) or _random(played):
-            varying |= {s.serial for s in _written(played)}
+            varying |= {s.serial for s in written(played)}
             moving.append(played)
     live = set(tape.outputs)
     needed = []
     for played in reversed(moving):
-        if any(s.serial in live for s in _written(played)):
+        if any(s.serial in live for s in written(played)):
             live |= {s.serial for s in played.operands}
             needed.append(played)
     seen: set[Any] = set()
@@ -211,7 +267,8 @@ def _needed(tape: Tape) -> list[Played]:
     return out
 
 
-def _written(played: Played) -> tuple[Spec, ...]:
+def written(played: Played) -> tuple[Spec, ...]:
+    """What it makes, and what it changes in place."""
     return (*played.made, *played.operands[:1]) if played.mutates else played.made
 
 

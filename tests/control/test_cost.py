@@ -56,6 +56,18 @@ def test_narrow_types_tell_what_fp32_units_there_are() -> None:
     )
 
 
+def test_matrix_units_tell_nothing_about_fp32() -> None:
+    half = machine(gemm_bf16_1t_flop_per_s=leaf(5e12, "FLOP/s"))
+    amx = msgspec.structs.replace(
+        half, cpu=msgspec.structs.replace(half.cpu, isa=("amx_int8", "amx_bf16"))
+    )
+    assert cost.peak_flop_per_s(amx, 1) == pytest.approx(1.05 * 100e9)
+    onnx, other = Deployment(runtime="onnxruntime"), Deployment(runtime="openvino")
+    assert cost.latency_bound_s(onnx, model(), amx) == pytest.approx(1 / 105)
+    assert cost.latency_bound_s(other, model(), amx) == pytest.approx(1 / 1680)
+    assert cost.latency_bound_s(onnx, model(narrow=True), amx) == pytest.approx(1 / 1680)
+
+
 def test_eager_products_are_bound_by_their_own_path_and_others_by_the_fastest() -> None:
     eager, onnx = Deployment(), Deployment(runtime="onnxruntime")
     assert cost.latency_bound_s(eager, model(), machine()) == pytest.approx(1 / 52.5)

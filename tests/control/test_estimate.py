@@ -1,11 +1,13 @@
 """Estimates: sums of operators, residuals from one run, intervals that hold the value."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.control import estimate
 from autotune.control.foresight import Foresight
+from autotune.records.job import Footprinted
 from autotune.records.measurement import OpReplay, OpTime
 from autotune.records.plan import Deployment, Step
 
@@ -120,3 +122,25 @@ def test_dense_seeds_stay_before_compressed_ones() -> None:
     seeds = [({"runtime": "eager"}, Deployment()), ({"runtime": "eager", "prune": "prune"}, pruned)]
     ordered = Foresight(REPLAYS, ()).order(seeds, (1,))
     assert [len(values) for values, _ in ordered] == [1, 2]
+
+
+def test_intervals_widen_with_the_distance_from_the_anchor() -> None:
+    anchor = estimate.Anchor("eager", 1, 1, EAGER)
+    wide = []
+    for batch in (1, 4, 8):
+        found = estimate.latency_s(REPLAYS, (anchor,), "eager", batch, 1)
+        assert found is not None
+        wide.append(found.high / found.low)
+    assert wide == sorted(wide)
+    assert wide[0] < wide[-1]
+
+
+def test_training_memory_is_on_the_line_of_resident_peaks_and_never_under_what_was_tracked() -> (
+    None
+):
+    tracked = Footprinted(base_bytes=1000, fixed_bytes=100, bytes_per_sample=10)
+    peaks = msgspec.structs.replace(tracked, peak_fixed_bytes=120, peak_bytes_per_sample=20)
+    assert estimate.training_memory_bytes(peaks, 8).value == 1000 + 120 + 160
+    less = msgspec.structs.replace(tracked, peak_fixed_bytes=0, peak_bytes_per_sample=0)
+    assert estimate.training_memory_bytes(less, 8).value == 1000 + 100 + 80
+    assert estimate.training_memory_bytes(tracked, 8).value > 1000 + 100 + 80

@@ -38,7 +38,7 @@ UNITLESS = {
     "value", "low", "high", "percentile", "max_drop", "quality", "drop", "drop_upper", "loss",
     "worst_class_recall", "limit", "estimate", "lower", "upper", "confidence", "usable_cores",
     "foreign_load", "lr", "momentum", "beta1", "beta2", "eps", "weight_decay", "step",
-    "quality_select", "min_quality", "certifiable_drop", "break_even_inferences",
+    "quality_select", "min_quality", "recovery_epochs", "certifiable_drop", "break_even_inferences",
     "p50", "p95", "p99", "fits", "probability", "bound", "faster", "cheaper", "cost", "decides",
     "error", "price_per_h",
 }  # fmt: skip

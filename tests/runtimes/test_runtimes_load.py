@@ -334,7 +334,7 @@ def test_the_artifact_says_how_it_is_called(tmp_path):
     text = (out / "load.py").read_text()
     assert "autotune" not in text.split('"""')[2].replace("autotuned_model", "")
     assert "pickle" not in text
-    assert len(text.splitlines()) < 90
+    assert len(text.splitlines()) < 100
 
 
 @pytest.mark.parametrize("tool", ["g++", "Python.h"])

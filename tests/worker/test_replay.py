@@ -58,9 +58,36 @@ def test_kinds_and_calls() -> None:
 
 def test_a_norm_after_a_convolution_is_fused() -> None:
     tape_of = tape.record(Net(), (torch.randn(1, 3, 10, 10),))
-    found = replay._ops(tape_of.played, None, None)
+    found = replay._ops(tape_of, 0, 1, onnx=False)
     assert {op.fused for op in found if op.kind == "conv"} == {False}
     assert sorted(op.fused for op in found if op.kind == "normal") == [False, True]
+
+
+def test_what_onnx_runtime_fuses_is_timed_inside_of_what_it_is_fused_into() -> None:
+    pieces = replay._pieces(tape.record(Net(), (torch.randn(1, 3, 10, 10),)))
+    led = next(p for p in pieces if p.one.name == "convolution")
+    assert [one.name.strip("_") for one in led.followers] == ["native_batch_norm", "relu"]
+    assert [p.inside for p in pieces if p.one.name in ("native_batch_norm", "relu")] == [True] * 3
+    linear = replay._pieces(tape.record(nn.Linear(4, 4), (torch.randn(2, 3, 4),)))
+    assert [p.followers for p in linear] == [()]
+
+
+def test_weights_have_as_many_copies_as_push_them_out() -> None:
+    (one,) = tape.record(nn.Linear(64, 64, bias=False), (torch.randn(2, 64),)).played
+    assert replay._copies(one, 0) == 1
+    assert replay._copies(one, 3 * 64 * 64 * 4) == 3
+    assert replay._copies(one, 1 << 40) == replay._MOST_COPIES
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_a_recurrent_layer_is_one_operator_of_onnx_runtime(kind: type[nn.RNNBase]) -> None:
+    found = tape.record(kind(4, 8, 2, batch_first=True), (torch.randn(2, 3, 4),))
+    (cell,) = found.cells
+    assert (cell.shape, cell.hidden, cell.layers, cell.start) == ((2, 3, 4), 8, 2, 0)
+    ops = replay._ops(found, 0, 1, onnx=True)
+    assert [op.kind for op in ops] == ["recurrent"]
+    assert ops[0].eager_s > 0
+    assert ops[0].onnx_s is not None
 
 
 def test_integer_inputs_stay_in_range() -> None:

@@ -119,3 +119,13 @@ def test_the_model_is_as_before() -> None:
     tape.record(model, (torch.randn(3, 4),))
     assert model[1].training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_model_that_allows_less_precision_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = nn.Linear(8, 4), torch.randn(1, 8)
+    assert not floor(layer, x).narrow
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert floor(layer, x).narrow
+    monkeypatch.undo()
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+    assert floor(layer, x).narrow
