@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, dataloader
 
 from autotune.worker.batches import Batches
 
@@ -46,7 +46,9 @@ def test_workers_change_neither_batches_nor_their_order() -> None:
 def test_a_worker_that_dies_is_done_without(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    # torch looks for the dead every five seconds
+    look = dataloader._MultiProcessingDataLoaderIter._try_get_data
+    monkeypatch.setattr(look, "__defaults__", (0.2,))
     assert epoch(Slow(deadly=7), 1) == epoch(Slow(), 0)
     assert "without workers from here on" in capfd.readouterr().err
 
