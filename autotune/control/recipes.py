@@ -61,12 +61,15 @@ def train_space(survey: Survey, effort: Effort) -> Space:
     The parallelism split is no dimension of its own: it does not change what is learnt, so the
     fastest measured split of the batch size is taken (see `fastest_split`).
     """
-    precisions = throughput.precisions(survey)
+    # what the user holds fast need not pay
+    held = {text.partition("=")[0].strip() for text in effort.fix}
+    precisions = throughput.precisions(survey, measured="precision" not in held)
+    sizes = throughput.batch_sizes(survey, measured="batch_size" not in held)
     base = baseline(survey)
     nodes = [*families.nodes(optimizers(survey.options))]
     nodes.append(Node(dim=Dim(name="weight_decay", kind="float", low=1e-6, high=1e-1, log=True)))
     nodes += _course(base, smoothable=survey.task.smoothable)
-    nodes.append(Node(dim=choice("batch_size", throughput.batch_sizes(survey))))
+    nodes.append(Node(dim=choice("batch_size", sizes)))
     if len(precisions) > 1:
         nodes.append(Node(dim=choice("precision", precisions)))
     nodes += [_own(node) for node in survey.task.space]

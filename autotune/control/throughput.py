@@ -50,18 +50,21 @@ def knee(rows: Sequence[Split]) -> int | None:
     return min(size for size, rate in best.items() if rate >= 0.9 * most)
 
 
-def batch_sizes(survey: Survey) -> tuple[int, ...]:
+def batch_sizes(survey: Survey, *, measured: bool = True) -> tuple[int, ...]:
     """Batch sizes worth searching: up to the knee, and none that did not fit."""
     all_sizes = sizes(survey.task.train_rows)
+    if not measured:
+        return all_sizes
     failed = [s.batch_size for s in survey.splits if s.failure and s.failure.startswith("oom")]
     most = min(knee(survey.splits) or all_sizes[-1], min(failed, default=math.inf))
     return tuple(size for size in all_sizes if size <= max(most, all_sizes[0]))
 
 
-def precisions(survey: Survey) -> tuple[str, ...]:
+def precisions(survey: Survey, *, measured: bool = True) -> tuple[str, ...]:
     """fp32, and what is legal and was not measured to be no faster; the fastest last."""
     legal = [o.name for o in survey.options if o.kind == "precision" and o.available]
-    found = [(gain(survey.splits, name), name) for name in legal if name != "fp32"]
+    rows = survey.splits if measured else ()
+    found = [(gain(rows, name), name) for name in legal if name != "fp32"]
     paying = sorted((ratio or _PAYS, name) for ratio, name in found if (ratio or _PAYS) >= _PAYS)
     return ("fp32", *(name for _, name in paying)) if "fp32" in legal or not legal else tuple(legal)
 

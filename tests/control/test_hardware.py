@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from autotune.control import hardware, throughput
+from autotune.control import hardware, recipes, throughput
 from autotune.control.run import Run, Silent
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
@@ -76,6 +77,21 @@ def test_a_precision_is_searched_where_it_was_measured_to_pay() -> None:
     rows = measured(Trainer(rate=no_gain), options=BF16)
     survey = Survey(task=made.info(), traits=made.traits(), options=BF16, splits=rows)
     assert throughput.precisions(survey) == ("fp32",)
+
+
+def test_what_the_user_holds_fast_need_not_pay() -> None:
+    rows = measured(Trainer(rate=rate), options=BF16, train_rows=100_000)
+    slow = tuple(
+        msgspec.structs.replace(s, samples_per_s=1.0) if s.precision == "bf16" else s for s in rows
+    )
+    task = made.info(train_rows=100_000)
+    survey = Survey(task=task, traits=made.traits(), options=BF16, splits=slow)
+    fixed = Effort(fix=("precision=bf16", "batch_size=4096"))
+    held = {n.dim.name: n.dim.choices for n in recipes.train_space(survey, fixed).nodes}
+    assert (held["precision"], held["batch_size"]) == (("bf16",), (4096,))
+    free = {n.dim.name: n.dim.choices for n in recipes.train_space(survey, Effort()).nodes}
+    assert "precision" not in free
+    assert max(int(size) for size in free["batch_size"]) == 512
 
 
 def test_workers_are_tried_where_batches_are_waited_for() -> None:
