@@ -5,7 +5,7 @@
 
 Seeds come in one order, so that finalists are compared over the same.  The best of many trials
 claims more than it keeps; the further seeds have chosen nothing.  Where there is no time for
-three seeds of two finalists the report says that one seed decided.
+three seeds of one finalist the report says that one seed decided.
 """
 
 import math
@@ -35,8 +35,8 @@ def reserve_s(outcome: Outcome, budget_s: float) -> float:
 
 
 def _needed(found: list[TrainTrial], most_s: float) -> tuple[int, float]:
-    """How many finalists can have three seeds within ``most_s``, two at least; and its seconds."""
-    for count in range(min(len(found), _FINALISTS), 1, -1):
+    """How many finalists can have three seeds within ``most_s``, and its seconds."""
+    for count in range(min(len(found), _FINALISTS), 0, -1):
         needed = ROUNDS * sum(t.wall_s for t in found[:count])
         if needed <= most_s:
             return count, needed

@@ -211,7 +211,8 @@ class Throughput(Record, frozen=True, kw_only=True, tag=True):
 
 
 class Rate(Record, frozen=True, kw_only=True, tag=True):
-    """``waiting`` is the share of the time in which the next batch was waited for;
+    """``waiting`` is the share of the time in which the next batch was waited for, where worker
+    processes could load it;
     ``unsteady`` names the operators that may give other results with the same seed.
     """
 

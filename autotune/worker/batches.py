@@ -8,9 +8,8 @@
 Where the data are plain tensors a batch is gathered by one index operation; whether that
 equals the task's own collate is tried on a few rows, never assumed.
 
-Data that cannot be drawn by number keep the order that the user gives them: samples of a
-stream are dealt out as above (`StreamBatches`), batches of the user's own loader are taken as
-they come (`LoaderBatches`); an epoch is so many rows.
+Data that cannot be drawn by number keep the user's order: samples of a stream are dealt out as
+above, batches of the user's own loader are taken as they come; an epoch is so many rows.
 """
 
 import itertools
@@ -54,20 +53,20 @@ class Epochs(Protocol):
     @property
     def steps(self) -> int:
         """Batches of an epoch; an upper bound where only the user's loader knows."""
-        ...
 
     @property
     def divisible(self) -> bool:
         """Whether an epoch can be taken up in its middle."""
-        ...
+
+    @property
+    def loadable(self) -> bool:
+        """Whether worker processes could load the batches."""
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of epoch ``number`` (from 1), from its step ``start`` on."""
-        ...
 
     def skip(self, epochs: int) -> None:
         """The next epoch comes after so many that another process has seen."""
-        ...
 
     def first(self, rows: int) -> Batch: ...
 
@@ -113,7 +112,7 @@ def of_task(loaded: Any, data: Any, share: Share, seed: int) -> Epochs:
 class StreamBatches:
     """Batches of a stream's samples, which goes on from one epoch to the next."""
 
-    divisible = False
+    divisible = loadable = False
 
     def __init__(
         self, stream: Stream, collate: Callable[[list[Any]], tuple[Any, Any]], share: Share
@@ -167,7 +166,7 @@ class LoaderBatches:
     training threads leave free.
     """
 
-    divisible = False
+    divisible = loadable = False
 
     def __init__(self, loaded: Any, rows: int, share: Share) -> None:
         self.rows = rows
@@ -248,6 +247,7 @@ class Batches:
     ) -> None:
         self.rows = len(dataset)  # type: ignore[arg-type]
         self._gather, gathered = _gatherer(dataset, collate)
+        self.loadable = not gathered
         self._slow = None if gathered or not workers else (dataset, collate)
         self._workers = workers
         self._share = Share(batch_size, rank, world, paired=paired, device=device)

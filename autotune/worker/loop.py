@@ -103,6 +103,11 @@ class Loop:
         return self.whole + self._at / self._batches.steps if self._at else float(self.whole)
 
     @property
+    def loadable(self) -> bool:
+        """Whether worker processes could load the batches."""
+        return self._batches.loadable
+
+    @property
     def samples(self) -> int:
         """Samples that this process has trained on."""
         return self._samples

@@ -137,7 +137,7 @@ def rate(job: Throughput, root: Path, channel: Channel, group: Group) -> Rate:
         samples_per_s=loop.samples_per_s,
         startup_s=loop.startup_s,
         peak_memory_bytes=int(group.largest(peak_memory_bytes())),
-        waiting=loop.waited_s / loop.train_s,
+        waiting=loop.waited_s / loop.train_s if loop.loadable else None,
         energy_j_per_sample=None if joules is None else joules / loop.samples,
         unsteady=determinism.named(loop.one_step),
     )

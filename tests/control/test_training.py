@@ -238,7 +238,7 @@ def whole() -> Outcome:
     return searched(Trainer(), until_s=_SHORT_S)
 
 
-_SHORT_S = 90.0
+_SHORT_S = 130.0
 
 
 @pytest.mark.parametrize("moment", sorted(random.Random(0).sample(range(1, 31), 20)))
