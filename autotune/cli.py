@@ -40,6 +40,11 @@ def cli() -> None:
 )
 @click.option("--pretrained", is_flag=True, help="The model comes trained: no train search.")
 @click.option("--retrain", is_flag=True, help="Train over weights that look trained.")
+@click.option(
+    "--allow-power-limit",
+    is_flag=True,
+    help="Let training lower the GPU's power limit where energy counts; it is put back.",
+)
 @click.option("--search-only", is_flag=True, help="Stop before the final training.")
 @click.option(
     "--epochs",

@@ -198,6 +198,18 @@ def training_limits(command: F) -> F:
             metavar="4GB",
             help="Limit for the final training's peak memory.",
         ),
+        click.option(
+            "--target-quality",
+            type=float,
+            metavar="0.95",
+            help="Train until this quality, at the least cost (time, or see --eta).",
+        ),
+        click.option(
+            "--eta",
+            type=click.FloatRange(0, 1),
+            metavar="0.5",
+            help="What energy weighs in that cost: 0 time alone, 1 energy alone.  [default: 0]",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -251,6 +263,8 @@ def budget(given: dict[str, Any]) -> "Budget":
     """The limits among a command's options."""
     from autotune.records.budget import Budget
 
+    if given.get("eta") is not None and given.get("target_quality") is None:
+        raise UsageError("--eta weighs the cost of reaching a quality: give --target-quality too")
     return Budget(
         latency=given["latency"],
         percentile=95.0 if given["percentile"] is None else given["percentile"],
@@ -265,6 +279,8 @@ def budget(given: dict[str, Any]) -> "Budget":
         goal=given.get("goal"),
         batch=given.get("batch"),
         accept_modelled_energy=given["accept_modelled_energy"],
+        target_quality=given.get("target_quality"),
+        eta=given.get("eta"),
     )
 
 
@@ -330,6 +346,7 @@ def effort(given: dict[str, Any]) -> "Effort":
             "cpu_max_w",
             "require_measured",
             "search_only",
+            "allow_power_limit",
             "like",
         )
         if given.get(name) is not None

@@ -22,12 +22,14 @@ from autotune.control import (
     earlier,
     echo,
     exploring,
+    hardware,
     recipes,
     reuse,
     splitting,
     store,
     surveying,
     training,
+    trials,
 )
 from autotune.control.assemble import Known
 from autotune.control.bridge import Bridge, Recorder, ReplayBridge, load_recording
@@ -40,7 +42,7 @@ from autotune.records.base import Record
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
 from autotune.records.plan import Deployment, Plan, Recipe
-from autotune.records.report import Report
+from autotune.records.report import Report, TrainTrial
 from autotune.records.task import TaskSpec
 from autotune.task import Task
 
@@ -301,31 +303,33 @@ def _train(known: Known) -> None:
     began = run.bridge.now()
     budget_s = TRAIN_SHARE * run.effort.time_s
     run.listener.phase("train search", budget_s)
-    measured = splitting.measure_splits(run, 0.3 * budget_s)
+    measured = hardware.measure(run, 0.3 * budget_s)
     run.survey = msgspec.structs.replace(run.survey, splits=measured)
-    run.timed("splits", began)
+    run.timed("hardware", began)
     known.epochs = splitting.horizon(run, FINAL_SHARE * run.effort.time_s)
     searching = run.bridge.now()
     echo.say(run, known.epochs)
     reach = splitting.reach(run, known.epochs, budget_s)
-    known.training = training.Outcome(run, known.epochs, reach)
+    known.training = trials.Outcome(run, known.epochs, reach, splitting.timed(run))
     training.search(known.training, began + budget_s)
     run.timed("train search", searching)
     winner = known.training.winner
     if winner is None:
         raise training.nothing_trained(known.training.trials)
     known.recipe = winner.recipe
+    known.epochs = winner.epochs or known.epochs
     if run.effort.search_only:
         known.messages.append("the search alone was asked for: nothing was trained in full")
         return
-    _final(known, winner.recipe)
+    known.messages += known.training.said
+    _final(known, winner.recipe, winner)
 
 
-def _final(known: Known, recipe: Recipe) -> None:
+def _final(known: Known, recipe: Recipe, trial: TrainTrial | None = None) -> None:
     run = known.run
     began = run.bridge.now()
     run.listener.phase("final training", FINAL_SHARE * run.effort.time_s)
-    known.execution = training.final(run, recipe, known.epochs)
+    known.execution = training.final(run, recipe, known.epochs, trial)
     run.timed("final training", began)
     if echo.apart(run):
         run.apart_s = run.bridge.now() - began

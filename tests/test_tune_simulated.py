@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from autotune.control.bridge import (
@@ -188,42 +187,6 @@ def test_a_level_that_cannot_be_built_is_tried_once(go: Go) -> None:
     assert len(skipped) > 1
     assert all(f"cannot be built: trial {failed[0].number}" in (t.bound or "") for t in skipped)
     assert report.search_cost.skipped_by_bound == len(skipped)
-
-
-def test_a_trial_is_cut_short_by_others_of_its_schedule_alone(
-    tmp_path: Path, model: Path, profile: Profile
-) -> None:
-    """Each is so much worse than the last that it ends at its first rung, but for the first of
-    its schedule.
-    """
-    seen: list[tuple[str, list[int]]] = []
-
-    class Watching(FunctionBridge):
-        def run(self, job: jobs.Job, **more: Any) -> jobs.Result:
-            result = super().run(job, **more)
-            if isinstance(job, jobs.Train):
-                seen.append((job.recipe.schedule, [step for step, _ in result.reports]))
-            return result
-
-    def make(work: Path) -> FunctionBridge:
-        simulation = Simulation(work, profile)
-
-        def answer(job: jobs.Job) -> jobs.Result:
-            result = simulation.answer(job)
-            trained = simulation.seen.get("train", 0)
-            bad = tuple((step, 100.0 * trained - step) for step, _ in result.reports)
-            return msgspec.structs.replace(result, reports=bad)
-
-        return Watching(answer)
-
-    effort = Effort(time_s=3000, trials=4, train_trials=8, epochs=90)
-    tune(Task.from_file(model), None, effort, out=tmp_path / "out", bridge=make)
-    *searched, _ = seen  # the final training
-    assert {schedule for schedule, _ in searched} == {"constant", "cosine", "one_cycle"}
-    known: set[str] = set()
-    for schedule, steps in searched:
-        assert steps == ([10] if schedule in known else [10, 30, 90])
-        known.add(schedule)
 
 
 def test_a_pretrained_model_skips_the_train_search(go: Go) -> None:

@@ -13,7 +13,7 @@ from autotune import plugins
 from autotune.control import choose, store, verdict
 from autotune.control.deploying import Lab
 from autotune.control.run import Run
-from autotune.control.training import Outcome
+from autotune.control.trials import Outcome
 from autotune.control.verifying import Verified
 from autotune.records.measurement import Verdict
 from autotune.records.plan import Deployment, Plan, Recipe

@@ -26,7 +26,7 @@ from autotune.records import codec
 from autotune.records.base import Record
 from autotune.records.job import Job, Result
 
-OnReport = Callable[[int, float], bool]
+OnReport = Callable[[float, float], bool]
 
 
 class Bridge(Protocol):

@@ -6,7 +6,7 @@ for a dry run:     one epoch, one deployment    --measured--> the forecast
 
 import msgspec
 
-from autotune.control import forecast, outlay, recipes, splitting, training
+from autotune.control import forecast, hardware, outlay, recipes, splitting, training, trials
 from autotune.control.deploying import Lab
 from autotune.control.forecast import FINAL_SHARE, TRAIN_SHARE, Costs, Forecast
 from autotune.control.run import Run
@@ -20,7 +20,7 @@ def measured(run: Run) -> Forecast:
     weights, evaluation_s, training_s, epochs = "weights.safetensors", 0.0, 0.0, 0
     surveyed_s, recipe_s = run.bridge.now(), 0.0
     if not run.survey.task.pretrained:
-        measured = splitting.measure_splits(run, 0.3 * TRAIN_SHARE * run.effort.time_s)
+        measured = hardware.measure(run, 0.3 * TRAIN_SHARE * run.effort.time_s)
         run.survey = msgspec.structs.replace(run.survey, splits=measured)
         epochs = splitting.horizon(run, FINAL_SHARE * run.effort.time_s)
         evaluation_s, epoch_s = training.one_epoch(run)
@@ -73,7 +73,7 @@ def say(run: Run, epochs: int) -> None:
 def _recipe_s(run: Run, epochs: int, epoch_s: float, evaluation_s: float) -> float:
     """Seconds of a trial that nothing cuts short: its epochs, and an evaluation at each rung."""
     reach = splitting.reach(run, epochs, TRAIN_SHARE * run.effort.time_s)
-    return reach * epoch_s + len(training.rungs_of(reach)) * evaluation_s
+    return reach * epoch_s + len(trials.shares_of(run, reach)) * evaluation_s
 
 
 def apart(run: Run) -> bool:

@@ -4,8 +4,9 @@ A family shares one learning rate, so that what is learnt of one rule helps with
 Ranges are priors: the default of torch and what published recipes use lie inside.
 """
 
+import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -36,6 +37,9 @@ FAMILIES = (
     Family("rmsprop", ("rmsprop",), 3e-5, 1e-2),
     Family("adafactor", ("adafactor",), 1e-3, 0.1),
 )
+_BATCH = 32
+_LINEAR = ("sgd", "momentum")
+_MOST_TIMES = 8.0
 HEAVY: tuple[Optimizer, ...] = ("momentum", "nesterov")
 TWO_MOMENTS: tuple[Optimizer, ...] = ("adam", "adamw", "nadam", "radam")
 
@@ -62,26 +66,48 @@ def _under(dim: Dim, rules: tuple[str, ...], names: tuple[str, ...]) -> Iterator
         yield Node(dim=dim, parent="optimizer", values=found)
 
 
-def seeds(default: Recipe) -> tuple[tuple[Recipe, str], ...]:
+def scale(rule: str, batch: int) -> float:
+    """What a learning rate for a batch of 32 becomes at another batch size, as a prior.
+
+    Its square root for adaptive rules (Malladi et al., arXiv 2205.10287), proportional for those
+    of SGD's kind (Goyal et al., arXiv 1706.02677), where it holds for batches that are not large:
+    at most eightfold.
+    """
+    times = batch / _BATCH
+    return min(times if of(rule).name in _LINEAR else math.sqrt(times), _MOST_TIMES)
+
+
+def seeds(default: Recipe, fast: int, precision: str) -> tuple[tuple[Recipe, str], ...]:
     """What to try before the sampler knows anything, the likeliest first.
 
-    The default's batch and precision with recipes in use; and the default itself at twice its
-    learning rate, at its batch and at four times it (where twice is the square-root rule).
+    Recipes in use, at the default's batch or at four times it but no more than ``fast`` (beyond
+    which a batch is no faster), in the fastest ``precision``; and the default itself at twice
+    its learning rate, at its batch and at four times it (where twice is the square-root rule).
     """
-
-    def with_(**changes: object) -> Recipe:
-        changed: Recipe = msgspec.structs.replace(default, **changes)
-        return changed
-
-    four = 4 * default.batch_size
-    plain = {"momentum": None, "beta1": None, "beta2": None, "eps": None, "warmup": 0.0}
+    plain: dict[str, Any] = {
+        "momentum": None,
+        "beta1": None,
+        "beta2": None,
+        "eps": None,
+        "warmup": 0.0,
+    }
     adamw = {**plain, "optimizer": "adamw", "weight_decay": 1e-2, "schedule": "one_cycle"}
     cosine = {**plain, "schedule": "cosine", "warmup": 0.05}
+    four = max(default.batch_size, min(4 * default.batch_size, fast))
+
+    def with_(batch: int = default.batch_size, **changes: Any) -> Recipe:
+        changed = {"batch_size": batch, "precision": precision, **changes}
+        made: Recipe = msgspec.structs.replace(default, **changed)
+        if "optimizer" not in changes:
+            return made
+        times = scale(made.optimizer, batch)
+        return msgspec.structs.replace(made, lr=made.lr * times)
+
     return (
-        (with_(**adamw, lr=3e-3), "seed: adamw, one cycle"),
+        (with_(four, **adamw, lr=3e-3), "seed: adamw, one cycle"),
         (with_(lr=2 * default.lr), "default, scaled"),
-        (with_(lr=2 * default.lr, batch_size=four), "default, scaled"),
+        (with_(four, lr=2 * default.lr), "default, scaled"),
         (with_(**cosine, optimizer="nesterov", lr=0.05, weight_decay=5e-4), "seed: nesterov"),
         (with_(**cosine, optimizer="muon", lr=3e-3, weight_decay=1e-2), "seed: muon, cosine"),
-        (with_(**adamw, lr=6e-3, batch_size=four, ema=0.99), "seed: adamw, one cycle, averaged"),
+        (with_(**adamw, lr=3e-3, ema=0.99), "seed: adamw, one cycle, averaged"),
     )

@@ -17,6 +17,7 @@ import msgspec
 
 from autotune import processes
 from autotune.control.bridge import OnReport
+from autotune.control.powerlimits import Guard
 from autotune.errors import WorkerError
 from autotune.processes import Lines
 from autotune.records import codec
@@ -76,6 +77,7 @@ class ProcessBridge:
         self._logs = self._root / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
         self._count = 0
+        self._guard: Guard | None = None
         self._waited_for = ""
 
     # -- Bridge ---------------------------------------------------------------------------
@@ -85,7 +87,12 @@ class ProcessBridge:
         with lock:
             started = time.monotonic()
             self._count += 1
-            if isinstance(job, jobs.Sources):
+            refused = self._set_power(job)
+            if refused is not None:
+                result = Result(failure=Failure(kind="unsupported", message=refused))
+            elif isinstance(job, jobs.PowerRange):
+                result = self._power_range()
+            elif isinstance(job, jobs.Sources):
                 result = self._sources()
             elif isinstance(job, jobs.Measure):
                 result = self._measure(self._resolved(job), timeout_s)
@@ -113,12 +120,39 @@ class ProcessBridge:
 
     def close(self) -> None:
         self._stop_server()
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
         if self._meter is not None:
             processes.kill_tree(self._meter.pid)
             self._meter.wait()
             _close(self._meter.stdout)
             self._meter = None
         self._scratch.cleanup()
+
+    # -- power limits -------------------------------------------------------------------------
+
+    def _power_range(self) -> Result:
+        guard = self._guarded()
+        low, high = guard.range_w or (None, None)
+        return Result(answer=jobs.PowerLimits(low_w=low, high_w=high, reason=guard.reason))
+
+    def _guarded(self) -> Guard:
+        if self._guard is None:
+            self._guard = Guard(_lock_folder() / "power-limits.json")
+        return self._guard
+
+    def _set_power(self, job: Job) -> str | None:
+        """Limit the GPUs for a job whose recipe says so, else put them back; why it cannot be."""
+        recipe = job.recipe if isinstance(job, jobs.Train | jobs.Throughput) else None
+        watts = recipe.power_limit_w if recipe is not None else None
+        if watts is None and self._guard is None:
+            return None
+        try:
+            self._guarded().limit(watts)
+        except WorkerError as error:
+            return str(error)
+        return None
 
     # -- the worker server ----------------------------------------------------------------
 
@@ -131,12 +165,12 @@ class ProcessBridge:
             "log": str(self._logs / name),
             "memory_bytes": self._memory,
         }
-        reports: list[tuple[int, float]] = []
+        reports: list[tuple[float, float]] = []
         deadline = time.monotonic() + timeout_s + _GRACE_S
         try:
             self._send(message)
             while (message := self._receive(deadline - time.monotonic()))["event"] != "done":
-                step, value = int(message["step"]), float(message["value"])
+                step, value = float(message["step"]), float(message["value"])
                 reports.append((step, value))
                 go = on_report is None or on_report(step, value)
                 self._send_line(b"go" if go else b"stop")
@@ -269,7 +303,8 @@ class ProcessBridge:
 
     def _resolved(self, job: J) -> J:
         """A job that asks for the meter gets the socket's path."""
-        if isinstance(job, jobs.Measure | jobs.Train | jobs.Probe) and job.meter is not None:
+        metered = jobs.Measure | jobs.Train | jobs.Throughput | jobs.Probe
+        if isinstance(job, metered) and job.meter is not None:
             self._start_meter()
             return msgspec.structs.replace(job, meter=self._socket)
         return job
@@ -277,9 +312,7 @@ class ProcessBridge:
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         """Two runs never time at once on the same cores; a waiting one names the owner."""
-        folder = Path(tempfile.gettempdir()) / f"autotune-locks-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        with (folder / "cores").open("a+") as file:
+        with (_lock_folder() / "cores").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -296,12 +329,19 @@ class ProcessBridge:
             yield
 
 
+def _lock_folder() -> Path:
+    """Where this user's runs meet, for what only one may do at once."""
+    folder = Path(tempfile.gettempdir()) / f"autotune-locks-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
 def _thread_variables(threads: int) -> dict[str, str]:
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return dict.fromkeys(names, str(threads))
 
 
-def _result(message: dict[str, Any], reports: tuple[tuple[int, float], ...]) -> Result:
+def _result(message: dict[str, Any], reports: tuple[tuple[float, float], ...]) -> Result:
     fields = {k: message[k] for k in ("cpu_s", "peak_memory_bytes")}
     for name in ("answer", "failure"):
         if message.get(name) is not None:

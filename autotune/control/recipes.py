@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from autotune.control import families
+from autotune.control import families, throughput
 from autotune.control.space import (
     LR,
     Space,
@@ -53,12 +53,6 @@ def splits(
     return tuple(out)
 
 
-def batch_sizes(train_rows: int) -> tuple[int, ...]:
-    """Powers of two from 16, at most an eighth of the training rows (at least 8 steps an epoch)."""
-    most = max(16, train_rows // 8)
-    return tuple(size for size in (16, 32, 64, 128, 256, 512, 1024) if size <= most)
-
-
 def train_space(survey: Survey, effort: Effort) -> Space:
     """Optimizer and its hyperparameters, schedule, regularisation, batch size, precision.
 
@@ -67,14 +61,15 @@ def train_space(survey: Survey, effort: Effort) -> Space:
     The parallelism split is no dimension of its own: it does not change what is learnt, so the
     fastest measured split of the batch size is taken (see `fastest_split`).
     """
-    precisions = tuple(o.name for o in survey.options if o.kind == "precision" and o.available) or (
-        "fp32",
-    )
+    # what the user holds fast need not pay
+    held = {text.partition("=")[0].strip() for text in effort.fix}
+    precisions = throughput.precisions(survey, measured="precision" not in held)
+    sizes = throughput.batch_sizes(survey, measured="batch_size" not in held)
     base = baseline(survey)
     nodes = [*families.nodes(optimizers(survey.options))]
     nodes.append(Node(dim=Dim(name="weight_decay", kind="float", low=1e-6, high=1e-1, log=True)))
     nodes += _course(base, smoothable=survey.task.smoothable)
-    nodes.append(Node(dim=choice("batch_size", batch_sizes(survey.task.train_rows))))
+    nodes.append(Node(dim=choice("batch_size", sizes)))
     if len(precisions) > 1:
         nodes.append(Node(dim=choice("precision", precisions)))
     nodes += [_own(node) for node in survey.task.space]
@@ -146,13 +141,15 @@ def _honoured(whole: Space, tunes: tuple[str, ...], base: Recipe) -> Space:
     return Space(name=whole.name, nodes=tuple(nodes))
 
 
-def recipe(values: Values, split: tuple[str, int, int]) -> Recipe:
-    """Sampled values and a split as a recipe."""
+def recipe(values: Values, split: tuple[str, int, int], space: Space | None = None) -> Recipe:
+    """Sampled values and a split as a recipe; learning rates of ``space`` are for a batch of 32."""
     name = str(values["optimizer"])
     parallel, ranks, threads = split
+    batch = int(values["batch_size"])
+    lr = float(values[families.of(name).lr]) * _lr_scale(space, name, batch)
     fields = {
         "optimizer": name,
-        "lr": float(values[families.of(name).lr]),
+        "lr": lr,
         **{field: values.get(field) for field in _HYPER},
         "weight_decay": float(values["weight_decay"]),
         "schedule": values.get("schedule", "constant"),
@@ -160,7 +157,7 @@ def recipe(values: Values, split: tuple[str, int, int]) -> Recipe:
         "clip_norm": values.get("clip_norm") or None,
         "label_smoothing": values.get("label_smoothing", 0.0),
         "ema": values.get("ema") or None,
-        "batch_size": int(values["batch_size"]),
+        "batch_size": batch,
         "precision": values.get("precision", "fp32"),
         "parallel": parallel,
         "ranks": ranks,
@@ -170,9 +167,18 @@ def recipe(values: Values, split: tuple[str, int, int]) -> Recipe:
     return msgspec.convert(fields, Recipe)
 
 
+def _lr_scale(space: Space | None, rule: str, batch: int) -> float:
+    """What a learning rate of the space is multiplied with at a batch size; 1 where it is held."""
+    if space is None:
+        return 1.0
+    name = families.of(rule).lr
+    free = any(n.dim.name == name and n.dim.kind == "float" for n in space.nodes)
+    return families.scale(rule, batch) if free else 1.0
+
+
 def values_of(rec: Recipe, space: Space) -> dict[str, Value] | None:
     """A recipe as values of the space, to enqueue it; None where it lies outside."""
-    raw = _raw(rec)
+    raw = _raw(rec, space)
     out = located(space, raw)
     if out is None:
         return None
@@ -184,7 +190,7 @@ def values_near(rec: Recipe, space: Space) -> dict[str, Value] | None:
     """A recipe as values of the space, what lies outside replaced by what is nearest to it or
     does without; None where its optimizer is not in the space.
     """
-    raw = _raw(rec)
+    raw = _raw(rec, space)
     dims = {node.dim.name: node.dim for node in space.nodes}
     if not inside(dims["optimizer"], rec.optimizer):
         return None
@@ -192,14 +198,16 @@ def values_near(rec: Recipe, space: Space) -> dict[str, Value] | None:
     raw["batch_size"] = min(sizes, key=lambda size: abs(math.log(size / rec.batch_size)))
     lr = dims[families.of(rec.optimizer).lr]
     if lr.kind == "float":
-        raw[lr.name] = min(max(rec.lr, lr.low or 0.0), lr.high or math.inf)
+        at_32 = rec.lr / _lr_scale(space, rec.optimizer, rec.batch_size)
+        raw[lr.name] = min(max(at_32, lr.low or 0.0), lr.high or math.inf)
     return complete(space, {name: value for name, value in raw.items() if value is not None})
 
 
-def _raw(rec: Recipe) -> dict[str, Value | None]:
+def _raw(rec: Recipe, space: Space) -> dict[str, Value | None]:
+    lr = rec.lr / _lr_scale(space, rec.optimizer, rec.batch_size)
     return {
         "optimizer": rec.optimizer,
-        families.of(rec.optimizer).lr: rec.lr,
+        families.of(rec.optimizer).lr: lr,
         "beta1": rec.beta1 if rec.beta1 is not None else 0.9,
         "beta2": rec.beta2 if rec.beta2 is not None else 0.999,
         "momentum": rec.momentum if rec.momentum is not None else 0.9,
@@ -216,9 +224,16 @@ def _raw(rec: Recipe) -> dict[str, Value | None]:
 
 
 def seeds(space: Space, default: Recipe) -> tuple[tuple[dict[str, Value], str], ...]:
-    """Where a search begins (`families.seeds`), as different values of the space."""
+    """Where a search begins (`families.seeds`), as different values of the space.
+
+    Recipes are those in use, at batch sizes that this machine is fast with, in the precision
+    that it is fastest in.
+    """
     found: dict[str, tuple[dict[str, Value], str]] = {}
-    for rec, why in families.seeds(default):
+    choices = {n.dim.name: n.dim.choices for n in space.nodes}
+    fast = max(int(size) for size in choices["batch_size"])
+    quick = str(choices.get("precision", (default.precision,))[-1])
+    for rec, why in families.seeds(default, fast, quick):
         values = values_near(rec, space)
         if values is not None:
             found.setdefault(json.dumps(values, sort_keys=True), (values, why))

@@ -275,7 +275,8 @@ def _train_row(trial: TrainTrial) -> dict[str, object]:
     found = trial.recipe
     row = _common(trial, {name: getattr(found, name) for name in found.__struct_fields__})
     row |= {name: getattr(trial, name) for name in _TRAIN_COLUMNS}
-    lists = {"rungs": json.dumps(trial.rungs), "values": json.dumps(trial.values)}
+    rungs = [int(rung) if rung == int(rung) else rung for rung in trial.rungs]
+    lists = {"rungs": json.dumps(rungs), "values": json.dumps(trial.values)}
     return row | lists | {"kind": "train", "plan": view.recipe(found)}
 
 

@@ -70,6 +70,18 @@ def _metric_cell(value: float | None) -> str:
     return NONE if value is None else units.metric(value)
 
 
+def _quality_cell(trial: TrainTrial) -> str:
+    """A finalist's is the mean over its seeds, with its interval."""
+    text = _metric_cell(trial.quality_mean)
+    if not trial.repeats:
+        return text
+    text += f" ({1 + len(trial.repeats)} seeds"
+    if trial.quality_interval is not None:
+        low, high = trial.quality_interval
+        text += f", {units.metric(low)} to {units.metric(high)}"
+    return text + ")"
+
+
 def outcome(trial: DeployTrial | TrainTrial) -> str:
     """How a trial ended, and why."""
     if trial.failure is not None:
@@ -119,8 +131,8 @@ def _train_trials(report: Report) -> Section:
             recipe(t.recipe),
             outcome(t),
             _metric_cell(t.values[-1] if t.values else None),
-            str(t.rungs[: len(t.values)][-1]) if t.rungs and t.values else NONE,
-            _metric_cell(t.quality),
+            f"{t.rungs[: len(t.values)][-1]:g}" if t.rungs and t.values else NONE,
+            _quality_cell(t),
             _cell(t.train_s, "s"),
             _rate_cell(t.samples_per_s),
             _cell(t.peak_memory_bytes, "B"),

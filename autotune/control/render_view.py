@@ -259,9 +259,12 @@ def recipe(found: Recipe | None) -> str:
     ]
     ranks = f" x {found.ranks} ranks" if found.ranks > 1 else ""
     plural = "" if found.threads == 1 else "s"
+    divided = f" in {found.accumulate} parts" if found.accumulate > 1 else ""
+    workers = f", {found.workers} loader workers" if found.workers else ""
+    watts = f", {found.power_limit_w:g} W at most" if found.power_limit_w else ""
     return (
-        f"{' '.join(parts)}, batch {found.batch_size}, {found.precision}, "
-        f"{found.parallel}{ranks}, {found.threads} thread{plural}"
+        f"{' '.join(parts)}, batch {found.batch_size}{divided}, {found.precision}, "
+        f"{found.parallel}{ranks}, {found.threads} thread{plural}{workers}{watts}"
     )
 
 

@@ -242,9 +242,18 @@ class Guided:
         self._open.append((study, number))
         return Proposal(len(self._open) - 1, values, "blind sampler" if blind else why)
 
-    def report(self, number: int, step: int, value: float, *, among: str = "") -> bool:
+    @property
+    def space(self) -> Space:
+        return self._study.space
+
+    def add(self, values: Mapping[str, Value], why: str) -> int:
+        """Open a trial of known ``values``, to be told at once; returns its number."""
+        self._open.append((self._study, self._study.add(values, why)))
+        return len(self._open) - 1
+
+    def report(self, number: int, step: int, value: float) -> None:
         study, own = self._open[number]
-        return study.report(own, step, value, among=among)
+        study.report(own, step, value)
 
     def tell(
         self,

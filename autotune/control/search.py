@@ -8,12 +8,12 @@ Optuna 5.0 is used as follows (each learnt by measurement, see docs/decisions.md
 - a configuration that fails is told as complete with a finite worst value and violated
   constraints: FAIL would teach the sampler nothing;
 - feasibility is computed by us, not by `best_trials`;
-- halving is ours: Optuna's knows no groups, and trials of different schedules are no match for
-  each other halfway.
+- halving is ours (`halving`): Optuna's knows no groups and no pauses.  A paused trial is told as
+  pruned; when it has gone on, what became of it is told as one more (`add`).
 """
 
 import warnings
-from collections import defaultdict
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,6 @@ from autotune.records.plan import Value
 from autotune.records.task import Dim
 
 WORST = 1e9
-_REDUCTION = 3
 
 
 class Proposal(NamedTuple):
@@ -70,23 +69,18 @@ class Search:
             direction="minimize",
         )
         self._open: dict[int, Any] = {}
-        self._rungs: dict[tuple[str, int], list[float]] = defaultdict(list)
-        self._why: dict[int, str] = {}
+        self._waiting: deque[tuple[dict[str, Value], str]] = deque()
         self._asked = 0
 
     def apart(self) -> "Search":
-        """A second study of the same space that is told of none of this one's trials; halving
-        compares the trials of both.
-        """
-        other = Search(
+        """A second study of the same space that is told of none of this one's trials."""
+        return Search(
             Space(name=f"{self.space.name}-blind", nodes=self.space.nodes),
             seed=self._seed + 1,
             constraints=self._names,
             journal=self._journal,
             startup=self._startup,
         )
-        other._rungs = self._rungs
-        return other
 
     def _sampler(self, asked: int) -> Any:
         with warnings.catch_warnings():
@@ -101,28 +95,32 @@ class Search:
 
     def enqueue(self, values: Mapping[str, Value], why: str) -> None:
         """Put a configuration in front of the sampler's own."""
-        self._study.enqueue_trial(dict(values), user_attrs={"why": why})
+        self._waiting.append((dict(values), why))
 
     def ask(self) -> Proposal:
         """The next configuration."""
         self._study.sampler = self._sampler(self._asked)
         self._asked += 1
+        if self._waiting:
+            values, why = self._waiting.popleft()
+            self._study.enqueue_trial(values, user_attrs={"why": why})
+        return self._ask()
+
+    def add(self, values: Mapping[str, Value], why: str) -> int:
+        """Open a trial of known ``values``, to be told at once; returns its number."""
+        self._study.enqueue_trial(dict(values), user_attrs={"why": why})
+        return self._ask().number
+
+    def _ask(self) -> Proposal:
         trial = self._study.ask()
         values = self.space.sample(lambda dim: _suggest(trial, dim))
         why = str(trial.user_attrs.get("why", "sampler"))
         self._open[trial.number] = trial
         return Proposal(trial.number, values, why)
 
-    def report(self, number: int, step: int, value: float, *, among: str = "") -> bool:
-        """An intermediate value; True when the trial should go on.
-
-        Asynchronous successive halving (Li et al., arXiv 1810.05934): it should where it is in
-        the best third of those that reported at this step ``among`` the same.
-        """
+    def report(self, number: int, step: int, value: float) -> None:
+        """An intermediate value."""
         self._open[number].report(value, step)
-        seen = self._rungs[among, step]
-        seen.append(value)
-        return value <= sorted(seen)[max(0, len(seen) // _REDUCTION - 1)]
 
     def tell(
         self,

@@ -6,13 +6,16 @@ what is learnt, so it is measured once and not searched.
 
 import math
 
-from autotune.control import recipes
+from autotune.control import recipes, throughput
 from autotune.control.run import Run
 from autotune.records import job as jobs
 from autotune.records.plan import Recipe
 from autotune.records.task import Split
 
 _MOST_EPOCHS = 60
+_PROBE_S = 0.4  # of one throughput
+_METERED_S = 2.0  # of one whose energy is read
+_START_S = 4.0  # of a process group
 _WHOLE = 3.75  # trainings to the end that a train search should hold
 
 
@@ -20,18 +23,21 @@ def measure_splits(run: Run, budget_s: float) -> tuple[Split, ...]:
     """Throughput of every legal split at a small and a larger batch.
 
     A split that fails is recorded with its reason.  Ranks are started once a batch size, so
-    that a slow start-up is seen; what does not fit into ``budget_s`` is left out, single
-    process first.
+    that a slow start-up is seen; what does not fit into ``budget_s`` is left out, several
+    processes first.
     """
     legal = recipes.splits(run.survey.options, run.profile, run.effort)
-    sizes = recipes.batch_sizes(run.survey.task.train_rows)
-    chosen = tuple(dict.fromkeys((_nearest(sizes, 32), sizes[-1])))
+    sizes = throughput.sizes(run.survey.task.train_rows)
+    chosen = tuple(dict.fromkeys((_nearest(sizes, 32), _nearest(sizes, 256))))
     wanted = [(s, chosen[0]) for s in legal] + [(s, b) for s in legal for b in chosen[1:]]
     started = run.bridge.now()
     out: list[Split] = []
     for (parallel, ranks, threads), batch in wanted:
-        if run.bridge.now() - started > budget_s and len(out) >= len(legal):
+        spent = run.bridge.now() - started
+        if spent > budget_s and out:
             break
+        if ranks > 1 and budget_s - spent < _START_S:
+            continue  # several processes take longer to start than they could save
         recipe = Recipe(
             batch_size=batch,
             parallel=parallel,
@@ -39,32 +45,30 @@ def measure_splits(run: Run, budget_s: float) -> tuple[Split, ...]:
             threads=threads,
             params=run.survey.task.params,
         )
-        out.append(_split(recipe, _measured(run, recipe)))
+        out.append(measured(run, recipe))
     return tuple(out)
 
 
 def rate(run: Run, recipe: Recipe) -> float | None:
     """Training samples per second of one recipe; None where it cannot be trained."""
-    answer = _measured(run, recipe).answer
-    return answer.samples_per_s if isinstance(answer, jobs.Rate) else None
-
-
-def _measured(run: Run, recipe: Recipe) -> jobs.Result:
-    job = jobs.Throughput(
-        task=run.task(recipe),
-        recipe=recipe,
-        seed=run.effort.seed,
-        budget_s=0.5,
-        device=run.effort.device,
-    )
-    return run.bridge.run(job, timeout_s=30.0)
+    return measured(run, recipe).samples_per_s
 
 
 def _nearest(sizes: tuple[int, ...], wanted: int) -> int:
     return min(sizes, key=lambda s: abs(math.log2(s / wanted)))
 
 
-def _split(recipe: Recipe, result: jobs.Result) -> Split:
+def measured(run: Run, recipe: Recipe, meter: str | None = None) -> Split:
+    """Throughput and memory of one recipe's step; a failure is recorded with its reason."""
+    job = jobs.Throughput(
+        task=run.task(recipe),
+        recipe=recipe,
+        seed=run.effort.seed,
+        budget_s=_PROBE_S if meter is None else _METERED_S,
+        meter=meter,
+        device=run.effort.device,
+    )
+    result = run.bridge.run(job, timeout_s=30.0)
     rate = result.answer if isinstance(result.answer, jobs.Rate) else None
     return Split(
         parallel=recipe.parallel,
@@ -72,9 +76,14 @@ def _split(recipe: Recipe, result: jobs.Result) -> Split:
         threads=recipe.threads,
         batch_size=recipe.batch_size,
         precision=recipe.precision,
+        workers=recipe.workers,
         samples_per_s=rate.samples_per_s if rate else None,
         startup_s=rate.startup_s if rate else None,
         peak_memory_bytes=rate.peak_memory_bytes if rate else None,
+        waiting=rate.waiting if rate else None,
+        power_limit_w=recipe.power_limit_w,
+        unsteady=rate.unsteady if rate else (),
+        energy_j_per_sample=rate.energy_j_per_sample if rate else None,
         failure=f"{result.failure.kind}: {result.failure.message}" if result.failure else None,
     )
 
@@ -97,6 +106,12 @@ def horizon(run: Run, share_s: float) -> int:
         return 10
     allowed = run.budget.train_time_s or share_s
     return max(1, min(_MOST_EPOCHS, int(0.9 * allowed / epoch_s)))
+
+
+def timed(run: Run) -> bool:
+    """Whether the horizon follows from time, not from a number of epochs that was asked for."""
+    effort, info = run.effort, run.survey.task
+    return not (effort.epochs or effort.steps or info.epochs or info.steps)
 
 
 def one_epoch_s(run: Run) -> float | None:

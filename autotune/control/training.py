@@ -1,54 +1,41 @@
 """The train search: the recipe, the batch size and the split, under training budgets.
 
-1. *Splits*: the throughput of every parallelism split is measured (`splitting`).
+1. *Hardware*: throughput and memory by batch, precision and split are measured (`splitting`).
 2. *Search*: constrained TPE over recipes; successive halving on the validation loss, among
-   trials of one schedule (one cycle is behind halfway, by design).  The
-   user's recipe and the default (Adam 1e-3, batch 32) are always trained to the end.
-3. *Final*: the winner is trained once more in full, metered, to a checkpoint.
+   trials of one schedule, in which a promoted trial goes on from its checkpoint (`halving`).
+   The user's recipe and the default (Adam 1e-3, batch 32) are always trained to the end.
+3. *Finalists* are repeated with other seeds (`finalists`).
+4. *Final*: the winner goes on to the horizon, to a checkpoint.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
-from autotune.control import cost, recipes, reuse, space
+from autotune.control import finalists, recipes, reuse, space, target, throughput, trials
+from autotune.control.halving import Halving
 from autotune.control.run import Run, must
 from autotune.control.search import Proposal, Search
+from autotune.control.trials import Outcome
 from autotune.errors import ContractError
 from autotune.records import job as jobs
-from autotune.records.plan import Recipe
+from autotune.records.plan import Recipe, Value
 from autotune.records.report import Execution, Failure, TrainTrial
 
 WEIGHTS = "weights/dense.safetensors"
-_ETA = 3
+_FINAL_STATE = "weights/final.state"
 _MOST_REPEATS = 30
-
-
-@dataclass
-class Outcome:
-    """The train search as it goes on: ``epochs`` is the horizon of every schedule, ``reach``
-    how far a trial is trained.
-    """
-
-    run: Run
-    epochs: int
-    reach: int
-    trials: list[TrainTrial] = field(default_factory=list)
-
-    @property
-    def baseline(self) -> TrainTrial | None:
-        """The user's recipe, or the default: always the first."""
-        return self.trials[0] if self.trials else None
-
-    @property
-    def winner(self) -> TrainTrial | None:
-        return best(self.run, self.trials)
+_BASELINE, _DEFAULT = "the baseline recipe", "the default recipe"
 
 
 def fitting(run: Run, recipe: Recipe) -> Recipe:
-    """The recipe, its split replaced where this machine does not have it."""
+    """The recipe, its split replaced where this machine does not have it, and without a power
+    limit where none is allowed.
+    """
+    if not run.effort.allow_power_limit:
+        recipe = msgspec.structs.replace(recipe, power_limit_w=None)
     legal = recipes.splits(run.survey.options, run.profile, run.effort)
     if (recipe.parallel, recipe.ranks, recipe.threads) in legal:
         return recipe
@@ -59,10 +46,20 @@ def fitting(run: Run, recipe: Recipe) -> Recipe:
 # -- 2: search -----------------------------------------------------------------------------
 
 
+class _Hand(NamedTuple):
+    """What a search works with; ``values`` are those of each trial inside the space."""
+
+    outcome: Outcome
+    study: reuse.Guided
+    halving: Halving
+    values: dict[int, dict[str, Value]]
+    began_s: float
+    until_s: float
+
+
 def search(outcome: Outcome, until_s: float) -> None:
     """Try recipes until the run's clock reads ``until_s`` or the trials are used up."""
-    run, trials = outcome.run, outcome.trials
-    legal = recipes.splits(run.survey.options, run.profile, run.effort)
+    run = outcome.run
     study = Search(
         recipes.train_space(run.survey, run.effort),
         seed=run.effort.seed,
@@ -70,220 +67,184 @@ def search(outcome: Outcome, until_s: float) -> None:
         journal=run.journal,
     )
     default = recipes.baseline(run.survey)
-    _pinned(outcome, study, default, "the baseline recipe", until_s)
+    guided = reuse.training(run, study, recipes.seeds(study.space, default))
+    hand = _Hand(outcome, guided, Halving(outcome.looks), {}, run.bridge.now(), until_s)
+    _pinned(hand, default, _BASELINE)
     plain = Recipe(params=default.params)
     if msgspec.structs.replace(default, threads=1) != plain:
-        _pinned(outcome, study, plain, "the default recipe", until_s)
-    guided = reuse.training(run, study, recipes.seeds(study.space, default))
-    seen = {space.canonical(t.recipe) for t in trials}
-    repeats = 0
-    limit = run.effort.train_trials or 10_000
-    while run.bridge.now() < until_s and len(trials) < limit and repeats < _MOST_REPEATS:
-        proposal = guided.ask()
-        recipe = _recipe(run, proposal, legal)
+        _pinned(hand, plain, _DEFAULT)
+    _propose(hand)
+    finalists.repeat(outcome, until_s)
+    if outcome.winner is not None:
+        outcome.said += target.said(run, outcome.winner, outcome.baseline)
+
+
+def _propose(hand: _Hand) -> None:
+    """Promote what deserves it, else try what the sampler proposes."""
+    outcome = hand.outcome
+    run = outcome.run
+    legal = recipes.splits(run.survey.options, run.profile, run.effort)
+    seen = {space.canonical(t.recipe) for t in outcome.trials}
+    repeats, limit = 0, run.effort.train_trials or 10_000
+    while _time_left(hand) and repeats < _MOST_REPEATS:
+        promoted = _overdue(hand)
+        to_the_end = promoted is not None
+        promoted = _promotable(hand) if promoted is None else promoted
+        if promoted is None and len(outcome.trials) >= limit:
+            break
+        if promoted is not None:
+            _promote(hand, promoted, to_the_end=to_the_end)
+            continue
+        proposal = hand.study.ask()
+        recipe = _recipe(hand, proposal, legal)
         if space.canonical(recipe) in seen:
             repeats += 1
-            guided.abandon(proposal.number)
+            hand.study.abandon(proposal.number)
             continue
         seen.add(space.canonical(recipe))
         repeats = 0
-        trial = _skipped(run, recipe, outcome.epochs, len(trials), proposal.why) or _train(
-            outcome, recipe, proposal.why, proposal, guided
-        )
-        guided.tell(
-            proposal.number,
-            _objective(run, trial),
-            trial.constraints,
-            pruned=trial.state == "pruned",
-        )
-        _keep(outcome, trial, until_s)
+        _try(hand, recipe, proposal)
 
 
-def _keep(outcome: Outcome, trial: TrainTrial, until_s: float) -> None:
+def _time_left(hand: _Hand) -> bool:
+    """Whether there is time for most of a trial's way to its first rung."""
+    outcome = hand.outcome
+    reserve_s = finalists.reserve_s(outcome, _length(hand))
+    base = outcome.trials[0].recipe
+    first_s = outcome.expected_s(base) * trials.shares_of(outcome.run, outcome.reach)[0]
+    return outcome.run.bridge.now() + first_s / 2 < hand.until_s - reserve_s
+
+
+def _promotable(hand: _Hand) -> int | None:
+    """A paused trial that deserves to go on and has the time to reach its next rung."""
+    number = hand.halving.promotable()
+    if number is None:
+        return None
+    rung = hand.halving.rung_of(number) or 0
+    return number if _affordable(hand, hand.outcome.trials[number], rung) else None
+
+
+def _affordable(hand: _Hand, trial: TrainTrial, rung: int) -> bool:
+    """Whether a trial that began its job now can reach the rung after ``rung`` in time."""
+    outcome = hand.outcome
+    rungs = outcome.length(trial.recipe).rungs
+    before = trial.rungs[-1] if trial.rungs else 0.0
+    share = (rungs[min(rung + 1, len(rungs) - 1)] - before) / rungs[-1]
+    needed_s = share * outcome.expected_s(trial.recipe)
+    return outcome.run.bridge.now() + needed_s <= hand.until_s
+
+
+def _overdue(hand: _Hand) -> int | None:
+    """The most promising paused trial, when there is just time to train it to the end and no
+    challenger of the baseline has come so far.
+    """
+    outcome, paused = hand.outcome, hand.halving.paused()
+    ended = [t for t in outcome.trials if t.state == "complete" and _proposed(t)]
+    if ended or not paused:
+        return None
+    trial = outcome.trials[paused[0]]
+    needed = trial.wall_s * (outcome.length(trial.recipe).reach / trial.rungs[-1] - 1)
+    left = hand.until_s - outcome.run.bridge.now()
+    return trial.number if left < 1.5 * needed or left < 0.3 * _length(hand) else None
+
+
+def _length(hand: _Hand) -> float:
+    return hand.until_s - hand.began_s
+
+
+def _proposed(trial: TrainTrial) -> bool:
+    return trial.why not in (_BASELINE, _DEFAULT)
+
+
+def _promote(hand: _Hand, number: int, *, to_the_end: bool) -> None:
+    """A paused trial goes on from its checkpoint."""
+    before = hand.outcome.trials[number]
+    hand.halving.went_on(number, hand.halving.rung_of(number) or 0)
+    trial = trials.go_on(hand.outcome, before, _asks(hand, before, to_the_end=to_the_end))
+    values = hand.values.get(number)
+    if values is not None:
+        _tell(hand, hand.study.add(values, trial.why), trial)
+    _keep(hand, trial)
+
+
+def _try(hand: _Hand, recipe: Recipe, proposal: Proposal) -> None:
+    """A proposed recipe: not trained where a bound rules it out, else until it pauses."""
+    outcome = hand.outcome
+    new = trials.fresh(outcome, recipe, proposal.why)
+    number, epochs = new.number, new.epochs or outcome.epochs
+    trial = trials.skipped(outcome.run, recipe, epochs, number, proposal.why)
+    if trial is None:
+        trial = trials.go_on(outcome, new, _asks(hand, new))
+    hand.values[number] = dict(proposal.values)
+    _tell(hand, proposal.number, trial)
+    _keep(hand, trial)
+
+
+def _asks(hand: _Hand, trial: TrainTrial, *, to_the_end: bool = False) -> trials.GoOn:
+    """What a job that trains ``trial`` is answered at each rung."""
+    rungs = hand.outcome.length(trial.recipe).rungs
+
+    def on_report(step: float, value: float) -> bool:
+        if not math.isfinite(value):
+            return True  # the job is about to say so itself
+        if step not in rungs:
+            return True  # a look for a target quality
+        rung = rungs.index(step)
+        go = hand.halving.report(trial.number, rung, value, trial.recipe.schedule)
+        if step == rungs[-1] or to_the_end:
+            hand.halving.went_on(trial.number, rung)
+            return True
+        if go and not _affordable(hand, trial, rung):
+            hand.halving.stays(trial.number, rung)
+            return False
+        return go
+
+    return on_report
+
+
+def _tell(hand: _Hand, number: int, trial: TrainTrial) -> None:
+    for step, value in enumerate(trial.values, start=1):
+        hand.study.report(number, step, value)
+    hand.study.tell(
+        number,
+        trials.objective(hand.outcome.run, trial),
+        trial.constraints,
+        pruned=trial.state == "pruned",
+    )
+
+
+def _pinned(hand: _Hand, recipe: Recipe, why: str) -> None:
+    """Train a recipe to the end whatever the others do; tell the study where it lies inside."""
+    recipe = fitting(hand.outcome.run, recipe)
+    new = trials.fresh(hand.outcome, recipe, why)
+    trial = trials.go_on(hand.outcome, new, _asks(hand, new, to_the_end=True))
+    values = recipes.values_of(recipe, hand.study.space)
+    if values is not None:
+        _tell(hand, hand.study.add(values, why), trial)
+    _keep(hand, trial)
+
+
+def _keep(hand: _Hand, trial: TrainTrial) -> None:
+    outcome = hand.outcome
     run = outcome.run
-    outcome.trials.append(trial)
+    if trial.state != "pruned":
+        hand.halving.forget(trial.number)
+    outcome.trials[trial.number : trial.number + 1] = [trial]
+    trials.keep_the_best(outcome, hand.halving.paused())
     winner = outcome.winner
     text = f"{winner.recipe.optimizer} lr {winner.recipe.lr:.2g}" if winner else "none yet"
-    run.listener.trial(trial, text, until_s - run.bridge.now())
+    run.listener.trial(trial, text, hand.until_s - run.bridge.now())
     run.on_progress()
 
 
-def _recipe(run: Run, proposal: Proposal, legal: tuple[tuple[str, int, int], ...]) -> Recipe:
+def _recipe(hand: _Hand, proposal: Proposal, legal: tuple[tuple[str, int, int], ...]) -> Recipe:
     batch = int(proposal.values["batch_size"])
     precision = str(proposal.values.get("precision", "fp32"))
-    split = recipes.fastest_split(run.survey.splits, batch, precision, legal)
-    return recipes.recipe(proposal.values, split)
-
-
-def _pinned(outcome: Outcome, study: Search, recipe: Recipe, why: str, until_s: float) -> None:
-    """Train a recipe to the end whatever the others do; tell the study where it lies inside."""
-    run = outcome.run
-    recipe = fitting(run, recipe)
-    trial = _train(outcome, recipe, why)
-    values = recipes.values_of(recipe, study.space)
-    if values is not None:
-        study.enqueue(values, why)
-        proposal = study.ask()
-        for step, value in zip(trial.rungs, trial.values, strict=True):
-            study.report(proposal.number, step, value, among=recipe.schedule)
-        study.tell(proposal.number, _objective(run, trial), trial.constraints)
-    _keep(outcome, trial, until_s)
-
-
-def _train(
-    outcome: Outcome,
-    recipe: Recipe,
-    why: str,
-    proposal: Proposal | None = None,
-    study: Search | reuse.Guided | None = None,
-) -> TrainTrial:
-    """One training job as a trial; without a study it is never cut short."""
-    run, epochs, number = outcome.run, outcome.epochs, len(outcome.trials)
-    rungs = rungs_of(outcome.reach)
-
-    def go_on(step: int, value: float) -> bool:
-        if step >= outcome.reach < epochs:
-            return False
-        if study is None or proposal is None or not math.isfinite(value):
-            return True
-        return study.report(proposal.number, step, value, among=recipe.schedule)
-
-    job = jobs.Train(
-        task=run.task(recipe),
-        recipe=recipe,
-        epochs=epochs,
-        rungs=rungs,
-        seed=run.effort.seed,
-        meter=run.meter,
-        device=run.effort.device,
-    )
-    result = run.bridge.run(job, timeout_s=_timeout(run, outcome.reach), on_report=go_on)
-    overhead = max(0.0, result.wall_s - result.work_s)
-    run.overheads.append(overhead)
-    if result.failure is not None:
-        return TrainTrial(
-            number=number,
-            recipe=recipe,
-            state="failed",
-            failure=result.failure,
-            why=why,
-            wall_s=result.wall_s,
-            overhead_s=overhead,
-        )
-    assert isinstance(result.answer, jobs.Trained)
-    return _trial(outcome, result, recipe, rungs, why)
-
-
-def _trial(
-    outcome: Outcome, result: jobs.Result, recipe: Recipe, rungs: tuple[int, ...], why: str
-) -> TrainTrial:
-    run, done = outcome.run, result.answer
-    assert isinstance(done, jobs.Trained)
-    pruned = done.stopped and done.epochs < outcome.reach
-    energy = done.energy.total_j if done.energy else None
-    whole = outcome.epochs / max(1, done.epochs)  # what is cut short is projected to the horizon
-    return TrainTrial(
-        number=len(outcome.trials),
-        recipe=recipe,
-        state="pruned" if pruned else "complete",
-        rungs=rungs[: len(done.val_losses)],
-        values=done.val_losses[: len(rungs)],
-        quality=done.qualities[-1] if done.qualities else None,
-        train_s=done.train_s,
-        samples_per_s=done.samples_per_s,
-        peak_memory_bytes=done.peak_memory_bytes,
-        energy_j=energy,
-        constraints=_constraints(
-            run, done.train_s * whole, energy * whole if energy else None, done.peak_memory_bytes
-        ),
-        why=why,
-        wall_s=result.wall_s,
-        overhead_s=max(0.0, result.wall_s - result.work_s),
-    )
-
-
-def _constraints(
-    run: Run, time_s: float, energy_j: float | None, memory_bytes: float
-) -> dict[str, float]:
-    """Measured / budget - 1 for each training budget that was given and measured."""
-    limits = run.budget
-    out = {}
-    if limits.train_time_s:
-        out["train_time"] = time_s / limits.train_time_s - 1
-    if limits.train_energy_j and energy_j is not None:
-        out["train_energy"] = energy_j / limits.train_energy_j - 1
-    if limits.train_memory_bytes:
-        out["train_memory"] = memory_bytes / limits.train_memory_bytes - 1
-    return out
-
-
-def _skipped(run: Run, recipe: Recipe, epochs: int, number: int, why: str) -> TrainTrial | None:
-    """A trial that a provable lower bound already rules out."""
-    traits, limits = run.survey.traits, run.budget
-    if recipe.params != run.survey.task.params:
-        return None  # another model: these traits bound nothing
-    if run.survey.task.own_train:  # what the user's own loop does is not known
-        return None
-    bound = None
-    least_s = cost.train_bound_s(recipe, epochs, run.survey.task.train_rows, traits, run.profile)
-    least_bytes = cost.train_memory_bound_bytes(recipe, traits)
-    if limits.train_time_s and least_s is not None and least_s > limits.train_time_s:
-        bound = f"training needs at least {least_s:.3g} s"
-    if limits.train_memory_bytes and least_bytes > limits.train_memory_bytes:
-        bound = f"training needs at least {least_bytes:.3g} B"
-    if bound is None:
-        return None
-    return TrainTrial(
-        number=number,
-        recipe=recipe,
-        state="skipped",
-        bound=bound,
-        why=why,
-        constraints={"train_time": 1.0},
-    )
-
-
-def rungs_of(epochs: int) -> tuple[int, ...]:
-    """Epochs at which halving decides, the last being the horizon."""
-    steps = sorted({max(1, epochs // _ETA**i) for i in (2, 1, 0)})
-    return tuple(steps)
-
-
-def _timeout(run: Run, epochs: int) -> float:
-    return min(3 * _whole_s(run, epochs) + 15, max(60.0, run.left_s))
-
-
-def _whole_s(run: Run, epochs: int) -> float:
-    """Seconds of a training at the slowest split's speed."""
-    rates = [s.samples_per_s for s in run.survey.splits if s.samples_per_s]
-    return epochs * run.survey.task.train_rows / min(rates) if rates else run.effort.time_s
-
-
-def signed_quality(run: Run, quality: float) -> float:
-    """Higher is better."""
-    return quality if run.survey.task.higher_is_better else -quality
-
-
-def _objective(run: Run, trial: TrainTrial) -> float | None:
-    if trial.quality is None:
-        return None
-    loss = trial.values[-1] if trial.values else 0.0
-    # the loss breaks ties between equal accuracies; tanh keeps it from ever outweighing one
-    return -signed_quality(run, trial.quality) + 1e-3 * math.tanh(loss)
-
-
-def best(run: Run, trials: Sequence[TrainTrial]) -> TrainTrial | None:
-    """The fully trained trial of highest quality among those within every budget; among none,
-    the least violating one.
-    """
-    done = [t for t in trials if t.state == "complete" and t.quality is not None]
-    if not done:
-        return None
-    return min(done, key=lambda t: (_violation(t), _objective(run, t)))
-
-
-def _violation(trial: TrainTrial) -> float:
-    return sum(max(0.0, v) for v in trial.constraints.values())
+    splits = hand.outcome.run.survey.splits
+    split = recipes.fastest_split(splits, batch, precision, legal)
+    made = recipes.recipe(proposal.values, split, hand.study.space)
+    watts = throughput.power_limit_w(splits)
+    return msgspec.structs.replace(made, workers=throughput.workers(splits), power_limit_w=watts)
 
 
 def one_epoch(run: Run) -> tuple[float, float]:
@@ -306,44 +267,79 @@ def one_epoch(run: Run) -> tuple[float, float]:
     return max(0.0, result.work_s - done.startup_s - done.train_s), done.train_s
 
 
-# -- 3: final training ---------------------------------------------------------------------
+# -- 4: final training ---------------------------------------------------------------------
 
 
-def final(run: Run, recipe: Recipe, epochs: int) -> Execution:
-    """Train the winner in full, metered, to `WEIGHTS`.
+def final(run: Run, recipe: Recipe, epochs: int, trial: TrainTrial | None = None) -> Execution:
+    """Train the winner to the horizon, metered, to `WEIGHTS`; it goes on from its ``trial``'s
+    state.  Interrupted, it goes on from its own.
 
     Raises:
         ContractError: it fails (it did not in the search).
     """
+    own = run.survey.task.own_train
+    state = _FINAL_STATE if trial is None or own else trials.state_of(trial.number)
+    before = trial if trial is not None and not own else None
+    ended = before is not None and (before.rungs[-1:] == (epochs,) or any(before.costs))
+    rungs = _final_rungs(run, before, epochs, ended=ended)
     job = jobs.Train(
         task=run.task(recipe),
         recipe=recipe,
         epochs=epochs,
-        rungs=(epochs,),
+        rungs=rungs,
         seed=run.effort.seed,
-        step_losses=50,
+        step_losses=trials.STEP_LOSSES,
         weights_out=WEIGHTS,
-        meter=run.meter,
+        checkpoint=state,
+        save_s=trials.SAVE_S,
+        until_quality=run.budget.target_quality,
+        meter=None if ended else run.meter,
         device=run.effort.device,
     )
-    done = must(run.bridge, job, max(600.0, 3 * _whole_s(run, epochs) + 60)).answer
+    done = must(run.bridge, job, max(600.0, 3 * trials.whole_s(run, epochs) + 60)).answer
     assert isinstance(done, jobs.Trained)
+    energy, label = _energy(before, done, ended=ended)
     return Execution(
         train_s=done.train_s,
-        train_energy_j=done.energy.total_j if done.energy else None,
-        train_energy_label=done.energy.label if done.energy else None,
-        train_memory_bytes=done.peak_memory_bytes,
+        train_energy_j=energy,
+        train_energy_label=label,
+        train_memory_bytes=max(done.peak_memory_bytes, _memory(before, done)),
         samples_per_s=done.samples_per_s,
         train_losses=done.train_losses,
         step_losses=done.step_losses,
         quality_select=done.qualities[-1] if done.qualities else None,
+        target_cost=target.cost(run, done.train_s, energy) if done.reached else None,
     )
 
 
-def nothing_trained(trials: Sequence[TrainTrial]) -> ContractError:
+def _final_rungs(
+    run: Run, before: TrainTrial | None, epochs: int, *, ended: bool
+) -> tuple[float, ...]:
+    """Where the final training is looked at; one that has ended is looked at where it is."""
+    first = before.rungs[-1] if before is not None and before.rungs else 0.0
+    rungs = tuple(r for r in target.looks(run, (float(epochs),)) if r > first)
+    return (first, *rungs) if ended else rungs
+
+
+def _energy(
+    before: TrainTrial | None, done: jobs.Trained, *, ended: bool
+) -> tuple[float | None, str | None]:
+    """Joules of the whole training: of the trial's part and of what followed."""
+    fresh = TrainTrial(number=0, recipe=Recipe(), state="pruned")
+    if before is None or not done.resumed_epochs:  # its state was gone: trained from the start
+        return trials.added_energy(fresh, done)
+    if ended:
+        return before.energy_j, before.energy_label
+    return trials.added_energy(before, done)
+
+
+def _memory(before: TrainTrial | None, done: jobs.Trained) -> int:
+    known = before is not None and done.resumed_epochs
+    return (before.peak_memory_bytes or 0) if known and before is not None else 0
+
+
+def nothing_trained(tried: Sequence[TrainTrial]) -> ContractError:
     """No recipe could be trained: the failures, by kind."""
-    failures: list[Failure] = [t.failure for t in trials if t.failure is not None]
+    failures: list[Failure] = [t.failure for t in tried if t.failure is not None]
     lines = "\n".join(dict.fromkeys(f"  {f.kind}: {f.message}" for f in failures))
-    return ContractError(
-        f"no recipe could be trained; each of {len(trials)} tried failed:\n{lines}"
-    )
+    return ContractError(f"no recipe could be trained; each of {len(tried)} tried failed:\n{lines}")

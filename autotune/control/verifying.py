@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from autotune.control import comparing, disturbed, figures, verdict
+from autotune.control import comparing, disturbed, figures, target, verdict
 from autotune.control.attempts import outputs_of
 from autotune.control.deploying import Lab
 from autotune.control.figures import QUALITY_ALPHA
@@ -332,7 +332,7 @@ def training_verdicts(budget: Budget, done: Execution, run: Run) -> tuple[Verdic
     if budget.train_memory_bytes is not None:
         found = done.train_memory_bytes
         out.append(verdict.scalar("train_memory", "B", found, budget.train_memory_bytes, source))
-    return tuple(out)
+    return (*out, *target.verdicts(run, done))
 
 
 def result(run: Run, side: Side, plan: Plan) -> PlanResult:

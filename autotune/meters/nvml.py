@@ -187,7 +187,7 @@ def _start(tools: Tools) -> tuple[Any, list[Board], Fault | None]:
             return None, [], Fault("no_interface", "nvidia-ml-py is not installed")
     try:
         nvml.nvmlInit()
-        devices = _every(nvml) if tools.devices == ("all",) else tools.devices or _only(nvml)
+        devices = _every(nvml) if tools.devices == ("all",) else tools.devices or visible(nvml)
     except nvml.NVMLError as error:
         return nvml, [], _fault(nvml, error)
     if isinstance(devices, Fault):
@@ -203,7 +203,7 @@ def _every(nvml: Any) -> tuple[str, ...] | Fault:
     return found or Fault("no_interface", "no NVIDIA GPU")
 
 
-def _only(nvml: Any) -> tuple[str, ...] | Fault:
+def visible(nvml: Any) -> tuple[str, ...] | Fault:
     """The UUIDs that CUDA may see if it names them, or that of a machine's only board."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = [part.strip() for part in (named or "").split(",")]

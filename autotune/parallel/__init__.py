@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Reporter(Protocol):
     """Who asked for the job: answers each report with go (True) or stop (False)."""
 
-    def report(self, step: int, value: float) -> bool: ...
+    def report(self, step: float, value: float) -> bool: ...
 
 
 class Group(Protocol):

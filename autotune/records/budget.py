@@ -22,6 +22,10 @@ class Budget(Record, frozen=True, kw_only=True):
     own unit; ``None`` means the default (0.01 for a rate, 1 % of the baseline's magnitude
     for a metric of the user's own).  ``load_per_s`` is the open-loop load, in requests per
     second, under which ``latency`` limits the response time.
+
+    ``target_quality`` turns the train search round: the least cost of training until that quality.
+    ``eta`` weighs energy in it (Zeus, NSDI'23): eta * energy + (1 - eta) * largest power * time;
+    0, the default, is time alone and 1 energy alone.
     """
 
     latency: Limit | None = None
@@ -37,6 +41,8 @@ class Budget(Record, frozen=True, kw_only=True):
     batch: int | None = None
     accept_modelled_energy: bool = False
     load_per_s: float | None = None
+    target_quality: float | None = None
+    eta: float | None = None
 
     def resolved_goal(self) -> Goal:
         """``goal``, or quality under a deployment limit, or latency."""
@@ -55,6 +61,7 @@ class Effort(Record, frozen=True, kw_only=True):
     threads of training and serving.  ``search_only`` stops before the final training.
     ``epochs`` and ``steps`` (of the baseline's batch size, rounded up to whole epochs) are the
     length of the final training.
+    ``allow_power_limit``: the GPU's power limit may be set while it trains, and is put back.
     ``like`` is an earlier report's folder to start from, or ``auto``: the nearest one beside
     this run's.
     """
@@ -79,3 +86,4 @@ class Effort(Record, frozen=True, kw_only=True):
     cpu_max_w: float | None = None
     require_measured: bool = False
     like: str | None = None
+    allow_power_limit: bool = False

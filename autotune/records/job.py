@@ -132,9 +132,29 @@ class Options(Record, frozen=True, kw_only=True, tag=True):
     options: tuple[Option, ...]
 
 
+class PowerRange(Record, frozen=True, kw_only=True, tag=True):
+    """Ask the power guard what limits the GPUs in use allow."""
+
+
+class PowerLimits(Record, frozen=True, kw_only=True, tag=True):
+    """``reason`` says why no limit can be set."""
+
+    low_w: float | None = None
+    high_w: float | None = None
+    reason: str | None = None
+
+
 class Train(Record, frozen=True, kw_only=True, tag=True):
-    """Train a fresh model.  After each of ``rungs`` (epochs, ascending) the job reports the
-    validation loss and asks whether to go on.  ``epochs`` is the horizon.
+    """Train a fresh model.  After each of ``rungs`` (epochs, ascending; below one, or between
+    two, a share of an epoch's steps) the job reports the validation loss and asks whether to go
+    on.  ``epochs`` is the horizon.
+
+    ``checkpoint`` is a file of the training's whole state: where it is there the training goes
+    on from it, and where the training pauses or ends it is written, with ``save_s`` also after
+    an epoch when so many seconds have passed.  Those named in ``drop`` are deleted first.
+    ``watch`` cuts a training whose loss climbs far above where it began.
+
+    ``until_quality``: it ends at the first rung whose quality is that good.
 
     ``step_losses`` asks for the first N per-step training losses.  ``weights_out`` gets a
     safetensors state dict.  ``meter`` is the meter process's socket or None.
@@ -144,11 +164,16 @@ class Train(Record, frozen=True, kw_only=True, tag=True):
     task: TaskSpec
     recipe: Recipe
     epochs: int
-    rungs: tuple[int, ...] = ()
+    rungs: tuple[float, ...] = ()
     seed: int = 0
     time_limit_s: float | None = None
     step_losses: int = 0
     weights_out: str | None = None
+    checkpoint: str | None = None
+    save_s: float | None = None
+    drop: tuple[str, ...] = ()
+    watch: bool = False
+    until_quality: float | None = None
     meter: str | None = None
     device: str = "auto"
 
@@ -156,9 +181,13 @@ class Train(Record, frozen=True, kw_only=True, tag=True):
 class Trained(Record, frozen=True, kw_only=True, tag=True):
     """``val_losses`` and ``qualities`` are at the rungs reached (the last at the end).
     ``train_s`` excludes start-up and evaluation.
+
+    All but the energy and what is evaluated count from the training's very start;
+    ``resumed_epochs`` of it came with the checkpoint.  ``reached``: it ended
+    at ``until_quality``.
     """
 
-    epochs: int
+    epochs: float
     steps: int
     stopped: bool
     train_losses: tuple[float, ...]
@@ -171,6 +200,9 @@ class Trained(Record, frozen=True, kw_only=True, tag=True):
     peak_memory_bytes: int
     weights_sha256: str | None = None
     energy: EnergyWindow | None = None
+    resumed_epochs: float = 0.0
+    checkpoint_bytes: int | None = None
+    reached: bool = False
 
 
 class Throughput(Record, frozen=True, kw_only=True, tag=True):
@@ -180,13 +212,22 @@ class Throughput(Record, frozen=True, kw_only=True, tag=True):
     recipe: Recipe
     seed: int = 0
     budget_s: float = 1.0
+    meter: str | None = None
     device: str = "auto"
 
 
 class Rate(Record, frozen=True, kw_only=True, tag=True):
+    """``waiting`` is the share of the time in which the next batch was waited for, where worker
+    processes could load it;
+    ``unsteady`` names the operators that may give other results with the same seed.
+    """
+
     samples_per_s: float
     startup_s: float
     peak_memory_bytes: int
+    waiting: float | None = None
+    energy_j_per_sample: float | None = None
+    unsteady: tuple[str, ...] = ()
 
 
 class Build(Record, frozen=True, kw_only=True, tag=True):
@@ -301,6 +342,7 @@ Job = (
     | Measure
     | Score
     | Sources
+    | PowerRange
 )
 Answer = (
     Inspection
@@ -315,6 +357,7 @@ Answer = (
     | Measured
     | Scored
     | Found
+    | PowerLimits
 )
 
 
@@ -326,7 +369,7 @@ class Result(Record, frozen=True, kw_only=True):
 
     answer: Answer | None = None
     failure: Failure | None = None
-    reports: tuple[tuple[int, float], ...] = ()
+    reports: tuple[tuple[float, float], ...] = ()
     wall_s: float = 0.0
     work_s: float = 0.0
     peak_memory_bytes: int = 0

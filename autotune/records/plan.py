@@ -34,6 +34,11 @@ class Recipe(Record, frozen=True, kw_only=True):
     (one_cycle: from a 25th; 0 stands for its usual 0.3).  ``clip_norm`` is the largest norm of
     the whole gradient.  ``label_smoothing`` needs the default cross-entropy.  ``ema`` is the
     decay a step of averaged weights, which are then what is evaluated and kept.
+
+    A batch is computed in ``accumulate`` parts whose gradients are added: less memory, and the
+    same result but for batch norm, whose statistics are each part's own.
+    ``workers`` processes a rank load its batches, 0: the rank itself.  ``power_limit_w`` is the
+    GPU's while it trains (None: as it is).
     """
 
     optimizer: Optimizer = "adam"
@@ -49,10 +54,13 @@ class Recipe(Record, frozen=True, kw_only=True):
     label_smoothing: Share = 0.0
     ema: Annotated[float, Meta(gt=0, lt=1)] | None = None
     batch_size: int = 32
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    accumulate: Annotated[int, Meta(ge=1)] = 1
     parallel: str = "single"
     ranks: int = 1
     threads: int = 1
+    workers: Annotated[int, Meta(ge=0)] = 0
+    power_limit_w: Annotated[float, Meta(gt=0)] | None = None
     params: dict[str, Value] = {}
 
     @property

@@ -38,24 +38,42 @@ class Quantiles(Record, frozen=True, kw_only=True):
 
 
 class TrainTrial(Record, frozen=True, kw_only=True):
-    """One recipe tried.  ``values`` are the validation losses at the ``rungs`` (epochs)."""
+    """One recipe tried.  ``values`` are the validation losses at the ``rungs`` (epochs).
+
+    ``epochs`` is the horizon of its schedule.  A ``pruned`` one was paused at its last rung.
+    ``repeats`` are a finalist's qualities with further seeds, ``quality_interval`` the 95 %
+    interval of the mean over its three or more.  With a target quality ``costs`` are, by seed,
+    those of reaching it (None: not reached).
+    """
 
     number: int
     recipe: Recipe
     state: Literal["complete", "pruned", "failed", "skipped"]
-    rungs: tuple[int, ...] = ()
+    epochs: int | None = None
+    rungs: tuple[float, ...] = ()
     values: tuple[float, ...] = ()
     quality: float | None = None
     train_s: float | None = None
     samples_per_s: float | None = None
     peak_memory_bytes: int | None = None
     energy_j: float | None = None
+    energy_label: str | None = None
     constraints: dict[str, float] = {}
     failure: Failure | None = None
     bound: str | None = None
     why: str = "sampler"
     wall_s: float = 0.0
     overhead_s: float = 0.0
+    repeats: tuple[float, ...] = ()
+    costs: tuple[float | None, ...] = ()
+    quality_interval: tuple[float, float] | None = None
+
+    @property
+    def quality_mean(self) -> float | None:
+        """The mean over a trial's seeds."""
+        if self.quality is None:
+            return None
+        return (self.quality + sum(self.repeats)) / (1 + len(self.repeats))
 
 
 class DeployTrial(Record, frozen=True, kw_only=True):
@@ -116,7 +134,9 @@ class PlanResult(Record, frozen=True, kw_only=True):
 
 
 class Execution(Record, frozen=True, kw_only=True):
-    """What the final training and build did."""
+    """What the final training and build did.  ``target_cost`` is that of reaching the target
+    quality (seconds, or joules where energy weighs in it); None where it was not reached.
+    """
 
     train_s: float | None = None
     train_energy_j: float | None = None
@@ -126,6 +146,7 @@ class Execution(Record, frozen=True, kw_only=True):
     train_losses: tuple[float, ...] = ()
     step_losses: tuple[float, ...] = ()
     quality_select: float | None = None
+    target_cost: float | None = None
     recovery_s: float | None = None
     build_s: float | None = None
 

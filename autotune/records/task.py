@@ -210,7 +210,12 @@ class Option(Record, frozen=True, kw_only=True):
 
 
 class Split(Record, frozen=True, kw_only=True):
-    """Measured training throughput of one parallelism split (no quality involved)."""
+    """Measured training throughput of one parallelism split (no quality involved).
+
+    ``workers`` loaded its batches beside it; ``waiting`` is the share of the time in which the
+    next batch was waited for.  ``unsteady`` names operators that may give other results with the
+    same seed.
+    """
 
     parallel: str
     ranks: int
@@ -221,6 +226,11 @@ class Split(Record, frozen=True, kw_only=True):
     startup_s: float | None = None
     peak_memory_bytes: int | None = None
     failure: str | None = None
+    workers: int = 0
+    waiting: float | None = None
+    power_limit_w: float | None = None
+    energy_j_per_sample: float | None = None
+    unsteady: tuple[str, ...] = ()
 
 
 class Survey(Record, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ integers stay as they are.  Tied weights are averaged once.
 import contextlib
 from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,16 @@ class Average:
     def settle(self) -> None:
         """The model becomes the average for good; nothing may be updated afterwards."""
         self._swap()
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs."""
+        return {"mean": self._mean, "steps": self._steps}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        torch._foreach_copy_(self._mean, state["mean"])
+        self._steps = state["steps"]
 
     @torch.no_grad()
     def _swap(self) -> None:

@@ -8,9 +8,8 @@
 Where the data are plain tensors a batch is gathered by one index operation; whether that
 equals the task's own collate is tried on a few rows, never assumed.
 
-Data that cannot be drawn by number keep the order that the user gives them: samples of a
-stream are dealt out as above (`StreamBatches`), batches of the user's own loader are taken as
-they come (`LoaderBatches`); an epoch is so many rows.
+Data that cannot be drawn by number keep the user's order: samples of a stream are dealt out as
+above, batches of the user's own loader are taken as they come; an epoch is so many rows.
 """
 
 import itertools
@@ -54,9 +53,20 @@ class Epochs(Protocol):
     @property
     def steps(self) -> int:
         """Batches of an epoch; an upper bound where only the user's loader knows."""
-        ...
 
-    def epoch(self, number: int) -> Iterator[Batch]: ...
+    @property
+    def divisible(self) -> bool:
+        """Whether an epoch can be taken up in its middle."""
+
+    @property
+    def loadable(self) -> bool:
+        """Whether worker processes could load the batches."""
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of epoch ``number`` (from 1), from its step ``start`` on."""
+
+    def skip(self, epochs: int) -> None:
+        """The next epoch comes after so many that another process has seen."""
 
     def first(self, rows: int) -> Batch: ...
 
@@ -70,6 +80,7 @@ class Share(NamedTuple):
     paired: bool = False
     device: str = "cpu"
     threads: int = 1
+    workers: int = 0
 
 
 def of_task(loaded: Any, data: Any, share: Share, seed: int) -> Epochs:
@@ -94,11 +105,14 @@ def of_task(loaded: Any, data: Any, share: Share, seed: int) -> Epochs:
         world=share.world,
         paired=share.paired,
         device=share.device,
+        workers=share.workers,
     )
 
 
 class StreamBatches:
     """Batches of a stream's samples, which goes on from one epoch to the next."""
+
+    divisible = loadable = False
 
     def __init__(
         self, stream: Stream, collate: Callable[[list[Any]], tuple[Any, Any]], share: Share
@@ -113,12 +127,24 @@ class StreamBatches:
     def steps(self) -> int:
         return _steps(self.rows, self._share)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def skip(self, epochs: int) -> None:
+        """Read past what was trained on: the samples a rank takes of an epoch, each time."""
+        of = self._share
+        sizes = [min(of.batch_size, self.rows - at) for at in self._starts()]
+        taken = sum(max(1, len(range(of.rank, size, of.world))) for size in sizes)
+        for _ in itertools.islice(self._samples, epochs * taken):
+            pass
+
+    def _starts(self) -> range:
+        return range(0, self.steps * self._share.batch_size, self._share.batch_size)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The next ``rows`` rows; ``number`` does not matter."""
         del number
+        assert start == 0
         size, world = self._share.batch_size, self._share.world
-        for start in range(0, self.steps * size, size):
-            of = min(size, self.rows - start)
+        for at in self._starts():
+            of = min(size, self.rows - at)
             mine = len(range(self._share.rank, of, world))
             yield self._batch(self._samples, max(1, mine), mine, of)
 
@@ -140,6 +166,8 @@ class LoaderBatches:
     training threads leave free.
     """
 
+    divisible = loadable = False
+
     def __init__(self, loaded: Any, rows: int, share: Share) -> None:
         self.rows = rows
         self._loaded = loaded
@@ -156,8 +184,13 @@ class LoaderBatches:
         except TypeError:  # no length, as of an iterable dataset
             return self._most
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def skip(self, epochs: int) -> None:
+        """What the loader does in an epoch follows from its number and the random state."""
+        del epochs
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """One pass, or as many steps as ``rows`` rows are where the loader has no end."""
+        assert start == 0
         sampler = getattr(self._loader, "sampler", None)
         if sampler is not None and hasattr(sampler, "set_epoch"):
             sampler.set_epoch(number)
@@ -194,7 +227,10 @@ class Batches:
         paired: the model has batch norm; a last, short batch that gives any rank less than
             two rows is dropped, as statistics of one row are no statistics.
         device: torch's name of where batches are wanted.
+        workers: processes that load them, where they are not gathered from tensors.
     """
+
+    divisible = True
 
     def __init__(
         self,
@@ -207,9 +243,13 @@ class Batches:
         world: int = 1,
         paired: bool = False,
         device: str = "cpu",
+        workers: int = 0,
     ) -> None:
         self.rows = len(dataset)  # type: ignore[arg-type]
-        self._gather = gatherer(dataset, collate)
+        self._gather, gathered = gathered_from(dataset, collate)
+        self.loadable = not gathered
+        self._slow = None if gathered or not workers else (dataset, collate)
+        self._workers = workers
         self._share = Share(batch_size, rank, world, paired=paired, device=device)
         self._seed = seed
 
@@ -217,23 +257,71 @@ class Batches:
     def steps(self) -> int:
         return _steps(self.rows, self._share)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def skip(self, epochs: int) -> None:
+        """Nothing to do: an epoch's order follows from its number."""
+        del epochs
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of epoch ``number`` (any order of epochs gives the same rows)."""
         generator = torch.Generator().manual_seed(self._seed * _EPOCH_STRIDE + number)
         order = torch.randperm(self.rows, generator=generator)
-        for chunk in torch.split(order, self._share.batch_size)[: self.steps]:
-            mine = chunk[self._share.rank :: self._share.world]
-            yield self._batch(mine if len(mine) else chunk[:1], len(mine), len(chunk))
+        share = self._share
+        chunks = torch.split(order, share.batch_size)[start : self.steps]
+        mine = [chunk[share.rank :: share.world] for chunk in chunks]
+        taken = [own if len(own) else chunk[:1] for own, chunk in zip(mine, chunks, strict=True)]
+        pairs = self._loaded(taken, number) if self._slow else map(self._gather, taken)
+        for (input, target), own, chunk in zip(pairs, mine, chunks, strict=True):
+            yield self._moved(input, target, len(own), len(chunk))
+
+    def _loaded(self, taken: list[Tensor], number: int) -> Iterator[tuple[Any, Any]]:
+        from autotune.worker.loading import loaded
+
+        assert self._slow is not None
+        return loaded(
+            *self._slow,
+            [rows.tolist() for rows in taken],
+            workers=self._workers,
+            seed=self._seed * _EPOCH_STRIDE + number,
+            pinned=self._share.device != "cpu",
+        )
 
     def first(self, rows: int) -> Batch:
         """The first rows of the dataset, unshuffled."""
         count = min(rows, self.rows)
-        return self._batch(torch.arange(count), count, count)
+        return self._moved(*self._gather(torch.arange(count)), count, count)
 
-    def _batch(self, indices: Tensor, rows: int, of: int) -> Batch:
-        input, target = self._gather(indices)
+    def _moved(self, input: Any, target: Any, rows: int, of: int) -> Batch:
         device = self._share.device
         return Batch(_moved(input, device), _moved(target, device), rows, of)
+
+
+def parts(batch: Batch, count: int) -> list[Batch]:
+    """A batch cut into ``count`` nearly equal parts by its rows, fewer where it has fewer."""
+    rows = max(1, batch.rows)
+    if count <= 1 or rows == 1:
+        return [batch]
+    size = math.ceil(rows / count)
+    cuts = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+    return [
+        Batch(
+            _cut(batch.input, cut, rows),
+            _cut(batch.target, cut, rows),
+            cut.stop - cut.start,
+            batch.of,
+        )
+        for cut in cuts
+    ]
+
+
+def _cut(value: Any, cut: slice, rows: int) -> Any:
+    """The rows of a batched value; what has not the batch's rows is left whole."""
+    if isinstance(value, Tensor):
+        return value[cut] if value.ndim and len(value) == rows else value
+    if isinstance(value, Mapping):
+        return {key: _cut(item, cut, rows) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(_cut(item, cut, rows) for item in value)
+    return value
 
 
 def _steps(rows: int, share: Share) -> int:
@@ -247,10 +335,17 @@ def _steps(rows: int, share: Share) -> int:
 
 def gatherer(dataset: Dataset[Any], collate: Callable[[list[Any]], tuple[Any, Any]]) -> Gather:
     """From row numbers to a batch, by one index operation where that gives the same."""
+    return gathered_from(dataset, collate)[0]
+
+
+def gathered_from(
+    dataset: Dataset[Any], collate: Callable[[list[Any]], tuple[Any, Any]]
+) -> tuple[Gather, bool]:
+    """How a batch is made of row numbers; whether by one index operation."""
     read = reader(dataset, collate)
     found = tensors_under(dataset)
     if found is None:
-        return read
+        return read, False
     (inputs, targets), rows = found
 
     def fast(indices: Tensor) -> tuple[Any, Any]:
@@ -258,7 +353,8 @@ def gatherer(dataset: Dataset[Any], collate: Callable[[list[Any]], tuple[Any, An
         return inputs[at], targets[at]
 
     few = torch.arange(min(_TRIED_ROWS, len(dataset)))  # type: ignore[arg-type]
-    return fast if same(fast(few), tuple(read(few))) else read
+    equal = same(fast(few), tuple(read(few)))
+    return (fast, True) if equal else (read, False)
 
 
 def reader(dataset: Dataset[Any], collate: Callable[[list[Any]], tuple[Any, Any]]) -> Gather:

@@ -7,16 +7,16 @@ from typing import BinaryIO, Protocol
 class Channel(Protocol):
     """`report` blocks until the asker answers; False means: stop here, keep what you have."""
 
-    def report(self, step: int, value: float) -> bool: ...
+    def report(self, step: float, value: float) -> bool: ...
 
 
 class NullChannel:
     """Always goes on; remembers what was reported."""
 
     def __init__(self) -> None:
-        self.reports: list[tuple[int, float]] = []
+        self.reports: list[tuple[float, float]] = []
 
-    def report(self, step: int, value: float) -> bool:
+    def report(self, step: float, value: float) -> bool:
         self.reports.append((step, value))
         return True
 
@@ -28,7 +28,7 @@ class PipeChannel:
         self._reader = reader
         self._writer = writer
 
-    def report(self, step: int, value: float) -> bool:
+    def report(self, step: float, value: float) -> bool:
         line = json.dumps({"event": "report", "step": step, "value": value})
         self._writer.write(line.encode() + b"\n")
         self._writer.flush()

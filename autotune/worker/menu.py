@@ -49,12 +49,18 @@ def precisions(profile: Profile) -> tuple[Option, ...]:
     """fp32 always; bf16 only where its matrix product was measured to be the faster one.
 
     Whether a processor "supports" bf16 says nothing: without the instructions for it, it is
-    many times slower than fp32.
+    many times slower than fp32.  tf32 and fp16 are a GPU's; whether they pay is measured with
+    the model itself (`control.hardware`).
     """
-    reason = _paths.bf16(profile)
-    return (
-        Option(kind="precision", name="fp32", available=True),
-        Option(kind="precision", name="bf16", available=reason is None, reason=reason),
+    reasons = {
+        "fp32": None,
+        "bf16": _paths.bf16(profile),
+        "tf32": _gpu_refusal(profile, "tf32", _AMPERE),
+        "fp16": _gpu_refusal(profile, "fp16", _VOLTA),
+    }
+    return tuple(
+        Option(kind="precision", name=name, available=reason is None, reason=reason)
+        for name, reason in reasons.items()
     )
 
 
@@ -67,3 +73,24 @@ def optimizers(traits: Traits) -> tuple[Option, ...]:
         Option(kind="optimizer", name=name, available=reason is None, reason=reason)
         for name, reason in reasons.items()
     )
+
+
+_VOLTA, _AMPERE = (7, 0), (8, 0)
+
+
+def _gpu_refusal(profile: Profile, name: str, least: tuple[int, int]) -> str | None:
+    """Why a precision of NVIDIA's GPUs cannot be used here."""
+    found = [gpu.compute_capability for gpu in profile.gpus]
+    if not found:
+        return f"needs an NVIDIA GPU: no product in {name} is faster than fp32 on this processor"
+    if any(version is None for version in found):
+        return f"needs an NVIDIA GPU of compute capability {least[0]}.{least[1]}: it is not known"
+    old = [version for version in found if version and _version(version) < least]
+    if old:
+        return f"needs compute capability {least[0]}.{least[1]}, this GPU has {old[0]}"
+    return None
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, _, minor = text.partition(".")
+    return int(major), int(minor or 0)

@@ -14,7 +14,7 @@ the same learning rate: Muon's update is scaled to the size of AdamW's (Liu et a
 arXiv 2502.16982), so that one rate serves both.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -47,20 +47,31 @@ class Rule:
 
     def __init__(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         self.optimizers = tuple(optimizers)
-        groups = [group for one in self.optimizers for group in one.param_groups]
-        self._groups = [(group, group["lr"]) for group in groups]
+        self._rates = [group["lr"] for one in self.optimizers for group in one.param_groups]
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
-    def step(self, share: float = 1.0) -> None:
-        """One step at ``share`` of the recipe's learning rate."""
-        for group, lr in self._groups:
-            group["lr"] = lr * share
+    def step(
+        self, share: float = 1.0, by: Callable[[torch.optim.Optimizer], Any] | None = None
+    ) -> None:
+        """One step at ``share`` of the recipe's learning rate; ``by`` takes it (a scaler's)."""
+        groups = (group for one in self.optimizers for group in one.param_groups)
+        for group, rate in zip(groups, self._rates, strict=True):
+            group["lr"] = rate * share
         for optimizer in self.optimizers:
-            optimizer.step()
+            optimizer.step() if by is None else by(optimizer)
+
+    def state(self) -> list[dict[str, Any]]:
+        """What `restore` needs."""
+        return [optimizer.state_dict() for optimizer in self.optimizers]
+
+    def restore(self, state: list[dict[str, Any]]) -> None:
+        """Go on from `state`."""
+        for optimizer, kept in zip(self.optimizers, state, strict=True):
+            optimizer.load_state_dict(kept)
 
 
 def build(recipe: Recipe, model: nn.Module) -> Rule:

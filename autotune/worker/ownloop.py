@@ -60,6 +60,8 @@ class Trial:
         self.qualities: list[float] = []
         self.last_step = 0
         self.stopped = False
+        self.reached = False
+        self._target = job.until_quality
         self._rungs = list(job.rungs)
         self._channel = channel
         self._sign = -1.0 if loaded.higher_is_better else 1.0
@@ -88,6 +90,8 @@ class Trial:
             if not self._channel.report(rung, self.values[-1]):
                 self.stopped = True
         self.waited_s += time.monotonic() - began
+        if self._target is not None and self._sign * value <= self._sign * self._target:
+            self.stopped = self.reached = True
         return not self.should_stop()
 
     def should_stop(self) -> bool:
@@ -172,9 +176,12 @@ def fit(job: Train, root: Path, channel: Channel, group: Group, loaded: Loaded) 
         model = _run(loaded, model, job.recipe, data, trial)
         train_s = max(time.perf_counter() - began - trial.waited_s, 1e-9)
         energy = meter.close()
-    path.unlink(missing_ok=True)
+    paused = trial.stopped and job.checkpoint and trial.last_step < max(job.rungs, default=0)
+    if not paused:  # else `restore` finds it when the training goes on
+        path.unlink(missing_ok=True)
     judge = trained.Judge(loaded, model, group, channel)
-    judge.look()
+    if not trial.reached:
+        judge.look()
     done = trial.last_step or job.epochs
     samples = data.read or done * len(data)
     return Trained(
@@ -190,6 +197,7 @@ def fit(job: Train, root: Path, channel: Channel, group: Group, loaded: Loaded) 
         peak_memory_bytes=int(group.largest(trained.peak_memory_bytes())),
         weights_sha256=trained.save(model, root, job.weights_out),
         energy=energy,
+        reached=trial.reached,
     )
 
 

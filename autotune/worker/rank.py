@@ -34,7 +34,7 @@ class SocketChannel:
     def say(self, event: str, **fields: Any) -> None:
         self._connection.sendall(json.dumps({"event": event, **fields}).encode() + b"\n")
 
-    def report(self, step: int, value: float) -> bool:
+    def report(self, step: float, value: float) -> bool:
         self.say("report", step=step, value=value)
         return self._lines.readline().strip() == b"go"
 

@@ -28,11 +28,19 @@ class Judge:
         self.losses: list[float] = []
         self.qualities: list[float] = []
 
-    def report(self, epoch: int) -> bool:
+    def report(self, epoch: float) -> bool:
         """Evaluate and report; whether to go on."""
         self.look()
         go = self._group.rank != 0 or self._channel.report(epoch, self.losses[-1])
         return self._group.agree(go)
+
+    def reached(self, quality: float | None) -> bool:
+        """Whether the last evaluation was as good as ``quality``, on every rank."""
+        if quality is None:
+            return False
+        better = 1.0 if self._loaded.higher_is_better else -1.0
+        found = bool(self.qualities) and better * (self.qualities[-1] - quality) >= 0
+        return self._group.agree(found)
 
     def look(self) -> None:
         """Evaluate.

@@ -62,27 +62,16 @@ def test_what_is_enqueued_comes_first_and_says_why() -> None:
     assert search.ask().why == "sampler"
 
 
-def test_halving_stops_the_worst() -> None:
+def test_what_became_of_a_paused_trial_is_told_as_one_more() -> None:
     search = Search(SPACE, seed=0, constraints=("limit",))
-    kept = []
-    for value in (0.1, 0.2, 0.9, 0.05, 0.8):
-        proposal = search.ask()
-        go_on = search.report(proposal.number, 1, value)
-        kept.append(go_on)
-        search.tell(proposal.number, value, {}, pruned=not go_on)
-    assert kept[0]
-    assert not kept[2]
-    assert kept[3]
-
-
-def test_halving_compares_like_with_like() -> None:
-    search = Search(SPACE, seed=0, constraints=("limit",))
-    one, other, another, last = (search.ask().number for _ in range(4))
-    assert search.report(one, 1, 0.1, among="constant")
-    assert search.report(other, 1, 0.9, among="one_cycle")
-    assert not search.report(another, 1, 0.95, among="one_cycle")
-    assert search.report(another, 3, 0.95, among="one_cycle")
-    assert not search.report(last, 1, 0.2, among="constant")
+    search.enqueue({"kind": "b", "n": 2}, "waits its turn")
+    values = {"kind": "a", "x": 0.25, "n": 3}
+    number = search.add(values, "seed")
+    search.report(number, 1, 0.5)
+    search.tell(number, 0.4, {"limit": 0.0})
+    told = search._study.trials[number]
+    assert (told.value, told.params, told.intermediate_values) == (0.4, values, {1: 0.5})
+    assert search.ask().why == "waits its turn"
 
 
 @pytest.mark.parametrize("pruned", [True, False])

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import get_args
 
+import msgspec
 import pytest
 
 from autotune import plugins
-from autotune.records.hardware import Leaf
+from autotune.records.hardware import Gpu, Leaf
 from autotune.records.job import Context, Menu
 from autotune.records.plan import Optimizer
 from autotune.worker import menu
@@ -72,6 +73,19 @@ def test_muon_only_where_there_are_matrices_for_it(matrices, there):
 )
 def test_bf16_only_where_it_was_measured_to_be_faster(half, full, reason):
     measured = {"gemm_bf16_1t_flop_per_s": half, "gemm_fp32_1t_flop_per_s": full}
-    fp32, bf16 = menu.precisions(context(measured).profile)
+    fp32, bf16, *_ = menu.precisions(context(measured).profile)
     assert fp32.available
     assert (bf16.available, bf16.reason) == (reason is None, reason)
+
+
+@pytest.mark.parametrize(
+    ("capability", "there"),
+    [("9.0", {"tf32", "fp16"}), ("7.5", {"fp16"}), ("6.1", set()), (None, set())],
+)
+def test_precisions_of_a_gpu_need_its_capability(capability, there):
+    plain = context({}).profile
+    gpu = Gpu(index=0, name="made up", memory_bytes=1 << 30, compute_capability=capability)
+    found = menu.precisions(msgspec.structs.replace(plain, gpus=(gpu,)))
+    assert {o.name for o in found if o.available} - {"fp32", "bf16"} == there
+    assert all("capability" in o.reason for o in found[2:] if not o.available)
+    assert all("GPU" in o.reason for o in menu.precisions(plain)[2:])

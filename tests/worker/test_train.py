@@ -17,6 +17,8 @@ from autotune.records.plan import Optimizer, Recipe
 from autotune.records.task import TaskSpec
 from autotune.worker import contract, meterclient, train
 from autotune.worker.channel import NullChannel
+from autotune.worker.loop import Loop
+from autotune.worker.trained import peak_memory_bytes
 
 HEAD = """
 import torch
@@ -121,7 +123,7 @@ def test_evaluating_does_not_change_the_training(tmp_path: Path) -> None:
 
 def test_stop_at_a_rung_keeps_what_there_is(tmp_path: Path) -> None:
     class Stop(NullChannel):
-        def report(self, step: int, value: float) -> bool:
+        def report(self, step: float, value: float) -> bool:
             return super().report(step, value) and step < 2
 
     done = run(tmp_path, channel=Stop(), epochs=50, rungs=(1, 2, 3), weights_out="w.st")
@@ -166,7 +168,7 @@ def weights(root: Path, name: str = "w.st") -> dict[str, torch.Tensor]:
 
 def test_a_schedule_ends_at_the_horizon_however_soon_it_is_stopped(tmp_path: Path) -> None:
     class Stop(NullChannel):
-        def report(self, step: int, value: float) -> bool:
+        def report(self, step: float, value: float) -> bool:
             return super().report(step, value) and step < 2
 
     cosine = {"schedule": "cosine", "warmup": 0.1}
@@ -195,7 +197,7 @@ def test_averaged_weights_are_what_is_judged_and_kept(tmp_path: Path, text: str)
     from autotune.worker.evaluate import evaluate
 
     class Stop(NullChannel):
-        def report(self, step: int, value: float) -> bool:
+        def report(self, step: float, value: float) -> bool:
             return super().report(step, value) and step < 3
 
     run(tmp_path, text, weights_out="plain.st")
@@ -351,7 +353,7 @@ def test_the_energy_window_spans_the_loop(tmp_path: Path, monkeypatch: pytest.Mo
             return window
 
     class Channel(NullChannel):
-        def report(self, step: int, value: float) -> bool:
+        def report(self, step: float, value: float) -> bool:
             events.append(f"rung {step}")
             return True
 
@@ -393,13 +395,13 @@ def test_unused_parameters_are_found_by_one_dry_run(tmp_path: Path, spare: bool)
     text += "    net.spare = nn.Linear(1, 1)\n" if spare else ""
     text += "    return net\n"
     group: Any = Pair()
-    loop = train.Loop(Recipe(), contract.load(task(tmp_path, text)), group, seed=0)
+    loop = Loop(Recipe(), contract.load(task(tmp_path, text)), group, seed=0)
     assert group.find_unused is spare
     assert all(p.grad is None for p in loop.model.parameters())
 
 
 def test_peak_memory_follows_an_allocation() -> None:
-    before = train.peak_memory_bytes()
+    before = peak_memory_bytes()
     block = torch.ones(20_000_000)
-    assert train.peak_memory_bytes() >= before
+    assert peak_memory_bytes() >= before
     assert block.numel() == 20_000_000

@@ -1,0 +1,160 @@
+"""The hardware stage of training, in seconds and without quality: what a step costs here.
+
+    splits at two batch sizes -> batch curve of the fastest -> precisions, loader workers
+
+Rows are `Split` records of the survey, which `throughput` reads.  Not known here: which batch
+size learns best.
+"""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from autotune.control import power, splitting, throughput
+from autotune.control.run import Run
+from autotune.control.throughput import knee, like, plain, sizes
+from autotune.records import job as jobs
+from autotune.records.plan import Recipe
+from autotune.records.task import Split
+
+_SPLITS_SHARE, _CURVE_SHARE = 0.6, 0.2  # of the stage's time
+_DOUBLING_GAIN = 1.1
+_MEMORY_SHARE = 0.8
+_WAITING = 0.3
+_LIMITS = 6
+_OTHER = ("bf16", "tf32", "fp16")
+
+
+def measure(run: Run, budget_s: float) -> tuple[Split, ...]:
+    """Everything that the search needs to know of the hardware, within about ``budget_s``."""
+    began = run.bridge.now()
+    rows = splitting.measure_splits(run, _SPLITS_SHARE * budget_s)
+    if unsteady := dict.fromkeys(name for split in rows for name in split.unsteady):
+        run.listener.note(
+            f"Not deterministic here: {', '.join(unsteady)}; the same seed may train other weights."
+        )
+    if run.survey.task.own_train:  # its batches and precision are its own
+        return rows
+    until_s = began + budget_s
+    curve_s = _CURVE_SHARE * budget_s
+    rows += _curve(run, rows, max(until_s - curve_s, run.bridge.now() + curve_s))
+    rows += _precisions(run, rows)
+    if run.bridge.now() < until_s:
+        rows += _workers(run, rows)
+    return rows + _power(run, rows)
+
+
+def _curve(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ...]:
+    """Larger and larger batches of the fastest split, until one is no faster or does not fit."""
+    first = _fastest(rows)
+    if first is None:
+        return ()
+    known = {s.batch_size: s for s in rows if like(s, first)}
+    out: tuple[Split, ...] = ()
+    last: Split | None = None
+    for size in sizes(run.survey.task.train_rows):
+        here = known.get(size)
+        if here is None and size > min(known) and run.bridge.now() < until_s:
+            if not _fits(run, list(known.values()), size):
+                break
+            here = splitting.measured(run, _recipe(run, first, batch_size=size))
+            out += (here,)
+            known[size] = here
+        if here is None:
+            continue
+        if here.samples_per_s is None:
+            break
+        if last is not None and here.samples_per_s < _DOUBLING_GAIN * (last.samples_per_s or 0.0):
+            break
+        last = here
+    return out
+
+
+def _fits(run: Run, known: Sequence[Split], size: int) -> bool:
+    """Whether a batch is likely to fit: memory grows linearly with it."""
+    points = sorted((s.batch_size, s.peak_memory_bytes) for s in known if s.peak_memory_bytes)
+    limit = _MEMORY_SHARE * (run.profile.usable_memory_bytes or math.inf)
+    limit = min(limit, run.budget.train_memory_bytes or math.inf)
+    if run.profile.gpus or len(points) < 2:
+        return True  # the host's memory bounds nothing there
+    (low, less), (high, more) = points[0], points[-1]
+    each = max(0.0, (more - less) / (high - low))
+    return more + each * (size - high) <= limit
+
+
+def _precisions(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
+    """Other precisions of the fastest split, at the knee."""
+    first = _fastest(rows)
+    legal = {o.name for o in run.survey.options if o.kind == "precision" and o.available}
+    if first is None:
+        return ()
+    size = knee(rows) or first.batch_size
+    return tuple(
+        splitting.measured(run, _recipe(run, first, batch_size=size, precision=name))
+        for name in _OTHER
+        if name in legal
+    )
+
+
+def _workers(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
+    """Loader workers on the cores that training leaves free, where batches are waited for."""
+    first = _fastest(rows)
+    if first is None or run.survey.task.own_loader or (first.waiting or 0.0) < _WAITING:
+        return ()
+    spare = math.floor(run.profile.cpu.cores) - first.ranks * first.threads
+    counts = {max(1, spare // first.ranks)} if spare > 0 else {1}
+    size = first.batch_size
+    return tuple(
+        splitting.measured(run, _recipe(run, first, batch_size=size, workers=count))
+        for count in counts
+    )
+
+
+def _power(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
+    """Batch sizes and power limits by energy (`power`), where the user allows it and energy is
+    among what the search weighs; what cannot be done is said.
+    """
+    weighs = run.budget.train_energy_j is not None or bool(run.budget.eta)
+    first = _fastest(rows)
+    if not run.effort.allow_power_limit or not weighs or first is None:
+        return ()
+    asked = run.bridge.run(jobs.PowerRange(), timeout_s=30.0)
+    told = asked.answer if isinstance(asked.answer, jobs.PowerLimits) else jobs.PowerLimits()
+    if told.low_w is None or told.high_w is None or run.meter is None:
+        reason = told.reason or "energy cannot be measured"
+        run.listener.note(f"The power limit stays as it is: {reason}.")
+        return ()
+    limits = [told.low_w + (told.high_w - told.low_w) * i / _LIMITS for i in range(_LIMITS + 1)]
+    found: list[Split] = []
+
+    def look(batch: int, watts: float) -> power.Look:
+        recipe = _recipe(run, first, batch_size=batch, power_limit_w=round(watts, 1))
+        split = splitting.measured(run, recipe, run.meter)
+        found.append(split)
+        if not split.samples_per_s or split.energy_j_per_sample is None:
+            return power.Look(math.inf, math.inf)
+        return power.Look(1 / split.samples_per_s, split.energy_j_per_sample)
+
+    within = throughput.batch_sizes(msgspec.structs.replace(run.survey, splits=rows))
+    power.least_energy(within, limits, look)
+    return tuple(found)
+
+
+def _recipe(run: Run, split: Split, **changes: object) -> Recipe:
+    fields = {
+        "parallel": split.parallel,
+        "ranks": split.ranks,
+        "threads": split.threads,
+        "batch_size": split.batch_size,
+        "params": run.survey.task.params,
+    }
+    return Recipe(**(fields | changes))  # type: ignore[arg-type]
+
+
+def _fastest(rows: Sequence[Split]) -> Split | None:
+    """The fastest plain split at the smallest batch measured."""
+    known = [s for s in rows if plain(s)]
+    least = min((s.batch_size for s in known), default=0)
+    here = [s for s in known if s.batch_size == least]
+    return max(here, key=lambda s: s.samples_per_s or 0.0, default=None)

@@ -1,0 +1,126 @@
+"""What measured throughput says: the knee of the batch curve, what pays, how fast a recipe is.
+
+    samples/s      . - - - -      the knee: the smallest batch at nine tenths of the most.
+            .  '   |              Beyond it a larger batch only means fewer steps an epoch.
+         ---+--.---+----- batch
+
+Pure readers of the survey's `Split` rows, which `hardware` measures.
+"""
+
+import math
+from collections.abc import Sequence
+
+from autotune.control.power import SLOWER
+from autotune.records.plan import Recipe
+from autotune.records.task import Split, Survey
+
+_PAYS = 1.05
+
+
+def sizes(train_rows: int) -> tuple[int, ...]:
+    """Powers of two from 16, at most an eighth of the training rows (at least 8 steps an epoch)."""
+    most = max(16, train_rows // 8)
+    return tuple(1 << i for i in range(4, 13) if 1 << i <= most)
+
+
+def plain(split: Split) -> bool:
+    """Measured in fp32, its batches loaded by the rank itself."""
+    usual = split.precision == "fp32" and not split.workers and split.power_limit_w is None
+    return usual and split.samples_per_s is not None
+
+
+def like(split: Split, other: Split) -> bool:
+    """The same split, whatever its batch size."""
+    same = (split.parallel, split.ranks, split.threads)
+    return same == (other.parallel, other.ranks, other.threads) and plain(split)
+
+
+def knee(rows: Sequence[Split]) -> int | None:
+    """The smallest batch whose throughput is nine tenths of the most; None where no curve of
+    three sizes was measured.
+    """
+    best: dict[int, float] = {}
+    for split in rows:
+        if plain(split):
+            rate = split.samples_per_s or 0.0
+            best[split.batch_size] = max(best.get(split.batch_size, 0.0), rate)
+    if len(best) < 3:
+        return None
+    most = max(best.values())
+    return min(size for size, rate in best.items() if rate >= 0.9 * most)
+
+
+def batch_sizes(survey: Survey, *, measured: bool = True) -> tuple[int, ...]:
+    """Batch sizes worth searching: up to the knee, and none that did not fit."""
+    all_sizes = sizes(survey.task.train_rows)
+    if not measured:
+        return all_sizes
+    failed = [s.batch_size for s in survey.splits if s.failure and s.failure.startswith("oom")]
+    most = min(knee(survey.splits) or all_sizes[-1], min(failed, default=math.inf))
+    return tuple(size for size in all_sizes if size <= max(most, all_sizes[0]))
+
+
+def precisions(survey: Survey, *, measured: bool = True) -> tuple[str, ...]:
+    """fp32, and what is legal and was not measured to be no faster; the fastest last."""
+    legal = [o.name for o in survey.options if o.kind == "precision" and o.available]
+    rows = survey.splits if measured else ()
+    found = [(gain(rows, name), name) for name in legal if name != "fp32"]
+    paying = sorted((ratio or _PAYS, name) for ratio, name in found if (ratio or _PAYS) >= _PAYS)
+    return ("fp32", *(name for _, name in paying)) if "fp32" in legal or not legal else tuple(legal)
+
+
+def gain(rows: Sequence[Split], precision: str) -> float | None:
+    """Throughput in a precision against fp32, of one split at one batch; None: not measured."""
+    for split in rows:
+        if split.precision == precision:
+            same = [s for s in rows if like(s, split) and s.batch_size == split.batch_size]
+            if split.samples_per_s is None:
+                return 0.0
+            if same and same[0].samples_per_s:
+                return split.samples_per_s / same[0].samples_per_s
+    return None
+
+
+def workers(rows: Sequence[Split]) -> int:
+    """Loader workers that were measured to pay; 0 where none were."""
+    for split in rows:
+        if split.workers and split.samples_per_s:
+            same = [s for s in rows if like(s, split) and s.batch_size == split.batch_size]
+            if same and split.samples_per_s >= _PAYS * (same[0].samples_per_s or 0.0):
+                return split.workers
+    return 0
+
+
+def power_limit_w(rows: Sequence[Split]) -> float | None:
+    """The limit of least energy among those a tenth slower than the fastest at most; None where
+    limits were not tried.
+    """
+    tried = [s for s in rows if s.power_limit_w and s.samples_per_s and s.energy_j_per_sample]
+    most = max((s.samples_per_s or 0.0 for s in tried), default=0.0)
+    fast = [s for s in tried if (1 + SLOWER) * (s.samples_per_s or 0.0) >= most]
+    best = min(fast, key=lambda s: s.energy_j_per_sample or math.inf, default=None)
+    return best.power_limit_w if best else None
+
+
+def speed(rows: Sequence[Split], recipe: Recipe) -> float | None:
+    """Samples per second that a recipe will train at, from the nearest that was measured;
+    None where nothing was.
+    """
+    known = [s for s in rows if plain(s)]
+    if not known:
+        return None
+    same = (recipe.parallel, recipe.ranks, recipe.threads)
+    own = [s for s in known if (s.parallel, s.ranks, s.threads) == same] or known
+    curve = sorted({s.batch_size: s.samples_per_s or 0.0 for s in own}.items())
+    return _between(curve, recipe.batch_size) * (gain(rows, recipe.precision) or 1.0)
+
+
+def _between(curve: list[tuple[int, float]], batch: int) -> float:
+    """Interpolated between logarithms of batch sizes; the ends go on."""
+    below = [point for point in curve if point[0] <= batch] or curve[:1]
+    above = [point for point in curve if point[0] >= batch] or curve[-1:]
+    (low, less), (high, more) = below[-1], above[0]
+    if low == high:
+        return less
+    way = math.log(batch / low) / math.log(high / low)
+    return less + way * (more - less)

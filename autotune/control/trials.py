@@ -1,0 +1,343 @@
+"""One training as a trial: its jobs, what they cost in all, and how good it is.
+
+    fresh(recipe)                                           -> a trial of which nothing is trained
+    go_on(trial)  -> Train job to the rung where it pauses  -> the same trial, further
+
+A trial's time and energy are sums over its jobs.  Not known here: who proposes recipes, and
+which trial deserves to go on (`halving`).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+
+from autotune.control import cost, splitting, target, throughput
+from autotune.control.halving import REDUCTION
+from autotune.control.run import Run
+from autotune.records import job as jobs
+from autotune.records.plan import Recipe
+from autotune.records.report import TrainTrial
+
+SAVE_S = 1.0
+"""A training in flight keeps its state at the end of an epoch, so many seconds apart."""
+
+STEP_LOSSES = 50
+_DEAR_S = 3.0
+_SLOWEST, _FASTEST = 0.25, 8.0  # epochs of a recipe for one of the baseline's
+_MOST_KEPT_BYTES = 2 << 30
+_SURE = 2  # further seeds
+_LEAST_KEPT, _MOST_KEPT = 3, 12
+
+GoOn = Callable[[float, float], bool]
+
+
+class Length(NamedTuple):
+    """How long one recipe is trained: the horizon of its schedule, the rungs at which halving
+    decides, and all ``looks``.
+    """
+
+    epochs: int
+    rungs: tuple[float, ...]
+    looks: tuple[float, ...]
+
+    @property
+    def reach(self) -> float:
+        """Epochs that a trial is trained for."""
+        return self.rungs[-1]
+
+
+@dataclass
+class Outcome:
+    """The train search as it goes on: ``epochs`` is the horizon of the baseline's schedule,
+    ``reach`` how far a trial of it is trained.  ``timed``: these follow from time, so that a
+    recipe that is faster here trains for more epochs in the same time.
+
+    ``trials`` are by number; ``said`` is for the report; ``kept`` are the bytes of their states
+    on disk, ``unneeded`` those to delete.
+    """
+
+    run: Run
+    epochs: int
+    reach: int
+    timed: bool = False
+    trials: list[TrainTrial] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    kept: dict[int, int] = field(default_factory=dict)
+    unneeded: list[str] = field(default_factory=list)
+
+    @property
+    def baseline(self) -> TrainTrial | None:
+        """The user's recipe, or the default: always the first."""
+        return self.trials[0] if self.trials else None
+
+    @property
+    def winner(self) -> TrainTrial | None:
+        return best(self.run, self.trials)
+
+    @property
+    def looks(self) -> int:
+        """Rungs of every trial."""
+        return len(shares_of(self.run, self.reach))
+
+    def length(self, recipe: Recipe) -> Length:
+        """How long a recipe is trained; rungs lie at the same shares of each recipe's own."""
+        times = self._times(recipe) if self.timed else 1.0
+        epochs, reach = (max(1, round(times * n)) for n in (self.epochs, self.reach))
+        raw = (share * reach for share in shares_of(self.run, self.reach))
+        rungs = tuple(float(int(r)) if r >= 1 else round(r, 3) for r in raw)
+        return Length(epochs, rungs, target.looks(self.run, rungs))
+
+    def expected_s(self, recipe: Recipe) -> float:
+        """Seconds of a whole trial, by what the baseline's took; 0 before that is known."""
+        base = self.baseline
+        if base is None or base.state != "complete":
+            return 0.0
+        return base.wall_s * self.length(recipe).reach / (self.reach * self._times(recipe))
+
+    def _times(self, recipe: Recipe) -> float:
+        """Epochs for one of the baseline's, in the same time."""
+        run = self.run
+        epoch_s = splitting.one_epoch_s(run)
+        rate = throughput.speed(run.survey.splits, recipe)
+        other = run.survey.task.own_train or recipe.params != run.survey.task.params
+        if other or epoch_s is None or not rate:
+            return 1.0
+        return min(max(rate * epoch_s / run.survey.task.train_rows, _SLOWEST), _FASTEST)
+
+
+def shares_of(run: Run, reach: int) -> tuple[float, ...]:
+    """Shares of a trial at which halving decides, the last being its end.
+
+    None lies within the first epoch, unless an epoch is dear and its batches are ours to cut.
+    """
+    epoch_s, task = splitting.one_epoch_s(run), run.survey.task
+    shares = (REDUCTION**-2, REDUCTION**-1, 1.0)
+    if epoch_s is not None and epoch_s > _DEAR_S and not task.own_train and not task.own_loader:
+        return shares
+    return tuple(share for share in shares if share * reach >= 1)
+
+
+def fresh(outcome: Outcome, recipe: Recipe, why: str) -> TrainTrial:
+    """The next trial, of which nothing is trained yet."""
+    epochs = outcome.length(recipe).epochs
+    number = len(outcome.trials)
+    return TrainTrial(number=number, recipe=recipe, state="pruned", why=why, epochs=epochs)
+
+
+def go_on(outcome: Outcome, trial: TrainTrial, on_report: GoOn) -> TrainTrial:
+    """Train a trial further, from its checkpoint where it has one.
+
+    Out of memory, it is tried once more with its batch computed in two parts.
+    """
+    done = _job(outcome, trial, on_report)
+    failure = done.failure
+    if failure is None or trial.rungs:
+        return done
+    recipe = done.recipe
+    if failure.kind == "oom" and recipe.accumulate < recipe.batch_size:
+        halved = msgspec.structs.replace(recipe, accumulate=2 * recipe.accumulate)
+        again = _job(outcome, msgspec.structs.replace(trial, recipe=halved), on_report)
+        return msgspec.structs.replace(again, wall_s=again.wall_s + done.wall_s)
+    return done
+
+
+def _job(outcome: Outcome, trial: TrainTrial, on_report: GoOn) -> TrainTrial:
+    run, length = outcome.run, outcome.length(trial.recipe)
+    rungs = tuple(r for r in length.looks if not trial.rungs or r > trial.rungs[-1])
+
+    def ask(step: float, value: float) -> bool:
+        go = on_report(step, value)
+        return go and not step >= length.reach < length.epochs
+
+    job = jobs.Train(
+        task=run.task(trial.recipe),
+        recipe=trial.recipe,
+        epochs=length.epochs,
+        rungs=rungs,
+        seed=run.effort.seed,
+        step_losses=STEP_LOSSES,
+        checkpoint=state_of(trial.number),
+        save_s=SAVE_S,
+        drop=tuple(outcome.unneeded),
+        watch=trial.number > 0,
+        until_quality=run.budget.target_quality,
+        meter=run.meter,
+        device=run.effort.device,
+    )
+    outcome.unneeded.clear()
+    result = run.bridge.run(job, timeout_s=timeout_s(run, length.reach), on_report=ask)
+    overhead = max(0.0, result.wall_s - result.work_s)
+    run.overheads.append(overhead)
+    spent = {
+        "wall_s": trial.wall_s + result.wall_s,
+        "overhead_s": trial.overhead_s + overhead,
+    }
+    if result.failure is not None:
+        return msgspec.structs.replace(trial, state="failed", failure=result.failure, **spent)
+    done = result.answer
+    assert isinstance(done, jobs.Trained)
+    if done.checkpoint_bytes:
+        outcome.kept[trial.number] = done.checkpoint_bytes
+    return msgspec.structs.replace(_further(outcome, trial, done, rungs), **spent)
+
+
+def state_of(number: int) -> str:
+    """The file of a trial's whole state."""
+    return f"weights/trial-{number}.state"
+
+
+def _further(
+    outcome: Outcome, trial: TrainTrial, done: jobs.Trained, rungs: tuple[float, ...]
+) -> TrainTrial:
+    """A trial with what one more job has found."""
+    length = outcome.length(trial.recipe)
+    paused = done.stopped and done.epochs < length.reach and not done.reached
+    ours = done.checkpoint_bytes is not None  # else each job of the user's loop counts its own
+    train_s = done.train_s + (0.0 if ours else trial.train_s or 0.0)
+    whole = (
+        1.0 if done.reached else length.epochs / max(done.epochs, 1e-9)
+    )  # a pause is projected to the horizon
+    energy, label = added_energy(trial, done)
+    memory = max(trial.peak_memory_bytes or 0, done.peak_memory_bytes)
+    further = msgspec.structs.replace(
+        trial,
+        state="pruned" if paused else "complete",
+        rungs=(*trial.rungs, *rungs[: len(done.val_losses)]),
+        values=(*trial.values, *done.val_losses[: len(rungs)]),
+        quality=done.qualities[-1] if done.qualities else trial.quality,
+        train_s=train_s,
+        samples_per_s=done.samples_per_s,
+        peak_memory_bytes=memory,
+        energy_j=energy,
+        energy_label=label,
+        constraints=constraints(
+            outcome.run, train_s * whole, energy * whole if energy else None, memory
+        ),
+    )
+    costs = target.reached_cost(outcome.run, further, done)
+    return msgspec.structs.replace(further, costs=costs)
+
+
+def added_energy(trial: TrainTrial, done: jobs.Trained) -> tuple[float | None, str | None]:
+    """Joules of a training so far; None where a part was not measured, as after a kill."""
+    here = done.energy.total_j if done.energy else None
+    known = trial.rungs[-1] if trial.rungs else 0.0
+    if here is None or done.resumed_epochs > known + 1e-6:
+        return None, None
+    assert done.energy is not None
+    if not trial.rungs:
+        return here, done.energy.label
+    return (None, None) if trial.energy_j is None else (trial.energy_j + here, done.energy.label)
+
+
+def keep_the_best(outcome: Outcome, waiting: Sequence[int]) -> None:
+    """Mark the states that are likely never needed: the next job deletes them.
+
+    The best complete trials' and those of ``waiting`` ones, the most promising first, are kept
+    as far as they fit into 2 GiB, at least three.
+    """
+    ended = [t.number for t in ranked(outcome.run, outcome.trials)]
+    wanted = [n for n in (*ended[:_LEAST_KEPT], *waiting) if n in outcome.kept]
+    left, total = set[int](), 0
+    for number in wanted:
+        total += outcome.kept[number]
+        fits = total <= _MOST_KEPT_BYTES and len(left) < _MOST_KEPT
+        if fits or len(left) < _LEAST_KEPT:
+            left.add(number)
+    for number in [n for n in outcome.kept if n not in left]:
+        del outcome.kept[number]
+        outcome.unneeded.append(state_of(number))
+
+
+def constraints(
+    run: Run, time_s: float, energy_j: float | None, memory_bytes: float
+) -> dict[str, float]:
+    """Measured / budget - 1 for each training budget that was given and measured."""
+    limits = run.budget
+    out = {}
+    if limits.train_time_s:
+        out["train_time"] = time_s / limits.train_time_s - 1
+    if limits.train_energy_j and energy_j is not None:
+        out["train_energy"] = energy_j / limits.train_energy_j - 1
+    if limits.train_memory_bytes:
+        out["train_memory"] = memory_bytes / limits.train_memory_bytes - 1
+    return out
+
+
+def skipped(run: Run, recipe: Recipe, epochs: int, number: int, why: str) -> TrainTrial | None:
+    """A trial that a provable lower bound already rules out."""
+    traits, limits = run.survey.traits, run.budget
+    if recipe.params != run.survey.task.params:
+        return None  # another model: these traits bound nothing
+    if run.survey.task.own_train:  # what the user's own loop does is not known
+        return None
+    bound = None
+    least_s = cost.train_bound_s(recipe, epochs, run.survey.task.train_rows, traits, run.profile)
+    least_bytes = cost.train_memory_bound_bytes(recipe, traits)
+    if limits.train_time_s and least_s is not None and least_s > limits.train_time_s:
+        bound = f"training needs at least {least_s:.3g} s"
+    if limits.train_memory_bytes and least_bytes > limits.train_memory_bytes:
+        bound = f"training needs at least {least_bytes:.3g} B"
+    if bound is None:
+        return None
+    return TrainTrial(
+        number=number,
+        recipe=recipe,
+        state="skipped",
+        bound=bound,
+        why=why,
+        epochs=epochs,
+        constraints={"train_time": 1.0},
+    )
+
+
+def timeout_s(run: Run, epochs: float) -> float:
+    return min(3 * whole_s(run, epochs) + 15, max(60.0, run.left_s))
+
+
+def whole_s(run: Run, epochs: float) -> float:
+    """Seconds of a training at the slowest split's speed."""
+    rates = [s.samples_per_s for s in run.survey.splits if s.samples_per_s]
+    return epochs * run.survey.task.train_rows / min(rates) if rates else run.effort.time_s
+
+
+def signed_quality(run: Run, quality: float) -> float:
+    """Higher is better."""
+    return quality if run.survey.task.higher_is_better else -quality
+
+
+def objective(run: Run, trial: TrainTrial) -> float | None:
+    """What the search minimises: the mean quality over a trial's seeds, turned."""
+    quality = trial.quality_mean
+    if quality is None:
+        return None
+    wanted = run.budget.target_quality
+    if wanted is not None:
+        distance = signed_quality(run, wanted) - signed_quality(run, quality)
+        return target.objective(trial, max(0.0, distance))
+    loss = trial.values[-1] if trial.values else 0.0
+    # the loss breaks ties between equal accuracies; tanh keeps it from ever outweighing one
+    return -signed_quality(run, quality) + 1e-3 * math.tanh(loss)
+
+
+def ranked(run: Run, trials: Sequence[TrainTrial]) -> list[TrainTrial]:
+    """Those trained to the end, the best first: within every budget before beyond one."""
+    done = [t for t in trials if t.state == "complete" and t.quality is not None]
+    return sorted(done, key=lambda t: (violation(t), objective(run, t), t.number))
+
+
+def best(run: Run, trials: Sequence[TrainTrial]) -> TrainTrial | None:
+    """The fully trained trial of highest quality among those within every budget; among none,
+    the least violating one.  Where finalists have three seeds one of them wins.
+    """
+    found = ranked(run, trials)
+    sure = [t for t in found if len(t.repeats) >= _SURE]
+    return next(iter(sure or found), None)
+
+
+def violation(trial: TrainTrial) -> float:
+    """By how much a trial breaks the training budgets, in shares of each."""
+    return sum(max(0.0, v) for v in trial.constraints.values())

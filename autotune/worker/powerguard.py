@@ -1,0 +1,162 @@
+"""Sets the power limit of the GPUs in use, and puts it back however the run ends.
+
+    owner --{"watts": 200}--> guard --> NVML, each board's original limit noted in a file first
+          <--{"limits_w": [...]}---    stdin closed (the owner ended, by kill -9 too), a signal,
+                                       or {"watts": null}: original limits, file removed
+
+    python -m autotune.worker.powerguard FILE
+
+A process of its own, in its own session, so that nothing that ends a run ends it first.  Should it
+be killed itself, the file of originals stays, and the next guard puts them back before all else
+(a reboot does so too).  Limits are set only with ``--allow-power-limit``.  Torch-free.
+
+Boards are those that CUDA names by UUID, or the machine's only one.  Tested with a made-up NVML,
+never yet on a GPU.
+"""
+
+import contextlib
+import json
+import signal
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TextIO
+
+from autotune.meters import Fault
+from autotune.meters.nvml import visible
+
+
+class Limits:
+    """The boards' limits, in watts.
+
+    Args:
+        nvml: the binding, or one that is made up.
+        file: where the original limits are noted.
+    """
+
+    def __init__(self, nvml: Any, file: Path) -> None:
+        self._nvml, self._file = nvml, file
+        nvml.nvmlInit()
+        self._undo_an_earlier_run()
+        found = visible(nvml)
+        self.reason = found.detail if isinstance(found, Fault) else None
+        self._uuids = () if isinstance(found, Fault) else found
+
+    def range_w(self) -> tuple[float, float]:
+        """What every board allows.
+
+        Raises:
+            NVMLError: a board does not tell.
+        """
+        pairs = [
+            self._nvml.nvmlDeviceGetPowerManagementLimitConstraints(self._handle(uuid))
+            for uuid in self._uuids
+        ]
+        return max(low for low, _ in pairs) / 1000, min(high for _, high in pairs) / 1000
+
+    def try_permission(self) -> None:
+        """Set each board's limit to what it is.
+
+        Raises:
+            NVMLError: it is not permitted.
+        """
+        for handle in map(self._handle, self._uuids):
+            now = self._nvml.nvmlDeviceGetPowerManagementLimit(handle)
+            self._nvml.nvmlDeviceSetPowerManagementLimit(handle, now)
+
+    def set(self, watts: float) -> None:
+        """Limit every board, after noting what it had.
+
+        Raises:
+            NVMLError: it is not permitted, or outside of what a board allows.
+        """
+        if not self._file.exists():
+            ask = self._nvml.nvmlDeviceGetPowerManagementLimit
+            before = {uuid: ask(self._handle(uuid)) for uuid in self._uuids}
+            scratch = self._file.with_name(self._file.name + ".part")
+            scratch.write_text(json.dumps(before))
+            scratch.replace(self._file)
+        for uuid in self._uuids:
+            self._nvml.nvmlDeviceSetPowerManagementLimit(self._handle(uuid), round(1000 * watts))
+
+    def restore(self) -> None:
+        """Put every board's limit back; what was noted is kept for a board that refuses."""
+        if not self._file.exists():
+            return
+        left = {}
+        for uuid, limit in json.loads(self._file.read_text()).items():
+            try:
+                self._nvml.nvmlDeviceSetPowerManagementLimit(self._handle(uuid), limit)
+            except self._nvml.NVMLError as error:
+                print(f"the power limit of {uuid} stays: {error}", file=sys.stderr)
+                left[uuid] = limit
+        if left:
+            self._file.write_text(json.dumps(left))
+        else:
+            self._file.unlink()
+
+    def _undo_an_earlier_run(self) -> None:
+        with contextlib.suppress(json.JSONDecodeError):
+            self.restore()
+
+    def _handle(self, uuid: str) -> Any:
+        return self._nvml.nvmlDeviceGetHandleByUUID(uuid)
+
+
+def serve(limits: Limits, lines: TextIO, out: TextIO, nvml: Any) -> None:
+    """Answer each line until there are no more; then everything is as before."""
+    try:
+        for line in lines:
+            watts = json.loads(line)["watts"]
+            try:
+                if watts is None:
+                    limits.restore()
+                else:
+                    limits.set(float(watts))
+                answer: dict[str, Any] = {"watts": watts}
+            except nvml.NVMLError as error:
+                limits.restore()
+                answer = {"error": str(error)}
+            print(json.dumps(answer), file=out, flush=True)
+    finally:
+        limits.restore()
+
+
+def hello(limits: Limits, nvml: Any) -> dict[str, Any]:
+    """What a guard says first: the range of limits, or why none can be set.
+
+    Permission is tried by setting the limit that is set already.
+    """
+    if limits.reason is not None:
+        return {"error": limits.reason}
+    try:
+        low, high = limits.range_w()
+        limits.try_permission()
+        return {"range_w": [low, high]}
+    except nvml.NVMLError as error:
+        return {"error": f"NVML answers {error}: setting power limits needs the administrator"}
+
+
+def main(file: str, nvml: Any = None) -> int:
+    """Serve stdin; returns the exit status."""
+    nvml = nvml or import_module("pynvml")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _leave)
+    try:
+        limits = Limits(nvml, Path(file))
+    except nvml.NVMLError as error:
+        print(json.dumps({"error": f"NVML answers {error}"}), flush=True)
+        return 1
+    print(json.dumps(hello(limits, nvml)), flush=True)
+    serve(limits, sys.stdin, sys.stdout, nvml)
+    return 0
+
+
+def _leave(number: int, frame: object) -> None:
+    """A signal ends the reading of stdin; what is set is put back on the way out."""
+    del number, frame
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

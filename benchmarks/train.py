@@ -1,0 +1,243 @@
+"""Training recipes under one wall budget, on five real data sets: autotune against three others.
+
+    python -m benchmarks.train [--quick] [--minutes N] [--only SET] [--seeds 5]
+
+    for each seed, for each set: the arms in rotating order, each in a process of its own
+        autotune, half (autotune with T/2), optuna, halving, plain      `train_arms`
+        reach: the plain and the found recipe until the plain arm's final quality
+    -> .cache/benchmarks/train.jsonl, one row each; a row that is there is not measured again
+
+T is 60 s for Fashion-MNIST, 30 s for diamonds and snippets, 20 s for digits and diabetes, the
+same for every arm.  Quality is that of *confirm*, which no arm sees: accuracy, and R2 for
+diabetes.  ``--minutes`` stops after the row in flight.
+
+Verdicts at the end: autotune's mean against each arm's (paired over seeds, 95 % interval); T/2
+against optuna's T; the ratio of times to the plain arm's quality.  The exit code is 1 where one
+is missed.  Does not know how well an arm would do with more time.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from autotune.control.comparing import student
+from autotune.records import codec
+from autotune.records.plan import Recipe
+from benchmarks.train_arms import Order
+
+CACHE = Path(__file__).resolve().parents[1] / ".cache" / "benchmarks"
+BUDGETS_S = {"digits": 20.0, "fashion": 60.0, "diamonds": 30.0, "snippets": 30.0, "diabetes": 20.0}
+QUICK = ("digits", "snippets")
+ARMS = ("autotune", "half", "optuna", "halving", "plain")
+OTHERS = ("plain", "optuna", "halving")
+_PATIENCE = 4.0  # times the budget, before a process is ended
+
+Row = dict[str, Any]
+
+
+def main() -> int:
+    """Measure what is missing and say how it stands."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="two sets, two seeds")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long")
+    parser.add_argument("--only", choices=list(BUDGETS_S), action="append", help="these sets")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rows", type=Path, default=CACHE / "train.jsonl")
+    given = parser.parse_args()
+    names = tuple(given.only or (QUICK if given.quick else BUDGETS_S))
+    seeds = min(given.seeds, 2) if given.quick else given.seeds
+    until = time.monotonic() + 60 * given.minutes
+    rows = _load(given.rows)
+    for seed in range(seeds):
+        for number, name in enumerate(names):
+            turn = (seed + number) % len(ARMS)
+            for arm in (*ARMS[turn:], *ARMS[:turn], "reach"):
+                if (name, arm, seed) not in rows and time.monotonic() < until:
+                    row = _measured(name, arm, seed, rows)
+                    _append(given.rows, row)
+                    rows[name, arm, seed] = row
+    return report(rows, names)
+
+
+def _load(path: Path) -> dict[tuple[str, str, int], Row]:
+    """Rows by set, arm and seed; a torn last line is no row."""
+    found = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row["budget_s"] == BUDGETS_S[row["set"]]:
+            found[row["set"], row["arm"], row["seed"]] = row
+    return found
+
+
+def _append(path: Path, row: Row) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _profile() -> Path:
+    """Where this machine's profile is; it is made once, and no arm pays for it."""
+    path = CACHE / "train-profile.json"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "autotune", "profile", "--quick", "--out", str(path)]
+        subprocess.run(command, check=True)
+    return path
+
+
+def _measured(name: str, arm: str, seed: int, rows: dict[tuple[str, str, int], Row]) -> Row:
+    """One row; a failure is a row too."""
+    row: Row = {"set": name, "arm": arm, "seed": seed, "budget_s": BUDGETS_S[name]}
+    if arm == "reach":
+        return row | _reached(name, seed, rows)
+    budget_s = BUDGETS_S[name] / (2 if arm == "half" else 1)
+    found = _run("autotune" if arm == "half" else arm, name, seed, budget_s)
+    print(f"{name:10} {arm:9} seed {seed}: {_short(found)}", flush=True)
+    return row | found
+
+
+def _short(found: Row) -> str:
+    kept = {k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()}
+    return ", ".join(f"{k} {v}" for k, v in kept.items() if k != "recipe")
+
+
+def _reached(name: str, seed: int, rows: dict[tuple[str, str, int], Row]) -> Row:
+    """How long the plain recipe and the found one train until the plain arm's final quality."""
+    plain, ours = (rows.get((name, arm, seed), {}) for arm in ("plain", "autotune"))
+    if "quality" not in plain or "quality" not in ours:
+        return {"failure": "an arm that it compares has no quality"}
+    budget_s, target = BUDGETS_S[name], plain["quality"]
+    more: dict[str, Any] = {"target": target}
+    base = _run("reach", name, seed, budget_s, **more)
+    recipe = codec.decode(json.dumps(ours["recipe"]).encode(), Recipe)
+    mine = _run("reach", name, seed, budget_s, recipe=recipe, epochs=ours["epochs"], **more)
+    found = {"plain_s": base.get("reached_s"), "found_s": mine.get("reached_s"), "target": target}
+    print(f"{name:10} reach     seed {seed}: {_short(found)}", flush=True)
+    return found
+
+
+def _run(arm: str, name: str, seed: int, budget_s: float, **more: Any) -> Row:
+    profile = _profile()
+    with tempfile.TemporaryDirectory() as folder:
+        out, given = Path(folder) / "row.json", Path(folder) / "order.json"
+        order = Order(
+            arm=arm,
+            set=name,
+            seed=seed,
+            budget_s=budget_s,
+            started_s=time.monotonic(),
+            profile=str(profile),
+            out=str(out),
+            **more,
+        )
+        given.write_bytes(msgspec.json.encode(order))
+        command = [sys.executable, "-m", "benchmarks.train_arms", str(given)]
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=_PATIENCE * budget_s + 60,
+                env={**os.environ, "PYTHONWARNINGS": "ignore"},
+            )
+        except subprocess.TimeoutExpired:
+            return {"failure": "it hung"}
+        if done.returncode or not out.is_file():
+            return {"failure": " ".join(done.stderr.split()[-40:])}
+        found: Row = json.loads(out.read_text())
+        return found
+
+
+# -- what the rows say ---------------------------------------------------------------------
+
+
+def report(rows: dict[tuple[str, str, int], Row], names: tuple[str, ...]) -> int:
+    """Print the tables and the verdicts; 1 where one is missed."""
+    print(
+        f"\n{'set':10} {'arm':9} {'seeds':>5} {'mean':>8} {'sd':>7} {'autotune - arm (95 %)':>26}"
+    )
+    missed = [line for name in names for line in _set_lines(rows, name)]
+    halves = [gap for name in names for gap in _gaps(rows, name, "half", "optuna")]
+    if halves:
+        share = sum(gap >= 0 for gap in halves) / len(halves)
+        print(f"\nT/2 reaches optuna's quality at T in {share:.0%} of {len(halves)} runs")
+        missed += ["half of T is not enough in the median"] * (share < 0.5)
+    ratio = _reach_ratio(rows, names)
+    if ratio is not None:
+        print(f"time to the plain arm's quality, found over plain: {ratio:.2f} (geometric mean)")
+        missed += ["the found recipe takes over half of the plain one's time"] * (ratio > 0.5)
+    over = [r for r in rows.values() if r.get("wall_s", 0.0) > 1.1 * _budget(r)]
+    missed += [f"{len(over)} rows took over 1.1 T"] * bool(over)
+    print("\n" + ("\n".join(f"MISSED: {line}" for line in missed) or "all kept"))
+    return 1 if missed else 0
+
+
+def _budget(row: Row) -> float:
+    return float(row["budget_s"]) / (2 if row["arm"] == "half" else 1)
+
+
+def _set_lines(rows: dict[tuple[str, str, int], Row], name: str) -> list[str]:
+    missed = []
+    for arm in ARMS:
+        values = [
+            row["quality"]
+            for (s, a, _), row in rows.items()
+            if (s, a) == (name, arm) and "quality" in row
+        ]
+        if not values:
+            continue
+        spread = statistics.stdev(values) if len(values) > 1 else math.nan
+        gaps = _gaps(rows, name, "autotune", arm) if arm in OTHERS else []
+        text = ""
+        if len(gaps) > 1:
+            mean, half = interval(gaps)
+            text = f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})"
+            if mean + half < 0:
+                missed.append(f"{name}: autotune is below {arm} beyond noise")
+        shown = f"{statistics.mean(values):8.4f} {spread:7.4f} {text:>26}"
+        print(f"{name:10} {arm:9} {len(values):5} {shown}")
+    return missed
+
+
+def _gaps(rows: dict[tuple[str, str, int], Row], name: str, mine: str, other: str) -> list[float]:
+    """Differences of quality of two arms with the same seed."""
+    pairs = [
+        (row, rows.get((name, other, seed)))
+        for (s, arm, seed), row in rows.items()
+        if (s, arm) == (name, mine)
+    ]
+    return [
+        a["quality"] - b["quality"] for a, b in pairs if b and "quality" in a and "quality" in b
+    ]
+
+
+def interval(gaps: list[float]) -> tuple[float, float]:
+    """Mean and half-width of Student's 95 % interval."""
+    half = student(0.025, len(gaps) - 1) * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    return statistics.mean(gaps), half
+
+
+def _reach_ratio(rows: dict[tuple[str, str, int], Row], names: tuple[str, ...]) -> float | None:
+    """Geometric mean of found over plain; one that is never reached counts as all of T."""
+    logs = []
+    for (name, arm, _), row in rows.items():
+        if arm == "reach" and name in names and row.get("plain_s"):
+            logs.append(math.log((row["found_s"] or row["budget_s"]) / row["plain_s"]))
+    return math.exp(statistics.mean(logs)) if logs else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,333 @@
+"""One contestant of the training benchmark in one process, under one wall budget.
+
+    python -m benchmarks.train_arms ORDER.json     started_s in it is when the clock began
+
+    plain     Adam 1e-3, batch 32, fp32, trained until the time is up
+    optuna    TPE over the same space, each trial trained in full, no seeds, no hardware stage
+    halving   random search over the same space with successive halving (restarts cost nothing:
+              a promoted trial is kept in memory)
+    autotune  the train search as `autotune run` does it, and the final training
+    reach     seconds of training until a recipe reaches a given quality
+
+All but autotune train in this very process with autotune's own loop, so that a step costs the
+same everywhere, on all usable cores as PyTorch does by itself.  Time counts from before the
+interpreter started: imports, loading the data and autotune's processes are inside.  The model
+that each would ship is evaluated on confirm afterwards.
+"""
+
+import json
+import math
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from autotune.records import codec
+from autotune.records.budget import Budget, Effort
+from autotune.records.hardware import Profile
+from autotune.records.plan import Recipe, Value
+from autotune.records.task import Dim, Option, Survey, TaskSpec
+
+MODELS = Path(__file__).parent / "train_models"
+_LAST_S = 0.6  # of a budget, for evaluating and writing down
+_FULL = 5  # full trainings of the plain recipe that a search's budget holds
+_LOOKS = 20
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do: ``target`` and ``recipe`` are for *reach*."""
+
+    arm: str
+    set: str
+    seed: int
+    budget_s: float
+    started_s: float
+    profile: str
+    out: str
+    target: float | None = None
+    recipe: Recipe | None = None
+    epochs: int | None = None
+
+
+def main(path: Path) -> None:
+    """Run one arm and write its row."""
+    order = msgspec.json.decode(path.read_bytes(), type=Order)
+    row = {"autotune": _autotune, "reach": _reach}.get(order.arm, _alone)(order)
+    Path(order.out).write_text(json.dumps(row))
+
+
+def _spec(order: Order) -> TaskSpec:
+    return TaskSpec(kind="file", path=str(MODELS / f"{order.set}.py"))
+
+
+def _profile(order: Order) -> Profile:
+    return codec.decode(Path(order.profile).read_bytes(), Profile, what=order.profile)
+
+
+def _left(order: Order) -> float:
+    return order.started_s + order.budget_s - time.monotonic()
+
+
+# -- autotune ------------------------------------------------------------------------------
+
+
+def _autotune(order: Order) -> dict[str, Any]:
+    from autotune.control import hardware, splitting, surveying, training, trials
+    from autotune.control.processbridge import ProcessBridge
+    from autotune.control.run import Silent
+
+    spent = order.budget_s - _left(order)
+    effort = Effort(time_s=order.budget_s, seed=order.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        bridge = ProcessBridge(Path(folder), started_s=spent)
+        try:
+            run = surveying.survey(
+                bridge, _spec(order), Budget(), effort, _profile(order), Silent()
+            )
+            search_s = order.budget_s - _LAST_S - bridge.now()
+            rows = hardware.measure(run, 0.15 * search_s)
+            run.survey = msgspec.structs.replace(run.survey, splits=rows)
+            search_s = order.budget_s - _LAST_S - bridge.now()
+            epochs = splitting.horizon(run, search_s / _FULL)
+            outcome = trials.Outcome(run, epochs, epochs, timed=True)
+            training.search(outcome, order.budget_s - _LAST_S)
+            winner = outcome.winner
+            assert winner is not None
+            training.final(run, winner.recipe, winner.epochs or epochs, winner)
+        finally:
+            wall_s = order.budget_s - _left(order)
+            bridge.close()
+        quality = _confirm(order, Path(folder) / training.WEIGHTS)
+    return {
+        "quality": quality,
+        "wall_s": wall_s,
+        "trials": len(outcome.trials),
+        "ended": sum(t.state == "complete" for t in outcome.trials),
+        "seeds": 1 + len(winner.repeats),
+        "epochs": winner.epochs,
+        "select": winner.quality_mean,
+        "recipe": json.loads(codec.encode(winner.recipe)),
+    }
+
+
+def _confirm(order: Order, weights: Path) -> float:
+    from safetensors.torch import load_model
+
+    from autotune.worker import contract, evaluate
+
+    loaded = contract.load(_spec(order))
+    model = loaded.make_model()
+    load_model(model, str(weights))
+    return evaluate.evaluate(model, loaded, "confirm").quality
+
+
+# -- the others ----------------------------------------------------------------------------
+
+
+class _Bench:
+    """What the arms in this process share."""
+
+    def __init__(self, order: Order) -> None:
+        from autotune.parallel.single import Solo
+        from autotune.worker import contract
+
+        self.order = order
+        self.loaded = contract.load(_spec(order))
+        self.group = Solo("cpu", time.monotonic())
+        self.best: tuple[float, float, dict[str, Any], Recipe] | None = None
+        self.trials = 0
+
+    def loop(self, recipe: Recipe, epochs: int, seed: int) -> Any:
+        from autotune.worker.loop import Loop
+
+        self.trials += 1
+        limit = max(0.01, _left(self.order) - _LAST_S)
+        return Loop(recipe, self.loaded, self.group, seed=seed, epochs=epochs, limit_s=limit)
+
+    def judge(self, loop: Any, recipe: Recipe) -> float:
+        """Quality on select, signed; the best model so far is what would be shipped."""
+        from autotune.worker import evaluate
+
+        with loop.judged():
+            scores = evaluate.evaluate(loop.model, self.loaded, "select")
+            loss = scores.loss if scores.loss is not None else -scores.quality
+            key = (scores.quality, -loss)
+            if self.best is None or key > self.best[:2]:
+                state = {k: v.clone() for k, v in loop.model.state_dict().items()}
+                self.best = (*key, state, recipe)
+        return -loss
+
+    def row(self) -> dict[str, Any]:
+        from autotune.worker import evaluate
+
+        wall_s = self.order.budget_s - _left(self.order)
+        assert self.best is not None
+        select, _, state, recipe = self.best
+        model = self.loaded.make_model()
+        model.load_state_dict(state)
+        return {
+            "quality": evaluate.evaluate(model, self.loaded, "confirm").quality,
+            "wall_s": wall_s,
+            "trials": self.trials,
+            "select": select,
+            "recipe": json.loads(codec.encode(recipe)),
+        }
+
+
+def _alone(order: Order) -> dict[str, Any]:
+    """The arms that train right here."""
+    bench = _Bench(order)
+    {"plain": _plain, "optuna": _optuna, "halving": _halving}[order.arm](bench)
+    return bench.row()
+
+
+def _plain(bench: _Bench) -> None:
+    """What it ships is what it has when the time is up."""
+    recipe = Recipe()
+    loop = bench.loop(recipe, 10**6, bench.order.seed)
+    loop.to(math.inf)
+    bench.judge(loop, recipe)
+
+
+def _horizon(bench: _Bench) -> int:
+    """Epochs of every trial: the plain recipe's in a fifth of the time that is left."""
+    loop = bench.loop(Recipe(), 10**6, 0)
+    bench.trials = 0
+    began, number = time.monotonic(), 0.0
+    while time.monotonic() - began < 0.4:
+        number += 0.05
+        loop.to(number)
+    epoch_s = (time.monotonic() - began) / loop.done
+    return max(1, min(60, int(_left(bench.order) / _FULL / epoch_s)))
+
+
+def _space(bench: _Bench) -> Any:
+    """The space that autotune searches, without what its hardware stage would rule out."""
+    from autotune.control import recipes
+    from autotune.worker import menu, optimizers
+
+    matrices = len(optimizers.hidden_matrices(bench.loaded.make_model()))
+    from autotune.records.task import Traits
+
+    traits = Traits(
+        parameters=0, parameter_bytes=0, buffer_bytes=0, flops_per_sample=0.0,
+        activation_bytes_per_sample=0.0, largest_op_bytes=0, hidden_matrices=matrices,
+    )  # fmt: skip
+    options: tuple[Option, ...] = (
+        *menu.precisions(_profile(bench.order)), *menu.optimizers(traits),
+    )  # fmt: skip
+    survey = Survey(task=bench.loaded.info, traits=traits, options=options)
+    return recipes.train_space(survey, Effort())
+
+
+def _made(values: dict[str, Value]) -> Recipe:
+    from autotune.control import recipes
+
+    return recipes.recipe(values, ("single", 1, 1))
+
+
+def _optuna(bench: _Bench) -> None:
+    import optuna
+
+    from autotune.control.search import _suggest
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space, epochs = _space(bench), _horizon(bench)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=bench.order.seed))
+    while _left(bench.order) > _LAST_S:
+        trial = study.ask()
+        recipe = _made(space.sample(lambda dim, t=trial: _suggest(t, dim)))
+        value = _whole(bench, recipe, epochs)
+        study.tell(trial, value if value is not None else 1e9)
+
+
+def _whole(bench: _Bench, recipe: Recipe, epochs: int) -> float | None:
+    """One full training; its loss, or None where it failed."""
+    from autotune.errors import JobError
+
+    try:
+        loop = bench.loop(recipe, epochs, bench.order.seed)
+        loop.to(epochs)
+        return -bench.judge(loop, recipe)
+    except JobError:
+        return None
+
+
+def _halving(bench: _Bench) -> None:
+    """Brackets of nine: a ninth of the epochs, a third for the best three, all for the best."""
+    rng = random.Random(bench.order.seed)
+    space, epochs = _space(bench), _horizon(bench)
+    while _left(bench.order) > _LAST_S:
+        live: list[tuple[float, int, Any, Recipe]] = []
+        for number in range(9):
+            live.append((0.0, number, None, _made(space.sample(lambda d: _drawn(d, rng)))))
+        for share, kept in ((1 / 9, 3), (1 / 3, 1), (1.0, 0)):
+            live = _climb(bench, live, share * epochs, epochs)[:kept]
+
+
+def _climb(
+    bench: _Bench, live: list[tuple[float, int, Any, Recipe]], until: float, epochs: int
+) -> list[tuple[float, int, Any, Recipe]]:
+    """Train each until a rung; the best first."""
+    from autotune.errors import JobError
+
+    found = []
+    for _, number, loop, recipe in live:
+        if _left(bench.order) <= _LAST_S:
+            break
+        try:
+            loop = loop or bench.loop(recipe, epochs, bench.order.seed)
+            loop._limit_s = loop.train_s + max(0.01, _left(bench.order) - _LAST_S)
+            loop.to(until)
+            found.append((bench.judge(loop, recipe), number, loop, recipe))
+        except JobError:
+            continue
+    return sorted(found, key=lambda entry: (-entry[0], entry[1]))
+
+
+def _drawn(dim: Dim, rng: random.Random) -> Value:
+    if dim.kind == "choice":
+        return rng.choice(dim.choices)
+    low, high = float(dim.low or 0.0), float(dim.high or 0.0)
+    if dim.log:
+        return math.exp(rng.uniform(math.log(low), math.log(high)))
+    return rng.uniform(low, high)
+
+
+# -- time to a quality ---------------------------------------------------------------------
+
+
+def _reach(order: Order) -> dict[str, Any]:
+    """Seconds of training, evaluation apart, until the quality on confirm is ``target``; None
+    where it is not reached within the budget.
+    """
+    from autotune.worker import evaluate
+
+    bench = _Bench(order)
+    recipe, epochs = order.recipe or Recipe(), order.epochs or 10**6
+    from autotune.worker.loop import Loop
+
+    loop = Loop(
+        recipe, bench.loaded, bench.group, seed=order.seed, epochs=epochs, limit_s=order.budget_s
+    )
+    assert order.target is not None
+    steps = loop._batches.steps
+    at = 0.0
+    while not loop.late and at < epochs:
+        share = max(loop.train_s, order.budget_s / 500) / _LOOKS  # finer at first
+        rate = loop.done / loop.train_s if loop.train_s else 0.0
+        at = min(float(epochs), max(loop.done + 1 / steps, loop.done + share * rate))
+        loop.to(at)
+        with loop.judged():
+            quality = evaluate.evaluate(loop.model, bench.loaded, "confirm").quality
+        if quality >= order.target:
+            return {"reached_s": loop.train_s, "epochs": loop.done}
+    return {"reached_s": None, "epochs": loop.done}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

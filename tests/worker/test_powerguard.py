@@ -1,0 +1,140 @@
+"""The power guard on a made-up NVML: limits are put back however the run ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autotune.control.powerlimits import Guard
+from autotune.errors import WorkerError
+
+NVML = """
+import json
+from pathlib import Path
+
+STATE = Path({state!r})
+class NVMLError(Exception):
+    pass
+def nvmlInit():
+    pass
+def nvmlDeviceGetCount():
+    return 1
+def nvmlDeviceGetHandleByIndex(index):
+    return "GPU-1"
+def nvmlDeviceGetHandleByUUID(uuid):
+    return uuid
+def nvmlDeviceGetUUID(handle):
+    return handle
+def nvmlDeviceGetPowerManagementLimitConstraints(handle):
+    return 100_000, 250_000
+def nvmlDeviceGetPowerManagementLimit(handle):
+    return json.loads(STATE.read_text())["limit"]
+def nvmlDeviceSetPowerManagementLimit(handle, limit):
+    state = json.loads(STATE.read_text())
+    if not state["allowed"] or not 100_000 <= limit <= 250_000:
+        raise NVMLError("Insufficient Permissions" if not state["allowed"] else "Invalid Argument")
+    STATE.write_text(json.dumps(state | {{"limit": limit}}))
+"""
+
+LOSER = """
+import os, signal, sys
+from pathlib import Path
+from autotune.control.powerlimits import Guard
+guard = Guard(Path(sys.argv[1]))
+guard.limit(150.0)
+Path(sys.argv[2]).touch()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The board: 220 W, and whether limits may be set; guards find it instead of a driver."""
+    path = tmp_path / "board.json"
+    path.write_text(json.dumps({"limit": 220_000, "allowed": True}))
+    (tmp_path / "pynvml.py").write_text(NVML.format(state=str(path)))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return path
+
+
+def limit(state: Path) -> float:
+    return float(json.loads(state.read_text())["limit"]) / 1000
+
+
+def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_limits_are_set_and_put_back(state: Path, tmp_path: Path) -> None:
+    file = tmp_path / "limits.json"
+    guard = Guard(file)
+    assert guard.range_w == (100.0, 250.0)
+    guard.limit(150.0)
+    assert limit(state) == 150.0
+    guard.limit(125.0)
+    assert json.loads(file.read_text()) == {"GPU-1": 220_000}
+    guard.limit(None)
+    assert limit(state) == 220.0
+    guard.limit(175.0)
+    guard.close()
+    assert limit(state) == 220.0
+    assert not file.exists()
+
+
+def test_an_owner_that_is_killed_leaves_nothing_behind(state: Path, tmp_path: Path) -> None:
+    seen, file = tmp_path / "seen", tmp_path / "limits.json"
+    lost = subprocess.run([sys.executable, "-c", LOSER, str(file), str(seen)], check=False)
+    assert lost.returncode == -signal.SIGKILL
+    assert seen.exists()
+    until(lambda: limit(state) == 220.0 and not file.exists())
+
+
+def test_a_guard_that_is_ended_puts_limits_back_first(state: Path, tmp_path: Path) -> None:
+    guard = Guard(tmp_path / "limits.json")
+    guard.limit(150.0)
+    guard._process.terminate()
+    guard._process.wait()
+    assert limit(state) == 220.0
+    with pytest.raises(WorkerError, match="cannot be set to 125 W"):
+        guard.limit(125.0)
+    guard.close()
+
+
+def test_what_a_killed_guard_left_is_put_back_by_the_next(state: Path, tmp_path: Path) -> None:
+    file = tmp_path / "limits.json"
+    guard = Guard(file)
+    guard.limit(150.0)
+    guard._process.kill()
+    guard.close()
+    assert limit(state) == 150.0
+    Guard(file).close()
+    assert limit(state) == 220.0
+    assert not file.exists()
+
+
+def test_without_permission_it_says_so_and_sets_nothing(state: Path, tmp_path: Path) -> None:
+    state.write_text(json.dumps({"limit": 220_000, "allowed": False}))
+    guard = Guard(tmp_path / "limits.json")
+    assert guard.range_w is None
+    assert "needs the administrator" in (guard.reason or "")
+    guard.close()
+    assert limit(state) == 220.0
+
+
+def test_a_limit_that_a_board_refuses_is_an_error_and_undone(state: Path, tmp_path: Path) -> None:
+    guard = Guard(tmp_path / "limits.json")
+    guard.limit(150.0)
+    with pytest.raises(WorkerError, match="Invalid Argument"):
+        guard.limit(50.0)
+    assert limit(state) == 220.0
+    guard.close()
