@@ -106,7 +106,7 @@ def test_its_artifact_has_a_short_loader_that_needs_no_autotune(written):
     imported = {name.partition(".")[0] for name in code.co_names}
     assert not imported & {"autotune", "pickle", "cloudpickle"}
     assert "weights_only=False" not in text
-    assert len(text.splitlines()) < 100
+    assert len(text.splitlines()) < 110
     assert not [p for p in written.rglob("*") if p.suffix in (".pkl", ".pt", ".pth")]
     assert not (written / "about.json").exists()
 

@@ -39,7 +39,9 @@ def nvmlDeviceSetPowerManagementLimit(handle, limit):
     state = json.loads(STATE.read_text())
     if not state["allowed"] or not 100_000 <= limit <= 250_000:
         raise NVMLError("Insufficient Permissions" if not state["allowed"] else "Invalid Argument")
-    STATE.write_text(json.dumps(state | {{"limit": limit}}))
+    scratch = STATE.with_suffix(".part")  # whole or not at all: the test reads along
+    scratch.write_text(json.dumps(state | {{"limit": limit}}))
+    scratch.replace(STATE)
 """
 
 LOSER = """
