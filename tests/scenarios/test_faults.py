@@ -111,8 +111,11 @@ def test_ctrl_c_leaves_a_valid_report_and_resume_loses_nothing(tmp_path: Path) -
     second = read(folder)
     assert second is not None, done.stderr
     assert second["status"] == "complete", done.stderr
-    assert second["train_trials"][: len(seen)] == seen
     assert len(second["train_trials"]) >= len(seen)
+    for before, after in zip(seen, second["train_trials"], strict=False):
+        # one that was paused may have gone on, a leader been trained with more seeds
+        assert after["recipe"] == before["recipe"]
+        assert after["values"][: len(before["values"])] == before["values"]
 
 
 def test_kill_nine_is_resumed(tmp_path: Path) -> None:
