@@ -350,7 +350,9 @@ def main(argv: list[str] | None = None) -> int:
     pairs += [pair for row in known for pair in bounded(row, profile)]
     number, until = len(known), time.monotonic() + given.seconds
     threads = tuple(dict.fromkeys((1, max(1, int(profile.cpu.usable_cores)))))
-    while len(pairs) < given.pairs and time.monotonic() < until:
+    while (
+        sum(not p.what.endswith("memory") for p in pairs) < given.pairs and time.monotonic() < until
+    ):
         row = measured(
             families.draw(random.Random(f"{given.seed} {number}"), number), number, threads
         )

@@ -1,6 +1,7 @@
 """Lower bounds that are provably safe, from a profile and a model's traits.
 
     latency >= max(sum over kinds of FLOPs / F_max,  (bytes of weights - cache) / B_max)
+                                       each step of a recurrence reads its weights again
     energy  >= idle W x latency bound          memory >= weights
     training >= FLOPs of forward passes and weight gradients / F_max
 
@@ -176,21 +177,28 @@ def _narrow(profile: Profile) -> float:
 
 
 def _reading_s(deployment: Deployment, floor: Floor, profile: Profile) -> float:
-    """Each call reads every weight once: at the shared cache's rate what the cores' own caches
-    cannot hold, and at the memory's rate what the shared one cannot.
+    """Each call reads every weight once, and those of a recurrence at each of its steps: at the
+    shared cache's rate what the cores' own caches cannot hold, and at the memory's rate what the
+    shared one cannot.
     """
     cpu = profile.cpu
     if any(_prunes(step.name) for step in deployment.compress):
         return 0.0
-    size = floor.read_bytes / (8.0 if _quantized(deployment) else 1.0)
+    halved = floor.narrow or deployment.runtime not in _KEEP_FP32
+    smaller = 8.0 if _quantized(deployment) else 2.0 if halved else 1.0
     memory, shared = _read_bytes_per_s(profile), _cached_bytes_per_s(profile, deployment.threads)
-    seconds = 0.0
-    if memory and cpu.l3_bytes:
-        seconds = max(0.0, size - cpu.l3_bytes) / memory
-    if shared and cpu.l2_bytes and cpu.l3_bytes:
-        own = deployment.threads * (cpu.l2_bytes + (cpu.l1d_bytes or 0))
-        seconds = max(seconds, (size - own) / shared)
-    return seconds
+
+    def reading_s(size: float) -> float:
+        seconds = 0.0
+        if memory and cpu.l3_bytes:
+            seconds = max(0.0, size - cpu.l3_bytes) / memory
+        if shared and cpu.l2_bytes and cpu.l3_bytes:
+            own = deployment.threads * (cpu.l2_bytes + (cpu.l1d_bytes or 0))
+            seconds = max(seconds, (size - own) / shared)
+        return seconds
+
+    again = sum(times * reading_s(size / smaller) for size, times in floor.repeated)
+    return reading_s(floor.read_bytes / smaller) + again
 
 
 def _prunes(name: str) -> bool:

@@ -146,7 +146,8 @@ class Floor(Record, frozen=True, kw_only=True):
     ``flops`` of one sample and ``more_flops`` of each further one are by kind: ``matmul``,
     ``conv``, ``winograd`` and ``winograd_small`` (convolutions that Winograd's algorithm fits, on
     large and on small inputs), ``attention``, ``recurrent``.  ``read_bytes`` are of the
-    parameters that this work reads.
+    parameters that this work reads; ``repeated`` tells of those that a recurrence reads again, step
+    by step, each as (bytes, further times).
     ``trainable_bytes`` are of those that get gradients; computing these takes
     ``gradient_flops_per_sample``.  ``narrow``: some of it is in a type narrower than fp32.
     """
@@ -154,6 +155,7 @@ class Floor(Record, frozen=True, kw_only=True):
     flops: dict[str, float]
     more_flops: dict[str, float] = {}
     read_bytes: int
+    repeated: tuple[tuple[float, int], ...] = ()
     trainable_bytes: int
     gradient_flops_per_sample: float = 0.0
     narrow: bool = False

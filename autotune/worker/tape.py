@@ -27,6 +27,9 @@ from autotune.worker import flopcounts
 _CAUSAL = 0.5
 _SMALL = 20_480
 """Elements of a single input up to which PyTorch prefers NNPACK to oneDNN (its use_mkldnn)."""
+_LEAST_REPEATED = 2**17
+"""Bytes of a parameter below which any core's cache keeps it from step to step."""
+_LAYER = "mkldnn_rnn_layer"
 _WIDE = (torch.float32, torch.float64)
 
 
@@ -216,10 +219,51 @@ def floor(one: Tape, two: Tape | None) -> Floor:
         flops=flops,
         more_flops={kind: n for kind, n in more.items() if n},
         read_bytes=sum(weights.values()),
+        repeated=_repeated(one, first),
         trainable_bytes=sum(trained.values()),
         gradient_flops_per_sample=gradients,
         narrow=narrow,
     )
+
+
+def _repeated(tape: Tape, needed: Sequence[Played]) -> tuple[tuple[float, int], ...]:
+    """Parameters that operators read one after another, each waiting for the one before: (bytes,
+    times after the first).
+    """
+    uses: dict[int, list[Spec]] = {}
+    for played in needed:
+        for spec in played.operands:
+            if spec.parameter and spec.bytes >= _LEAST_REPEATED:
+                uses.setdefault(spec.serial, []).append(spec)
+    counted = set(map(id, needed))
+    out = []
+    for serial, specs in uses.items():
+        several = len(specs) > 1 or any(p.name == _LAYER for p in needed)
+        steps = _chain(tape, serial, counted) if several else 1
+        if steps > 1:
+            out.append((float(min(s.bytes for s in specs)), steps - 1))
+    return tuple(out)
+
+
+def _chain(tape: Tape, serial: int, counted: set[int]) -> int:
+    """The most reads of a parameter of which each needs what the one before gave."""
+    depth: dict[int, int] = {}
+    for played in tape.played:
+        before = max((depth.get(s.serial, 0) for s in played.operands), default=0)
+        reads = id(played) in counted and any(s.serial == serial for s in played.operands)
+        after = before + (_steps(played, serial) if reads else 0)
+        for spec in written(played):
+            depth[spec.serial] = max(depth.get(spec.serial, 0), after)
+    return max(depth.values(), default=0)
+
+
+def _steps(played: Played, serial: int) -> int:
+    """How many times in turn one operator reads a parameter: a recurrent layer its second weight,
+    but for the first step, whose state may be zeros.
+    """
+    if played.name != _LAYER or played.args[2].serial != serial:
+        return 1
+    return max(1, int(played.args[0].shape[0]) - 1)  # [time, batch, in]
 
 
 def _less_precise() -> bool:

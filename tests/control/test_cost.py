@@ -143,6 +143,19 @@ def test_weights_beyond_the_cache_are_read() -> None:
     assert cost.latency_bound_s(Deployment(), big, profile) == pytest.approx(0, abs=1e-9)
 
 
+def test_a_recurrence_reads_what_the_cache_cannot_hold_at_every_step() -> None:
+    profile = machine(read_1t_bytes_per_s=leaf(10e9, "B/s"))
+    cpu = msgspec.structs.replace(profile.cpu, l3_bytes=1 << 20)
+    cached = msgspec.structs.replace(profile, cpu=cpu)
+    size = (1 << 20) + 12_500_000
+    traits = model(flops={"matmul": 1.0}, read_bytes=size)
+    floor = msgspec.structs.replace(traits.floor, repeated=((float(size), 9),))
+    cell = msgspec.structs.replace(traits, floor=floor)
+    assert cost.latency_bound_s(Deployment(), cell, cached) == pytest.approx(0.01)
+    halved = cost.latency_bound_s(Deployment(runtime="openvino"), cell, cached)
+    assert halved == pytest.approx(10 * (size / 2 - (1 << 20)) / 12.5e9)  # it may hold bf16
+
+
 @pytest.mark.parametrize("traits", [made.traits(), model(flops={})])
 def test_nothing_known_bounds_nothing(traits: Traits) -> None:
     assert cost.latency_bound_s(Deployment(), traits, machine()) is None

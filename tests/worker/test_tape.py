@@ -87,6 +87,37 @@ def test_a_table_is_not_read_whole_and_what_is_unused_not_trained() -> None:
     assert found.trainable_bytes == 4 * (4000 + 8)
 
 
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_a_recurrence_reads_its_weight_at_each_step_after_the_first(
+    kind: type[nn.RNNBase], gates: int
+) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = kind(8, 192, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.cell(x)[0][:, -1]
+            return out
+
+    found = floor(Last(), torch.randn(1, 6, 8))
+    assert found.repeated == ((4.0 * gates * 192 * 192, 4),)
+
+
+def test_a_shared_layer_that_does_not_wait_for_itself_is_read_once() -> None:
+    class Twice(nn.Module):
+        def __init__(self, in_turn: bool) -> None:
+            super().__init__()
+            self.layer, self.in_turn = nn.Linear(256, 256), in_turn
+
+        def forward(self, x: Tensor) -> Tensor:
+            once: Tensor = self.layer(x)
+            return once + self.layer(once if self.in_turn else x + 1)
+
+    assert floor(Twice(False), torch.randn(1, 256)).repeated == ()
+    assert floor(Twice(True), torch.randn(1, 256)).repeated == ((4.0 * 256 * 256, 1),)
+
+
 def test_what_does_not_grow_with_the_batch() -> None:
     class Made(nn.Module):
         """Makes its weight from the batch's mean."""
