@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/autotune run examples/digits_cnn.py --goal latency --latency 0.6x --max-drop 0.02 --time 4min
 
 test: install
-	$(BIN)/python -m pytest -q -n auto -m 'not serial'
+	$(BIN)/python -m pytest -q -n auto --dist loadgroup -m 'not serial'
 	$(BIN)/python -m pytest -q -m serial
 
 lint: install

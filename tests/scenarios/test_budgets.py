@@ -11,8 +11,6 @@ from autotune.records import codec
 from autotune.records.plan import Deployment, Plan, Recipe
 from tests.scenarios.conftest import EXAMPLES, QUICK, ROOT, Ran, command, read
 
-pytestmark = pytest.mark.serial
-
 MLP = EXAMPLES / "digits_mlp.py"
 PLAIN = ("--without", "compiled,prune,ddp")
 Run = Callable[..., Ran]
@@ -56,6 +54,7 @@ def powercap(tmp_path: Path) -> Iterator[Path]:
     process.wait()
 
 
+@pytest.mark.serial  # joules come from all CPU time
 def test_energy_steers_the_choice(run: Run, powercap: Path) -> None:
     given = ("--powercap-root", powercap, "--powercap-label", "simulated", "--max-drop", "0.05")
     options = (*QUICK, *given, "--without", "compiled,prune,ddp")

@@ -16,7 +16,7 @@ import torch
 from tests.scenarios.conftest import ROOT, Ran, command, read
 from tests.scenarios.test_contract_given import DIGITS, trained_on_digits
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.xdist_group("served")  # one run serves them all
 
 CHECKPOINT = (
     "import argparse\nparser = argparse.ArgumentParser()\n"
@@ -44,7 +44,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     torch.save(saved, root / "last.ckpt")
     (root / "model.py").write_text(CHECKPOINT)
     done = command(
-        "run", "model.py", "--weights", "last.ckpt", "--out", "report", "--time", "40s",
+        "run", "model.py", "--weights", "last.ckpt", "--out", "report", "--time", "80s",
         "--trials", "3", "--only", "runtime=onnxruntime", "--without", "prune,int8_dynamic",
         "--keep-fp32", "2", "--threads", "1", "--max-drop", "0.05", "--latency", "5ms",
         "--", "--hidden", "32", cwd=root,
@@ -119,7 +119,7 @@ def test_the_models_own_shape_is_searched_against_an_earlier_plan(
 ) -> None:
     (tmp_path / "model.py").write_text(SPACE)
     done = command(
-        "run", "model.py", "--out", "report", "--time", "40s", "--trials", "1",
+        "run", "model.py", "--out", "report", "--time", "80s", "--trials", "1",
         "--train-trials", "4", "--steps", "100", "--threads", "1", "--without", "prune,compiled",
         "--max-drop", "0.05", "--fix", "hidden=33", "--baseline", served.folder,
         cwd=tmp_path,

@@ -12,7 +12,6 @@ import pytest
 
 from tests.scenarios.conftest import EXAMPLES, QUICK, ROOT, Ran, command, read, workers
 
-pytestmark = pytest.mark.serial
 
 Run = Callable[..., Ran]
 
@@ -61,6 +60,7 @@ def train_data():
 """
 
 
+@pytest.mark.serial  # counts processes
 def test_each_fault_is_named_and_nothing_is_left_behind(run: Run, tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()
@@ -85,6 +85,7 @@ def test_each_fault_is_named_and_nothing_is_left_behind(run: Run, tmp_path: Path
     assert workers() <= before
 
 
+@pytest.mark.serial  # an interruption within a time
 def test_ctrl_c_leaves_a_valid_report_and_resume_loses_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "report"
     args = [sys.executable, "-m", "autotune", "run", EXAMPLES / "digits_mlp.py", "--out", folder,
@@ -118,6 +119,7 @@ def test_ctrl_c_leaves_a_valid_report_and_resume_loses_nothing(tmp_path: Path) -
         assert after["values"][: len(before["values"])] == before["values"]
 
 
+@pytest.mark.serial
 def test_kill_nine_is_resumed(tmp_path: Path) -> None:
     folder = tmp_path / "report"
     args = [sys.executable, "-m", "autotune", "run", EXAMPLES / "digits_mlp.py", "--out", folder,
