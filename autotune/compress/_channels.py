@@ -101,37 +101,48 @@ def _search(model: Flat, inputs: Sequence[Tensor], groups: list[Group], goal: Go
 
 def _chosen(model: Flat, groups: list[Group], wanted: float, goal: Goal) -> Cut:
     """What goes, so that the share ``wanted`` of all operations is left: bisection over the
-    least score that stays.
+    first rank that stays.
     """
-    ranked = [(group, group.unit_scores) for group in groups]
-    steps = torch.cat([scores for _, scores in ranked]).sort().values
+    ranked = _ranked(groups)
+    units = sum(len(ranks) for _, ranks in ranked)
     other = goal.dense - sum(goal.costs.values())
-    low, high = 0, len(steps)
+    low, high = 0, units
     found: Cut = []
     while low < high:
         middle = (low + high) // 2
-        least = float(steps[middle])
-        found = [(g, g.without(_kept(g, scores, least, goal.rounded))) for g, scores in ranked]
+        found = [(g, g.without(_kept(g, ranks, middle, goal.rounded))) for g, ranks in ranked]
         left = shares(found, model)
         share = (other + sum(c * left[n] for n, c in goal.costs.items())) / max(goal.dense, 1.0)
         if share <= wanted:
             high = middle
         else:
             low = middle + 1
-    if low < len(steps):
-        least = float(steps[low])
-        found = [(g, g.without(_kept(g, scores, least, goal.rounded))) for g, scores in ranked]
+    if low < units:
+        found = [(g, g.without(_kept(g, ranks, low, goal.rounded))) for g, ranks in ranked]
     return found
 
 
-def _kept(group: Group, scores: Tensor, least: float, rounded: int) -> Tensor:
-    """Units that stay: those of a higher score, some of the best, a width that kernels like."""
-    units = len(scores)
-    count = max(int((scores > least).sum()), math.ceil((1 - _MOST) * units), 1)
+def _ranked(groups: list[Group]) -> list[tuple[Group, Tensor]]:
+    """Each group's units by their places in the order of all scores: units of one score, as dead
+    ones of 0 are, go one by one.
+    """
+    scores = [group.unit_scores for group in groups]
+    order = torch.cat(scores).argsort(stable=True)
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order))
+    return list(zip(groups, places.split([len(s) for s in scores]), strict=True))
+
+
+def _kept(group: Group, ranks: Tensor, last: int, rounded: int) -> Tensor:
+    """Units that stay: those after the rank ``last``, some of the best, a width that kernels
+    like.
+    """
+    units = len(ranks)
+    count = max(int((ranks > last).sum()), math.ceil((1 - _MOST) * units), 1)
     if units == len(group.scores) and units >= 2 * rounded:
         count = max(rounded, round(count / rounded) * rounded)
     kept = torch.zeros(units, dtype=torch.bool)
-    kept[torch.argsort(scores, descending=True, stable=True)[: min(count, units)]] = True
+    kept[torch.argsort(ranks, descending=True)[: min(count, units)]] = True
     return kept
 
 

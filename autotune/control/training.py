@@ -194,6 +194,9 @@ def _asks(hand: _Hand, trial: TrainTrial, *, to_the_end: bool = False) -> trials
         if step == rungs[-1] or to_the_end:
             hand.halving.went_on(trial.number, rung)
             return True
+        if trial.why == reuse.WHY:  # an earlier search has compared it, up to its end
+            hand.halving.went_on(trial.number, rung)
+            go = True
         if go and not _affordable(hand, trial, rung):
             hand.halving.stays(trial.number, rung)
             return False

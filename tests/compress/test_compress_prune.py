@@ -90,6 +90,23 @@ def test_the_share_of_operations_is_met(make, kept):
     assert [o.shape for o in pruned(*inputs)] == [o.shape for o in model(*inputs)]
 
 
+def test_dead_units_go_one_by_one():
+    """Two thirds of the model's units matter alike, not at all: a level between is still met."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU())
+    model.append(nn.Linear(96, 4))
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight[:64] = 0
+            layer.bias[:64] = 0
+        model[2].weight[:, :64] = model[4].weight[:, :64] = 0
+    inputs = (torch.randn(2, 64),)
+    flat = Flat(model.eval(), "tensor", ("input",))
+    pruned = _channels.prune(flat, inputs, 0.6)
+    assert abs(flops(lambda: pruned(*inputs)) / flops(lambda: flat(*inputs)) - 0.6) <= 0.05
+    torch.testing.assert_close(pruned(*inputs), flat(*inputs))  # nothing that matters went
+
+
 def test_the_same_model_is_pruned_the_same_way():
     torch.manual_seed(0)
     model, inputs = flat_cnn()

@@ -12,7 +12,6 @@ import pytest
 
 from tests.scenarios.conftest import EXAMPLES, QUICK, ROOT, Ran, command, read, workers
 
-
 Run = Callable[..., Ran]
 
 # the n-th training in this folder ends as the n-th word says; ranks of one training share it
