@@ -3,6 +3,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# one more than processors: many tests wait for a process or a lock
+WORKERS ?= $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN))
 STAMP := $(VENV)/.installed
 
 .PHONY: install demo test check lint schemas clean
@@ -20,7 +22,7 @@ demo: install
 	$(BIN)/autotune run examples/digits_cnn.py --goal latency --latency 0.6x --max-drop 0.02 --time 4min
 
 test: install
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup -m 'not serial'
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m 'not serial'
 	$(BIN)/python -m pytest -q -m serial
 
 lint: install
