@@ -7,9 +7,10 @@
 Each is a whole `autotune run` with the saved profile.  Counted are the second's trials until it
 has what the first had found, within noise:
 
-- *recipe*: quality on *select* not under the cold run's best by more than one standard error;
-- *deployment*: within every limit, no slower than 1.05 times the first run's plan on the second's
-  own model (or, where that plan could not be tried there, than the cold run's best).
+- *recipe*: quality on *select*, the mean over the seeds it was trained with, not under the cold
+  run's best by more than one standard error of their difference;
+- *deployment*: within every limit, no slower than 1.05 times the first run's plan in the very same
+  run (or, where that plan could not be tried there, than the cold run's best).
 
 Both must be there in at most half of the first run's trials.  Runs that are complete are not run
 again; ``--only first`` stops after one.  Figures are of the machine that they were taken on.
@@ -65,15 +66,16 @@ def until(trials: Sequence[object], there: Callable[[int], bool]) -> int | None:
 
 def recipes(first: Report, second: Report, cold: Report) -> Found:
     """Trials until the best recipe's quality, within noise."""
-    best = max((t.quality for t in cold.train_trials if t.quality is not None), default=0.0)
+    means = (t.quality_mean for t in cold.train_trials if t.state == "complete")
+    best = max((mean for mean in means if mean is not None), default=0.0)
     rows = max(1, second.survey.task.select_rows)
-    enough = best - math.sqrt(best * (1 - best) / rows)
+    enough = best - math.sqrt(2 * best * (1 - best) / rows)
 
     def count(report: Report) -> int | None:
         trials = report.train_trials
 
         def there(number: int) -> bool:
-            quality = trials[number].quality
+            quality = trials[number].quality_mean
             complete = trials[number].state == "complete"
             return complete and quality is not None and quality >= enough
 
@@ -84,10 +86,9 @@ def recipes(first: Report, second: Report, cold: Report) -> Found:
 
 def deployments(first: Report, second: Report, cold: Report) -> Found:
     """Trials until the first run's plan, or one as fast on this model."""
-    target = wanted_s(first, second, cold)
 
     def count(report: Report) -> int | None:
-        trials = report.deploy_trials
+        trials, target = report.deploy_trials, wanted_s(first, report, cold)
 
         def there(number: int) -> bool:
             seconds = _seconds(trials[number])
@@ -98,14 +99,13 @@ def deployments(first: Report, second: Report, cold: Report) -> Found:
     return Found("deployment", count(second), count(cold), len(first.deploy_trials))
 
 
-def wanted_s(first: Report, second: Report, cold: Report) -> float:
-    """Seconds of the first run's plan on the second's model; of the cold run's best without it."""
+def wanted_s(first: Report, report: Report, cold: Report) -> float:
+    """Seconds of the first run's plan in a report; of the cold run's best without it."""
     assert first.chosen is not None
     plan = _plan(first.chosen.plan.deployment)
-    tried = (*second.deploy_trials, *cold.deploy_trials)
-    same = [t for t in tried if _plan(t.deployment) == plan and choose.feasible(t)]
-    known = same or [t for t in cold.deploy_trials if choose.feasible(t)]
-    return min(_seconds(t) for t in known)
+    within = [t for t in report.deploy_trials if choose.feasible(t)]
+    same = [t for t in within if _plan(t.deployment) == plan]
+    return min(_seconds(t) for t in same or filter(choose.feasible, cold.deploy_trials))
 
 
 def _plan(deployment: Deployment) -> str:
