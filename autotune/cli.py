@@ -45,6 +45,11 @@ def cli() -> None:
     is_flag=True,
     help="Let training lower the GPU's power limit where energy counts; it is put back.",
 )
+@click.option(
+    "--joint",
+    is_flag=True,
+    help="Search how pruned models recover too, and the width of make_model(width=1.0).",
+)
 @click.option("--search-only", is_flag=True, help="Stop before the final training.")
 @click.option(
     "--epochs",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from autotune.control import families, throughput
+from autotune.control import families, throughput, widths
 from autotune.control.space import (
     LR,
     Space,
@@ -72,6 +72,9 @@ def train_space(survey: Survey, effort: Effort) -> Space:
     nodes.append(Node(dim=choice("batch_size", sizes)))
     if len(precisions) > 1:
         nodes.append(Node(dim=choice("precision", precisions)))
+    narrower = widths.searched(survey, effort)
+    if narrower:
+        nodes.append(Node(dim=choice(widths.NAME, narrower)))
     nodes += [_own(node) for node in survey.task.space]
     whole = Space(name="train", nodes=tuple(nodes))
     if survey.task.tunes is not None:
@@ -128,7 +131,7 @@ def _honoured(whole: Space, tunes: tuple[str, ...], base: Recipe) -> Space:
     """What the user's own ``train()`` honours is searched; the rest is held at their recipe."""
     nodes = []
     for node in whole.nodes:
-        if node.dim.name.startswith(_OWN):
+        if node.dim.name.startswith(_OWN) or node.dim.name == widths.NAME:
             nodes.append(node)
             continue
         name = "lr" if node.dim.name.startswith(LR) else node.dim.name
@@ -162,7 +165,8 @@ def recipe(values: Values, split: tuple[str, int, int], space: Space | None = No
         "parallel": parallel,
         "ranks": ranks,
         "threads": threads,
-        "params": {n.removeprefix(_OWN): v for n, v in values.items() if n.startswith(_OWN)},
+        "params": {n.removeprefix(_OWN): v for n, v in values.items() if n.startswith(_OWN)}
+        | widths.params(values),
     }
     return msgspec.convert(fields, Recipe)
 
@@ -219,6 +223,7 @@ def _raw(rec: Recipe, space: Space) -> dict[str, Value | None]:
         "ema": rec.ema or 0.0,
         "batch_size": rec.batch_size,
         "precision": rec.precision,
+        widths.NAME: widths.of(rec),
         **{_OWN + name: value for name, value in rec.params.items()},
     }
 
@@ -237,7 +242,18 @@ def seeds(space: Space, default: Recipe) -> tuple[tuple[dict[str, Value], str], 
         values = values_near(rec, space)
         if values is not None:
             found.setdefault(json.dumps(values, sort_keys=True), (values, why))
-    return tuple(found.values())
+    first, rest = list(found.values())[:1], list(found.values())[1:]
+    narrow = [made for seed in first for made in _narrower(seed, choices.get(widths.NAME, ()))]
+    return (*first, *narrow, *rest)
+
+
+def _narrower(
+    seed: tuple[dict[str, Value], str], among: tuple[Value, ...]
+) -> Iterator[tuple[dict[str, Value], str]]:
+    """A seed at each narrower width."""
+    values, why = seed
+    for width in among[1:]:
+        yield {**values, widths.NAME: width}, f"{why}, width {width:g}"
 
 
 def fastest_split(

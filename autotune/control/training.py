@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from autotune.control import finalists, recipes, reuse, space, target, throughput, trials
+from autotune.control import finalists, recipes, reuse, space, target, throughput, trials, widths
 from autotune.control.halving import Halving
 from autotune.control.run import Run, must
 from autotune.control.search import Proposal, Search
@@ -75,6 +75,7 @@ def search(outcome: Outcome, until_s: float) -> None:
         _pinned(hand, plain, _DEFAULT)
     _propose(hand)
     finalists.repeat(outcome, until_s)
+    outcome.said += widths.said(run, outcome.winner, outcome.trials)
     if outcome.winner is not None:
         outcome.said += target.said(run, outcome.winner, outcome.baseline)
 
@@ -190,7 +191,7 @@ def _asks(hand: _Hand, trial: TrainTrial, *, to_the_end: bool = False) -> trials
         if step not in rungs:
             return True  # a look for a target quality
         rung = rungs.index(step)
-        go = hand.halving.report(trial.number, rung, value, trial.recipe.schedule)
+        go = hand.halving.report(trial.number, rung, value, _peers(trial.recipe))
         if step == rungs[-1] or to_the_end:
             hand.halving.went_on(trial.number, rung)
             return True
@@ -200,6 +201,14 @@ def _asks(hand: _Hand, trial: TrainTrial, *, to_the_end: bool = False) -> trials
         return go
 
     return on_report
+
+
+def _peers(recipe: Recipe) -> str:
+    """Trials are compared among those of one schedule and width: narrow models learn less, and
+    are to be there at the end.
+    """
+    width = widths.of(recipe)
+    return recipe.schedule if width == 1.0 else f"{recipe.schedule}, width {width:g}"
 
 
 def _tell(hand: _Hand, number: int, trial: TrainTrial) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from autotune.control import cost, splitting, target, throughput
+from autotune.control import cost, splitting, target, throughput, widths
 from autotune.control.halving import REDUCTION
 from autotune.control.run import Run
 from autotune.records import job as jobs
@@ -320,7 +320,8 @@ def objective(run: Run, trial: TrainTrial) -> float | None:
         return target.objective(trial, max(0.0, distance))
     loss = trial.values[-1] if trial.values else 0.0
     # the loss breaks ties between equal accuracies; tanh keeps it from ever outweighing one
-    return -signed_quality(run, quality) + 1e-3 * math.tanh(loss)
+    charged = widths.price(run, trial.recipe, quality)
+    return -signed_quality(run, quality) + charged + 1e-3 * math.tanh(loss)
 
 
 def ranked(run: Run, trials: Sequence[TrainTrial]) -> list[TrainTrial]:

@@ -79,7 +79,8 @@ class TaskInfo(Record, frozen=True, kw_only=True):
     honours all).  ``own_loader``: batches come from the user's ``train_loader``.
     ``smoothable``: the training loss is the default cross-entropy, whose labels can be
     smoothed.  ``weights_sha256`` is that of the checkpoint file.  ``output_bytes_per_row`` is
-    the size of one row's outputs.
+    the size of one row's outputs.  ``width`` is the default of ``make_model(width=1.0)``, where
+    the model offers itself narrower; None where it does not.
     """
 
     name: str
@@ -116,6 +117,7 @@ class TaskInfo(Record, frozen=True, kw_only=True):
     output_bytes_per_row: int | None = None
     space: tuple[Node, ...] = ()
     params: dict[str, float | int | str | bool] = {}
+    width: float | None = None
 
 
 class Transformer(Record, frozen=True, kw_only=True):
@@ -233,12 +235,25 @@ class Split(Record, frozen=True, kw_only=True):
     unsteady: tuple[str, ...] = ()
 
 
+class Width(Record, frozen=True, kw_only=True):
+    """A model of ``width`` times the full one's, untrained: seconds of one call of the dense one.
+
+    ``refused`` says why it is not searched.
+    """
+
+    width: float
+    runtime: str
+    latency_s: float | None = None
+    refused: str | None = None
+
+
 class Survey(Record, frozen=True, kw_only=True):
-    """Everything known before the first trial."""
+    """Everything known before the first trial.  ``widths`` were measured with ``--joint``."""
 
     task: TaskInfo
     traits: Traits
     options: tuple[Option, ...]
     splits: tuple[Split, ...] = ()
+    widths: tuple[Width, ...] = ()
     certifiable_drop: float | None = None
     notes: tuple[str, ...] = ()

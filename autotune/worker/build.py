@@ -139,7 +139,7 @@ class _Chain:
         params = {k: _canonical(v) for k, v in sorted(step.params.items())}
 
         def make(out: Path) -> Form:
-            made: Form = plugin.apply(form, params, self.bench.tools(out))
+            made: Form = plugin.apply(form, params, self.bench.tools(out, step))
             if made.kind == "module":
                 bench.carry_source(form.folder, out)
             return made

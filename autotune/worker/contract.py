@@ -247,8 +247,6 @@ class Loaded:
         functions = self.functions
         functions.balance(data.rare, first[1])
         metric = functions.name(first[1])
-        hook = Hook(self._names, self.where, self.path)
-        space = hook.nodes()
         return TaskInfo(
             name=self._origin.title,
             form=self._origin.form,
@@ -278,8 +276,7 @@ class Loaded:
             own_loader=self.train_loader is not None,
             tunes=names.tunes(self._origin),
             dynamic=dynamic.read(self._origin, [(name, a.shape) for name, a in named]),
-            space=space,
-            params=hook.defaults(space),
+            **Hook(self._names, self.where, self.path).fields(),
         )
 
     def _refuse_nested(self, inputs: Any) -> None:
