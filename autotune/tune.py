@@ -26,6 +26,7 @@ from autotune.control import (
     recipes,
     reuse,
     splitting,
+    steps,
     store,
     surveying,
     training,
@@ -314,6 +315,7 @@ def _train(known: Known) -> None:
     echo.say(run, known.epochs)
     reach = splitting.reach(run, known.epochs, budget_s)
     known.training = trials.Outcome(run, known.epochs, reach, splitting.timed(run))
+    steps.judge(run, reach)
     training.search(known.training, began + budget_s)
     run.timed("train search", searching)
     winner = known.training.winner

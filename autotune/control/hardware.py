@@ -1,6 +1,7 @@
 """The hardware stage of training, in seconds and without quality: what a step costs here.
 
     splits at two batch sizes -> batch curve of the fastest -> precisions, loader workers
+                              -> what the step may do (`steps`) -> power limits
 
 Rows are `Split` records of the survey, which `throughput` reads.  Not known here: which batch
 size learns best.
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from autotune.control import power, splitting, throughput
+from autotune.control import power, splitting, steps, throughput
 from autotune.control.run import Run
 from autotune.control.throughput import knee, like, plain, sizes
 from autotune.records import job as jobs
@@ -20,7 +21,6 @@ from autotune.records.task import Split
 
 _SPLITS_SHARE, _CURVE_SHARE = 0.6, 0.2  # of the stage's time
 _DOUBLING_GAIN = 1.1
-_MEMORY_SHARE = 0.8
 _WAITING = 0.3
 _LIMITS = 6
 _OTHER = ("bf16", "tf32", "fp16")
@@ -42,6 +42,7 @@ def measure(run: Run, budget_s: float) -> tuple[Split, ...]:
     rows += _precisions(run, rows)
     if run.bridge.now() < until_s:
         rows += _workers(run, rows)
+    rows += steps.measure(run, rows, until_s)
     return rows + _power(run, rows)
 
 
@@ -56,7 +57,7 @@ def _curve(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ..
     for size in sizes(run.survey.task.train_rows):
         here = known.get(size)
         if here is None and size > min(known) and run.bridge.now() < until_s:
-            if not _fits(run, list(known.values()), size):
+            if not steps.fits(run, list(known.values()), size):
                 break
             here = splitting.measured(run, _recipe(run, first, batch_size=size))
             out += (here,)
@@ -69,18 +70,6 @@ def _curve(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ..
             break
         last = here
     return out
-
-
-def _fits(run: Run, known: Sequence[Split], size: int) -> bool:
-    """Whether a batch is likely to fit: memory grows linearly with it."""
-    points = sorted((s.batch_size, s.peak_memory_bytes) for s in known if s.peak_memory_bytes)
-    limit = _MEMORY_SHARE * (run.profile.usable_memory_bytes or math.inf)
-    limit = min(limit, run.budget.train_memory_bytes or math.inf)
-    if run.profile.gpus or len(points) < 2:
-        return True  # the host's memory bounds nothing there
-    (low, less), (high, more) = points[0], points[-1]
-    each = max(0.0, (more - less) / (high - low))
-    return more + each * (size - high) <= limit
 
 
 def _precisions(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:

@@ -31,11 +31,14 @@ _BASELINE, _DEFAULT = "the baseline recipe", "the default recipe"
 
 
 def fitting(run: Run, recipe: Recipe) -> Recipe:
-    """The recipe, its split replaced where this machine does not have it, and without a power
-    limit where none is allowed.
+    """The recipe, its split replaced where this machine does not have it, without a power limit
+    where none is allowed, and not compiled where that cannot be or does not pay.
     """
     if not run.effort.allow_power_limit:
         recipe = msgspec.structs.replace(recipe, power_limit_w=None)
+    refused = {o.name for o in run.survey.options if o.kind == "step" and not o.available}
+    if "compile" in refused:
+        recipe = msgspec.structs.replace(recipe, compile=False)
     legal = recipes.splits(run.survey.options, run.profile, run.effort)
     if (recipe.parallel, recipe.ranks, recipe.threads) in legal:
         return recipe

@@ -105,6 +105,8 @@ class Outcome:
         other = run.survey.task.own_train or recipe.params != run.survey.task.params
         if other or epoch_s is None or not rate:
             return 1.0
+        if recipe.compile:
+            rate *= throughput.net_gain(run.survey.splits, self.reach * epoch_s) or 1.0
         return min(max(rate * epoch_s / run.survey.task.train_rows, _SLOWEST), _FASTEST)
 
 

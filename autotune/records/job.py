@@ -219,6 +219,7 @@ class Throughput(Record, frozen=True, kw_only=True, tag=True):
 class Rate(Record, frozen=True, kw_only=True, tag=True):
     """``waiting`` is the share of the time in which the next batch was waited for, where worker
     processes could load it;
+    ``first_s`` is what the first step took, in which a compiled one is made;
     ``unsteady`` names the operators that may give other results with the same seed.
     """
 
@@ -226,6 +227,7 @@ class Rate(Record, frozen=True, kw_only=True, tag=True):
     startup_s: float
     peak_memory_bytes: int
     waiting: float | None = None
+    first_s: float | None = None
     energy_j_per_sample: float | None = None
     unsteady: tuple[str, ...] = ()
 

@@ -38,6 +38,9 @@ class Recipe(Record, frozen=True, kw_only=True):
 
     A batch is computed in ``accumulate`` parts whose gradients are added: less memory, and the
     same result but for batch norm, whose statistics are each part's own.
+    ``compile``: the step's forward and backward pass run as torch.compile makes them.
+    ``recompute``: what lies within the model's blocks is computed again in the backward pass
+    instead of kept (activation checkpointing).
     ``workers`` processes a rank load its batches, 0: the rank itself.  ``power_limit_w`` is the
     GPU's while it trains (None: as it is).
     """
@@ -57,6 +60,8 @@ class Recipe(Record, frozen=True, kw_only=True):
     batch_size: int = 32
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     accumulate: Annotated[int, Meta(ge=1)] = 1
+    compile: bool = False
+    recompute: bool = False
     parallel: str = "single"
     ranks: int = 1
     threads: int = 1

@@ -190,8 +190,8 @@ class Traits(Record, frozen=True, kw_only=True):
 class Option(Record, frozen=True, kw_only=True):
     """One legal or refused choice.
 
-    ``kind`` is ``runtime``, ``compress``, ``parallel``, ``precision`` or ``optimizer``.  A
-    refused one carries a reason that a person can act on.  ``takes`` and ``gives`` are forms
+    ``kind`` is ``runtime``, ``compress``, ``parallel``, ``precision``, ``optimizer`` or ``step``.
+    A refused one carries a reason that a person can act on.  ``takes`` and ``gives`` are forms
     (``forms.ROAD``); compressors of one ``group`` exclude each other; ``dims`` are a compressor's
     or runtime's own parameters.  A compressor that ``trains`` recovers what it took away by
     training.  ``runtimes`` are those that can serve what a compressor gives;
@@ -215,7 +215,8 @@ class Split(Record, frozen=True, kw_only=True):
     """Measured training throughput of one parallelism split (no quality involved).
 
     ``workers`` loaded its batches beside it; ``waiting`` is the share of the time in which the
-    next batch was waited for.  ``unsteady`` names operators that may give other results with the
+    next batch was waited for.  ``first_s`` is its first step's, where a compiled one is made.
+    ``unsteady`` names operators that may give other results with the
     same seed.
     """
 
@@ -229,6 +230,9 @@ class Split(Record, frozen=True, kw_only=True):
     peak_memory_bytes: int | None = None
     failure: str | None = None
     workers: int = 0
+    compile: bool = False
+    recompute: bool = False
+    first_s: float | None = None
     waiting: float | None = None
     power_limit_w: float | None = None
     energy_j_per_sample: float | None = None

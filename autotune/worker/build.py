@@ -219,7 +219,9 @@ class _Chain:
 _OURS = ("load.py", "artifact.json")
 _WORDS = {"module": "the module", "onnx": "an ONNX model", "openvino": "an OpenVINO model"}
 _LEARNING = tuple(
-    name for name in Recipe.__struct_fields__ if name not in ("parallel", "ranks", "threads")
+    name
+    for name in Recipe.__struct_fields__
+    if name not in ("parallel", "ranks", "threads", "compile", "recompute")
 )
 
 

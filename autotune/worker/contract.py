@@ -210,6 +210,7 @@ class Loaded:
             ContractError: labels cannot be smoothed (see `Functions.loss`).
         """
         inner = getattr(module, "module", module)
+        inner = getattr(inner, "_orig_mod", inner)  # of a compiled one
         if isinstance(inner, adapters.TrainingStep):
             if smoothing:
                 raise self.functions.unsmoothable(smoothing)
