@@ -33,8 +33,9 @@ _TIMEOUT_S = 120.0
 
 
 def of(recipe: Recipe) -> float:
-    """The width of a recipe's model."""
-    return float(recipe.params.get(NAME, _FULL))
+    """The width of a recipe's model; what a user's own ``space`` calls so may be anything."""
+    found = recipe.params.get(NAME, _FULL)
+    return float(found) if isinstance(found, int | float) else _FULL
 
 
 def params(values: Mapping[str, Value]) -> dict[str, Value]:

@@ -81,17 +81,21 @@ class Loop:
         self._average: Average | None = None
         if recipe.ema is not None and group.rank == 0:  # which alone judges and saves
             self._average = Average(self.model, recipe.ema)
-        stepped = loaded.stepped(self.model)
-        unused = self._leaves_some_unused()
-        if recipe.recompute:
-            recompute.recomputing(self.model, self._dry(stepped))
-        self._wrapped = group.wrap(stepped, find_unused=unused)
-        self._compiled: nn.Module | None = None
-        if recipe.compile:
-            self._compiled = compiling.compiled(stepped, group.world, recipe, loaded.info)
+        self._wrapped, self._compiled = self._made(loaded.stepped(self.model))
         seed_all(seed + group.rank)  # ranks drop out different units of their different rows
         self._watch = _Climb() if watch else None
         self._begin()
+
+    def _made(self, stepped: nn.Module) -> tuple[nn.Module, nn.Module | None]:
+        """What computes a batch, and its compiled twin where the recipe says so."""
+        recipe, group = self._recipe, self.group
+        unused = self._leaves_some_unused()
+        if recipe.recompute:
+            recompute.recomputing(self.model, self._dry(stepped))
+        wrapped = group.wrap(stepped, find_unused=unused)
+        if not recipe.compile:
+            return wrapped, None
+        return wrapped, compiling.compiled(stepped, group.world, recipe, self.loaded.info)
 
     def _dry(self, module: nn.Module) -> Callable[[], Tensor]:
         """The loss of the first few rows, the same at each call."""

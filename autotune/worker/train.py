@@ -144,5 +144,6 @@ def rate(job: Throughput, root: Path, channel: Channel, group: Group) -> Rate:
         first_s=loop.first_s,
         waiting=loop.waited_s / loop.train_s if loop.loadable else None,
         energy_j_per_sample=None if joules is None else joules / loop.samples,
-        unsteady=determinism.named(loop.one_step),
+        # asking changes what compiled code is guarded by: it would be compiled once more
+        unsteady=() if job.recipe.compile else determinism.named(loop.one_step),
     )

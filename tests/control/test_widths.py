@@ -142,5 +142,7 @@ def test_a_narrow_model_may_lose_what_it_saves_of_the_allowed_drop() -> None:
 
 def test_widths_are_compared_among_themselves() -> None:
     full, half = Recipe(schedule="cosine"), Recipe(schedule="cosine", params={"width": 0.5})
-    assert training._peers(full) == "cosine"
-    assert training._peers(half) != training._peers(full)
+    run = made.run(task=made.info(width=1.0), effort=JOINT)
+    assert training._peers(run, half) != training._peers(run, full)
+    mine = made.run(task=made.info(), effort=JOINT)  # a width of the user's own space
+    assert training._peers(mine, half) == training._peers(mine, full) == "cosine"
