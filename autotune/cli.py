@@ -43,7 +43,7 @@ def cli() -> None:
 @click.option(
     "--allow-power-limit",
     is_flag=True,
-    help="Let training lower the GPU's power limit where energy counts; it is put back.",
+    help="Let training lower the GPU's power limit and clocks where energy counts; put back.",
 )
 @click.option(
     "--joint",

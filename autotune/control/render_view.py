@@ -266,10 +266,11 @@ def recipe(found: Recipe | None) -> str:
     workers = f", {found.workers} loader workers" if found.workers else ""
     more = [name for name in ("compile", "recompute") if getattr(found, name)]
     step = f", {', '.join(_STEP[name] for name in more)}" if more else ""
+    clock = f", {units.show(found.clock_hz, 'Hz')} at most" if found.clock_hz else ""
     watts = f", {found.power_limit_w:g} W at most" if found.power_limit_w else ""
     return (
         f"{' '.join(parts)}, batch {found.batch_size}{divided}, {found.precision}, "
-        f"{found.parallel}{ranks}, {found.threads} thread{plural}{step}{workers}{watts}"
+        f"{found.parallel}{ranks}, {found.threads} thread{plural}{step}{workers}{watts}{clock}"
     )
 
 

@@ -85,6 +85,7 @@ def measured(run: Run, recipe: Recipe, meter: str | None = None, timeout_s: floa
         peak_memory_bytes=rate.peak_memory_bytes if rate else None,
         waiting=rate.waiting if rate else None,
         power_limit_w=recipe.power_limit_w,
+        clock_hz=recipe.clock_hz,
         unsteady=rate.unsteady if rate else (),
         energy_j_per_sample=rate.energy_j_per_sample if rate else None,
         failure=f"{result.failure.kind}: {result.failure.message}" if result.failure else None,

@@ -27,7 +27,7 @@ def sizes(train_rows: int) -> tuple[int, ...]:
 def plain(split: Split) -> bool:
     """Measured in fp32, its batches loaded by the rank itself, its step as it is."""
     usual = split.precision == "fp32" and not split.workers and split.power_limit_w is None
-    usual = usual and not split.compile and not split.recompute
+    usual = usual and not split.compile and not split.recompute and split.clock_hz is None
     return usual and split.samples_per_s is not None
 
 
@@ -93,15 +93,15 @@ def workers(rows: Sequence[Split]) -> int:
     return 0
 
 
-def power_limit_w(rows: Sequence[Split]) -> float | None:
-    """The limit of least energy among those a tenth slower than the fastest at most; None where
-    limits were not tried.
+def gpu_setting(rows: Sequence[Split]) -> tuple[float | None, float | None]:
+    """The power limit and highest clock of least energy among those a tenth slower than the
+    fastest at most; None where they were not tried, or are best left alone.
     """
     tried = [s for s in rows if s.power_limit_w and s.samples_per_s and s.energy_j_per_sample]
     most = max((s.samples_per_s or 0.0 for s in tried), default=0.0)
     fast = [s for s in tried if (1 + SLOWER) * (s.samples_per_s or 0.0) >= most]
     best = min(fast, key=lambda s: s.energy_j_per_sample or math.inf, default=None)
-    return best.power_limit_w if best else None
+    return (best.power_limit_w, best.clock_hz) if best else (None, None)
 
 
 def compiles(survey: Survey, effort: Effort) -> bool:
@@ -122,7 +122,7 @@ def offered(survey: Survey, effort: Effort, name: str) -> bool:
     if found is None or found.excluded_by_user or survey.task.own_train:
         return False
     held = any(text.partition("=")[0].strip() == name for text in effort.fix)
-    return found.available or held
+    return found.available or (held and bool(survey.splits))
 
 
 def net_gain(rows: Sequence[Split], whole_s: float) -> float | None:

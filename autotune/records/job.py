@@ -133,15 +133,18 @@ class Options(Record, frozen=True, kw_only=True, tag=True):
 
 
 class PowerRange(Record, frozen=True, kw_only=True, tag=True):
-    """Ask the power guard what limits the GPUs in use allow."""
+    """Ask the power guard what limits and clocks the GPUs in use allow."""
 
 
 class PowerLimits(Record, frozen=True, kw_only=True, tag=True):
-    """``reason`` says why no limit can be set."""
+    """``reason`` says why no limit can be set, ``clock_reason`` why clocks cannot be locked."""
 
     low_w: float | None = None
     high_w: float | None = None
     reason: str | None = None
+    low_hz: float | None = None
+    high_hz: float | None = None
+    clock_reason: str | None = None
 
 
 class Train(Record, frozen=True, kw_only=True, tag=True):

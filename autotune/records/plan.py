@@ -42,7 +42,7 @@ class Recipe(Record, frozen=True, kw_only=True):
     ``recompute``: what lies within the model's blocks is computed again in the backward pass
     instead of kept (activation checkpointing).
     ``workers`` processes a rank load its batches, 0: the rank itself.  ``power_limit_w`` is the
-    GPU's while it trains (None: as it is).
+    GPU's while it trains (None: as it is), and ``clock_hz`` what its clock does not rise above.
     """
 
     optimizer: Optimizer = "adam"
@@ -67,6 +67,7 @@ class Recipe(Record, frozen=True, kw_only=True):
     threads: int = 1
     workers: Annotated[int, Meta(ge=0)] = 0
     power_limit_w: Annotated[float, Meta(gt=0)] | None = None
+    clock_hz: Annotated[float, Meta(gt=0)] | None = None
     params: dict[str, Value] = {}
 
     @property

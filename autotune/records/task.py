@@ -235,6 +235,7 @@ class Split(Record, frozen=True, kw_only=True):
     first_s: float | None = None
     waiting: float | None = None
     power_limit_w: float | None = None
+    clock_hz: float | None = None
     energy_j_per_sample: float | None = None
     unsteady: tuple[str, ...] = ()
 

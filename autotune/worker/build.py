@@ -221,7 +221,7 @@ _WORDS = {"module": "the module", "onnx": "an ONNX model", "openvino": "an OpenV
 _LEARNING = tuple(
     name
     for name in Recipe.__struct_fields__
-    if name not in ("parallel", "ranks", "threads", "compile", "recompute")
+    if name not in ("parallel", "ranks", "threads", "compile", "recompute", "clock_hz")
 )
 
 
