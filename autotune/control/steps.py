@@ -26,6 +26,7 @@ _DOUBLING_GAIN = 1.1
 _MEMORY_SHARE = 0.8
 _LEAST_S = 15.0
 """A trial that is shorter cannot pay for a compilation, which takes seconds."""
+_PATIENCE_S, _PATIENCE_SHARE = 10.0, 0.25  # and of a trial: what compiles for longer hardly pays
 
 
 # -- what is measured ------------------------------------------------------------------------
@@ -51,7 +52,7 @@ def _compiled(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
     if first is None or first.ranks > 1 or whole_s < _LEAST_S:
         return ()
     recipe = _like(run, first, compile=True)
-    return (splitting.measured(run, recipe, timeout_s=_LEAST_S + whole_s / 2),)
+    return (splitting.measured(run, recipe, timeout_s=_PATIENCE_S + _PATIENCE_SHARE * whole_s),)
 
 
 def _trial_s(run: Run) -> float:
