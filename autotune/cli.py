@@ -43,7 +43,12 @@ def cli() -> None:
 @click.option(
     "--allow-power-limit",
     is_flag=True,
-    help="Let training lower the GPU's power limit where energy counts; it is put back.",
+    help="Let training lower the GPU's power limit and clocks where energy counts; put back.",
+)
+@click.option(
+    "--joint",
+    is_flag=True,
+    help="Search how pruned models recover too, and the width of make_model(width=1.0).",
 )
 @click.option("--search-only", is_flag=True, help="Stop before the final training.")
 @click.option(

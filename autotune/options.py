@@ -347,6 +347,7 @@ def effort(given: dict[str, Any]) -> "Effort":
             "require_measured",
             "search_only",
             "allow_power_limit",
+            "joint",
             "like",
         )
         if given.get(name) is not None

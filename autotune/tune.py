@@ -26,10 +26,12 @@ from autotune.control import (
     recipes,
     reuse,
     splitting,
+    steps,
     store,
     surveying,
     training,
     trials,
+    widths,
 )
 from autotune.control.assemble import Known
 from autotune.control.bridge import Bridge, Recorder, ReplayBridge, load_recording
@@ -48,6 +50,7 @@ from autotune.task import Task
 
 _RECOVERY_SHARE = 0.08
 """Of the time that is left after training, for the recovery of one pruning level at most."""
+_WIDTHS_SHARE = 0.2  # of the train search's time, at most, for the widths' latencies
 _FEW_EPOCHS, _MOST_EPOCHS, _LEAST_EPOCHS = 3.0, 30.0, 0.02
 
 
@@ -305,12 +308,14 @@ def _train(known: Known) -> None:
     run.listener.phase("train search", budget_s)
     measured = hardware.measure(run, 0.3 * budget_s)
     run.survey = msgspec.structs.replace(run.survey, splits=measured)
+    widths.measure(run, run.bridge.now() + _WIDTHS_SHARE * budget_s)
     run.timed("hardware", began)
     known.epochs = splitting.horizon(run, FINAL_SHARE * run.effort.time_s)
     searching = run.bridge.now()
     echo.say(run, known.epochs)
     reach = splitting.reach(run, known.epochs, budget_s)
     known.training = trials.Outcome(run, known.epochs, reach, splitting.timed(run))
+    steps.judge(run, reach)
     training.search(known.training, began + budget_s)
     run.timed("train search", searching)
     winner = known.training.winner

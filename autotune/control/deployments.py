@@ -5,6 +5,7 @@ Values that mean the same deployment are made equal, so that a repeat can be rec
 
 import msgspec
 
+from autotune.control import joint
 from autotune.control.space import Space, Values, choice, complete, fix, located, middle
 from autotune.errors import UsageError
 from autotune.forms import ROAD
@@ -30,8 +31,9 @@ def deploy_space(
     nodes = [Node(dim=choice("runtime", tuple(o.name for o in runtimes)))]
     nodes += [_own(o, dim, "runtime") for o in runtimes for dim in o.dims]
     steps = [o for o in usable if o.kind == "compress"]
+    more = {o.name: joint.dims(o, survey, effort) for o in steps}
     for group in dict.fromkeys(_group(o) for o in steps):
-        nodes += _offers(group, [o for o in steps if _group(o) == group], runtimes)
+        nodes += _offers(group, [o for o in steps if _group(o) == group], runtimes, more)
     nodes.append(Node(dim=choice("threads", threads)))
     if len(batches) > 1:
         nodes.append(Node(dim=choice("batch_size", batches)))
@@ -48,9 +50,11 @@ def _own(option: Option, dim: Dim, parent: str) -> Node:
     return Node(dim=named, parent=parent, values=(option.name,))
 
 
-def _offers(group: str, members: list[Option], runtimes: list[Option]) -> list[Node]:
+def _offers(
+    group: str, members: list[Option], runtimes: list[Option], more: dict[str, tuple[Dim, ...]]
+) -> list[Node]:
     """A group's dimensions: one for each set of steps that some runtimes can serve, then the
-    steps' own.
+    steps' own and what there is ``more`` for each.
     """
     offers: dict[tuple[str, ...], list[str]] = {}
     for runtime in runtimes:
@@ -64,7 +68,7 @@ def _offers(group: str, members: list[Option], runtimes: list[Option]) -> list[N
             Node(dim=choice(name, ("none", *fitting)), parent="runtime", values=tuple(served))
         )
         for member in (m for m in members if m.name in fitting):
-            nodes += [_own(member, dim, name) for dim in member.dims]
+            nodes += [_own(member, dim, name) for dim in (*member.dims, *more[member.name])]
     return nodes
 
 
@@ -100,7 +104,8 @@ def deployment(
     steps = tuple(
         Step(
             name=name,
-            params=_params(name, own) | (kept if by_name[name].group == "quantize" else {}),
+            params=joint.without_usual(_params(name, own))
+            | (kept if by_name[name].group == "quantize" else {}),
         )
         for name in names
     )
@@ -142,6 +147,7 @@ def values_of(
     }
     names = {node.dim.name for node in space.nodes}
     raw |= {n: chosen.get(_short(n), "none") for n in names if _short(n) in groups.values()}
+    raw |= {n: joint.usual(_short(n)) for n in names if joint.usual(_short(n)) is not None}
     owners = [(s.name, s.params) for s in deployment.compress]
     owners.append((deployment.runtime, deployment.runtime_params))
     raw |= {f"{owner}.{name}": v for owner, params in owners for name, v in params.items()}

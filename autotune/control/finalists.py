@@ -67,6 +67,7 @@ def _next(leading: list[TrainTrial]) -> TrainTrial | None:
 
 def _again(outcome: Outcome, trial: TrainTrial, number: int) -> TrainTrial:
     run, length = outcome.run, outcome.length(trial.recipe)
+    info = run.survey.task
 
     def ask(step: float, value: float) -> bool:
         del value
@@ -98,18 +99,23 @@ def _again(outcome: Outcome, trial: TrainTrial, number: int) -> TrainTrial:
         trial,
         repeats=repeats,
         costs=costs,
-        quality_interval=interval(trial.quality, repeats),
+        quality_interval=interval(trial.quality, repeats, rate=info.rate or info.binary),
     )
 
 
-def interval(first: float | None, repeats: Sequence[float]) -> tuple[float, float] | None:
-    """Student's 95 % interval of the mean over seeds, of three or more."""
+def interval(
+    first: float | None, repeats: Sequence[float], *, rate: bool = False
+) -> tuple[float, float] | None:
+    """Student's 95 % interval of the mean over seeds, of three or more; that of a ``rate`` ends
+    at 0 and 1, which Student's does not know.
+    """
     if first is None or len(repeats) < ROUNDS:
         return None
     values = [first, *repeats]
     mean, n = math.fsum(values) / len(values), len(values)
     half = comparing.student(0.025, n - 1) * comparing.deviation(values) / math.sqrt(n)
-    return mean - half, mean + half
+    low, high = mean - half, mean + half
+    return (max(0.0, low), min(1.0, high)) if rate else (low, high)
 
 
 def _said(outcome: Outcome) -> str:

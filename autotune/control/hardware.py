@@ -1,17 +1,18 @@
 """The hardware stage of training, in seconds and without quality: what a step costs here.
 
     splits at two batch sizes -> batch curve of the fastest -> precisions, loader workers
+                              -> what the step may do (`steps`) -> power limits
 
 Rows are `Split` records of the survey, which `throughput` reads.  Not known here: which batch
 size learns best.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from autotune.control import power, splitting, throughput
+from autotune.control import power, splitting, steps, throughput
 from autotune.control.run import Run
 from autotune.control.throughput import knee, like, plain, sizes
 from autotune.records import job as jobs
@@ -20,9 +21,9 @@ from autotune.records.task import Split
 
 _SPLITS_SHARE, _CURVE_SHARE = 0.6, 0.2  # of the stage's time
 _DOUBLING_GAIN = 1.1
-_MEMORY_SHARE = 0.8
 _WAITING = 0.3
 _LIMITS = 6
+_CLOCKS = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the highest
 _OTHER = ("bf16", "tf32", "fp16")
 
 
@@ -42,6 +43,7 @@ def measure(run: Run, budget_s: float) -> tuple[Split, ...]:
     rows += _precisions(run, rows)
     if run.bridge.now() < until_s:
         rows += _workers(run, rows)
+    rows += steps.measure(run, rows, until_s)
     return rows + _power(run, rows)
 
 
@@ -56,7 +58,7 @@ def _curve(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ..
     for size in sizes(run.survey.task.train_rows):
         here = known.get(size)
         if here is None and size > min(known) and run.bridge.now() < until_s:
-            if not _fits(run, list(known.values()), size):
+            if not steps.fits(run, list(known.values()), size):
                 break
             here = splitting.measured(run, _recipe(run, first, batch_size=size))
             out += (here,)
@@ -69,18 +71,6 @@ def _curve(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ..
             break
         last = here
     return out
-
-
-def _fits(run: Run, known: Sequence[Split], size: int) -> bool:
-    """Whether a batch is likely to fit: memory grows linearly with it."""
-    points = sorted((s.batch_size, s.peak_memory_bytes) for s in known if s.peak_memory_bytes)
-    limit = _MEMORY_SHARE * (run.profile.usable_memory_bytes or math.inf)
-    limit = min(limit, run.budget.train_memory_bytes or math.inf)
-    if run.profile.gpus or len(points) < 2:
-        return True  # the host's memory bounds nothing there
-    (low, less), (high, more) = points[0], points[-1]
-    each = max(0.0, (more - less) / (high - low))
-    return more + each * (size - high) <= limit
 
 
 def _precisions(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
@@ -112,8 +102,8 @@ def _workers(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
 
 
 def _power(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
-    """Batch sizes and power limits by energy (`power`), where the user allows it and energy is
-    among what the search weighs; what cannot be done is said.
+    """Batch sizes and power limits by energy (`power`), then clocks at the best of these, where
+    the user allows it and energy is among what the search weighs; what cannot be done is said.
     """
     weighs = run.budget.train_energy_j is not None or bool(run.budget.eta)
     first = _fastest(rows)
@@ -128,8 +118,10 @@ def _power(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
     limits = [told.low_w + (told.high_w - told.low_w) * i / _LIMITS for i in range(_LIMITS + 1)]
     found: list[Split] = []
 
-    def look(batch: int, watts: float) -> power.Look:
-        recipe = _recipe(run, first, batch_size=batch, power_limit_w=round(watts, 1))
+    def look(batch: int, watts: float, clock_hz: float | None = None) -> power.Look:
+        recipe = _recipe(
+            run, first, batch_size=batch, power_limit_w=round(watts, 1), clock_hz=clock_hz
+        )
         split = splitting.measured(run, recipe, run.meter)
         found.append(split)
         if not split.samples_per_s or split.energy_j_per_sample is None:
@@ -137,8 +129,26 @@ def _power(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
         return power.Look(1 / split.samples_per_s, split.energy_j_per_sample)
 
     within = throughput.batch_sizes(msgspec.structs.replace(run.survey, splits=rows))
-    power.least_energy(within, limits, look)
+    best = power.least_energy(within, limits, look)
+    batch, watts = within[best.best[0]], limits[best.best[1]]
+    _clocks(run, told, best, lambda clock_hz: look(batch, watts, clock_hz))
     return tuple(found)
+
+
+def _clocks(
+    run: Run,
+    told: jobs.PowerLimits,
+    best: power.Found,
+    look: Callable[[float], power.Look],
+) -> None:
+    """Lower and lower clocks at the best setting, where the boards lock any."""
+    if told.low_hz is None or told.high_hz is None:
+        run.listener.note(f"The GPU's clocks stay as they are: {told.clock_reason or 'no answer'}.")
+        return
+    lower = [round(share * told.high_hz, -6) for share in _CLOCKS]
+    fastest_s = min(seen.time_s for seen in best.looks.values())
+    within = [clock for clock in lower if clock >= told.low_hz]
+    power.least_clock(within, look, best.looks[best.best], fastest_s)
 
 
 def _recipe(run: Run, split: Split, **changes: object) -> Recipe:

@@ -102,6 +102,33 @@ class _View:
         return min(fast, key=lambda s: (self.seen[s].energy_j, s))
 
 
+def least_clock(
+    clocks: Sequence[float],
+    look: Callable[[float], Look],
+    begin: Look,
+    fastest_s: float,
+    *,
+    slower: float = SLOWER,
+) -> float | None:
+    """The highest clock to allow for the least energy: lower and lower, while that saves energy and
+    the time is within ``slower`` of the fastest; None where the first is no gain already.
+
+    Args:
+        clocks: descending, all below the full one.
+        look: measures one clock.
+        begin: the same setting with its clocks as they are.
+        fastest_s: time of the fastest setting seen.
+        slower: how much longer it may take.
+    """
+    best, least_j = None, begin.energy_j
+    for clock in clocks:
+        found = look(clock)
+        if found.time_s > (1 + slower) * fastest_s or found.energy_j >= least_j:
+            break
+        best, least_j = clock, found.energy_j
+    return best
+
+
 def _narrow(view: _View, top: int) -> None:
     """The batch of least time at full power: the larger two thirds first, as the knee lies there
     more often; the side of the slower of two inner points is left.

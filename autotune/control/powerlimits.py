@@ -1,8 +1,8 @@
 """The run's side of the power guard: started once, told limits, closed with the bridge.
 
-    guard = Guard(file)        says what limits the boards allow, or why none can be set
-    guard.limit(200.0)         before a job that asks for it; None: as it was
-    guard.close()              its stdin closes: everything is put back
+    guard = Guard(file)          says what limits and clocks the boards allow, or why none
+    guard.limit(200.0, 1.2e9)    before a job that asks for it; None: as it was
+    guard.close()                its stdin closes: everything is put back
 
 Whatever ends this process closes the pipe, and the guard puts the limits back by itself.
 """
@@ -22,7 +22,9 @@ _COMMAND = (sys.executable, "-m", "autotune.worker.powerguard")
 
 
 class Guard:
-    """A running guard.  ``range_w`` is None where ``reason`` says why."""
+    """A running guard.  ``range_w`` is None where ``reason`` says why, ``range_hz`` where
+    ``clock_reason`` does.
+    """
 
     def __init__(self, file: Path, command: tuple[str, ...] = _COMMAND) -> None:
         self._process = subprocess.Popen(
@@ -33,32 +35,36 @@ class Guard:
         )
         assert self._process.stdout is not None
         self._lines = Lines(self._process.stdout)
-        self._now: float | None = None
+        self._now: tuple[float | None, float | None] = (None, None)
         said = self._answer()
         self.reason: str | None = said.get("error")
         found = said.get("range_w")
         self.range_w = (float(found[0]), float(found[1])) if found else None
+        clocks = said.get("range_hz")
+        self.range_hz = (float(clocks[0]), float(clocks[1])) if clocks else None
+        self.clock_reason: str | None = said.get("clock_error", self.reason)
 
-    def limit(self, watts: float | None) -> None:
-        """Set every board's limit, or put it back.
+    def limit(self, watts: float | None, hz: float | None = None) -> None:
+        """Set every board's limit and highest clock, or put them back.
 
         Raises:
             WorkerError: a board refuses; everything has been put back.
         """
-        if watts == self._now:
+        if (watts, hz) == self._now:
             return
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps({"watts": watts}).encode() + b"\n")
+            self._process.stdin.write(json.dumps({"watts": watts, "hz": hz}).encode() + b"\n")
             self._process.stdin.flush()
             said = self._answer()
         except BrokenPipeError:
             said = {"error": "the power guard has ended"}
         if "error" in said:
-            self._now = None
+            self._now = (None, None)
             wanted = "as it was" if watts is None else f"to {watts:g} W"
+            wanted += "" if hz is None else f" and {hz / 1e9:g} GHz"
             raise WorkerError(f"the power limit cannot be set {wanted}: {said['error']}")
-        self._now = watts
+        self._now = (watts, hz)
 
     def close(self) -> None:
         """Let it put everything back and end."""

@@ -135,7 +135,16 @@ class ProcessBridge:
     def _power_range(self) -> Result:
         guard = self._guarded()
         low, high = guard.range_w or (None, None)
-        return Result(answer=jobs.PowerLimits(low_w=low, high_w=high, reason=guard.reason))
+        slow, fast = guard.range_hz or (None, None)
+        answer = jobs.PowerLimits(
+            low_w=low,
+            high_w=high,
+            reason=guard.reason,
+            low_hz=slow,
+            high_hz=fast,
+            clock_reason=guard.clock_reason,
+        )
+        return Result(answer=answer)
 
     def _guarded(self) -> Guard:
         if self._guard is None:
@@ -146,10 +155,11 @@ class ProcessBridge:
         """Limit the GPUs for a job whose recipe says so, else put them back; why it cannot be."""
         recipe = job.recipe if isinstance(job, jobs.Train | jobs.Throughput) else None
         watts = recipe.power_limit_w if recipe is not None else None
-        if watts is None and self._guard is None:
+        clock_hz = recipe.clock_hz if recipe is not None else None
+        if watts is None and clock_hz is None and self._guard is None:
             return None
         try:
-            self._guarded().limit(watts)
+            self._guarded().limit(watts, clock_hz)
         except WorkerError as error:
             return str(error)
         return None

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from autotune.control import families, throughput
+from autotune.control import families, throughput, widths
 from autotune.control.space import (
     LR,
     Space,
@@ -69,9 +69,18 @@ def train_space(survey: Survey, effort: Effort) -> Space:
     nodes = [*families.nodes(optimizers(survey.options))]
     nodes.append(Node(dim=Dim(name="weight_decay", kind="float", low=1e-6, high=1e-1, log=True)))
     nodes += _course(base, smoothable=survey.task.smoothable)
-    nodes.append(Node(dim=choice("batch_size", sizes)))
+    large = throughput.recomputed_sizes(survey, effort)
+    nodes.append(Node(dim=choice("batch_size", tuple(dict.fromkeys((*sizes, *large))))))
+    if large:
+        again = choice("recompute", (True,))
+        nodes.append(Node(dim=again, parent="batch_size", values=large))
+    if throughput.compiles(survey, effort):
+        nodes.append(Node(dim=choice("compile", (False, True))))
     if len(precisions) > 1:
         nodes.append(Node(dim=choice("precision", precisions)))
+    narrower = widths.searched(survey, effort)
+    if narrower:
+        nodes.append(Node(dim=choice(widths.NAME, narrower)))
     nodes += [_own(node) for node in survey.task.space]
     whole = Space(name="train", nodes=tuple(nodes))
     if survey.task.tunes is not None:
@@ -95,6 +104,7 @@ def _course(base: Recipe, *, smoothable: bool) -> Iterator[Node]:
 
 
 _OWN = "params."
+_LAST = ("warmup", "compile", "recompute")
 _HYPER = ("momentum", "beta1", "beta2")
 
 
@@ -128,7 +138,7 @@ def _honoured(whole: Space, tunes: tuple[str, ...], base: Recipe) -> Space:
     """What the user's own ``train()`` honours is searched; the rest is held at their recipe."""
     nodes = []
     for node in whole.nodes:
-        if node.dim.name.startswith(_OWN):
+        if node.dim.name.startswith(_OWN) or node.dim.name == widths.NAME:
             nodes.append(node)
             continue
         name = "lr" if node.dim.name.startswith(LR) else node.dim.name
@@ -159,10 +169,13 @@ def recipe(values: Values, split: tuple[str, int, int], space: Space | None = No
         "ema": values.get("ema") or None,
         "batch_size": batch,
         "precision": values.get("precision", "fp32"),
+        "compile": values.get("compile", False) and ranks == 1 and not values.get("recompute"),
+        "recompute": values.get("recompute", False),
         "parallel": parallel,
         "ranks": ranks,
         "threads": threads,
-        "params": {n.removeprefix(_OWN): v for n, v in values.items() if n.startswith(_OWN)},
+        "params": {n.removeprefix(_OWN): v for n, v in values.items() if n.startswith(_OWN)}
+        | widths.params(values),
     }
     return msgspec.convert(fields, Recipe)
 
@@ -182,7 +195,7 @@ def values_of(rec: Recipe, space: Space) -> dict[str, Value] | None:
     out = located(space, raw)
     if out is None:
         return None
-    lost = [name for name in (*_HYPER, "warmup") if getattr(rec, name) and name not in out]
+    lost = [name for name in (*_HYPER, *_LAST) if getattr(rec, name) and name not in out]
     return None if lost else out
 
 
@@ -219,6 +232,9 @@ def _raw(rec: Recipe, space: Space) -> dict[str, Value | None]:
         "ema": rec.ema or 0.0,
         "batch_size": rec.batch_size,
         "precision": rec.precision,
+        "compile": rec.compile,
+        "recompute": rec.recompute,
+        widths.NAME: widths.of(rec),
         **{_OWN + name: value for name, value in rec.params.items()},
     }
 
@@ -227,7 +243,7 @@ def seeds(space: Space, default: Recipe) -> tuple[tuple[dict[str, Value], str], 
     """Where a search begins (`families.seeds`), as different values of the space.
 
     Recipes are those in use, at batch sizes that this machine is fast with, in the precision
-    that it is fastest in.
+    that it is fastest in, compiled where that pays.
     """
     found: dict[str, tuple[dict[str, Value], str]] = {}
     choices = {n.dim.name: n.dim.choices for n in space.nodes}
@@ -236,8 +252,20 @@ def seeds(space: Space, default: Recipe) -> tuple[tuple[dict[str, Value], str], 
     for rec, why in families.seeds(default, fast, quick):
         values = values_near(rec, space)
         if values is not None:
+            values |= {"compile": True} if True in choices.get("compile", ()) else {}
             found.setdefault(json.dumps(values, sort_keys=True), (values, why))
-    return tuple(found.values())
+    first, rest = list(found.values())[:1], list(found.values())[1:]
+    narrow = [made for seed in first for made in _narrower(seed, choices.get(widths.NAME, ()))]
+    return (*first, *narrow, *rest)
+
+
+def _narrower(
+    seed: tuple[dict[str, Value], str], among: tuple[Value, ...]
+) -> Iterator[tuple[dict[str, Value], str]]:
+    """A seed at each narrower width."""
+    values, why = seed
+    for width in among[1:]:
+        yield {**values, widths.NAME: width}, f"{why}, width {width:g}"
 
 
 def fastest_split(
@@ -250,7 +278,8 @@ def fastest_split(
 
     Ties within 5 % go to fewer ranks, then fewer threads (less energy, less memory).
     """
-    known = [s for s in measured if s.samples_per_s and (s.parallel, s.ranks, s.threads) in legal]
+    usual = [s for s in measured if s.samples_per_s and not (s.compile or s.recompute)]
+    known = [s for s in usual if (s.parallel, s.ranks, s.threads) in legal]
     if not known:
         return legal[0]
     same = [s for s in known if s.precision == precision] or known

@@ -240,6 +240,9 @@ def _under_load(plan: PlanResult, percentile: float) -> list[tuple[str, str]]:
     return [(named, units.show(tail(plan.response_s, percentile), "s"))]
 
 
+_STEP = {"compile": "compiled", "recompute": "blocks recomputed"}
+
+
 def recipe(found: Recipe | None) -> str:
     """``adamw lr=0.003 weight_decay=0.01 one_cycle, batch 64, fp32, single, 2 threads``."""
     if found is None:
@@ -261,10 +264,13 @@ def recipe(found: Recipe | None) -> str:
     plural = "" if found.threads == 1 else "s"
     divided = f" in {found.accumulate} parts" if found.accumulate > 1 else ""
     workers = f", {found.workers} loader workers" if found.workers else ""
+    more = [name for name in ("compile", "recompute") if getattr(found, name)]
+    step = f", {', '.join(_STEP[name] for name in more)}" if more else ""
+    clock = f", {units.show(found.clock_hz, 'Hz')} at most" if found.clock_hz else ""
     watts = f", {found.power_limit_w:g} W at most" if found.power_limit_w else ""
     return (
         f"{' '.join(parts)}, batch {found.batch_size}{divided}, {found.precision}, "
-        f"{found.parallel}{ranks}, {found.threads} thread{plural}{workers}{watts}"
+        f"{found.parallel}{ranks}, {found.threads} thread{plural}{step}{workers}{watts}{clock}"
     )
 
 

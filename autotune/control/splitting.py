@@ -58,7 +58,7 @@ def _nearest(sizes: tuple[int, ...], wanted: int) -> int:
     return min(sizes, key=lambda s: abs(math.log2(s / wanted)))
 
 
-def measured(run: Run, recipe: Recipe, meter: str | None = None) -> Split:
+def measured(run: Run, recipe: Recipe, meter: str | None = None, timeout_s: float = 30.0) -> Split:
     """Throughput and memory of one recipe's step; a failure is recorded with its reason."""
     job = jobs.Throughput(
         task=run.task(recipe),
@@ -68,7 +68,7 @@ def measured(run: Run, recipe: Recipe, meter: str | None = None) -> Split:
         meter=meter,
         device=run.effort.device,
     )
-    result = run.bridge.run(job, timeout_s=30.0)
+    result = run.bridge.run(job, timeout_s=timeout_s)
     rate = result.answer if isinstance(result.answer, jobs.Rate) else None
     return Split(
         parallel=recipe.parallel,
@@ -77,11 +77,15 @@ def measured(run: Run, recipe: Recipe, meter: str | None = None) -> Split:
         batch_size=recipe.batch_size,
         precision=recipe.precision,
         workers=recipe.workers,
+        compile=recipe.compile,
+        recompute=recipe.recompute,
+        first_s=rate.first_s if rate else None,
         samples_per_s=rate.samples_per_s if rate else None,
         startup_s=rate.startup_s if rate else None,
         peak_memory_bytes=rate.peak_memory_bytes if rate else None,
         waiting=rate.waiting if rate else None,
         power_limit_w=recipe.power_limit_w,
+        clock_hz=recipe.clock_hz,
         unsteady=rate.unsteady if rate else (),
         energy_j_per_sample=rate.energy_j_per_sample if rate else None,
         failure=f"{result.failure.kind}: {result.failure.message}" if result.failure else None,
@@ -119,7 +123,8 @@ def one_epoch_s(run: Run) -> float | None:
     could be measured.
     """
     batch = recipes.baseline(run.survey).batch_size
-    known = [(abs(math.log2(s.batch_size / batch)), s.samples_per_s) for s in run.survey.splits]
+    rows = [s for s in run.survey.splits if not (s.compile or s.recompute)]
+    known = [(abs(math.log2(s.batch_size / batch)), s.samples_per_s) for s in rows]
     rates = [(distance, rate) for distance, rate in known if rate]
     if not rates:
         return None

@@ -63,7 +63,11 @@ def look_again(run: Run, recipe: Recipe) -> None:
     context = jobs.Context(info=found.info, traits=found.traits, profile=run.profile)
     menu = must(run.bridge, jobs.Menu(context=context), 60.0).answer
     assert isinstance(menu, jobs.Options)
-    options = space.restrict(menu.options, run.effort)
+    judged = {o.name: o for o in run.survey.options if o.kind == "step"}
+    options = tuple(
+        judged.get(o.name, o) if o.kind == "step" else o
+        for o in space.restrict(menu.options, run.effort)
+    )
     run.survey = msgspec.structs.replace(run.survey, traits=found.traits, options=options)
 
 

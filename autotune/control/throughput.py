@@ -8,9 +8,10 @@ Pure readers of the survey's `Split` rows, which `hardware` measures.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from autotune.control.power import SLOWER
+from autotune.records.budget import Effort
 from autotune.records.plan import Recipe
 from autotune.records.task import Split, Survey
 
@@ -24,8 +25,9 @@ def sizes(train_rows: int) -> tuple[int, ...]:
 
 
 def plain(split: Split) -> bool:
-    """Measured in fp32, its batches loaded by the rank itself."""
+    """Measured in fp32, its batches loaded by the rank itself, its step as it is."""
     usual = split.precision == "fp32" and not split.workers and split.power_limit_w is None
+    usual = usual and not split.compile and not split.recompute and split.clock_hz is None
     return usual and split.samples_per_s is not None
 
 
@@ -91,15 +93,57 @@ def workers(rows: Sequence[Split]) -> int:
     return 0
 
 
-def power_limit_w(rows: Sequence[Split]) -> float | None:
-    """The limit of least energy among those a tenth slower than the fastest at most; None where
-    limits were not tried.
+def gpu_setting(rows: Sequence[Split]) -> tuple[float | None, float | None]:
+    """The power limit and highest clock of least energy among those a tenth slower than the
+    fastest at most; None where they were not tried, or are best left alone.
     """
     tried = [s for s in rows if s.power_limit_w and s.samples_per_s and s.energy_j_per_sample]
     most = max((s.samples_per_s or 0.0 for s in tried), default=0.0)
     fast = [s for s in tried if (1 + SLOWER) * (s.samples_per_s or 0.0) >= most]
     best = min(fast, key=lambda s: s.energy_j_per_sample or math.inf, default=None)
-    return best.power_limit_w if best else None
+    return (best.power_limit_w, best.clock_hz) if best else (None, None)
+
+
+def compiles(survey: Survey, effort: Effort) -> bool:
+    """Whether the compiled step is a dimension."""
+    return offered(survey, effort, "compile")
+
+
+def recomputed_sizes(survey: Survey, effort: Effort) -> tuple[int, ...]:
+    """Batch sizes that are possible with recomputation alone."""
+    if not offered(survey, effort, "recompute"):
+        return ()
+    return tuple(s.batch_size for s in survey.splits if s.recompute and s.samples_per_s)
+
+
+def offered(survey: Survey, effort: Effort, name: str) -> bool:
+    """Before anything is measured what the menu offers; what the user holds fast need not pay."""
+    found = next((o for o in survey.options if (o.kind, o.name) == ("step", name)), None)
+    if found is None or found.excluded_by_user or survey.task.own_train:
+        return False
+    held = any(text.partition("=")[0].strip() == name for text in effort.fix)
+    return found.available or (held and bool(survey.splits))
+
+
+def net_gain(rows: Sequence[Split], whole_s: float) -> float | None:
+    """How much faster a training of ``whole_s`` seconds is with the compiled step, compilation
+    included; None where that was not measured.
+    """
+    row = next((s for s in rows if s.compile and s.samples_per_s and s.first_s), None)
+    base = same_as(rows, row) if row is not None else None
+    if row is None or base is None or whole_s <= 0:
+        return None
+    assert row.samples_per_s
+    assert row.first_s
+    assert base.samples_per_s
+    compile_s = max(0.0, row.first_s - row.batch_size / row.samples_per_s)
+    return whole_s / (compile_s + whole_s * base.samples_per_s / row.samples_per_s)
+
+
+def same_as(rows: Iterable[Split], row: Split) -> Split | None:
+    """The plain row of the same split and batch."""
+    here = (s for s in rows if like(s, row) and s.batch_size == row.batch_size)
+    return next(here, None)
 
 
 def speed(rows: Sequence[Split], recipe: Recipe) -> float | None:

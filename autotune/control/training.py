@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from autotune.control import finalists, recipes, reuse, space, target, throughput, trials
+from autotune.control import finalists, recipes, reuse, space, target, throughput, trials, widths
 from autotune.control.halving import Halving
 from autotune.control.run import Run, must
 from autotune.control.search import Proposal, Search
@@ -31,11 +31,14 @@ _BASELINE, _DEFAULT = "the baseline recipe", "the default recipe"
 
 
 def fitting(run: Run, recipe: Recipe) -> Recipe:
-    """The recipe, its split replaced where this machine does not have it, and without a power
-    limit where none is allowed.
+    """The recipe, its split replaced where this machine does not have it, without a power limit
+    and clock where none is allowed, and not compiled where that cannot be or does not pay.
     """
     if not run.effort.allow_power_limit:
-        recipe = msgspec.structs.replace(recipe, power_limit_w=None)
+        recipe = msgspec.structs.replace(recipe, power_limit_w=None, clock_hz=None)
+    refused = {o.name for o in run.survey.options if o.kind == "step" and not o.available}
+    if "compile" in refused:
+        recipe = msgspec.structs.replace(recipe, compile=False)
     legal = recipes.splits(run.survey.options, run.profile, run.effort)
     if (recipe.parallel, recipe.ranks, recipe.threads) in legal:
         return recipe
@@ -75,6 +78,7 @@ def search(outcome: Outcome, until_s: float) -> None:
         _pinned(hand, plain, _DEFAULT)
     _propose(hand)
     finalists.repeat(outcome, until_s)
+    outcome.said += widths.said(run, outcome.winner, outcome.trials)
     if outcome.winner is not None:
         outcome.said += target.said(run, outcome.winner, outcome.baseline)
 
@@ -190,7 +194,7 @@ def _asks(hand: _Hand, trial: TrainTrial, *, to_the_end: bool = False) -> trials
         if step not in rungs:
             return True  # a look for a target quality
         rung = rungs.index(step)
-        go = hand.halving.report(trial.number, rung, value, trial.recipe.schedule)
+        go = hand.halving.report(trial.number, rung, value, _peers(hand.outcome.run, trial.recipe))
         if step == rungs[-1] or to_the_end:
             hand.halving.went_on(trial.number, rung)
             return True
@@ -203,6 +207,14 @@ def _asks(hand: _Hand, trial: TrainTrial, *, to_the_end: bool = False) -> trials
         return go
 
     return on_report
+
+
+def _peers(run: Run, recipe: Recipe) -> str:
+    """Trials are compared among those of one schedule and, where widths are searched, of one width:
+    narrow models learn less, and are to be there at the end.
+    """
+    searched = widths.searched(run.survey, run.effort)
+    return f"{recipe.schedule}, width {widths.of(recipe):g}" if searched else recipe.schedule
 
 
 def _tell(hand: _Hand, number: int, trial: TrainTrial) -> None:
@@ -246,8 +258,10 @@ def _recipe(hand: _Hand, proposal: Proposal, legal: tuple[tuple[str, int, int], 
     splits = hand.outcome.run.survey.splits
     split = recipes.fastest_split(splits, batch, precision, legal)
     made = recipes.recipe(proposal.values, split, hand.study.space)
-    watts = throughput.power_limit_w(splits)
-    return msgspec.structs.replace(made, workers=throughput.workers(splits), power_limit_w=watts)
+    watts, clock_hz = throughput.gpu_setting(splits)
+    return msgspec.structs.replace(
+        made, workers=throughput.workers(splits), power_limit_w=watts, clock_hz=clock_hz
+    )
 
 
 def one_epoch(run: Run) -> tuple[float, float]:

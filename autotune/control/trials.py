@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from autotune.control import cost, splitting, target, throughput
+from autotune.control import cost, splitting, target, throughput, widths
 from autotune.control.halving import REDUCTION
 from autotune.control.run import Run
 from autotune.records import job as jobs
@@ -105,6 +105,8 @@ class Outcome:
         other = run.survey.task.own_train or recipe.params != run.survey.task.params
         if other or epoch_s is None or not rate:
             return 1.0
+        if recipe.compile:
+            rate *= throughput.net_gain(run.survey.splits, self.reach * epoch_s) or 1.0
         return min(max(rate * epoch_s / run.survey.task.train_rows, _SLOWEST), _FASTEST)
 
 
@@ -320,7 +322,8 @@ def objective(run: Run, trial: TrainTrial) -> float | None:
         return target.objective(trial, max(0.0, distance))
     loss = trial.values[-1] if trial.values else 0.0
     # the loss breaks ties between equal accuracies; tanh keeps it from ever outweighing one
-    return -signed_quality(run, quality) + 1e-3 * math.tanh(loss)
+    charged = widths.price(run, trial.recipe, quality)
+    return -signed_quality(run, quality) + charged + 1e-3 * math.tanh(loss)
 
 
 def ranked(run: Run, trials: Sequence[TrainTrial]) -> list[TrainTrial]:

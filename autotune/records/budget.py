@@ -61,7 +61,10 @@ class Effort(Record, frozen=True, kw_only=True):
     threads of training and serving.  ``search_only`` stops before the final training.
     ``epochs`` and ``steps`` (of the baseline's batch size, rounded up to whole epochs) are the
     length of the final training.
-    ``allow_power_limit``: the GPU's power limit may be set while it trains, and is put back.
+    ``allow_power_limit``: the GPU's power limit and highest clock may be set while it trains, and
+    are put back.
+    ``joint``: the recovery of a step that trains searches its own recipe, and the train search the
+    model's width, where ``make_model(width=1.0)`` offers it.
     ``like`` is an earlier report's folder to start from, or ``auto``: the nearest one beside
     this run's.
     """
@@ -87,3 +90,4 @@ class Effort(Record, frozen=True, kw_only=True):
     require_measured: bool = False
     like: str | None = None
     allow_power_limit: bool = False
+    joint: bool = False

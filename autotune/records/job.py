@@ -133,15 +133,18 @@ class Options(Record, frozen=True, kw_only=True, tag=True):
 
 
 class PowerRange(Record, frozen=True, kw_only=True, tag=True):
-    """Ask the power guard what limits the GPUs in use allow."""
+    """Ask the power guard what limits and clocks the GPUs in use allow."""
 
 
 class PowerLimits(Record, frozen=True, kw_only=True, tag=True):
-    """``reason`` says why no limit can be set."""
+    """``reason`` says why no limit can be set, ``clock_reason`` why clocks cannot be locked."""
 
     low_w: float | None = None
     high_w: float | None = None
     reason: str | None = None
+    low_hz: float | None = None
+    high_hz: float | None = None
+    clock_reason: str | None = None
 
 
 class Train(Record, frozen=True, kw_only=True, tag=True):
@@ -219,6 +222,7 @@ class Throughput(Record, frozen=True, kw_only=True, tag=True):
 class Rate(Record, frozen=True, kw_only=True, tag=True):
     """``waiting`` is the share of the time in which the next batch was waited for, where worker
     processes could load it;
+    ``first_s`` is what the first step took, in which a compiled one is made;
     ``unsteady`` names the operators that may give other results with the same seed.
     """
 
@@ -226,6 +230,7 @@ class Rate(Record, frozen=True, kw_only=True, tag=True):
     startup_s: float
     peak_memory_bytes: int
     waiting: float | None = None
+    first_s: float | None = None
     energy_j_per_sample: float | None = None
     unsteady: tuple[str, ...] = ()
 

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
 from autotune.records.base import Record
@@ -37,8 +38,11 @@ class Recipe(Record, frozen=True, kw_only=True):
 
     A batch is computed in ``accumulate`` parts whose gradients are added: less memory, and the
     same result but for batch norm, whose statistics are each part's own.
+    ``compile``: the step's forward and backward pass run as torch.compile makes them.
+    ``recompute``: what lies within the model's blocks is computed again in the backward pass
+    instead of kept (activation checkpointing).
     ``workers`` processes a rank load its batches, 0: the rank itself.  ``power_limit_w`` is the
-    GPU's while it trains (None: as it is).
+    GPU's while it trains (None: as it is), and ``clock_hz`` what its clock does not rise above.
     """
 
     optimizer: Optimizer = "adam"
@@ -56,11 +60,14 @@ class Recipe(Record, frozen=True, kw_only=True):
     batch_size: int = 32
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     accumulate: Annotated[int, Meta(ge=1)] = 1
+    compile: bool = False
+    recompute: bool = False
     parallel: str = "single"
     ranks: int = 1
     threads: int = 1
     workers: Annotated[int, Meta(ge=0)] = 0
     power_limit_w: Annotated[float, Meta(gt=0)] | None = None
+    clock_hz: Annotated[float, Meta(gt=0)] | None = None
     params: dict[str, Value] = {}
 
     @property
@@ -69,11 +76,41 @@ class Recipe(Record, frozen=True, kw_only=True):
         return self.warmup or (0.3 if self.schedule == "one_cycle" else 0.0)
 
 
+class Recovery(Record, frozen=True, kw_only=True):
+    """How a step that trains recovers: its defaults are what is done without ``--joint``.
+
+    ``lr`` is a factor of the recipe's learning rate and ``epochs`` a share of the plan's recovery
+    epochs.  ``teacher`` is what the distance to the dense model's outputs weighs beside the task's
+    own loss, ``temperature`` what both outputs are divided by before it is taken.
+    """
+
+    lr: Annotated[float, Meta(gt=0, le=10)] = 1.0
+    epochs: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    teacher: Annotated[float, Meta(ge=0, le=1)] = 0.7
+    temperature: Annotated[float, Meta(gt=0, le=100)] = 2.0
+
+
+RECOVERY = "recovery_"
+"""How the parameters of a step that belong to its recovery begin: ``recovery_lr``."""
+
+
 class Step(Record, frozen=True, kw_only=True):
     """One compression step: a plug-in's name under ``compress/`` and its parameters."""
 
     name: str
     params: dict[str, Value] = {}
+
+    @property
+    def recovery(self) -> Recovery:
+        """What its parameters say of the recovery.
+
+        Raises:
+            msgspec.ValidationError: a value that there cannot be, or no such parameter.
+        """
+        own = {
+            n.removeprefix(RECOVERY): v for n, v in self.params.items() if n.startswith(RECOVERY)
+        }
+        return msgspec.convert(own, Recovery)
 
 
 class Deployment(Record, frozen=True, kw_only=True):

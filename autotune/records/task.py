@@ -79,7 +79,8 @@ class TaskInfo(Record, frozen=True, kw_only=True):
     honours all).  ``own_loader``: batches come from the user's ``train_loader``.
     ``smoothable``: the training loss is the default cross-entropy, whose labels can be
     smoothed.  ``weights_sha256`` is that of the checkpoint file.  ``output_bytes_per_row`` is
-    the size of one row's outputs.
+    the size of one row's outputs.  ``width`` is the default of ``make_model(width=1.0)``, where
+    the model offers itself narrower; None where it does not.
     """
 
     name: str
@@ -116,6 +117,7 @@ class TaskInfo(Record, frozen=True, kw_only=True):
     output_bytes_per_row: int | None = None
     space: tuple[Node, ...] = ()
     params: dict[str, float | int | str | bool] = {}
+    width: float | None = None
 
 
 class Transformer(Record, frozen=True, kw_only=True):
@@ -190,8 +192,8 @@ class Traits(Record, frozen=True, kw_only=True):
 class Option(Record, frozen=True, kw_only=True):
     """One legal or refused choice.
 
-    ``kind`` is ``runtime``, ``compress``, ``parallel``, ``precision`` or ``optimizer``.  A
-    refused one carries a reason that a person can act on.  ``takes`` and ``gives`` are forms
+    ``kind`` is ``runtime``, ``compress``, ``parallel``, ``precision``, ``optimizer`` or ``step``.
+    A refused one carries a reason that a person can act on.  ``takes`` and ``gives`` are forms
     (``forms.ROAD``); compressors of one ``group`` exclude each other; ``dims`` are a compressor's
     or runtime's own parameters.  A compressor that ``trains`` recovers what it took away by
     training.  ``runtimes`` are those that can serve what a compressor gives;
@@ -215,7 +217,8 @@ class Split(Record, frozen=True, kw_only=True):
     """Measured training throughput of one parallelism split (no quality involved).
 
     ``workers`` loaded its batches beside it; ``waiting`` is the share of the time in which the
-    next batch was waited for.  ``unsteady`` names operators that may give other results with the
+    next batch was waited for.  ``first_s`` is its first step's, where a compiled one is made.
+    ``unsteady`` names operators that may give other results with the
     same seed.
     """
 
@@ -229,18 +232,35 @@ class Split(Record, frozen=True, kw_only=True):
     peak_memory_bytes: int | None = None
     failure: str | None = None
     workers: int = 0
+    compile: bool = False
+    recompute: bool = False
+    first_s: float | None = None
     waiting: float | None = None
     power_limit_w: float | None = None
+    clock_hz: float | None = None
     energy_j_per_sample: float | None = None
     unsteady: tuple[str, ...] = ()
 
 
+class Width(Record, frozen=True, kw_only=True):
+    """A model of ``width`` times the full one's, untrained: seconds of one call of the dense one.
+
+    ``refused`` says why it is not searched.
+    """
+
+    width: float
+    runtime: str
+    latency_s: float | None = None
+    refused: str | None = None
+
+
 class Survey(Record, frozen=True, kw_only=True):
-    """Everything known before the first trial."""
+    """Everything known before the first trial.  ``widths`` were measured with ``--joint``."""
 
     task: TaskInfo
     traits: Traits
     options: tuple[Option, ...]
     splits: tuple[Split, ...] = ()
+    widths: tuple[Width, ...] = ()
     certifiable_drop: float | None = None
     notes: tuple[str, ...] = ()

@@ -5,9 +5,6 @@
     rank 0 of 2                   p0    p2      p4    p6
     rank 1 of 2                      p1    p3      p5
 
-Where the data are plain tensors a batch is gathered by one index operation; whether that
-equals the task's own collate is tried on a few rows, never assumed.
-
 Data that cannot be drawn by number keep the user's order: samples of a stream are dealt out as
 above, batches of the user's own loader are taken as they come; an epoch is so many rows.
 """
@@ -20,16 +17,14 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset
 
 from autotune.worker.blame import guard
-from autotune.worker.samples import Part, pair
+from autotune.worker.gathering import gathered_from
+from autotune.worker.samples import pair
 from autotune.worker.streams import Stream, rows_of
 
-_TRIED_ROWS = 3
 _EPOCH_STRIDE = 1_000_003  # apart, so that seed s epoch e+1 is not seed s+1 epoch e
-
-Gather = Callable[[Tensor], tuple[Any, Any]]
 
 
 class Batch(NamedTuple):
@@ -331,77 +326,6 @@ def _steps(rows: int, share: Share) -> int:
     whole, left = divmod(rows, share.batch_size)
     dropped = share.paired and left // share.world < 2
     return whole + (1 if left and not dropped else 0)
-
-
-def gatherer(dataset: Dataset[Any], collate: Callable[[list[Any]], tuple[Any, Any]]) -> Gather:
-    """From row numbers to a batch, by one index operation where that gives the same."""
-    return gathered_from(dataset, collate)[0]
-
-
-def gathered_from(
-    dataset: Dataset[Any], collate: Callable[[list[Any]], tuple[Any, Any]]
-) -> tuple[Gather, bool]:
-    """How a batch is made of row numbers; whether by one index operation."""
-    read = reader(dataset, collate)
-    found = tensors_under(dataset)
-    if found is None:
-        return read, False
-    (inputs, targets), rows = found
-
-    def fast(indices: Tensor) -> tuple[Any, Any]:
-        at = indices if rows is None else rows[indices]
-        return inputs[at], targets[at]
-
-    few = torch.arange(min(_TRIED_ROWS, len(dataset)))  # type: ignore[arg-type]
-    equal = same(fast(few), tuple(read(few)))
-    return (fast, True) if equal else (read, False)
-
-
-def reader(dataset: Dataset[Any], collate: Callable[[list[Any]], tuple[Any, Any]]) -> Gather:
-    """From row numbers to a batch, row by row."""
-
-    def read(indices: Tensor) -> tuple[Any, Any]:
-        return collate([dataset[i] for i in indices.tolist()])
-
-    return read
-
-
-def tensors_under(dataset: Any) -> tuple[tuple[Tensor, Tensor], Tensor | None] | None:
-    """The two tensors under a dataset and the rows of them that it holds (None: all).
-
-    Exact types only: a subclass may do anything in ``__getitem__``.
-    """
-    if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
-        return (dataset.tensors[0], dataset.tensors[1]), None
-    if type(dataset) is Subset:
-        base: Any = dataset.dataset
-        own: Tensor | None = torch.as_tensor(dataset.indices)
-    elif type(dataset) is Part:
-        base = dataset.base
-        own = None if dataset.rows is None else torch.as_tensor(dataset.rows)
-    else:
-        return None
-    found = tensors_under(base)
-    if found is None or own is None:
-        return found
-    tensors, rows = found
-    return tensors, own if rows is None else rows[own]
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two batches hold the same values, whatever their form."""
-    if isinstance(one, Tensor):
-        return (
-            isinstance(other, Tensor)
-            and one.dtype == other.dtype
-            and one.shape == other.shape
-            and torch.equal(one.nan_to_num(), other.nan_to_num())
-        )
-    if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
-    if isinstance(one, tuple | list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
 
 
 def _moved(value: Any, device: str) -> Any:

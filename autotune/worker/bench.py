@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ from autotune.forms import (
 )
 from autotune.forms.flat import Flat
 from autotune.records.job import Build
+from autotune.records.plan import Recovery, Step
 from autotune.records.task import Dynamic
 from autotune.runtimes import _torch as torch_loader
 from autotune.worker import contract, dynamic, rows
@@ -74,8 +76,16 @@ class Bench:
             named = dynamic.resized(named, self.loaded.info.dynamic, size)
         return tuple(value for _, value in named)
 
-    def tools(self, workdir: Path) -> Tools:
-        """What a compress step gets."""
+    def tools(self, workdir: Path, step: Step) -> Tools:
+        """What a compress step gets.
+
+        Raises:
+            JobError: unsupported: its parameters ask for a recovery that there is not.
+        """
+        try:
+            manner = step.recovery
+        except msgspec.ValidationError as error:
+            raise JobError("unsupported", f"{step.name}: recovery_ parameters: {error}") from None
         job = self.job
         return Tools(
             seed=job.seed,
@@ -84,13 +94,13 @@ class Bench:
             module=self.module,
             fresh=self.fresh,
             example=self.example,
-            recover=self.recover,
+            recover=lambda model: self.recover(model, manner),
             calibration=self.calibration,
             shared=self.root / "cache",
         )
 
-    def recover(self, model: nn.Module) -> float:
-        """Train a model in place as the job says, with the dense one as its teacher."""
+    def recover(self, model: nn.Module, manner: Recovery) -> float:
+        """Train a model in place as the job and its step say, with the dense one as its teacher."""
         job = self.job
         path = self.root / "cache" / f"teacher-{self._teacher_key()}.safetensors"
         return recover(
@@ -102,6 +112,7 @@ class Bench:
             self.channel,
             self.dense_model,
             path,
+            manner,
         )
 
     def dense_model(self) -> nn.Module:

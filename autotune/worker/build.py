@@ -139,7 +139,7 @@ class _Chain:
         params = {k: _canonical(v) for k, v in sorted(step.params.items())}
 
         def make(out: Path) -> Form:
-            made: Form = plugin.apply(form, params, self.bench.tools(out))
+            made: Form = plugin.apply(form, params, self.bench.tools(out, step))
             if made.kind == "module":
                 bench.carry_source(form.folder, out)
             return made
@@ -219,7 +219,9 @@ class _Chain:
 _OURS = ("load.py", "artifact.json")
 _WORDS = {"module": "the module", "onnx": "an ONNX model", "openvino": "an OpenVINO model"}
 _LEARNING = tuple(
-    name for name in Recipe.__struct_fields__ if name not in ("parallel", "ranks", "threads")
+    name
+    for name in Recipe.__struct_fields__
+    if name not in ("parallel", "ranks", "threads", "compile", "recompute", "clock_hz")
 )
 
 

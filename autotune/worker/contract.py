@@ -210,6 +210,7 @@ class Loaded:
             ContractError: labels cannot be smoothed (see `Functions.loss`).
         """
         inner = getattr(module, "module", module)
+        inner = getattr(inner, "_orig_mod", inner)  # of a compiled one
         if isinstance(inner, adapters.TrainingStep):
             if smoothing:
                 raise self.functions.unsmoothable(smoothing)
@@ -247,8 +248,6 @@ class Loaded:
         functions = self.functions
         functions.balance(data.rare, first[1])
         metric = functions.name(first[1])
-        hook = Hook(self._names, self.where, self.path)
-        space = hook.nodes()
         return TaskInfo(
             name=self._origin.title,
             form=self._origin.form,
@@ -278,8 +277,7 @@ class Loaded:
             own_loader=self.train_loader is not None,
             tunes=names.tunes(self._origin),
             dynamic=dynamic.read(self._origin, [(name, a.shape) for name, a in named]),
-            space=space,
-            params=hook.defaults(space),
+            **Hook(self._names, self.where, self.path).fields(),
         )
 
     def _refuse_nested(self, inputs: Any) -> None:

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autotune.errors import ContractError, JobError
+from autotune.records.plan import Recovery
 from autotune.worker import adapters, defaults
 from autotune.worker.contract import Loaded
 from autotune.worker.lessons import Lesson, outputs, unlabelled
 
-TEMPERATURE = 2.0
-SHARE = 0.7
 _TINY = 1e-8
 
 
@@ -35,14 +34,15 @@ class Distillation:
         student: the model at its start.
         first: a lesson to look at: whether there is a teacher's answer, whether the task's loss
             can be used, and how large it is.
+        manner: the teacher's share, and the temperature.
     """
 
-    def __init__(self, loaded: Loaded, student: nn.Module, first: Lesson) -> None:
-        self._loaded = loaded
+    def __init__(self, loaded: Loaded, student: nn.Module, first: Lesson, manner: Recovery) -> None:
+        self._loaded, self._temperature = loaded, manner.temperature
         self._own = adapters.has_training_step(student)
         self._scale = 1.0
-        self._share = 0.0 if first.answer is None else SHARE
-        if first.answer is None:
+        self._share = 0.0 if first.answer is None else manner.teacher
+        if not self._share:
             return
         with torch.no_grad():
             task, distance = self._parts(student, first)
@@ -104,7 +104,7 @@ class Distillation:
             return _error(said, answer)
         if student.shape[1] < 2:
             return _error(said, answer)
-        t = TEMPERATURE
+        t = self._temperature
         soft = functional.log_softmax(student.float() / t, 1)
         aim = functional.log_softmax(teacher.float() / t, 1)
         each = functional.kl_div(soft, aim, reduction="none", log_target=True).sum(1)

@@ -24,6 +24,8 @@ from autotune.worker.blame import broken, guard
 _MOST_RUNS = 200
 _MEND = 'def space(trial):\n    return {"width": trial.suggest_int("width", 16, 128)}'
 _CALL = "space(trial)"
+WIDTH = "width"
+"""The argument of ``make_model`` that makes it narrower, where its default is 1.0."""
 
 
 class Chosen:
@@ -118,9 +120,26 @@ class Hook:
         Raises:
             ContractError: the hook raises, or returns what cannot be written into a plan.
         """
-        if self._space is None or not values:
-            return dict(values)
-        return self._run(values)[1]
+        narrow = {n: v for n, v in values.items() if n == WIDTH and self._offers_width()}
+        rest = {n: v for n, v in values.items() if n not in narrow}
+        made = self._run(rest)[1] if self._space is not None and rest else rest
+        return {**made, **narrow}
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of `TaskInfo` that the hook fills."""
+        found = self.nodes()
+        own = any(node.dim.name == WIDTH for node in found)
+        width = 1.0 if self._offers_width() and not own else None
+        return {"space": found, "params": self.defaults(found), "width": width}
+
+    def _offers_width(self) -> bool:
+        """Whether it is ``make_model(width=1.0)``: an int or another default is a size of its own,
+        not a factor.
+        """
+        if not callable(self._make):
+            return False
+        found = inspect.signature(self._make).parameters.get(WIDTH)
+        return found is not None and isinstance(found.default, float) and found.default == 1.0
 
     def nodes(self) -> tuple[Node, ...]:
         """The dimensions, a conditional one after the choice that it hangs on.

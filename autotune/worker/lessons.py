@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from autotune.forms.flat import tensors
-from autotune.worker import batches, nested, samples
+from autotune.worker import batches, gathering, nested, samples
 from autotune.worker.contract import Loaded
 from autotune.worker.samples import LABELS
 from autotune.worker.streams import Stream, rows_of
@@ -187,20 +187,20 @@ def unlabelled(inputs: Any) -> Any:
     return inputs
 
 
-def gatherer(loaded: Loaded, data: Any) -> tuple[batches.Gather, bool]:
+def gatherer(loaded: Loaded, data: Any) -> tuple[gathering.Gather, bool]:
     """From row numbers to a batch, and whether rows stay as they are from one reading to the
     next.
     """
-    slow = batches.reader(data, loaded.collate)
+    slow = gathering.reader(data, loaded.collate)
     if loaded.has_own_collate or loaded.info.ragged:
         return slow, False
-    fast = batches.gatherer(data, loaded.collate)
+    fast = gathering.gatherer(data, loaded.collate)
     few = torch.arange(min(_LOOKED_AT, len(data)))
     one, two = fast(few), fast(few)
-    if not batches.same(one, two):
+    if not gathering.same(one, two):
         return slow, False
     large = nested.size_of(one) / len(few) * len(data) > KEPT_BYTES
-    if large or batches.tensors_under(data) is not None:
+    if large or gathering.tensors_under(data) is not None:
         return fast, True
     pieces = [slow(chunk) for chunk in torch.split(torch.arange(len(data)), _CHUNK)]
     stacked = nested.join(pieces)

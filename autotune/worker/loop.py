@@ -13,14 +13,22 @@ import copy
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from autotune.errors import JobError
 from autotune.parallel import Group
 from autotune.records.plan import Recipe
-from autotune.worker import optimizers, precision, resuming, schedules
+from autotune.worker import (
+    compiling,
+    optimizers,
+    precision,
+    recompute,
+    resuming,
+    schedules,
+)
 from autotune.worker.averaging import Average
 from autotune.worker.batches import Batch, Share, of_task, parts
 from autotune.worker.contract import Loaded
@@ -73,11 +81,37 @@ class Loop:
         self._average: Average | None = None
         if recipe.ema is not None and group.rank == 0:  # which alone judges and saves
             self._average = Average(self.model, recipe.ema)
-        stepped = loaded.stepped(self.model)
-        self._wrapped = group.wrap(stepped, find_unused=self._leaves_some_unused())
+        self._wrapped, self._compiled = self._made(loaded.stepped(self.model))
         seed_all(seed + group.rank)  # ranks drop out different units of their different rows
         self._watch = _Climb() if watch else None
         self._begin()
+
+    def _made(self, stepped: nn.Module) -> tuple[nn.Module, nn.Module | None]:
+        """What computes a batch, and its compiled twin where the recipe says so."""
+        recipe, group = self._recipe, self.group
+        unused = self._leaves_some_unused()
+        if recipe.recompute:
+            recompute.recomputing(self.model, self._dry(stepped))
+        wrapped = group.wrap(stepped, find_unused=unused)
+        if not recipe.compile:
+            return wrapped, None
+        return wrapped, compiling.compiled(stepped, group.world, recipe, self.loaded.info)
+
+    def _dry(self, module: nn.Module) -> Callable[[], Tensor]:
+        """The loss of the first few rows, the same at each call."""
+        batch = self._batches.first(_DRY_ROWS)
+
+        def loss() -> Tensor:
+            seed_all(self._seed)
+            return self.loaded.training_loss(module, batch.input, batch.target)
+
+        return loss
+
+    def _stepped(self, piece: Batch) -> nn.Module:
+        """What computes a piece of a batch."""
+        rows = min(self._recipe.batch_size, self._batches.rows)
+        whole = piece.rows == math.ceil(rows / self._recipe.accumulate)
+        return self._compiled if self._compiled is not None and whole else self._wrapped
 
     def _begin(self) -> None:
         """Nothing is trained yet."""
@@ -111,6 +145,11 @@ class Loop:
     def samples(self) -> int:
         """Samples that this process has trained on."""
         return self._samples
+
+    @property
+    def first_s(self) -> float:
+        """Seconds of this process's first step."""
+        return self._first_s
 
     @property
     def samples_per_s(self) -> float:
@@ -251,7 +290,7 @@ class Loop:
         """The gradient of one part of a batch; returns its share of the batch's mean loss."""
         with precision.context(self._recipe.precision, self.group.device):
             loss = self.loaded.training_loss(
-                self._wrapped,
+                self._stepped(piece),
                 piece.input,
                 piece.target,
                 self.steps,

@@ -1,5 +1,5 @@
-"""What is legal here: every plug-in's answer, the precisions that pay on this machine, and the
-optimizers that this torch and this model have a use for.
+"""What is legal here: every plug-in's answer, the precisions that pay on this machine, the
+optimizers that this torch and this model have a use for, and what a training step may do.
 """
 
 from pathlib import Path
@@ -25,7 +25,8 @@ def run(job: Menu, root: Path, channel: Channel) -> Options:
         for name in plugins.names(folder)
     ]
     rules = optimizers(job.context.traits)
-    return Options(options=(*found, *precisions(job.context.profile), *rules))
+    steps = training_steps(job.context)
+    return Options(options=(*found, *precisions(job.context.profile), *rules, *steps))
 
 
 def _option(kind: str, folder: str, name: str, context: Context) -> Option:
@@ -72,6 +73,15 @@ def optimizers(traits: Traits) -> tuple[Option, ...]:
     return tuple(
         Option(kind="optimizer", name=name, available=reason is None, reason=reason)
         for name, reason in reasons.items()
+    )
+
+
+def training_steps(context: Context) -> tuple[Option, ...]:
+    """What the training step may do; whether it pays is measured (`control.steps`)."""
+    reason = plugins.load("runtimes", "compiled").unavailable(context)
+    return (
+        Option(kind="step", name="compile", available=reason is None, reason=reason),
+        Option(kind="step", name="recompute", available=True),
     )
 
 

@@ -1,8 +1,9 @@
-"""Sets the power limit of the GPUs in use, and puts it back however the run ends.
+"""Sets the power limit of the GPUs in use and their highest clock, and puts both back however the
+run ends.
 
-    owner --{"watts": 200}--> guard --> NVML, each board's original limit noted in a file first
-          <--{"limits_w": [...]}---    stdin closed (the owner ended, by kill -9 too), a signal,
-                                       or {"watts": null}: original limits, file removed
+    owner --{"watts": 200, "hz": 1.2e9}--> guard --> NVML, what there was noted in files first
+          <--{"watts": 200, ...}----------   stdin closed (the owner ended, by kill -9 too), a
+                                             signal, or a null: as it was, files removed
 
     python -m autotune.worker.powerguard FILE
 
@@ -24,6 +25,7 @@ from typing import Any, TextIO
 
 from autotune.meters import Fault
 from autotune.meters.nvml import visible
+from autotune.worker.clocks import Clocks
 
 
 class Limits:
@@ -40,7 +42,7 @@ class Limits:
         self._undo_an_earlier_run()
         found = visible(nvml)
         self.reason = found.detail if isinstance(found, Fault) else None
-        self._uuids = () if isinstance(found, Fault) else found
+        self.uuids = () if isinstance(found, Fault) else found
 
     def range_w(self) -> tuple[float, float]:
         """What every board allows.
@@ -50,7 +52,7 @@ class Limits:
         """
         pairs = [
             self._nvml.nvmlDeviceGetPowerManagementLimitConstraints(self._handle(uuid))
-            for uuid in self._uuids
+            for uuid in self.uuids
         ]
         return max(low for low, _ in pairs) / 1000, min(high for _, high in pairs) / 1000
 
@@ -60,7 +62,7 @@ class Limits:
         Raises:
             NVMLError: it is not permitted.
         """
-        for handle in map(self._handle, self._uuids):
+        for handle in map(self._handle, self.uuids):
             now = self._nvml.nvmlDeviceGetPowerManagementLimit(handle)
             self._nvml.nvmlDeviceSetPowerManagementLimit(handle, now)
 
@@ -72,11 +74,11 @@ class Limits:
         """
         if not self._file.exists():
             ask = self._nvml.nvmlDeviceGetPowerManagementLimit
-            before = {uuid: ask(self._handle(uuid)) for uuid in self._uuids}
+            before = {uuid: ask(self._handle(uuid)) for uuid in self.uuids}
             scratch = self._file.with_name(self._file.name + ".part")
             scratch.write_text(json.dumps(before))
             scratch.replace(self._file)
-        for uuid in self._uuids:
+        for uuid in self.uuids:
             self._nvml.nvmlDeviceSetPowerManagementLimit(self._handle(uuid), round(1000 * watts))
 
     def restore(self) -> None:
@@ -103,38 +105,57 @@ class Limits:
         return self._nvml.nvmlDeviceGetHandleByUUID(uuid)
 
 
-def serve(limits: Limits, lines: TextIO, out: TextIO, nvml: Any) -> None:
+def serve(limits: Limits, clocks: Clocks, lines: TextIO, out: TextIO, nvml: Any) -> None:
     """Answer each line until there are no more; then everything is as before."""
     try:
         for line in lines:
-            watts = json.loads(line)["watts"]
+            asked: dict[str, Any] = json.loads(line)
             try:
-                if watts is None:
-                    limits.restore()
-                else:
-                    limits.set(float(watts))
-                answer: dict[str, Any] = {"watts": watts}
+                _apply(limits, asked["watts"])
+                _apply(clocks, asked["hz"])
+                answer = asked
             except nvml.NVMLError as error:
-                limits.restore()
+                _restore(limits, clocks)
                 answer = {"error": str(error)}
             print(json.dumps(answer), file=out, flush=True)
     finally:
+        _restore(limits, clocks)
+
+
+def _apply(what: Limits | Clocks, value: float | None) -> None:
+    if value is None:
+        what.restore()
+    else:
+        what.set(float(value))
+
+
+def _restore(limits: Limits, clocks: Clocks) -> None:
+    try:
         limits.restore()
+    finally:
+        clocks.restore()
 
 
-def hello(limits: Limits, nvml: Any) -> dict[str, Any]:
-    """What a guard says first: the range of limits, or why none can be set.
+def hello(limits: Limits, clocks: Clocks, nvml: Any) -> dict[str, Any]:
+    """What a guard says first: the ranges of limits and clocks, or why none can be set.
 
-    Permission is tried by setting the limit that is set already.
+    Permission is tried by setting the limit that is set already, and by a lock that locks nothing.
     """
     if limits.reason is not None:
         return {"error": limits.reason}
     try:
         low, high = limits.range_w()
         limits.try_permission()
-        return {"range_w": [low, high]}
+        said: dict[str, Any] = {"range_w": [low, high]}
     except nvml.NVMLError as error:
         return {"error": f"NVML answers {error}: setting power limits needs the administrator"}
+    try:
+        said["range_hz"] = list(clocks.range_hz())
+        clocks.try_permission()
+    except nvml.NVMLError as error:
+        said.pop("range_hz", None)
+        said["clock_error"] = f"NVML answers {error}: these boards' clocks cannot be locked"
+    return said
 
 
 def main(file: str, nvml: Any = None) -> int:
@@ -144,11 +165,12 @@ def main(file: str, nvml: Any = None) -> int:
         signal.signal(number, _leave)
     try:
         limits = Limits(nvml, Path(file))
+        clocks = Clocks(nvml, Path(f"{file}.clocks"), limits.uuids)
     except nvml.NVMLError as error:
         print(json.dumps({"error": f"NVML answers {error}"}), flush=True)
         return 1
-    print(json.dumps(hello(limits, nvml)), flush=True)
-    serve(limits, sys.stdin, sys.stdout, nvml)
+    print(json.dumps(hello(limits, clocks, nvml)), flush=True)
+    serve(limits, clocks, sys.stdin, sys.stdout, nvml)
     return 0
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from autotune.errors import JobError
-from autotune.records.plan import Recipe
+from autotune.records.plan import Recipe, Recovery
 from autotune.worker.channel import Channel
 from autotune.worker.contract import Loaded
 from autotune.worker.streams import Stream
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
     from autotune.worker.lessons import Lesson, Lessons
 
-_LR_SHARE = 1.0  # of the recipe's; at 0.3 and 0.5 the same few epochs end further from the teacher
 _RISE = 0.1  # of all steps
 _GAIN = 0.005  # of the loss that pruning left: less is no gain
 _PATIENCE = 2  # epochs without one
 _RETRIES = 2
 _FEWEST = 256  # rows of a share
+_USUAL = Recovery()
 _DENSE = 2000.0  # FLOPs of a batch a parameter: bf16 pays from here (see `_fast`)
 
 
@@ -52,6 +52,7 @@ def recover(
     channel: Channel,
     teacher: "Callable[[], nn.Module] | None" = None,
     path: Path | None = None,
+    manner: Recovery = _USUAL,
 ) -> float:
     """Train ``model`` in place on *train* (or *adapt*); reports each epoch's held-back loss.
 
@@ -64,6 +65,8 @@ def recover(
         channel: told each epoch's loss on what is held back.
         teacher: makes the dense model; without it there is the task's loss alone.
         path: where the teacher's outputs are kept between builds.
+        manner: what of it may be searched (``--joint``): without that the recipe's own learning
+            rate, as at 0.3 and 0.5 of it the same few epochs end further from the teacher.
 
     Returns:
         The seconds it took.
@@ -71,6 +74,7 @@ def recover(
     Raises:
         JobError: unsupported where there is nothing to train on, nan for such a loss.
     """
+    epochs *= manner.epochs
     if epochs <= 0:
         return 0.0
     from autotune.worker.lessons import Lessons, Teacher
@@ -89,13 +93,12 @@ def recover(
                 with _precision(fast):
                     return loaded.call(run, arranged(inputs))
 
-            known = None if teacher is None else Teacher(teacher, path, call)
+            known = Teacher(teacher, path, call) if teacher and manner.teacher else None
             lessons = Lessons(
                 loaded, data, recipe.batch_size, seed, known, paired=_has_batch_norm(model)
             )
-            _Course(model, loaded, recipe, lessons, arranged, fast=fast).run(
-                max(1, round(epochs)), channel
-            )
+            course = _Course(model, loaded, recipe, lessons, arranged, manner, fast=fast)
+            course.run(max(1, round(epochs)), channel)
     model.eval()
     return time.perf_counter() - started
 
@@ -139,6 +142,7 @@ class _Course:
         recipe: Recipe,
         lessons: "Lessons",
         arranged: "Callable[[Any], Any]",
+        manner: Recovery,
         *,
         fast: bool,
     ) -> None:
@@ -146,8 +150,9 @@ class _Course:
 
         self._model, self._recipe, self._lessons = model, recipe, lessons
         self._arranged, self._fast, self._gain = arranged, fast, 0.0
+        self._lr_share = manner.lr
         first = next(iter(lessons.held()))
-        self._loss = Distillation(loaded, model, self._placed(first))
+        self._loss = Distillation(loaded, model, self._placed(first), manner)
 
     def run(self, epochs: int, channel: Channel) -> None:
         """Train, and leave the best state in the model.
@@ -155,7 +160,7 @@ class _Course:
         Raises:
             JobError: nan, at every learning rate tried.
         """
-        share = _LR_SHARE
+        share = self._lr_share
         best = self._held(), copy.deepcopy(self._model.state_dict())
         self._gain = _GAIN * best[0]
         for _ in range(1 + _RETRIES):

@@ -75,7 +75,7 @@ def load(spec: TaskSpec) -> Source:
         )
     data = path.read_bytes()
     if spec.kind == "pickle":
-        return _object(data, where)
+        return _object(data, where, spec.params)
     path = path.resolve()
     root = _prepare(path, spec.args)
     tree = _parse(data, where, path)
@@ -275,7 +275,7 @@ def _settings(tree: ast.Module) -> dict[str, Any]:
     return found
 
 
-def _object(data: bytes, where: str) -> Source:
+def _object(data: bytes, where: str, values: Mapping[str, Any]) -> Source:
     import cloudpickle
 
     with guard(where, "unpickling the Task"):
@@ -283,7 +283,8 @@ def _object(data: bytes, where: str) -> Source:
     if not isinstance(names, dict):
         raise broken(where, "is not a pickled Task", found=type(names).__name__)
     title = str(names.get("name") or "task")
-    return Source("object", title, "Task", None, dict(names), None, None)
+    params = Hook(names, "Task", None).params(values)
+    return Source("object", title, "Task", None, dict(names), None, None, params=params)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from autotune import plugins
 from autotune.errors import JobError
 from autotune.parallel import Group
 from autotune.records.job import Rate, Throughput, Train, Trained
-from autotune.worker import contract, determinism, ownloop, resuming
+from autotune.worker import compiling, contract, determinism, ownloop, resuming
 from autotune.worker.channel import Channel
 from autotune.worker.loop import Loop
 from autotune.worker.trained import Judge, Meter, peak_memory_bytes, save
@@ -62,6 +62,8 @@ def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
     loaded = contract.load(job.task)
     if loaded.own_train is not None:
         return ownloop.fit(job, root, channel, group, loaded)
+    if job.recipe.compile:
+        compiling.keep_under(root)
     loop = Loop(
         job.recipe,
         loaded,
@@ -127,6 +129,8 @@ def rate(job: Throughput, root: Path, channel: Channel, group: Group) -> Rate:
     loaded = contract.load(job.task)
     if loaded.own_train is not None:
         return ownloop.rate(job, group, loaded)
+    if job.recipe.compile:
+        compiling.keep_under(root)
     loop = Loop(job.recipe, loaded, group, seed=job.seed, limit_s=job.budget_s, strict=False)
     with contextlib.ExitStack() as stack:
         meter = Meter(job.meter if group.rank == 0 else None, stack)
@@ -137,7 +141,9 @@ def rate(job: Throughput, root: Path, channel: Channel, group: Group) -> Rate:
         samples_per_s=loop.samples_per_s,
         startup_s=loop.startup_s,
         peak_memory_bytes=int(group.largest(peak_memory_bytes())),
+        first_s=loop.first_s,
         waiting=loop.waited_s / loop.train_s if loop.loadable else None,
         energy_j_per_sample=None if joules is None else joules / loop.samples,
-        unsteady=determinism.named(loop.one_step),
+        # asking changes what compiled code is guarded by: it would be compiled once more
+        unsteady=() if job.recipe.compile else determinism.named(loop.one_step),
     )

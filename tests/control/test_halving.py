@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.control.halving import Halving
+from benchmarks import replay_curves
 
 RUNGS = 3
 
@@ -63,3 +64,10 @@ def test_at_most_the_best_third_and_early_bests_go_on(values: list[float]) -> No
     waiting = set(halving.paused())
     if len(values) > 1:  # whoever is in the best third now has gone on
         assert waiting.isdisjoint(best[: max(1, len(values) // 3)])
+
+
+def test_a_forecast_of_curves_would_save_little() -> None:
+    """Decision "No learning curve is extrapolated", on a few of its searches."""
+    found = [replay_curves.ratio("power", 0.01, allowed, searches=20) for allowed in (1.5, None)]
+    assert 0.9 < found[0] < 1.1
+    assert 0.8 < found[1] < 1.0

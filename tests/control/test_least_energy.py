@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.control.power import MOST_LOOKS, SLOWER, Look, least_energy
+from autotune.control.power import MOST_LOOKS, SLOWER, Look, least_clock, least_energy
 from benchmarks import replay_training
 
 
@@ -47,3 +47,17 @@ def test_a_setting_that_fails_is_no_answer() -> None:
 
     found = least_energy((8, 16, 32, 64, 128, 256), (100.0, 150.0, 200.0, 250.0), look)
     assert found.best[0] == 3
+
+
+@given(knee=st.floats(0.5, 0.95), saved=st.floats(0.0, 1.0))
+def test_a_clock_is_lowered_while_it_saves_and_the_time_allows(knee: float, saved: float) -> None:
+    def look(clock: float) -> Look:
+        time_s = 1.0 + 3 * max(0.0, knee - clock)
+        return Look(time_s, time_s * (100 - 80 * saved * (1 - clock)))
+
+    clocks = [0.9, 0.8, 0.7, 0.6, 0.5]
+    found = least_clock(clocks, look, look(1.0), 1.0)
+    if found is not None:
+        assert look(found).time_s <= 1 + SLOWER
+        assert look(found).energy_j < look(1.0).energy_j
+    assert least_clock(clocks, look, look(1.0), 0.5) is None

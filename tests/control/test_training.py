@@ -121,6 +121,14 @@ def test_the_interval_needs_three_seeds() -> None:
     assert found[0] == pytest.approx(0.91 - 4.3027 * 0.01 / math.sqrt(3), abs=1e-5)
 
 
+def test_the_interval_of_a_rate_stays_between_0_and_1() -> None:
+    wide = finalists.interval(0.99, (0.95, 1.0))
+    found = finalists.interval(0.99, (0.95, 1.0), rate=True)
+    assert wide is not None
+    assert wide[1] > 1.0
+    assert found == (wide[0], 1.0)
+
+
 def test_a_finalist_that_fails_with_another_seed_is_none() -> None:
     def fail(job: jobs.Train) -> Failure | None:
         bad = job.seed > 0 and abs(math.log10(job.recipe.lr / 3e-3)) < 1e-6

@@ -1,11 +1,14 @@
 """``space(trial)``: dimensions found, conditions seen, values handed on."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autotune.errors import ContractError
+from autotune.records.task import TaskSpec
+from autotune.worker import contract
 from autotune.worker.hyperparameters import Hook
 
 
@@ -88,3 +91,46 @@ def test_a_wrong_hook_is_told_so(space: Callable[..., Any], says: str) -> None:
 def test_a_space_that_is_no_function() -> None:
     with pytest.raises(ContractError, match="space must be a function"):
         Hook({"space": 3}, "model.py", None)
+
+
+def test_a_width_of_one_is_offered_and_handed_on_beside_the_rest() -> None:
+    found = hook(None, lambda width=1.0, depth=2: (width, depth))
+    assert found.fields() == {"space": (), "params": {}, "width": 1.0}
+    assert found.params({"width": 0.5}) == {"width": 0.5}
+
+    def space(trial: Any) -> dict[str, Any]:
+        return {"depth": trial.suggest_int("depth", 1, 3) + 1}
+
+    both = hook(space, lambda width=1.0, depth=2: (width, depth))
+    assert both.fields()["width"] == 1.0
+    assert both.params({"width": 0.5, "depth": 3}) == {"depth": 4, "width": 0.5}
+    assert both.params({"width": 0.5}) == {"width": 0.5}
+
+
+def test_another_default_or_an_own_dimension_is_no_width() -> None:
+    def space(trial: Any) -> dict[str, Any]:
+        return {"width": trial.suggest_float("width", 0.5, 2.0)}
+
+    assert hook(None, lambda width=1: width).fields()["width"] is None
+    assert hook(None, lambda width=64.0: width).fields()["width"] is None
+    assert hook(None, lambda width: width).fields()["width"] is None
+    mine = hook(space, lambda width=1.0: width)
+    assert mine.fields()["width"] is None
+    assert mine.params({"width": 1.5}) == {"width": 1.5}
+
+
+def test_a_narrow_model_is_made_and_its_source_makes_it_again(tmp_path: Path) -> None:
+    path = tmp_path / "model.py"
+    path.write_text(
+        "import torch\n"
+        "def make_model(width=1.0):\n"
+        "    return torch.nn.Linear(2, round(8 * width))\n"
+        "def eval_data():\n"
+        "    return torch.utils.data.TensorDataset(torch.zeros(60, 2), torch.zeros(60).long())\n"
+    )
+    loaded = contract.load(TaskSpec(kind="file", path=str(path), params={"width": 0.5}))
+    assert loaded.info.width == 1.0
+    assert loaded.make_model().out_features == 4
+    again: dict[str, Any] = {}
+    exec(loaded.source or "", again)
+    assert again["make_model"]().out_features == 4

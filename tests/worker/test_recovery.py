@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from autotune.records.plan import Recipe
+from autotune.records.plan import Recipe, Recovery
 from autotune.records.task import TaskSpec
-from autotune.worker import contract, distilling, lessons, recovery
+from autotune.worker import contract, distilling, lessons, optimizers, recovery
 from autotune.worker.channel import NullChannel
 
 TENSOR = """
@@ -168,7 +168,7 @@ def _process(monkeypatch):
 )
 def test_every_form_of_task_comes_nearer_to_its_teacher(tmp_path, monkeypatch, text, fast):
     monkeypatch.setattr(recovery, "_fast", lambda *_: fast)
-    monkeypatch.setattr(distilling, "SHARE", 0.99)  # this teacher is untrained: labels disagree
+    manner = Recovery(teacher=0.99)  # this teacher is untrained: labels disagree
     loaded = task(tmp_path, text)
     teacher, student = pair(loaded)
     rows = range(1 if loaded.info.ragged else 100)
@@ -182,7 +182,9 @@ def test_every_form_of_task_comes_nearer_to_its_teacher(tmp_path, monkeypatch, t
         return sum(float((a - b).detach().square().mean()) for a, b in pairs)
 
     before, channel = distance(), NullChannel()
-    seconds = recovery.recover(student, loaded, RECIPE, 4, 0, channel, lambda: teacher)
+    seconds = recovery.recover(
+        student, loaded, RECIPE, 4, 0, channel, lambda: teacher, manner=manner
+    )
     assert seconds > 0
     assert channel.reports[-1][1] < channel.reports[0][1]
     assert distance() < before
@@ -282,3 +284,38 @@ def test_more_outputs_in_training_do_no_harm(tmp_path):
     channel = NullChannel()
     recovery.recover(student, loaded, RECIPE, 3, 0, channel, lambda: teacher)
     assert channel.reports[-1][1] < channel.reports[0][1]
+
+
+def test_what_is_searched_changes_the_recovery(tmp_path, monkeypatch):
+    loaded = task(tmp_path, TENSOR)
+    teacher, _ = pair(loaded)
+    rates = []
+    real = optimizers.build
+    monkeypatch.setattr(
+        optimizers, "build", lambda recipe, model: rates.append(recipe.lr) or real(recipe, model)
+    )
+
+    def recovered(**fields) -> tuple[torch.Tensor, int]:
+        _, student = pair(loaded)
+        manner, channel = Recovery(**fields), NullChannel()
+        recovery.recover(student, loaded, RECIPE, 4, 0, channel, lambda: teacher, None, manner)
+        return student[0].weight.detach(), len(channel.reports)
+
+    usual, epochs = recovered()
+    assert torch.equal(recovered(lr=1.0, teacher=0.7, temperature=2.0)[0], usual)
+    assert not torch.equal(recovered(temperature=1.0)[0], usual)
+    assert not torch.equal(recovered(teacher=0.3)[0], usual)
+    recovered(lr=0.1)
+    assert rates[-1] == pytest.approx(0.1 * RECIPE.lr)
+    assert (epochs, recovered(epochs=0.5)[1]) == (4, 2)
+
+
+def test_without_a_share_the_teacher_is_never_asked(tmp_path):
+    loaded = task(tmp_path, TENSOR)
+    _, student = pair(loaded)
+
+    def never():
+        raise AssertionError
+
+    manner = Recovery(teacher=0.0)
+    assert recovery.recover(student, loaded, RECIPE, 1, 0, NullChannel(), never, None, manner) > 0

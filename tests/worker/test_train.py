@@ -8,7 +8,6 @@ from typing import Any, get_args
 import pytest
 import torch
 from safetensors.torch import load_file, load_model
-from torch import nn
 
 from autotune.errors import ContractError, JobError
 from autotune.records.job import Throughput, Train
@@ -17,7 +16,6 @@ from autotune.records.plan import Optimizer, Recipe
 from autotune.records.task import TaskSpec
 from autotune.worker import contract, meterclient, train
 from autotune.worker.channel import NullChannel
-from autotune.worker.loop import Loop
 from autotune.worker.trained import peak_memory_bytes
 
 HEAD = """
@@ -370,34 +368,6 @@ def test_throughput_counts_samples_and_minds_no_loss(tmp_path: Path) -> None:
     assert math.isfinite(rate.samples_per_s)
     assert rate.samples_per_s > 100
     assert rate.peak_memory_bytes > 0
-
-
-class Pair:
-    """Stands for one of two ranks, to see what is asked of the group."""
-
-    rank, world, device, started_s = 1, 2, "cpu", 0.0
-
-    def __init__(self) -> None:
-        self.find_unused: bool | None = None
-
-    def wrap(self, model: nn.Module, *, find_unused: bool = False) -> nn.Module:
-        self.find_unused = find_unused
-        return model
-
-    def share(self, value: float) -> float:
-        return value
-
-
-@pytest.mark.parametrize("spare", [True, False])
-def test_unused_parameters_are_found_by_one_dry_run(tmp_path: Path, spare: bool) -> None:
-    text = TIED + ("\nNet.extra = None\n" if not spare else "")
-    text += "\ndef make_model():\n    net = Net()\n"
-    text += "    net.spare = nn.Linear(1, 1)\n" if spare else ""
-    text += "    return net\n"
-    group: Any = Pair()
-    loop = Loop(Recipe(), contract.load(task(tmp_path, text)), group, seed=0)
-    assert group.find_unused is spare
-    assert all(p.grad is None for p in loop.model.parameters())
 
 
 def test_peak_memory_follows_an_allocation() -> None:

@@ -1,0 +1,182 @@
+"""What the training step may do, where this machine was measured to gain by it.
+
+    compile    T / (compilation + T x seconds of a compiled step / of a plain one) >= 1.05
+               T: a trial's time, by the measured throughput
+    recompute  a batch that memory alone forbids, its blocks computed again: it fits, and gives
+               5 % more samples a second than the largest that fits as it is
+
+Each is measured by a `Split` row; what does not pay is refused with its figure.  Not known here:
+a trial that goes on compiles once more (from the run's cache, in a fraction of the time).
+"""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from autotune.control import splitting, throughput, units
+from autotune.control.forecast import FINAL_SHARE, TRAIN_SHARE
+from autotune.control.run import Run
+from autotune.control.throughput import plain
+from autotune.records.plan import Recipe
+from autotune.records.task import Option, Split
+
+_PAYS = 1.05
+_DOUBLING_GAIN = 1.1
+_MEMORY_SHARE = 0.8
+_LEAST_S = 15.0
+"""A trial that is shorter cannot pay for a compilation, which takes seconds."""
+_PATIENCE_S, _PATIENCE_SHARE = 10.0, 0.25  # and of a trial: what compiles for longer hardly pays
+
+
+# -- what is measured ------------------------------------------------------------------------
+
+
+def measure(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ...]:
+    """A row for each that is worth a look, until the run's clock reads ``until_s``."""
+    out: tuple[Split, ...] = ()
+    run.survey = msgspec.structs.replace(run.survey, splits=rows)
+    if throughput.offered(run.survey, run.effort, "recompute") and run.bridge.now() < until_s:
+        out += _recomputed(run, rows)
+    if throughput.compiles(run.survey, run.effort) and run.bridge.now() < until_s:
+        out += _compiled(run, rows)
+    return out
+
+
+def _compiled(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
+    """The fastest plain split at the knee, compiled, where it is one process."""
+    whole_s = _trial_s(run)
+    size = throughput.knee(rows)
+    plains = [s for s in rows if plain(s) and (size is None or s.batch_size == size)]
+    first = max(plains, key=lambda s: s.samples_per_s or 0.0, default=None)
+    if first is None or first.ranks > 1 or whole_s < _LEAST_S:
+        return ()
+    recipe = _like(run, first, compile=True)
+    return (splitting.measured(run, recipe, timeout_s=_PATIENCE_S + _PATIENCE_SHARE * whole_s),)
+
+
+def _trial_s(run: Run) -> float:
+    """Seconds of a whole trial in the search, by what is measured so far."""
+    time_s = run.effort.time_s
+    epochs = splitting.horizon(run, FINAL_SHARE * time_s)
+    reach = splitting.reach(run, epochs, TRAIN_SHARE * time_s)
+    return reach * (splitting.one_epoch_s(run) or 0.0)
+
+
+def _recomputed(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
+    wish = _wished(run, rows)
+    if wish is None:
+        return ()
+    first, size = wish
+    return (splitting.measured(run, _like(run, first, batch_size=size, recompute=True)),)
+
+
+def _wished(run: Run, rows: Sequence[Split]) -> tuple[Split, int] | None:
+    """The smallest batch that memory alone keeps from being tried, and the split to try it with;
+    None where memory forbids nothing that would be faster.
+    """
+    failed = [s for s in rows if s.failure and s.failure.startswith("oom")]
+    plains = [s for s in rows if plain(s)]
+    if not plains:
+        least = min(failed, key=lambda s: s.batch_size, default=None)
+        return None if least is None else (least, least.batch_size)
+    most = max(s.batch_size for s in plains)
+    first = max((s for s in plains if s.batch_size == most), key=lambda s: s.samples_per_s or 0.0)
+    over = [s.batch_size for s in failed if s.batch_size > most]
+    if over:
+        return first, min(over)
+    curve = {s.batch_size: s.samples_per_s or 0.0 for s in plains if throughput.like(s, first)}
+    less = max((size for size in curve if size < most), default=None)
+    larger = next((n for n in throughput.sizes(run.survey.task.train_rows) if n > most), None)
+    known = [s for s in plains if throughput.like(s, first)]
+    if larger is None or less is None or fits(run, known, larger):
+        return None
+    rising = curve[most] >= _DOUBLING_GAIN * curve[less]
+    return (first, larger) if rising else None
+
+
+def fits(run: Run, known: Sequence[Split], size: int) -> bool:
+    """Whether a batch is likely to fit: memory grows linearly with it."""
+    points = sorted((s.batch_size, s.peak_memory_bytes) for s in known if s.peak_memory_bytes)
+    if run.profile.gpus or len(points) < 2:
+        return True  # the host's memory bounds nothing there
+    (low, less), (high, more) = points[0], points[-1]
+    each = max(0.0, (more - less) / (high - low))
+    return more + each * (size - high) <= _limit_bytes(run)
+
+
+def _limit_bytes(run: Run) -> float:
+    usable = _MEMORY_SHARE * (run.profile.usable_memory_bytes or math.inf)
+    return min(usable, run.budget.train_memory_bytes or math.inf)
+
+
+def _like(run: Run, split: Split, **changes: object) -> Recipe:
+    fields = {
+        "parallel": split.parallel,
+        "ranks": split.ranks,
+        "threads": split.threads,
+        "batch_size": split.batch_size,
+        "params": run.survey.task.params,
+    }
+    return Recipe(**(fields | changes))  # type: ignore[arg-type]
+
+
+# -- what it says ----------------------------------------------------------------------------
+
+
+def judge(run: Run, reach: int) -> None:
+    """Refuse, among the survey's options, those of the step that do not pay, with their figures.
+
+    Args:
+        run: whose survey holds the measured rows.
+        reach: epochs of a whole trial.
+    """
+    whole_s = reach * (splitting.one_epoch_s(run) or 0.0)
+    reasons = {"compile": _compile_refused(run, whole_s), "recompute": _recompute_refused(run)}
+    out: list[Option] = []
+    for option in run.survey.options:
+        reason = reasons.get(option.name) if option.kind == "step" else None
+        if reason is not None and option.available:
+            option = msgspec.structs.replace(option, available=False, reason=reason)
+        out.append(option)
+    run.survey = msgspec.structs.replace(run.survey, options=tuple(out))
+
+
+def _compile_refused(run: Run, whole_s: float) -> str | None:
+    rows = run.survey.splits
+    row = next((s for s in rows if s.compile), None)
+    if row is None:
+        return (
+            f"not measured: a training of {units.show(whole_s, 's')} is too short for it, the "
+            "fastest split is several processes, or there was no time"
+        )
+    gain = throughput.net_gain(rows, whole_s)
+    if gain is None:
+        return row.failure or "its plain step could not be measured"
+    if gain >= _PAYS:
+        return None
+    base = throughput.same_as(rows, row)
+    return (
+        f"a training of {units.show(whole_s, 's')} would be {gain:.2f}x as fast: the first step "
+        f"takes {units.show(row.first_s, 's')}, then {row.samples_per_s:.4g} samples/s against "
+        f"{base.samples_per_s if base else 0.0:.4g}"
+    )
+
+
+def _recompute_refused(run: Run) -> str | None:
+    rows = run.survey.splits
+    row = next((s for s in rows if s.recompute), None)
+    if row is None:
+        return "memory forbids no batch that would be faster"
+    if row.samples_per_s is None:
+        return row.failure or "no answer"
+    if (row.peak_memory_bytes or 0) > _limit_bytes(run) and not run.profile.gpus:
+        peak = units.show(row.peak_memory_bytes, "B")
+        return f"a batch of {row.batch_size} takes {peak} with it, which is still too much"
+    best = max((s.samples_per_s or 0.0 for s in rows if plain(s)), default=0.0)
+    if row.samples_per_s >= _PAYS * best:
+        return None
+    return (
+        f"a batch of {row.batch_size} gives {row.samples_per_s:.4g} samples/s with it, "
+        f"smaller ones {best:.4g} without"
+    )

@@ -1,0 +1,72 @@
+"""The loop itself: what it asks of its group before the first step."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from autotune.records.plan import Recipe
+from autotune.records.task import TaskSpec
+from autotune.worker import contract
+from autotune.worker.loop import Loop
+
+HEAD = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+def _data(rows, seed):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 6, generator=g)
+    return TensorDataset(x, x[:, :3].argmax(1))
+
+def train_data():
+    return _data(33, 0)
+
+def eval_data():
+    return _data(40, 1)
+"""
+TIED = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))
+"""
+
+
+def loaded(root: Path, text: str) -> contract.Loaded:
+    (root / "model.py").write_text(HEAD + text)
+    return contract.load(TaskSpec(kind="file", path=str(root / "model.py")))
+
+
+class Pair:
+    """Stands for one of two ranks, to see what is asked of the group."""
+
+    rank, world, device, started_s = 1, 2, "cpu", 0.0
+
+    def __init__(self) -> None:
+        self.find_unused: bool | None = None
+
+    def wrap(self, model: nn.Module, *, find_unused: bool = False) -> nn.Module:
+        self.find_unused = find_unused
+        return model
+
+    def share(self, value: float) -> float:
+        return value
+
+
+@pytest.mark.parametrize("spare", [True, False])
+def test_unused_parameters_are_found_by_one_dry_run(tmp_path: Path, spare: bool) -> None:
+    text = TIED + ("\nNet.extra = None\n" if not spare else "")
+    text += "\ndef make_model():\n    net = Net()\n"
+    text += "    net.spare = nn.Linear(1, 1)\n" if spare else ""
+    text += "    return net\n"
+    group: Any = Pair()
+    loop = Loop(Recipe(), loaded(tmp_path, text), group, seed=0)
+    assert group.find_unused is spare
+    assert all(p.grad is None for p in loop.model.parameters())
