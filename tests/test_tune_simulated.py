@@ -353,3 +353,18 @@ def test_a_torn_recording_loses_only_the_torn_line(tmp_path: Path) -> None:
     assert len(load_recording(path)) == 1
     assert path.read_bytes() == line + b"\n"
     assert json.loads(line)["key"] == "k"
+
+
+def test_what_cannot_be_exported_is_found_out_once(go: Go) -> None:
+    never = Failure(kind="unsupported", message="ONNX cannot take it", never="onnx")
+    report = go(Budget(), fail={"runtime:onnxruntime": never})
+    failed = [t for t in report.deploy_trials if t.state == "failed"]
+    skipped = [t for t in report.deploy_trials if t.state == "skipped"]
+    assert len(failed) == 1
+    assert skipped
+    assert all(t.deployment.runtime == "onnxruntime" for t in skipped)
+    assert all(f"cannot become: see trial {failed[0].number}" in (t.bound or "") for t in skipped)
+    assert report.exit_code == 0
+    lines = [line for line in report.why.refused if line.startswith("trial ")]
+    assert len(lines) == 2  # one a reason
+    assert chosen(report).runtime == "compiled"

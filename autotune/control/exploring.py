@@ -23,6 +23,7 @@ from autotune.control.figures import Tried, broken_bound, objective
 from autotune.control.search import Proposal, Search
 from autotune.control.space import Values
 from autotune.errors import ContractError
+from autotune.forms import reaches as becomes
 from autotune.records.plan import Deployment, Step
 from autotune.records.report import DeployTrial
 
@@ -31,6 +32,10 @@ _SAMPLED = 4
 """After the seeds each so manieth proposal is the sampler's own."""
 _HOPELESS = 1.5  # a thread count this much slower on the dense model is not searched
 _USUAL_S = 3.0
+_FORMS = {
+    "onnx": "an ONNX model, which this model cannot become",
+    "openvino": "an OpenVINO model, which this model cannot become",
+}
 
 
 def explore(lab: Lab, until_s: float) -> None:
@@ -196,6 +201,9 @@ class _Exploration:
         """What a failed build has told of every build like it."""
         for tried in self._lab.tried:
             failure = tried.trial.failure
+            never = failure.never if failure is not None else None
+            if never and self._needs(deployment, never) and not self._altered(tried):
+                return f"needs {_FORMS[never]}: see trial {tried.trial.number}"
             for name, least in failure.least.items() if failure else ():
                 step, _, parameter = name.partition(".")
                 for asked in deployment.compress:
@@ -203,6 +211,18 @@ class _Exploration:
                     if asked.name == step and isinstance(value, float) and value < least:
                         return f"{parameter} {value:g} cannot be built: trial {tried.trial.number}"
         return None
+
+    def _needs(self, deployment: Deployment, form: str) -> bool:
+        """Whether the way to it leads through ``form``."""
+        names = {deployment.runtime, *(step.name for step in deployment.compress)}
+        takes = {o.takes for o in self._run.survey.options if o.name in names and o.takes}
+        return any(becomes(form, t) for t in takes)
+
+    def _altered(self, tried: Tried) -> bool:
+        """Whether a step changed the module: that, and not the model, may be what failed."""
+        names = {step.name for step in tried.trial.deployment.compress}
+        options = self._run.survey.options
+        return any(o.takes == "module" for o in options if o.name in names)
 
     def _skipped(self, deployment: Deployment, bound: str) -> Tried:
         """A trial that is ruled out unmeasured."""
