@@ -294,6 +294,8 @@ def test_what_the_quality_guard_rejects_is_named_once_a_kind_with_the_drop() -> 
         unit="",
         limit=0.01,
         estimate=0.0,
+        lower=None,
+        upper=None,
         confidence=0.95,
         samples=400,
         verdict="MET",
