@@ -14,6 +14,7 @@ from autotune.control import (
     deployments,
     foresight,
     recipes,
+    rescue,
     reuse,
     space,
     surrogate,
@@ -110,6 +111,7 @@ class _Exploration:
         self._study = study
         self._first = first
         self._asked = 0
+        self._rescued = False
         options = lab.run.survey.options
         self._trains = {o.name for o in options if o.kind == "compress" and o.trains}
 
@@ -121,6 +123,8 @@ class _Exploration:
             and len(self._lab.tried) < limit
             and repeats < _MOST_REPEATS
         ):
+            if self._asked >= self._first and not self._rescued and self._rescue(until_s):
+                continue
             proposal = self._next()
             deployment = self._lab.deployment(proposal.values)
             tried = self._known(deployment)
@@ -138,6 +142,19 @@ class _Exploration:
                 self._tell_listener(until_s)
             value = objective(self._run, tried, self._lab.baseline(deployment))
             self._study.tell(proposal.number, value, tried.trial.constraints)
+
+    def _rescue(self, until_s: float) -> bool:
+        """Train for int8, once, where that could change the plan and there is time; whether the
+        question has come up.
+        """
+        deployment = rescue.candidate(self._lab)
+        if deployment is None:
+            return False
+        self._rescued = True
+        if self._expected_s(deployment) < self._left_s(until_s):
+            self._lab.keep(self._lab.trial(deployment, rescue.WHY))
+            self._tell_listener(until_s)
+        return True
 
     def _left_s(self, until_s: float) -> float:
         return until_s - self._run.bridge.now()
