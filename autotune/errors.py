@@ -52,9 +52,17 @@ class JobError(AutotuneError):
     """A job cannot go on.  ``kind`` is that of `records.report.Failure` (nan, unsupported, ...).
 
     ``least`` maps ``step.parameter`` to the value below which no build can succeed either.
+    ``never`` is a form that the model cannot become.
     """
 
-    def __init__(self, kind: str, message: str, least: dict[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        least: dict[str, float] | None = None,
+        never: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.kind = kind
         self.least = least or {}
+        self.never = never

@@ -22,6 +22,7 @@ from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort, Limit
 from autotune.records.hardware import Profile
 from autotune.records.report import Failure, Report
+from autotune.records.task import Option
 from autotune.tune import Task, tune
 from tests.support.simulated import OPTIONS, Simulation, info
 
@@ -353,3 +354,52 @@ def test_a_torn_recording_loses_only_the_torn_line(tmp_path: Path) -> None:
     assert len(load_recording(path)) == 1
     assert path.read_bytes() == line + b"\n"
     assert json.loads(line)["key"] == "k"
+
+
+def test_what_cannot_be_exported_is_found_out_once(go: Go) -> None:
+    never = Failure(kind="unsupported", message="ONNX cannot take it", never="onnx")
+    report = go(Budget(), fail={"runtime:onnxruntime": never})
+    failed = [t for t in report.deploy_trials if t.state == "failed"]
+    skipped = [t for t in report.deploy_trials if t.state == "skipped"]
+    assert len(failed) == 1
+    assert skipped
+    assert all(t.deployment.runtime == "onnxruntime" for t in skipped)
+    assert all(f"cannot become: see trial {failed[0].number}" in (t.bound or "") for t in skipped)
+    assert report.exit_code == 0
+    lines = [line for line in report.why.refused if line.startswith("trial ")]
+    assert len(lines) == 2  # one a reason
+    assert chosen(report).runtime == "compiled"
+
+
+AWARE = Option(
+    kind="compress",
+    name="int8_aware",
+    available=True,
+    takes="module",
+    gives="module",
+    group="aware",
+    runtimes=("onnxruntime",),
+    trains=True,
+    searched=False,
+)
+
+
+@pytest.mark.parametrize(("lost", "times"), [(60, 1), (0, 0)])
+def test_int8_is_trained_for_once_where_only_its_quality_keeps_it_from_winning(
+    go: Go, lost: int, times: int
+) -> None:
+    effort = Effort(time_s=120, trials=8, without=("prune",))
+    report = go(Budget(), effort, options=(*OPTIONS, AWARE), int8_lost=lost)
+    trained = [
+        t
+        for t in report.deploy_trials
+        if any(step.name == "int8_aware" for step in t.deployment.compress)
+    ]
+    assert len(trained) == times
+    for trial in trained:
+        names = [step.name for step in trial.deployment.compress]
+        assert names == ["int8_aware", "int8_static"]
+        assert trial.deployment.recovery_epochs > 0
+        assert trial.why == "static int8 trained for"
+        assert any(s.name == "int8_aware" for s in chosen(report).compress)
+    assert len(report.deploy_trials) <= 8

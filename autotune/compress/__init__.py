@@ -46,7 +46,8 @@ class Compressor(Protocol):
 
     A module may also have ``RUNTIMES``, the names of those that can serve what it gives; without
     it each can that takes the form, or one that the form can become.  One with
-    ``TRAINS = True`` calls ``Tools.recover``.
+    ``TRAINS = True`` calls ``Tools.recover``.  ``SEARCHED = False``: it prepares for another step
+    and is no choice of its own.
     """
 
     TAKES: str

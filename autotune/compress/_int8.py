@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from autotune.compress import Tools, _kept, _paths
 from autotune.errors import JobError
@@ -85,8 +86,53 @@ def _prepare(source: Path, target: Path) -> Path:
     try:
         quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
     except Exception:  # a help, not a need: the quantizer takes the plain graph too
-        return source
+        return target if _untie(source, target) else source
+    _untie(target, target)
     return target
+
+
+def _untie(source: Path, target: Path) -> bool:
+    """Give products that read one weight in two ways (tied: ``x W`` and ``x W^T``) a copy each:
+    their scales lie along different axes.  False, and nothing written, where none do.
+    """
+    import onnx
+
+    model = onnx.load(str(source))
+    held = {value.name: value for value in model.graph.initializer}
+    read: dict[str, list[tuple[int, Any]]] = {}
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in held:
+            dims = len(held[node.input[1]].dims)
+            read.setdefault(node.input[1], []).append((channel(node, dims), node))
+    tied = [(name, rest) for name, (first, *rest) in _by_axis(read).items() if rest]
+    for name, others in tied:
+        for number, (_, nodes) in enumerate(others):
+            copied = onnx.TensorProto.FromString(held[name].SerializeToString())
+            copied.name = f"{name}_untied_{number}"
+            model.graph.initializer.append(copied)
+            for node in nodes:
+                node.input[1] = copied.name
+    if tied:
+        onnx.save(model, str(target))
+    return bool(tied)
+
+
+def _by_axis(read: dict[str, list[tuple[int, Any]]]) -> dict[str, list[tuple[int, list[Any]]]]:
+    """Of each weight, its readers by the axis of their output channels."""
+    found: dict[str, list[tuple[int, list[Any]]]] = {}
+    for name, uses in read.items():
+        axes = dict.fromkeys(axis for axis, _ in uses)
+        found[name] = [(axis, [n for a, n in uses if a == axis]) for axis in axes]
+    return found
+
+
+def channel(node: Any, dims: int) -> int:
+    """The axis of a weight that counts output channels."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "Gemm":
+        return 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
+    return dims - 1
 
 
 def weighted(path: str, kinds: tuple[str, ...]) -> list[str]:

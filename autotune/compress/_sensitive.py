@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from autotune.compress import _int8
 from autotune.compress._calibrate import Range, session_of
 
 _ROWS = 16
@@ -131,16 +132,7 @@ def _rounded_weight(node: Any, place: int, value: Any) -> Any:
     if weight.ndim < 2:
         axes: tuple[int, ...] = tuple(range(weight.ndim))
     else:
-        axes = tuple(a for a in range(weight.ndim) if a != _channel(node, weight.ndim))
+        axes = tuple(a for a in range(weight.ndim) if a != _int8.channel(node, weight.ndim))
     scale = np.abs(weight).max(axis=axes, keepdims=True) / 127
     scale = np.where(scale > 0, scale, 1.0)
     return (np.rint(weight / scale) * scale).astype(np.float32)
-
-
-def _channel(node: Any, dims: int) -> int:
-    """The axis of a weight that counts output channels."""
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "Gemm":
-        return 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
-    return dims - 1

@@ -29,5 +29,4 @@ def dims(context: Context) -> tuple[Dim, ...]:
 
 def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
     """Store the weights in bf16 and tell the runtime."""
-    del params
-    return _half.halve(form, tools, "bf16")
+    return _half.halve(form, tools, "bf16", params)

@@ -14,7 +14,7 @@ from autotune.records.task import Dim
 TAKES = "module"
 GIVES = "module"
 GROUP = "precision"
-RUNTIMES = ("eager", "compiled")
+RUNTIMES = ("eager", "compiled", "tensorrt")
 
 
 def unavailable(context: Context) -> str | None:
@@ -34,5 +34,4 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
     Raises:
         JobError: unsupported: a weight is too large for fp16.
     """
-    del params
-    return _half.halve(form, tools, "fp16")
+    return _half.halve(form, tools, "fp16", params)

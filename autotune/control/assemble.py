@@ -189,11 +189,17 @@ def _robustness(lab: Lab) -> list[str]:
     return [f"Energy is modelled: {model.rank_robustness(uses, run.profile.cpu.cores)}."]
 
 
+_SOFTWARE = (
+    *("autotune", "torch", "optuna", "numpy", "onnx", "onnxruntime", "openvino", "nncf"),
+    "torch-pruning",
+)
+
+
 def _software() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     out = {"python": platform.python_version(), "system": sys.platform}
-    for name in ("autotune", "torch", "optuna", "numpy", "onnx", "onnxruntime", "torch-pruning"):
+    for name in _SOFTWARE:
         try:
             out[name] = version(name)
         except PackageNotFoundError:

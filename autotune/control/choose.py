@@ -30,6 +30,7 @@ __all__ = [
 
 CLOSE = 0.03
 """Differences of one screening launch up to this share are noise."""
+_SHOWN = 4
 _NO_BUDGET = {"failed", "bound"}  # constraints of trials that were never measured
 Same = Callable[[DeployTrial, DeployTrial], bool]
 
@@ -187,23 +188,34 @@ def why(
     margin = reasons.margin(picked, better) if picked and better else None
     knobs = reasons.knobs(picked, ranked, rank, feasible) if picked else {}
     looser = _looser(trials, picked, rank, {v.name for v in verdicts if v.limit <= 0})
+    limit = next((v.limit for v in verdicts if v.name == "quality"), None)
+    lost = reasons.guarded(trials, picked, limit)
     text = [
         _chosen_text(chosen, picked, goal, len(ranked), kept_baseline) if chosen else None,
         binding,
         f"Runner-up: {describe(better.deployment)}: {margin}." if better and margin else None,
         *(f"{name}: {line}." for name, line in knobs.items()),
         looser,
+        f"Rejected for their quality: {'; '.join(lost[:_SHOWN])}{_others(lost)}." if lost else None,
     ]
     return Why(
         binding=binding,
         runner_up=describe(better.deployment) if better else None,
         margin=margin,
         knobs=knobs,
-        refused=(*reasons.refused(options), *reasons.failures(trials)),
+        refused=(
+            *reasons.refused(options),
+            *reasons.failures(trials),
+            *(f"quality: {line}" for line in lost),
+        ),
         looser=looser,
         kept_baseline=kept_baseline,
         text=tuple(line for line in text if line),
     )
+
+
+def _others(lost: Sequence[str]) -> str:
+    return f"; and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
 
 
 def _runner_up(picked: DeployTrial | None, others: Sequence[DeployTrial]) -> DeployTrial | None:

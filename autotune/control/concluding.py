@@ -32,7 +32,7 @@ from autotune.records.report import PlanResult
 def finalists(lab: Lab) -> list[Deployment]:
     """The best few distinct deployments; the baseline stands ready after them."""
     ranked = [t.deployment for t in lab.ranked() if not dense_eager(t.deployment)]
-    return ranked[: figures.FINALISTS]
+    return ranked[: figures.finalists(lab.run)]
 
 
 def dense_eager(deployment: Deployment) -> bool:

@@ -14,6 +14,9 @@ from autotune.records.budget import Effort
 from autotune.records.plan import Deployment, Step, Value
 from autotune.records.task import Dim, Node, Option, Survey
 
+_ROUNDS = ("quantize", "precision")
+"""Groups whose steps compute in less than fp32."""
+
 
 def deploy_space(
     survey: Survey, threads: tuple[int, ...], batches: tuple[int, ...], effort: Effort
@@ -30,7 +33,7 @@ def deploy_space(
         raise UsageError(f"no runtime is left ({'; '.join(refused)})")
     nodes = [Node(dim=choice("runtime", tuple(o.name for o in runtimes)))]
     nodes += [_own(o, dim, "runtime") for o in runtimes for dim in o.dims]
-    steps = [o for o in usable if o.kind == "compress"]
+    steps = [o for o in usable if o.kind == "compress" and o.searched]
     more = {o.name: joint.dims(o, survey, effort) for o in steps}
     for group in dict.fromkeys(_group(o) for o in steps):
         nodes += _offers(group, [o for o in steps if _group(o) == group], runtimes, more)
@@ -92,7 +95,7 @@ def deployment(
     keep_fp32: tuple[str, ...] = (),
 ) -> Deployment:
     """Sampled values as a deployment.  Recovery epochs only where something is retrained; what
-    is kept in fp32 is told to every step that quantizes.
+    is kept in fp32 is told to every step that rounds.
     """
     kept: dict[str, Value] = {"keep_fp32": ",".join(keep_fp32)} if keep_fp32 else {}
     by_name = {o.name: o for o in options if o.kind == "compress"}
@@ -105,7 +108,7 @@ def deployment(
         Step(
             name=name,
             params=joint.without_usual(_params(name, own))
-            | (kept if by_name[name].group == "quantize" else {}),
+            | (kept if by_name[name].group in _ROUNDS else {}),
         )
         for name in names
     )
@@ -168,7 +171,7 @@ def seeds(space: Space, options: tuple[Option, ...], threads: int) -> list[dict[
     runtimes = [o for o in usable if o.kind == "runtime"]
     fast = [r for r in runtimes if r.takes != "module"] or runtimes[-1:]
     slow = [r for r in runtimes if r not in fast]
-    steps = [o for o in usable if o.kind == "compress"]
+    steps = [o for o in usable if o.kind == "compress" and o.searched]
     plain = [o for o in steps if not o.trains]
     wanted: list[dict[str, Value]] = [{"runtime": r.name} for r in fast]
     alone = [(r, o) for r in (*fast, *slow) for o in plain if reaches(o, r)]

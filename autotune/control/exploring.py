@@ -14,6 +14,7 @@ from autotune.control import (
     deployments,
     foresight,
     recipes,
+    rescue,
     reuse,
     space,
     surrogate,
@@ -23,6 +24,7 @@ from autotune.control.figures import Tried, broken_bound, objective
 from autotune.control.search import Proposal, Search
 from autotune.control.space import Values
 from autotune.errors import ContractError
+from autotune.forms import reaches as becomes
 from autotune.records.plan import Deployment, Step
 from autotune.records.report import DeployTrial
 
@@ -31,6 +33,10 @@ _SAMPLED = 4
 """After the seeds each so manieth proposal is the sampler's own."""
 _HOPELESS = 1.5  # a thread count this much slower on the dense model is not searched
 _USUAL_S = 3.0
+_FORMS = {
+    "onnx": "an ONNX model, which this model cannot become",
+    "openvino": "an OpenVINO model, which this model cannot become",
+}
 
 
 def explore(lab: Lab, until_s: float) -> None:
@@ -105,6 +111,7 @@ class _Exploration:
         self._study = study
         self._first = first
         self._asked = 0
+        self._rescued = False
         options = lab.run.survey.options
         self._trains = {o.name for o in options if o.kind == "compress" and o.trains}
 
@@ -116,6 +123,8 @@ class _Exploration:
             and len(self._lab.tried) < limit
             and repeats < _MOST_REPEATS
         ):
+            if self._asked >= self._first and not self._rescued and self._rescue(until_s):
+                continue
             proposal = self._next()
             deployment = self._lab.deployment(proposal.values)
             tried = self._known(deployment)
@@ -133,6 +142,19 @@ class _Exploration:
                 self._tell_listener(until_s)
             value = objective(self._run, tried, self._lab.baseline(deployment))
             self._study.tell(proposal.number, value, tried.trial.constraints)
+
+    def _rescue(self, until_s: float) -> bool:
+        """Train for int8, once, where that could change the plan and there is time; whether the
+        question has come up.
+        """
+        deployment = rescue.candidate(self._lab)
+        if deployment is None:
+            return False
+        self._rescued = True
+        if self._expected_s(deployment) < self._left_s(until_s):
+            self._lab.keep(self._lab.trial(deployment, rescue.WHY))
+            self._tell_listener(until_s)
+        return True
 
     def _left_s(self, until_s: float) -> float:
         return until_s - self._run.bridge.now()
@@ -196,6 +218,9 @@ class _Exploration:
         """What a failed build has told of every build like it."""
         for tried in self._lab.tried:
             failure = tried.trial.failure
+            never = failure.never if failure is not None else None
+            if never and self._needs(deployment, never) and not self._altered(tried):
+                return f"needs {_FORMS[never]}: see trial {tried.trial.number}"
             for name, least in failure.least.items() if failure else ():
                 step, _, parameter = name.partition(".")
                 for asked in deployment.compress:
@@ -203,6 +228,18 @@ class _Exploration:
                     if asked.name == step and isinstance(value, float) and value < least:
                         return f"{parameter} {value:g} cannot be built: trial {tried.trial.number}"
         return None
+
+    def _needs(self, deployment: Deployment, form: str) -> bool:
+        """Whether the way to it leads through ``form``."""
+        names = {deployment.runtime, *(step.name for step in deployment.compress)}
+        takes = {o.takes for o in self._run.survey.options if o.name in names and o.takes}
+        return any(becomes(form, t) for t in takes)
+
+    def _altered(self, tried: Tried) -> bool:
+        """Whether a step changed the module: that, and not the model, may be what failed."""
+        names = {step.name for step in tried.trial.deployment.compress}
+        options = self._run.survey.options
+        return any(o.takes == "module" for o in options if o.name in names)
 
     def _skipped(self, deployment: Deployment, bound: str) -> Tried:
         """A trial that is ruled out unmeasured."""

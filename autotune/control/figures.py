@@ -110,6 +110,21 @@ def known_energy(trial: DeployTrial) -> float | None:
     return trial.energy_modelled.value if trial.energy_modelled else None
 
 
+def finalists(run: Run) -> int:
+    """How many plans may be tried on *confirm*: the error rate is split among them, so no more
+    than its rows can certify the allowed drop for, where one plan alone could be certified.
+    """
+    rows, allowed = run.survey.task.confirm_rows, run.max_drop
+    if not run.survey.task.binary or allowed is None:
+        return FINALISTS
+    for count in range(FINALISTS, 1, -1):
+        least = verdict.smallest_certifiable_drop(rows, QUALITY_ALPHA / count)
+        if least is not None and least < allowed:
+            return count
+    least = verdict.smallest_certifiable_drop(rows)
+    return 1 if least is not None and least < allowed else FINALISTS
+
+
 def constraints(run: Run, tried: Tried, reference: Tried) -> dict[str, object]:
     """``constraints``, ``drop`` and ``drop_upper`` of a trial against the baseline."""
     trial, base = tried.trial, reference.trial
@@ -131,16 +146,17 @@ def constraints(run: Run, tried: Tried, reference: Tried) -> dict[str, object]:
     drop = upper = None
     if tried.scores is not None and reference.scores is not None:
         allowed = max_drop(run, reference.scores.quality)
+        alpha = QUALITY_ALPHA / finalists(run)
         higher = run.survey.task.higher_is_better
         found = verdict.quality(
             tried.scores,
             reference.scores,
             allowed,
             higher_is_better=higher,
-            alpha=QUALITY_ALPHA / FINALISTS,
+            alpha=alpha,
         )
         drop, upper = found.estimate, found.upper
-        judged = upper if _certifiable(run, allowed) else drop
+        judged = upper if _certifiable(run, allowed, alpha) else drop
         if judged is not None and allowed > 0:
             out["quality"] = judged / allowed - 1
         elif judged is not None:
@@ -148,9 +164,9 @@ def constraints(run: Run, tried: Tried, reference: Tried) -> dict[str, object]:
     return {"constraints": out, "drop": drop, "drop_upper": upper}
 
 
-def _certifiable(run: Run, allowed: float) -> bool:
+def _certifiable(run: Run, allowed: float, alpha: float) -> bool:
     """Whether *select* has rows enough to certify the allowed drop at all."""
-    least = verdict.smallest_certifiable_drop(run.survey.task.select_rows)
+    least = verdict.smallest_certifiable_drop(run.survey.task.select_rows, alpha)
     return run.survey.task.binary and least is not None and least < allowed
 
 

@@ -159,15 +159,61 @@ def refused(options: Sequence[Option]) -> tuple[str, ...]:
 
 
 def failures(trials: Sequence[DeployTrial]) -> tuple[str, ...]:
-    """What was tried and ended badly, or was ruled out by a proven bound."""
-    out = []
+    """What was tried and ended badly, or was ruled out unmeasured; one line a reason."""
+    found: dict[str, list[DeployTrial]] = {}
     for trial in trials:
         if trial.failure is not None:
-            ended = f"{trial.failure.kind}: {trial.failure.message}"
-            out.append(f"trial {trial.number} ({describe(trial.deployment)}): {ended}")
+            found.setdefault(f"{trial.failure.kind}: {trial.failure.message}", []).append(trial)
         elif trial.bound is not None:
-            out.append(f"trial {trial.number} ({describe(trial.deployment)}): {trial.bound}")
-    return tuple(out)
+            found.setdefault(trial.bound, []).append(trial)
+    return tuple(f"{_named(alike)}: {ended}" for ended, alike in found.items())
+
+
+def _named(alike: Sequence[DeployTrial]) -> str:
+    """``trial 3 (the plan)``, or ``trials 3, 4 and 5`` with their number where they are many."""
+    first = f"trial {alike[0].number} ({describe(alike[0].deployment)})"
+    if len(alike) == 1:
+        return first
+    rest = ", ".join(str(trial.number) for trial in alike[1:6])
+    more = f" and {len(alike) - 6} more" if len(alike) > 6 else ""
+    return f"{first}, also {rest}{more}"
+
+
+def guarded(
+    trials: Sequence[DeployTrial], picked: DeployTrial | None, limit: float | None
+) -> tuple[str, ...]:
+    """What the quality guard rejected: of each kind of compression its best, in words.
+
+    ``limit`` is the allowed drop.
+    """
+    best: dict[tuple[str, ...], DeployTrial] = {}
+    fine = set()
+    for trial in trials:
+        kind = (*(s.name for s in trial.deployment.compress), trial.deployment.runtime)
+        if trial.drop is None or not trial.deployment.compress:
+            continue
+        if trial.state == "complete" and trial.constraints.get("quality", 0.0) <= 0:
+            fine.add(kind)
+        elif kind not in best or trial.drop < (best[kind].drop or 0.0):
+            best[kind] = trial
+    fast = latency_of(picked) if picked is not None else None
+    lines = []
+    for kind, trial in best.items():
+        if kind in fine or trial is picked:
+            continue
+        found = latency_of(trial)
+        ratio = f", though {fast / found:.2f}x as fast" if fast and found and fast > found else ""
+        lines.append(f"{describe(trial.deployment)}{ratio}: {_lost(trial, limit)}")
+    return tuple(lines)
+
+
+def _lost(trial: DeployTrial, limit: float | None) -> str:
+    drop, upper = trial.drop or 0.0, trial.drop_upper
+    allowed = f" of the {units.metric(limit)} allowed" if limit is not None else ""
+    text = f"quality {units.metric(trial.quality)}, a drop of {units.metric(drop)}{allowed}"
+    if upper is not None and (limit is None or drop <= limit):
+        text += f", which these rows cannot tell from one of {units.metric(upper)}"
+    return text
 
 
 def loosened(trial: DeployTrial, name: str, factor: float = 1.1) -> DeployTrial:

@@ -114,6 +114,8 @@ def _comparison_lines(report: Report) -> list[str]:
         f"p{percentile:g} response",
         "quality (confirm)",
         "quality 95 % interval",
+        "balanced accuracy",
+        "worst class recall",
         "energy per sample",
         "energy, modelled",
         "throughput",

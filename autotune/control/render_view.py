@@ -206,6 +206,7 @@ def figures(plan: PlanResult, percentile: float) -> tuple[tuple[str, str], ...]:
         ("calls timed", str(latency.samples) if latency else "0"),
         ("quality (confirm)", units.metric(plan.quality)),
         ("quality 95 % interval", quality_interval(plan)),
+        *_balanced(plan),
         ("worst class recall", units.metric(plan.worst_class_recall)),
         ("energy per sample", units.show(plan.energy_j_per_sample, "J")),
         ("energy, modelled", modelled(plan.energy_modelled)),
@@ -220,6 +221,13 @@ def figures(plan: PlanResult, percentile: float) -> tuple[tuple[str, str], ...]:
         *([("launches taken again", str(plan.disturbed))] if plan.disturbed else []),
     ]
     return tuple(rows)
+
+
+def _balanced(plan: PlanResult) -> list[tuple[str, str]]:
+    """Beside the metric, whichever it is: one that sees only the majority stands out here."""
+    if plan.balanced_accuracy is None:
+        return []
+    return [("balanced accuracy", units.metric(plan.balanced_accuracy))]
 
 
 def _rates(interval: Interval | None) -> str:

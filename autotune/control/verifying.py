@@ -353,6 +353,7 @@ def result(run: Run, side: Side, plan: Plan) -> PlanResult:
         quality=scores.quality if scores else None,
         quality_interval=verdict.interval(scores) if scores else None,
         worst_class_recall=scores.worst_class_recall if scores else None,
+        balanced_accuracy=scores.balanced_accuracy if scores else None,
         launches=len(side.launches),
         response_s=response,
         throughput_interval=comparing.mean_interval([rate for rate in rates if rate]),

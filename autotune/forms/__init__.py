@@ -33,7 +33,9 @@ class Interface(Record, frozen=True, kw_only=True):
     ``output_names`` name the tensors of the output in order; for an ``output_kind`` of
     ``dict`` they are its keys.  ``standalone``: ``model.py`` in the folder makes the model
     without the user's folder.  ``batch_size`` is None where any batch may be fed.
-    ``precision`` is what a runtime shall compute in; inputs and outputs stay as they are.
+    ``precision`` is what a runtime shall compute in, but for the modules in ``exact``, which stay
+    in fp32; inputs and outputs stay as they are.  ``sparse``: Linear weights of which two of each
+    four are 0 shall be multiplied so.
     """
 
     input_kind: Literal["tensor", "tuple", "dict"]
@@ -50,6 +52,8 @@ class Interface(Record, frozen=True, kw_only=True):
     flops_per_sample: float | None = None
     recovery_s: float = 0.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    exact: tuple[str, ...] = ()
+    sparse: bool = False
 
 
 @dataclass(frozen=True)

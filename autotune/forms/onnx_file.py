@@ -60,7 +60,9 @@ def export(
     except Exception as error:
         logging.getLogger(__name__).debug("onnx export failed", exc_info=True)
         raise JobError(
-            "unsupported", f"ONNX export cannot take this model: {last_line(error)}"
+            "unsupported",
+            f"ONNX export cannot take this model: {last_line(error)}",
+            never="onnx",
         ) from error
 
 

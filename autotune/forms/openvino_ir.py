@@ -53,7 +53,9 @@ def convert(source: Path, out: Path) -> None:
             save(model, out / MODEL)
     except Exception as error:
         raise JobError(
-            "unsupported", f"OpenVINO cannot convert this model: {last_line(error)}"
+            "unsupported",
+            f"OpenVINO cannot convert this model: {last_line(error)}",
+            never="openvino",
         ) from error
 
 

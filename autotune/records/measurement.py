@@ -114,7 +114,8 @@ class Scores(Record, frozen=True, kw_only=True):
 
     Either ``per_sample`` (the mean is ``quality``) or ``replicates``: the metric on
     bootstrap resamples whose row indices depend on the seed alone, so that two
-    artifacts' replicates are paired.
+    artifacts' replicates are paired.  ``balanced_accuracy`` is the mean of the classes' recalls,
+    where there are classes.
     """
 
     quality: float
@@ -123,6 +124,7 @@ class Scores(Record, frozen=True, kw_only=True):
     replicates: tuple[float, ...] | None = None
     loss: float | None = None
     worst_class_recall: float | None = None
+    balanced_accuracy: float | None = None
 
 
 class Verdict(Record, frozen=True, kw_only=True):

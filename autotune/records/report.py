@@ -14,12 +14,14 @@ class Failure(Record, frozen=True, kw_only=True):
     """Why something ended badly.  ``kind``: oom, crash, hang, nan, unsupported, error, exit,
     killed, contract.  ``log`` holds the last lines of its output.  ``least``: by
     ``step.parameter``, the value below which no deployment of this model can be built.
+    ``never``: a form (`forms.ROAD`) that the model cannot become.
     """
 
     kind: str
     message: str
     log: str = ""
     least: dict[str, float] = {}
+    never: str | None = None
 
 
 class Quantiles(Record, frozen=True, kw_only=True):
@@ -126,6 +128,7 @@ class PlanResult(Record, frozen=True, kw_only=True):
     quality: float | None = None
     quality_interval: tuple[float, float] | None = None
     worst_class_recall: float | None = None
+    balanced_accuracy: float | None = None
     launches: int = 0
     response_s: Quantiles | None = None
     throughput_interval: Interval | None = None

@@ -197,7 +197,8 @@ class Option(Record, frozen=True, kw_only=True):
     (``forms.ROAD``); compressors of one ``group`` exclude each other; ``dims`` are a compressor's
     or runtime's own parameters.  A compressor that ``trains`` recovers what it took away by
     training.  ``runtimes`` are those that can serve what a compressor gives;
-    None: each that takes the form, or one that the form can become.
+    None: each that takes the form, or one that the form can become.  One that is not ``searched``
+    is no dimension of the search, which tries it where another trial calls for it.
     """
 
     kind: str
@@ -211,6 +212,7 @@ class Option(Record, frozen=True, kw_only=True):
     dims: tuple[Dim, ...] = ()
     runtimes: tuple[str, ...] | None = None
     trains: bool = False
+    searched: bool = True
 
 
 class Split(Record, frozen=True, kw_only=True):

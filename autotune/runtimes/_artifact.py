@@ -1,6 +1,7 @@
 """What every artifact folder has: ``artifact.json`` and a ``load.py`` put together from text."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ def write(
     facts = json.dumps(_facts(form, tools, runtime), indent=2)
     (out / "artifact.json").write_text(facts + "\n")
     (out / "load.py").write_text(loader)
+
+
+def missing(packages: tuple[str, ...], extra: str) -> str | None:
+    """What to install, where a package is missing."""
+    absent = [name for name in packages if find_spec(name) is None]
+    if not absent:
+        return None
+    return f"needs `pip install autotune[{extra}]` ({', '.join(absent)} missing)"
 
 
 def _facts(form: Form, tools: Tools, runtime: str) -> dict[str, Any]:

@@ -153,11 +153,54 @@ _COMPILE = """\
     model = torch.compile(model)
 """
 
+_GRAPHS = """\
+    torch._inductor.config.freezing = True  # weights become constants of the generated code
+    model = torch.compile(model, mode="reduce-overhead")  # a call is one CUDA graph
+"""
+
 _NARROW = """\
     for layer in model.modules():  # once, not at every call
         if isinstance(layer, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)):
             layer.weight.data = layer.weight.data.to(torch.{dtype})
 """
+_SPARED = """\
+    exact = [model.get_submodule(name) for name in {exact}]  # stay in fp32
+    spared = {{id(within) for layer in exact for within in layer.modules()}}
+    for layer in model.modules():  # once, not at every call
+        kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
+        if isinstance(layer, kinds) and id(layer) not in spared:
+            layer.weight.data = layer.weight.data.to(torch.{dtype})
+    for layer in exact:
+        layer.forward = _in_full(layer.forward)
+"""
+_SPARSE = """\
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear) and _two_of_four(layer.weight):
+            weight = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
+            layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+"""
+_TWO_OF_FOUR = '''
+
+def _two_of_four(weight):
+    """Whether the GPU's kernels for 2:4 sparsity take it."""
+    if weight.dtype != torch.float16 or weight.shape[0] % 32 or weight.shape[1] % 64:
+        return False
+    return bool(((weight.reshape(-1, 4) != 0).sum(1) <= 2).all())
+'''
+_IN_FULL = '''
+
+def _in_full(forward):
+    """Computes in fp32 whatever it is fed, and whatever is computed around it."""
+
+    def full(value):
+        return value.float() if torch.is_tensor(value) and value.is_floating_point() else value
+
+    def call(*arrays, **named):
+        with torch.autocast("{where}", enabled=False):
+            return forward(*map(full, arrays), **{{n: full(v) for n, v in named.items()}})
+
+    return call
+'''
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -180,8 +223,15 @@ def loader(form: Form, *, compiled: bool, channels_last: bool = False) -> str:
     mode = "no_grad" if compiled else "inference_mode"
     threads = "    torch.set_num_threads("
     body = body.replace(threads, f"    _keep_freed_memory()\n{threads}") + _HEAP
-    more = (_CHANNELS_LAST if channels_last else "") + (_COMPILE if compiled else "")
-    return _HEAD.format(needs=needs) + body.format(mode=mode, compile=more, **_precision(form))
+    graphs = form.about.precision == "fp16" and not form.about.ragged
+    more = _CHANNELS_LAST if channels_last else ""
+    more += (_GRAPHS if graphs else _COMPILE) if compiled else ""
+    text = _HEAD.format(needs=needs) + body.format(mode=mode, compile=more, **_precision(form))
+    if form.about.exact:
+        text += _IN_FULL.format(where="cuda" if form.about.precision == "fp16" else "cpu")
+    if form.about.sparse:
+        text += _TWO_OF_FOUR
+    return text
 
 
 def _precision(form: Form) -> dict[str, str]:
@@ -193,13 +243,17 @@ def _precision(form: Form) -> dict[str, str]:
     dtype = _DTYPES.get(form.about.precision)
     if dtype is None:
         return {"narrow": "", "autocast": "", "array": "tensor.numpy()", "to": ""}
-    where = "cuda" if dtype == "float16" else "cpu"
+    where, exact = "cuda" if dtype == "float16" else "cpu", form.about.exact
+    if exact and form.kind == "program":
+        why = "layers can be kept in fp32 only of a model whose source can stand alone"
+        raise JobError("unsupported", why)
     if where == "cuda" and form.kind == "program":
         raise JobError("unsupported", "fp16 takes a model whose source can stand alone")
-    narrow = _NARROW.format(dtype=dtype) if form.kind == "module" else ""
+    text = _SPARED.format(dtype=dtype, exact=list(exact)) if exact else _NARROW.format(dtype=dtype)
+    narrow = text if form.kind == "module" else ""
     moved = '    model = model.to("cuda")\n' if where == "cuda" else ""
     return {
-        "narrow": narrow + moved,
+        "narrow": narrow + moved + (_SPARSE if form.about.sparse else ""),
         "to": '.to("cuda")' if where == "cuda" else "",
         "autocast": f', torch.autocast("{where}", torch.{dtype})',
         "array": f"(tensor.float() if tensor.dtype == torch.{dtype} else tensor).cpu().numpy()",

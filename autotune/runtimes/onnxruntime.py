@@ -1,6 +1,5 @@
 """Runtime ``onnxruntime``: ONNX Runtime on the CPU, with no PyTorch in the process."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from autotune.forms import Form
@@ -11,7 +10,12 @@ from autotune.runtimes import Tools, _artifact
 TAKES = "onnx"
 _NEEDS = ("onnx", "onnxruntime", "onnxscript")
 
-_LOADER = '''"""Loads this model by itself: ``predict = load()``, then ``y = predict(x)``.
+SESSION = """\
+    session = ort.InferenceSession(
+        str(HERE / "model.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+"""
+LOADER = '''"""Loads this model by itself: ``predict = load()``, then ``y = predict(x)``.
 
 NumPy arrays in (positional, or by name), NumPy out.  Needs onnxruntime; not autotune, not PyTorch.
 """
@@ -66,10 +70,7 @@ def load():
 def unavailable(context: Context) -> str | None:
     """Needs the onnx extra."""
     del context
-    missing = [name for name in _NEEDS if find_spec(name) is None]
-    if missing:
-        return f"needs `pip install autotune[onnx]` ({', '.join(missing)} missing)"
-    return None
+    return _artifact.missing(_NEEDS, "onnx")
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
@@ -80,5 +81,5 @@ def dims(context: Context) -> tuple[Dim, ...]:
 
 def write(form: Form, out: Path, tools: Tools) -> None:
     """Write ``model.onnx`` and a loader."""
-    loader = _artifact.for_its_batch(_LOADER, form)
+    loader = _artifact.for_its_batch(LOADER, form)
     _artifact.write(form, out, tools, runtime="onnxruntime", loader=loader)

@@ -7,9 +7,9 @@ What computes is pinned down: OpenVINO would choose bf16 by itself where a proce
 a plan that says fp32 must not.  It does not know a load of several calls at once: calls queue.
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 
+from autotune.errors import JobError
 from autotune.forms import Form
 from autotune.records.job import Context
 from autotune.records.task import Dim
@@ -117,10 +117,7 @@ def _ready(info, size=None):
 def unavailable(context: Context) -> str | None:
     """Needs the openvino extra."""
     del context
-    missing = [name for name in _NEEDS if find_spec(name) is None]
-    if missing:
-        return f"needs `pip install autotune[openvino]` ({', '.join(missing)} missing)"
-    return None
+    return _artifact.missing(_NEEDS, "openvino")
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
@@ -130,7 +127,17 @@ def dims(context: Context) -> tuple[Dim, ...]:
 
 
 def write(form: Form, out: Path, tools: Tools) -> None:
-    """Write ``model.xml``, ``model.bin`` and a loader."""
+    """Write ``model.xml``, ``model.bin`` and a loader.
+
+    Raises:
+        JobError: unsupported: layers to be kept in fp32 of a model in bf16.
+    """
+    if form.about.exact:
+        raise JobError(
+            "unsupported",
+            f"OpenVINO computes all layers in {form.about.precision}, those of --keep-fp32 too: "
+            "eager and compiled keep them",
+        )
     loader = _artifact.for_its_batch(_LOADER, form)
     loader = loader.replace('"PRECISION"', f'"{_PRECISION[form.about.precision]}"')
     _artifact.write(form, out, tools, runtime="openvino", loader=loader)

@@ -150,7 +150,7 @@ class Tally:
         shared: dict[str, Any] = {
             "rows": self._rows,
             "loss": self._mean_loss(needs_loss),
-            "worst_class_recall": self._worst_recall(),
+            **self._recalls(),
         }
         if self._per_sample:
             values = self._weighted(torch.cat(self._per_sample).double())
@@ -201,14 +201,20 @@ class Tally:
             raise JobError("nan", f"the loss over {self._rows} rows is {mean}")
         return mean if math.isfinite(mean) else None
 
-    def _worst_recall(self) -> float | None:
+    def _recalls(self) -> dict[str, float]:
+        """The least of the classes' recalls, and their mean, where there are classes."""
         if not self._classes or sum(len(t) for _, t in self._classes) != self._rows:
-            return None
+            return {}
         guess = torch.cat([pair[0] for pair in self._classes])
         target = torch.cat([pair[1] for pair in self._classes])
         classes = sorted(set(target.tolist()))
-        recalls = [(guess[target == c] == c).double().mean() for c in classes]
-        return float(min(recalls)) if recalls else None
+        recalls = [float((guess[target == c] == c).double().mean()) for c in classes]
+        if not recalls:
+            return {}
+        return {
+            "worst_class_recall": min(recalls),
+            "balanced_accuracy": sum(recalls) / len(recalls),
+        }
 
     def _finite(self, quality: float) -> None:
         if not math.isfinite(quality):

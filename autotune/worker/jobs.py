@@ -35,7 +35,7 @@ def failure(error: BaseException) -> Failure:
     """What went wrong, as data."""
     text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
     if isinstance(error, JobError):
-        return Failure(kind=error.kind, message=str(error), least=error.least)
+        return Failure(kind=error.kind, message=str(error), least=error.least, never=error.never)
     if isinstance(error, ContractError):
         return Failure(kind="contract", message=str(error))
     if isinstance(error, SystemExit):

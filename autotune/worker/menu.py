@@ -43,6 +43,7 @@ def _option(kind: str, folder: str, name: str, context: Context) -> Option:
         dims=plugin.dims(context) if hasattr(plugin, "dims") else (),
         runtimes=getattr(plugin, "RUNTIMES", None),
         trains=getattr(plugin, "TRAINS", False),
+        searched=getattr(plugin, "SEARCHED", True),
     )
 
 

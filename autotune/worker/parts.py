@@ -254,5 +254,5 @@ def _rare_classes(labels: NDArray[Any] | None) -> list[str]:
     return [
         f"class {names}{more}: under half of an equal share of {100 / len(classes):.1f} %; "
         "plain accuracy can hide the loss of such a class; balanced accuracy is judged where the "
-        "metric is not your own, and the worst class's recall is printed beside it"
+        "metric is not your own, and stands beside it where it is, with the worst class's recall"
     ]

@@ -29,7 +29,10 @@ from autotune.records.job import Probe, Probed
 from autotune.worker import boards, devices, foreign, links, power, probes, system, topology
 from autotune.worker.channel import Channel
 
-_SOFTWARE = ("torch", "numpy", "onnx", "onnxruntime", "torch-pruning", "optuna", "autotune")
+_SOFTWARE = (
+    *("torch", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "torch-pruning", "optuna"),
+    "autotune",
+)
 _ISA = (
     *("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl"),
     *("avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"),

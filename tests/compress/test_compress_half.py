@@ -1,11 +1,13 @@
 """16-bit steps: half the bytes, the runtime is told, outputs stay fp32; refused with figures."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from autotune.compress import Tools, bf16, fp16
@@ -13,7 +15,7 @@ from autotune.errors import JobError
 from autotune.forms import Form, Interface, module
 from autotune.records.hardware import Gpu, Leaf
 from autotune.runtimes import Tools as RuntimeTools
-from autotune.runtimes import _torch, eager
+from autotune.runtimes import _torch, eager, openvino
 from tests.support import made
 
 SOURCE = """
@@ -75,23 +77,51 @@ def test_bf16_halves_the_file_and_the_artifact_answers_in_fp32(form: Form, tmp_p
     assert half.about.precision == "bf16"
     small, big = ((f.folder / module.WEIGHTS).stat().st_size for f in (half, form))
     assert small < 0.6 * big
-    (half.folder / "model.py").write_text(SOURCE)
-    out = tmp_path / "artifact"
-    out.mkdir()
-    eager.write(half, out, RuntimeTools(threads=1, batch_size=1))
-    spec = importlib.util.spec_from_file_location("half_load", out / "load.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    threads = torch.get_num_threads()
-    found = loaded.load()(ROWS)
-    torch.set_num_threads(threads)
+    found = loaded(half, tmp_path / "artifact")(ROWS)
     with torch.no_grad():
         exact = model()(torch.from_numpy(ROWS)).numpy()
     assert found.dtype == np.float32
     error = np.abs(found - exact).max() / np.abs(exact).max()
     assert 0 < error < 0.03  # it did compute in bf16
+
+
+def loaded(form: Form, out: Path) -> Callable[[np.ndarray], np.ndarray]:
+    out.mkdir()
+    (form.folder / "model.py").write_text(SOURCE)
+    eager.write(form, out, RuntimeTools(threads=1, batch_size=1))
+    spec = importlib.util.spec_from_file_location(f"half_{out.name}", out / "load.py")
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    threads = torch.get_num_threads()
+    predict = found.load()
+    torch.set_num_threads(threads)
+    return predict
+
+
+def test_what_is_kept_in_fp32_is_stored_and_computed_so(form: Form, tmp_path: Path) -> None:
+    with torch.no_grad():
+        exact = model()(torch.from_numpy(ROWS)).numpy()
+    whole = bf16.apply(form, {"keep_fp32": "*"}, tools(tmp_path / "whole"))
+    assert whole.about.exact == ("0", "1", "2", "3", "4")
+    np.testing.assert_allclose(loaded(whole, tmp_path / "a")(ROWS), exact, atol=1e-6)
+    part = bf16.apply(form, {"keep_fp32": "0, 4"}, tools(tmp_path / "part"))
+    assert part.about.exact == ("0", "4")
+    stored = load_file(part.folder / module.WEIGHTS)
+    kinds = [stored[f"{i}.weight"].dtype for i in (0, 3, 4)]
+    assert kinds == [torch.float32, torch.bfloat16, torch.float32]
+    error = np.abs(loaded(part, tmp_path / "b")(ROWS) - exact).max() / np.abs(exact).max()
+    assert 0 < error < 0.03
+
+
+def test_who_cannot_keep_layers_in_fp32_says_so(form: Form, tmp_path: Path) -> None:
+    part = bf16.apply(form, {"keep_fp32": "0"}, tools(tmp_path / "part"))
+    with pytest.raises(JobError, match="OpenVINO computes all layers in bf16"):
+        openvino.write(part, tmp_path, RuntimeTools(threads=1, batch_size=1))
+    program = Form("program", part.folder, part.about)
+    with pytest.raises(JobError, match="kept in fp32 only of a model whose source"):
+        _torch.loader(program, compiled=False)
 
 
 def test_fp16_is_served_on_the_gpu(form: Form, tmp_path: Path) -> None:

@@ -31,6 +31,16 @@ from tests.support import made
 RNG = np.random.default_rng(0)
 ROWS = RNG.standard_normal((64, 20)).astype(np.float32)
 
+ABOUT = Interface(
+    input_kind="tensor",
+    input_names=("input",),
+    input_shapes=((20,),),
+    input_dtypes=("float32",),
+    output_kind="tensor",
+    output_names=("output",),
+    parameters=1,
+)
+
 
 def context(isa: tuple[str, ...] = (), machine: str = "x86_64", **types: int) -> Context:
     return made.context(
@@ -46,16 +56,7 @@ def form(tmp_path_factory) -> Form:
     folder = tmp_path_factory.mktemp("onnx")
     names = (("input",), ("output",))
     onnx_file.export(flat, [torch.randn(2, 20)], folder / "model.onnx", names, dynamic=True)
-    about = Interface(
-        input_kind="tensor",
-        input_names=("input",),
-        input_shapes=((20,),),
-        input_dtypes=("float32",),
-        output_kind="tensor",
-        output_names=("output",),
-        parameters=1,
-    )
-    return Form("onnx", folder, about)
+    return Form("onnx", folder, ABOUT)
 
 
 def tools(workdir: Path, rows: np.ndarray = ROWS) -> Tools:
@@ -197,3 +198,26 @@ def test_kept_modules_stay_in_fp32(
     small = [name for name, kind in stored.items() if kind == onnx.TensorProto.INT8]
     weights = [n for n in small if "weight" in n and "zero" not in n and "scale" not in n]
     assert len(weights) == quantized, stored
+
+
+def test_tied_weights_that_are_read_two_ways_get_a_copy_each(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.Linear(20, 48)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.encoder(x)) @ self.encoder.weight
+
+    torch.manual_seed(0)
+    given = tmp_path / "given"
+    given.mkdir()
+    flat = Flat(Tied(), "tensor", ("input",)).eval()
+    names = (("input",), ("output",))
+    onnx_file.export(flat, [torch.randn(2, 20)], given / "model.onnx", names, dynamic=True)
+    form = Form("onnx", given, ABOUT)
+    for step in (int8_static, int8_dynamic):
+        (tmp_path / step.__name__).mkdir()
+        made = step.apply(form, {"reduce_range": False}, tools(tmp_path / step.__name__))
+        exact, found = outputs(given), outputs(made.folder)
+        assert np.abs(exact - found).max() < 0.05 * np.abs(exact).max()

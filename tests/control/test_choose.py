@@ -272,3 +272,40 @@ def test_why_the_baseline_is_kept() -> None:
 def test_why_never_raises(trials: list[DeployTrial], goal: Goal, higher: bool) -> None:
     for chosen in [None, *(t.deployment for t in trials)]:
         choose.why(trials, chosen, goal=goal, higher_is_better=higher)
+
+
+def test_what_the_quality_guard_rejects_is_named_once_a_kind_with_the_drop() -> None:
+    def tried(number: int, name: str, drop: float, upper: float, latency: float) -> DeployTrial:
+        step = (Step(name=name, params={"level": number}),)
+        made = trial(number, latency, 0.9 - drop, compress=step, over={"quality": upper / 0.01 - 1})
+        return msgspec.structs.replace(made, drop=drop, drop_upper=upper)
+
+    dense = msgspec.structs.replace(trial(0, 0.004), constraints={"quality": -1.0}, drop=0.0)
+    trials = [
+        dense,
+        tried(1, "int8_static", 0.5, 0.6, 0.001),
+        tried(2, "int8_static", 0.4, 0.5, 0.001),
+        tried(3, "bf16", 0.0, 0.02, 0.003),
+        tried(4, "int4_weights", 0.3, 0.4, 0.001),
+        tried(5, "int4_weights", 0.0, 0.001, 0.005),
+    ]
+    limit = Verdict(
+        name="quality",
+        unit="",
+        limit=0.01,
+        estimate=0.0,
+        lower=None,
+        upper=None,
+        confidence=0.95,
+        samples=400,
+        verdict="MET",
+        source="paired",
+    )
+    why = choose.why(trials, dense.deployment, [limit], goal="latency")
+    said = next(line for line in why.text if line.startswith("Rejected for their quality"))
+    assert "int8 static level=2, eager, 1 thread, batch 1, though 4.00x as fast" in said
+    assert "quality 0.5, a drop of 0.4 of the 0.01 allowed" in said
+    assert "a drop of 0 of the 0.01 allowed, which these rows cannot tell from one of 0.02" in said
+    assert "int4" not in said  # a level of it kept the limit
+    assert "level=1," not in said
+    assert sum(line.startswith("quality: ") for line in why.refused) == 2

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from autotune.control import render
+from autotune.control import render, units
 from autotune.control.render_plot import plot
 from autotune.records import codec
 from autotune.records.measurement import Verdict
@@ -42,6 +42,17 @@ def test_golden_markdown(report: Report) -> None:
 
 def test_golden_summary(report: Report) -> None:
     assert render.summary(report) == (GOLDEN / "summary.txt").read_text(encoding="utf-8")
+
+
+def test_size_load_and_cold_start_stand_in_every_report(report: Report) -> None:
+    assert report.chosen is not None
+    shown = [
+        ("size on disk", units.show(report.chosen.size_bytes, "B")),
+        ("load", units.show(report.chosen.load_s, "s")),
+        ("first call", units.show(report.chosen.first_call_s, "s")),
+    ]
+    for text in (render.summary(report), render.markdown(report), render.html(report)):
+        assert all(name in text and value in text for name, value in shown)
 
 
 class Page(HTMLParser):

@@ -275,3 +275,40 @@ def test_a_single_thread_count_is_the_one_that_is_served_with() -> None:
     values = searched.sample(picker(0))
     found = deployments.deployment(values, OPTIONS, batch_size=1, recovery_epochs=0)
     assert found.threads == 2
+
+
+@pytest.mark.parametrize(
+    ("group", "told"), [("quantize", True), ("precision", True), ("prune", False)]
+)
+def test_what_is_kept_in_fp32_is_told_to_every_step_that_rounds(group: str, told: bool) -> None:
+    step = Option(
+        kind="compress",
+        name="made_up",
+        available=True,
+        takes="module",
+        gives="module",
+        group=group,
+    )
+    values = {"runtime": "eager", group: "made_up", "threads": 1}
+    found = deployments.deployment(
+        values, (step,), batch_size=1, recovery_epochs=0.0, keep_fp32=("head", "0.*")
+    )
+    assert found.compress[0].params == ({"keep_fp32": "head,0.*"} if told else {})
+
+
+def test_a_step_that_is_not_searched_is_no_dimension() -> None:
+    beside = Option(
+        kind="compress",
+        name="aside",
+        available=True,
+        takes="module",
+        gives="module",
+        group="aside",
+        trains=True,
+        searched=False,
+    )
+    options = (*OPTIONS, beside)
+    searched = deployments.deploy_space(survey(options), (1,), (1,), Effort())
+    assert searched == deployments.deploy_space(survey(), (1,), (1,), Effort())
+    seeds = [deployments.seeds(searched, found, 1) for found in (options, OPTIONS)]
+    assert seeds[0] == seeds[1]

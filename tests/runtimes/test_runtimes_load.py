@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from autotune.forms import Form, Interface, changed, exported, flat, module, onnx_file, openvino_ir
-from autotune.runtimes import Tools, aoti, compiled, eager, onnxruntime, openvino
+from autotune.runtimes import Tools, _artifact, aoti, compiled, eager, onnxruntime, openvino
 from tests.support import made
 
 CNN = """
@@ -398,5 +398,5 @@ def test_openvino_computes_in_what_the_form_says(pair, tmp_path, precision, hint
 
 
 def test_openvino_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(openvino, "find_spec", lambda name: None)
+    monkeypatch.setattr(_artifact, "find_spec", lambda name: None)
     assert "pip install autotune[openvino]" in (openvino.unavailable(None) or "")

@@ -94,6 +94,7 @@ class Simulation:
     options: tuple[Option, ...] = OPTIONS
     spread: float = 0.02
     prune_floor: float = 0.0
+    int8_lost: int = 1
     seen: dict[str, int] = field(default_factory=dict)
     built: dict[str, jobs.Build] = field(default_factory=dict)
 
@@ -220,7 +221,7 @@ class Simulation:
         kept = 1.0
         for step in build.compress:
             kept *= 0.2 + 0.8 * float(step.params.get("macs_kept", 1.0))
-            kept *= 0.5 if step.name.startswith("int8") else 1.0
+            kept *= 0.5 if step.name.startswith("int8") and step.name != "int8_aware" else 1.0
         threads = 1.0 if build.threads == 1 else 0.9
         return 1e-3 * RUNTIME[build.runtime] * kept * threads * build.batch_size**0.7
 
@@ -229,7 +230,9 @@ class Simulation:
         lost = 10
         for step in build.compress:
             kept = float(step.params.get("macs_kept", 1.0))
-            lost += round(max(0.0, 0.5 - kept) * 40) + (1 if step.name == "int8_static" else 0)
+            lost += round(max(0.0, 0.5 - kept) * 40)
+            trained = any(other.name == "int8_aware" for other in build.compress)
+            lost += (0 if trained else self.int8_lost) if step.name == "int8_static" else 0
         return lost
 
     def _measure(self, job: jobs.Measure) -> Result:

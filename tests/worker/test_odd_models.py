@@ -130,6 +130,7 @@ class Odd:
         with pytest.raises(JobError) as found:
             self.build(runtime)
         assert found.value.kind == "unsupported"
+        assert found.value.never == ("onnx" if runtime == "onnxruntime" else None)
         return str(found.value)
 
     def check(self, runtime: str) -> None:

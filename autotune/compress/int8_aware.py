@@ -1,0 +1,145 @@
+"""Quantization-aware recovery: the model learns with its weights and activations rounded.
+
+    calibration rows --> ranges --> layer(round(x), round(w)) --recovery--> fp32 that bears it
+                                                              `--then: int8_static, int8_openvino
+
+Rounding has no slope, so its gradient is passed straight through where nothing was clipped
+(Bengio et al., arXiv 1308.3432; Jacob et al., arXiv 1712.05877).  Weights have a scale for each
+output channel, activations one range each, as the quantizers after it have.  It gives the module
+back in fp32, so it is of no use alone: the search tries it where static int8 would be the best plan
+but for its quality (`control.rescue`).  Does not know layers that are called by name of their
+weights alone, such as those inside an ``nn.MultiheadAttention``: their inputs are not rounded.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import islice
+from typing import Any
+
+from autotune.compress import Tools, _half, _int8
+from autotune.errors import JobError
+from autotune.forms import Form, changed
+from autotune.records.job import Context
+from autotune.records.plan import Value
+from autotune.records.task import Dim
+
+TAKES = "module"
+GIVES = "module"
+GROUP = "aware"
+TRAINS = True
+RUNTIMES = ("onnxruntime", "openvino")
+SEARCHED = False
+
+_ROWS, _BATCHES = 16, 16
+_LEVELS = {True: 64, False: 127}
+"""On either side of 0, with and without ``reduce_range``: those of ONNX Runtime's quantizer."""
+
+
+def unavailable(context: Context) -> str | None:
+    """Needs a quantizer to prepare for, layers that it rounds, and rows to learn from."""
+    if find_spec("onnxruntime") is None or find_spec("onnx") is None:
+        return "needs `pip install autotune[onnx]`"
+    if not _int8.layers(context):
+        return "the model has no linear or convolutional layer"
+    if context.info.train_rows + context.info.adapt_rows == 0:
+        return "there are no rows to train on: define train_data()"
+    return None
+
+
+def dims(context: Context) -> tuple[Dim, ...]:
+    """``reduce_range``: 7-bit weights, as the quantizer that follows."""
+    return (_int8.reduce_range(context),)
+
+
+def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
+    """Recover with fake quantization.
+
+    Raises:
+        JobError: unsupported: there are no calibration rows, or nothing that would be rounded.
+    """
+    from autotune.forms import module
+    from autotune.forms.flat import Flat
+
+    model = tools.module(form)
+    about = form.about
+    kept = _half.outermost(model, str(params.get("keep_fp32", "")))
+    spared = {id(layer) for name in kept for layer in model.get_submodule(name).modules()}
+    layers = [layer for layer in model.modules() if _rounded(layer) and id(layer) not in spared]
+    if not layers:
+        raise JobError("unsupported", "no linear or convolutional layer is left to round")
+    spans = _spans(Flat(model, about.input_kind, about.input_names), layers, tools)
+    with rounding(layers, spans, _LEVELS[bool(params.get("reduce_range", True))]):
+        seconds = tools.recover(model)
+    model.eval()
+    module.save(model, tools.fresh(), tools.workdir)
+    return Form("module", tools.workdir, changed(about, recovery_s=about.recovery_s + seconds))
+
+
+def _rounded(layer: Any) -> bool:
+    from torch import nn
+
+    return isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+
+def _spans(flat: Any, layers: list[Any], tools: Tools) -> dict[int, tuple[float, float]]:
+    """Lowest and highest input of each layer over the calibration rows; both sides of 0."""
+    import torch
+
+    found: dict[int, tuple[float, float]] = {}
+
+    def see(layer: Any, given: tuple[Any, ...]) -> None:
+        low, high = found.get(id(layer), (0.0, 0.0))
+        x = given[0].detach()
+        found[id(layer)] = min(low, float(x.min())), max(high, float(x.max()))
+
+    hooks = [layer.register_forward_pre_hook(see) for layer in layers]
+    try:
+        with torch.no_grad():
+            for batch in islice(tools.calibration(_ROWS), _BATCHES):
+                flat(*(torch.as_tensor(batch[name]) for name in flat.names))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+@contextmanager
+def rounding(
+    layers: list[Any], spans: dict[int, tuple[float, float]], levels: int
+) -> Iterator[None]:
+    """Within, weights are rounded to ``-levels .. levels`` and inputs to 8 bits of their span."""
+    from torch import nn
+    from torch.nn.utils import parametrize
+
+    class Weight(nn.Module):
+        def forward(self, weight: Any) -> Any:
+            largest = weight.detach().abs().amax(tuple(range(1, weight.dim())), keepdim=True)
+            return _straight(weight, largest.clamp(min=1e-8) / levels, 0, (-levels, levels))
+
+    def enter(layer: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        low, high = spans[id(layer)]
+        scale = max(high - low, 1e-8) / 255
+        return (_straight(given[0], scale, round(-low / scale), (0, 255)), *given[1:])
+
+    hooks = [layer.register_forward_pre_hook(enter) for layer in layers if id(layer) in spans]
+    for layer in layers:
+        parametrize.register_parametrization(layer, "weight", Weight())
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer in layers:
+            raw = layer.parametrizations.weight.original
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+            assert layer.weight is raw
+
+
+def _straight(value: Any, scale: Any, zero: int, ends: tuple[int, int]) -> Any:
+    """Rounded, with the gradient of the clipped value."""
+    import torch
+
+    exact = value / scale + zero
+    clipped = exact.clamp(*ends)
+    return (clipped + (torch.round(clipped) - clipped).detach() - zero) * scale

@@ -1,0 +1,110 @@
+"""fp16 with 2:4 sparsity: of each four weights in a row the two smallest go.
+
+    weights x mask (two of four) --recovery under the mask--> fp16, zeros kept
+           `--loader: to_sparse_semi_structured--> half the products on tensor cores
+
+GPUs since compute capability 8.0 multiply such matrices up to twice as fast (Mishra et al., arXiv
+2104.08378); a processor gains nothing from them.  Only Linear layers whose sizes their kernels take
+are cut.  Written against PyTorch's documents; nothing here has run on a GPU.
+"""
+
+from typing import Any
+
+from autotune.compress import Tools, _half, _paths
+from autotune.errors import JobError
+from autotune.forms import Form, changed
+from autotune.records.job import Context
+from autotune.records.plan import Value
+from autotune.records.task import Dim
+
+TAKES = "module"
+GIVES = "module"
+GROUP = "precision"
+RUNTIMES = ("eager", "compiled")
+TRAINS = True
+
+_LEAST = (8, 0)
+_ROWS, _COLUMNS = 32, 64
+"""What the sizes of a weight must be multiples of, for fp16."""
+
+
+def unavailable(context: Context) -> str | None:
+    """Only on a GPU with sparse tensor cores where fp16 pays, for a model of Linear layers."""
+    found = [gpu.compute_capability for gpu in context.profile.gpus]
+    versions = [tuple(int(part) for part in text.split(".")) for text in found if text]
+    if not versions or min(versions) < _LEAST:
+        seen = f", this one has {min(text for text in found if text)}" if versions else ""
+        return f"2:4 sparsity needs an NVIDIA GPU of compute capability 8.0{seen}"
+    if not any(name.endswith("Linear") for name in context.traits.module_types):
+        return "the model has no Linear layer, the only kind that 2:4 sparsity reaches"
+    return _paths.fp16(context.profile)
+
+
+def dims(context: Context) -> tuple[Dim, ...]:
+    """None: two of four is what the hardware takes."""
+    del context
+    return ()
+
+
+def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
+    """Mask, recover under the mask, and store in fp16.
+
+    Raises:
+        JobError: unsupported: no layer has sizes that the kernels take, or a weight is too large.
+    """
+    model = tools.module(form)
+    exact = _half.outermost(model, str(params.get("keep_fp32", "")))
+    spared = {id(layer) for name in exact for layer in model.get_submodule(name).modules()}
+    layers = [layer for layer in _fitting(model) if id(layer) not in spared]
+    if not layers:
+        raise JobError(
+            "unsupported",
+            f"2:4 sparsity: no Linear layer has {_ROWS}n outputs and {_COLUMNS}n inputs",
+        )
+    seconds = _recovered(model, layers, tools)
+    made = _half.store(model, form, tools, "fp16", exact)
+    about = changed(made.about, sparse=True, recovery_s=form.about.recovery_s + seconds)
+    return Form("module", tools.workdir, about)
+
+
+def _fitting(model: Any) -> list[Any]:
+    from torch import nn
+
+    return [
+        layer
+        for layer in model.modules()
+        if type(layer) is nn.Linear
+        and layer.out_features % _ROWS == 0
+        and layer.in_features % _COLUMNS == 0
+    ]
+
+
+def _recovered(model: Any, layers: list[Any], tools: Tools) -> float:
+    """Train with the masks on, and leave their zeros in the weights; the seconds it took."""
+    from torch import nn
+    from torch.nn.utils import parametrize
+
+    class Masked(nn.Module):
+        def __init__(self, mask: Any) -> None:
+            super().__init__()
+            self.register_buffer("mask", mask, persistent=False)
+
+        def forward(self, weight: Any) -> Any:
+            return weight * self.mask
+
+    for layer in layers:
+        parametrize.register_parametrization(layer, "weight", Masked(two_of_four(layer.weight)))
+    seconds = tools.recover(model)
+    for layer in layers:
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    model.eval()
+    return seconds
+
+
+def two_of_four(weight: Any) -> Any:
+    """1 for the two largest of each four neighbours in a row, else 0; the shape of ``weight``."""
+    import torch
+
+    fours = weight.detach().abs().reshape(-1, 4)
+    kept = torch.zeros_like(fours).scatter_(1, fours.topk(2, dim=1).indices, 1.0)
+    return kept.reshape(weight.shape)

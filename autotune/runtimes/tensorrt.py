@@ -1,0 +1,78 @@
+"""Runtime ``tensorrt``: NVIDIA's TensorRT on a GPU, by way of ONNX Runtime's provider.
+
+    model.onnx --engine, built when it is loaded--> TensorRT; what that has no layer for: CUDA
+
+ONNX Runtime falls back to the processor without a word where a provider cannot be loaded; the
+loader does not.  It keeps no engine between starts: each builds its own, which takes seconds to
+minutes.  Int8 is not offered: our graphs have unsigned activations, TensorRT takes signed ones.
+Written against the two libraries' documents; nothing here has run on a GPU.
+"""
+
+from pathlib import Path
+
+from autotune.errors import JobError
+from autotune.forms import Form
+from autotune.records.job import Context
+from autotune.records.task import Dim
+from autotune.runtimes import Tools, _artifact, onnxruntime
+
+TAKES = "onnx"
+_PROVIDER = "TensorrtExecutionProvider"
+_NEEDS = ("onnx", "onnxscript")
+_INSTALL = "`pip uninstall onnxruntime && pip install autotune[tensorrt]`"
+"""The two packages of ONNX Runtime hide each other."""
+
+_SESSION = """\
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "TF32")  # 0: fp32 means all of its bits
+    engine = {"trt_fp16_enable": FP16}
+    providers = [("TensorrtExecutionProvider", engine), "CUDAExecutionProvider"]
+    session = ort.InferenceSession(str(HERE / "model.onnx"), options, providers=providers)
+    if session.get_providers()[0] != "TensorrtExecutionProvider":
+        raise RuntimeError("TensorRT could not be loaded here, and this model was tuned for it")
+"""
+
+
+def unavailable(context: Context | None) -> str | None:
+    """Needs an NVIDIA GPU, and an ONNX Runtime that was built with TensorRT."""
+    gpus = context.profile.gpus if context is not None else ()
+    if context is not None and not any(gpu.compute_capability for gpu in gpus):
+        return "needs an NVIDIA GPU"
+    if missing := _artifact.missing(_NEEDS, "onnx"):
+        return missing
+    return None if _PROVIDER in providers() else f"needs TensorRT in ONNX Runtime: {_INSTALL}"
+
+
+def providers() -> list[str]:
+    """What the installed ONNX Runtime was built with; none where it is missing."""
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        return []
+    found: list[str] = ort.get_available_providers()
+    return found
+
+
+def dims(context: Context) -> tuple[Dim, ...]:
+    """None: the engine's builder tries its kernels by itself."""
+    del context
+    return ()
+
+
+def write(form: Form, out: Path, tools: Tools) -> None:
+    """Write ``model.onnx`` and a loader.
+
+    Raises:
+        JobError: unsupported: bf16, or layers to be kept in fp32 of a model in fp16.
+    """
+    precision = form.about.precision
+    if precision == "bf16" or form.about.exact:
+        why = "TensorRT chooses the precision of each layer by itself: fp32 or fp16 for all"
+        raise JobError("unsupported", why)
+    text = onnxruntime.LOADER.replace(onnxruntime.SESSION, _SESSION)
+    text = text.replace("import json\n", "import json\nimport os\n", 1)
+    text = text.replace("FP16", str(precision == "fp16"))
+    text = text.replace('"TF32"', '"0"' if precision == "fp32" else '"1"')
+    text = text.replace("Needs onnxruntime;", "Needs onnxruntime-gpu and tensorrt;")
+    _artifact.write(
+        form, out, tools, runtime="tensorrt", loader=_artifact.for_its_batch(text, form)
+    )
