@@ -130,7 +130,7 @@ def _ranked(groups: list[Group]) -> list[tuple[Group, Tensor]]:
     order = torch.cat(scores).argsort(stable=True)
     places = torch.empty_like(order)
     places[order] = torch.arange(len(order))
-    return list(zip(groups, places.split([len(s) for s in scores]), strict=True))
+    return list(zip(groups, torch.split(places, [len(s) for s in scores]), strict=True))
 
 
 def _kept(group: Group, ranks: Tensor, last: int, rounded: int) -> Tensor:
