@@ -87,7 +87,7 @@ def _switched(model: Any, chosen: Sequence[Any], ranges: Mapping[str, Range]) ->
             name = node.input[place]
             rounded = f"{switch}_rounded_{place}"
             if name in held:
-                _hold(graph, rounded, _rounded_weight(node, place, held[name]))
+                _hold(graph, rounded, rounded_weight(node, place, held[name]))
             elif name in ranges:
                 added += _rounding(graph, name, rounded, ranges[name])
             else:
@@ -124,8 +124,8 @@ def _rounding(graph: Any, name: str, out: str, span: Range) -> list[Any]:
     ]
 
 
-def _rounded_weight(node: Any, place: int, value: Any) -> Any:
-    """Each output channel to 8 bits of its own and back."""
+def rounded_weight(node: Any, place: int, value: Any, levels: int = 127) -> Any:
+    """Each output channel to ``levels`` of its own on either side of 0, and back."""
     from onnx import numpy_helper
 
     weight = numpy_helper.to_array(value)
@@ -133,6 +133,6 @@ def _rounded_weight(node: Any, place: int, value: Any) -> Any:
         axes: tuple[int, ...] = tuple(range(weight.ndim))
     else:
         axes = tuple(a for a in range(weight.ndim) if a != _int8.channel(node, weight.ndim))
-    scale = np.abs(weight).max(axis=axes, keepdims=True) / 127
+    scale = np.abs(weight).max(axis=axes, keepdims=True) / levels
     scale = np.where(scale > 0, scale, 1.0)
     return (np.rint(weight / scale) * scale).astype(np.float32)

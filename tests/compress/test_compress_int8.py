@@ -13,6 +13,8 @@ from torch import nn
 
 from autotune.compress import (
     Tools,
+    _bias,
+    _calibrate,
     _int8,
     _paths,
     _sensitive,
@@ -221,3 +223,36 @@ def test_tied_weights_that_are_read_two_ways_get_a_copy_each(tmp_path: Path) -> 
         made = step.apply(form, {"reduce_range": False}, tools(tmp_path / step.__name__))
         exact, found = outputs(given), outputs(made.folder)
         assert np.abs(exact - found).max() < 0.05 * np.abs(exact).max()
+
+
+def test_biases_take_back_what_seven_bit_weights_lose_on_average(
+    form: Form, tmp_path: Path
+) -> None:
+    shifted = np.abs(ROWS) + 0.5  # errors of weights do not average out
+    source, target = form.folder / "model.onnx", tmp_path / "corrected.onnx"
+    prepared = _int8._prepare(source, tmp_path / "prepared.onnx")
+    assert _bias.correct(str(prepared), str(target), iter([{"input": shifted}]), [], 64)
+
+    def means(corrected: bool) -> np.ndarray:
+        model = onnx.load(target if corrected else prepared)
+        for node in model.graph.node:
+            for value in model.graph.initializer:
+                if node.op_type in ("Gemm", "MatMul") and value.name == node.input[1]:
+                    rounded = _sensitive.rounded_weight(node, 1, value, 64)
+                    value.CopyFrom(onnx.numpy_helper.from_array(rounded, value.name))
+        hidden = next(n for n in model.graph.node if n.op_type == "Relu").input[0]
+        model.graph.output.append(onnx.ValueInfoProto(name=hidden))
+        return _calibrate.session_of(model).run([hidden], {"input": shifted})[0].mean(0)
+
+    exact = onnx.load(prepared)
+    hidden = next(n for n in exact.graph.node if n.op_type == "Relu").input[0]
+    exact.graph.output.append(onnx.ValueInfoProto(name=hidden))
+    aim = _calibrate.session_of(exact).run([hidden], {"input": shifted})[0].mean(0)
+    assert np.abs(means(corrected=True) - aim).max() < 0.02 * np.abs(means(False) - aim).max()
+
+
+def test_layers_that_are_kept_keep_their_bias(form: Form, tmp_path: Path) -> None:
+    source = form.folder / "model.onnx"
+    names = [node.name for node in onnx.load(source).graph.node]
+    assert not _bias.correct(str(source), str(tmp_path / "none"), iter([]), names, 64)
+    assert not (tmp_path / "none").exists()

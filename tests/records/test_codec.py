@@ -36,7 +36,8 @@ UNITS = ("_s", "_j", "_w", "_bytes", "_per_s", "_per_sample")
 # ratios, scores and values whose unit stands beside them
 UNITLESS = {
     "value", "low", "high", "percentile", "max_drop", "quality", "drop", "drop_upper", "loss",
-    "worst_class_recall", "limit", "estimate", "lower", "upper", "confidence", "usable_cores",
+    "worst_class_recall", "balanced_accuracy", "limit", "estimate", "lower", "upper",
+    "confidence", "usable_cores",
     "foreign_load", "lr", "momentum", "beta1", "beta2", "eps", "weight_decay", "step",
     "quality_select", "min_quality", "recovery_epochs", "certifiable_drop", "break_even_inferences",
     "p50", "p95", "p99", "fits", "probability", "bound", "faster", "cheaper", "cost", "decides",

@@ -187,6 +187,17 @@ PRUNE = Step(name="prune", params={"macs_kept": 0.5})
 INT8 = Step(name="int8_static", params={"method": "minmax", "reduce_range": True})
 
 
+def test_int8_is_trained_for_before_it_is_exported(cnn):
+    aware = Step(name="int8_aware", params={"reduce_range": True})
+    built = cnn.build(aware, INT8, runtime="onnxruntime", recovery_epochs=2)
+    names = [stage.name for stage in built.stages]
+    assert names == ["dense", "int8_aware", "export", "int8_static", "write onnxruntime"]
+    assert built.recovery_s > 0
+    assert np.isfinite(cnn.predict(built)).all()
+    shapes = json.loads((cnn.root / "cache" / built.stages[1].key / "structure.json").read_text())
+    assert shapes == {"modules": {}, "tensors": {}}  # nothing of the rounding is left
+
+
 def test_a_pruning_level_is_made_once_and_everything_branches_off(cnn):
     first = cnn.build(PRUNE, runtime="eager")
     assert [(s.name, s.cached) for s in first.stages] == [
