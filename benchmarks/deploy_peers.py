@@ -12,6 +12,7 @@ Does not know autotune's plans, nor how anything is timed.
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -158,6 +159,8 @@ def _eager_load(given: Given, compiled: bool = False) -> Predict:
     found = model(given)
     mode = torch.inference_mode
     if compiled:
+        cache = given.out.with_name("compile.cache")  # a killed compilation spoils no other
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.resolve()))
         import torch._inductor.config
 
         torch._inductor.config.freezing = True
