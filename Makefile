@@ -22,7 +22,7 @@ demo: install
 	$(BIN)/autotune run examples/digits_cnn.py --goal latency --latency 0.6x --max-drop 0.02 --time 4min
 
 test: install
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m 'not serial'
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not serial'
 	$(BIN)/python -m pytest -q -m serial
 
 lint: install

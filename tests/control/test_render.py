@@ -23,7 +23,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 MANY = settings(
     deadline=None,
     max_examples=25,
-    suppress_health_check=[HealthCheck.too_slow],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
     derandomize=True,
     phases=(Phase.explicit, Phase.generate),  # to shrink a report takes minutes
 )

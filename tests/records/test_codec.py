@@ -32,11 +32,11 @@ RECORDS = sorted(
     },
     key=lambda kind: kind.__name__,
 )
-UNITS = ("_s", "_j", "_w", "_bytes", "_per_s", "_per_sample")
+UNITS = ("_s", "_j", "_w", "_hz", "_bytes", "_per_s", "_per_sample")
 # ratios, scores and values whose unit stands beside them
 UNITLESS = {
     "value", "low", "high", "percentile", "max_drop", "quality", "drop", "drop_upper", "loss",
-    "worst_class_recall", "balanced_accuracy", "limit", "estimate", "lower", "upper",
+    "worst_class_recall", "balanced_accuracy", "width", "limit", "estimate", "lower", "upper",
     "confidence", "usable_cores",
     "foreign_load", "lr", "momentum", "beta1", "beta2", "eps", "weight_decay", "step",
     "quality_select", "min_quality", "recovery_epochs", "certifiable_drop", "break_even_inferences",

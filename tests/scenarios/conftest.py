@@ -1,5 +1,6 @@
 """Real runs of the command line, small enough to take seconds."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -55,9 +56,25 @@ def read(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This machine's profile, measured once for all workers of a test run."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    path = shared / "machine.json"
+    with (shared / "machine.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            assert command("profile", "--out", path).returncode == 0
+    return path
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., Ran]:
-    """``run(model, *options)``: one `autotune run` into a folder of its own."""
+def run(tmp_path: Path, measured: Path) -> Callable[..., Ran]:
+    """``run(model, *options)``: one `autotune run` into a folder of its own, with a profile that
+    is there already, as a second run on a machine has it.
+    """
     count = 0
 
     def one(model: Path, *options: object) -> Ran:
@@ -66,17 +83,18 @@ def run(tmp_path: Path) -> Callable[..., Ran]:
         # relative, as people give it and as the default is: a job that changes its folder
         # must still find the run's files
         folder = tmp_path / f"report{count}"
-        done = command("run", model, "--out", folder.name, *options, cwd=tmp_path)
+        known = () if "--profile" in options else ("--profile", measured)
+        done = command("run", model, "--out", folder.name, *options, *known, cwd=tmp_path)
         return Ran(done.returncode, done.stdout, done.stderr, folder, read(folder))
 
     return one
 
 
-def workers() -> set[int]:
-    """Process ids of everything of autotune's that runs now."""
+def workers(folder: Path) -> set[int]:
+    """Process ids of everything of autotune's that works for a run under ``folder`` now."""
     found = set()
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
-        if any("autotune.worker" in word for word in line):
+        if any("autotune.worker" in word for word in line) and str(folder) in " ".join(line):
             found.add(process.pid)
     return found

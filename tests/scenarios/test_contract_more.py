@@ -16,8 +16,6 @@ import torch
 from tests.scenarios.conftest import ROOT, Ran, command, read
 from tests.scenarios.test_contract_given import DIGITS, trained_on_digits
 
-pytestmark = pytest.mark.xdist_group("served")  # one run serves them all
-
 CHECKPOINT = (
     "import argparse\nparser = argparse.ArgumentParser()\n"
     'parser.add_argument("--hidden", type=int, default=7)\n'
@@ -35,7 +33,7 @@ def space(trial):
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def served(tmp_path_factory: pytest.TempPathFactory, measured: Path) -> Ran:
     """A run on ``{"state_dict": ..., "optimizer": ...}`` with ``module.`` prefixes."""
     root = tmp_path_factory.mktemp("checkpoint")
     model = trained_on_digits(hidden=32)
@@ -44,9 +42,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     torch.save(saved, root / "last.ckpt")
     (root / "model.py").write_text(CHECKPOINT)
     done = command(
-        "run", "model.py", "--weights", "last.ckpt", "--out", "report", "--time", "80s",
+        "run", "model.py", "--weights", "last.ckpt", "--out", "report", "--time", "40s",
         "--trials", "3", "--only", "runtime=onnxruntime", "--without", "prune,int8_dynamic",
-        "--keep-fp32", "2", "--threads", "1", "--max-drop", "0.05", "--latency", "5ms",
+        "--keep-fp32", "2", "--profile", measured, "--threads", "1", "--max-drop", "0.05", "--latency", "5ms",
         "--", "--hidden", "32", cwd=root,
     )  # fmt: skip
     return Ran(done.returncode, done.stdout, done.stderr, root / "report", read(root / "report"))
@@ -115,13 +113,13 @@ def test_verify_needs_no_torch_for_an_onnx_artifact(served: Ran, tmp_path: Path)
 
 
 def test_the_models_own_shape_is_searched_against_an_earlier_plan(
-    served: Ran, tmp_path: Path
+    served: Ran, tmp_path: Path, measured: Path
 ) -> None:
     (tmp_path / "model.py").write_text(SPACE)
     done = command(
-        "run", "model.py", "--out", "report", "--time", "80s", "--trials", "1",
+        "run", "model.py", "--out", "report", "--time", "40s", "--trials", "1",
         "--train-trials", "4", "--steps", "100", "--threads", "1", "--without", "prune,compiled",
-        "--max-drop", "0.05", "--fix", "hidden=33", "--baseline", served.folder,
+        "--max-drop", "0.05", "--fix", "hidden=33", "--profile", measured, "--baseline", served.folder,
         cwd=tmp_path,
     )  # fmt: skip
     report = read(tmp_path / "report")
