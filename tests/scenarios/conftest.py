@@ -58,7 +58,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 @pytest.fixture(scope="session")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This machine's profile, measured once for all workers of a test run."""
+    """A profile of the machine, measured once for all workers of a test run."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent

@@ -44,8 +44,8 @@ def served(tmp_path_factory: pytest.TempPathFactory, measured: Path) -> Ran:
     done = command(
         "run", "model.py", "--weights", "last.ckpt", "--out", "report", "--time", "40s",
         "--trials", "3", "--only", "runtime=onnxruntime", "--without", "prune,int8_dynamic",
-        "--keep-fp32", "2", "--profile", measured, "--threads", "1", "--max-drop", "0.05", "--latency", "5ms",
-        "--", "--hidden", "32", cwd=root,
+        "--keep-fp32", "2", "--threads", "1", "--max-drop", "0.05", "--latency", "5ms",
+        "--profile", measured, "--", "--hidden", "32", cwd=root,
     )  # fmt: skip
     return Ran(done.returncode, done.stdout, done.stderr, root / "report", read(root / "report"))
 
@@ -119,8 +119,8 @@ def test_the_models_own_shape_is_searched_against_an_earlier_plan(
     done = command(
         "run", "model.py", "--out", "report", "--time", "40s", "--trials", "1",
         "--train-trials", "4", "--steps", "100", "--threads", "1", "--without", "prune,compiled",
-        "--max-drop", "0.05", "--fix", "hidden=33", "--profile", measured, "--baseline", served.folder,
-        cwd=tmp_path,
+        "--max-drop", "0.05", "--fix", "hidden=33", "--baseline", served.folder,
+        "--profile", measured, cwd=tmp_path,
     )  # fmt: skip
     report = read(tmp_path / "report")
     assert report is not None, done.stdout + done.stderr
