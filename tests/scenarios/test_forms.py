@@ -7,15 +7,23 @@ import pytest
 
 from tests.scenarios.conftest import EXAMPLES, QUICK, Ran
 
-MODELS = sorted((Path(__file__).parent / "models").glob("*_*.py"))
-FORMS = [EXAMPLES / f"{name}.py" for name in ("plain_script", "two_towers", "wine_dict")]
+MODELS = Path(__file__).parent / "models"
+WHOLE = (
+    *(EXAMPLES / f"{name}.py" for name in ("plain_script", "two_towers", "wine_dict")),
+    *(
+        MODELS / f"{n}.py"
+        for n in ("script_cancer_bce", "tuple_iris_lists", "dict_labels_attention")
+    ),
+)
+"""Two of each form."""
+OTHERS = sorted(set(MODELS.glob("*_*.py")) - set(WHOLE))
 
 
 # one deployment beside the baseline: every stage is gone through, none twice
 LEFT_OUT = "prune,ddp,int8_static,int8_dynamic"
 
 
-@pytest.mark.parametrize("path", [*FORMS, *MODELS], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", WHOLE, ids=lambda p: p.stem)
 def test_a_model_goes_all_the_way(run: Callable[..., Ran], path: Path) -> None:
     ran = run(path, *QUICK, "--only", "runtime=onnxruntime", "--without", LEFT_OUT)
     assert ran.report is not None, ran.err
@@ -26,3 +34,10 @@ def test_a_model_goes_all_the_way(run: Callable[..., Ran], path: Path) -> None:
     assert not any(t["state"] == "failed" for t in ran.report["deploy_trials"]), [
         t["failure"] for t in ran.report["deploy_trials"]
     ]
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda p: p.stem)
+def test_a_models_run_is_reckoned(run: Callable[..., Ran], path: Path) -> None:
+    ran = run(path, "--dry-run", "--threads", "1")
+    assert ran.code == 0, ran.err
+    assert ran.report is None
