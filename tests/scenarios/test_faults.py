@@ -82,7 +82,6 @@ def test_each_fault_is_named_and_nothing_is_left_behind(run: Run, tmp_path: Path
     assert not workers(tmp_path)
 
 
-@pytest.mark.serial  # an interruption within a time
 def test_ctrl_c_leaves_a_valid_report_and_resume_loses_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "report"
     args = [sys.executable, "-m", "autotune", "run", EXAMPLES / "digits_mlp.py", "--out", folder,
@@ -90,14 +89,14 @@ def test_ctrl_c_leaves_a_valid_report_and_resume_loses_nothing(tmp_path: Path) -
             "--without", "compiled,prune,ddp", "--threads", "1"]  # fmt: skip
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([str(a) for a in args], env=env, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         report = read(folder)
         if report is not None and len(report["train_trials"]) >= 3:
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     first = read(folder)
     assert first is not None, err
     assert first["status"] == "interrupted"
@@ -125,7 +124,7 @@ def test_kill_nine_is_resumed(tmp_path: Path) -> None:
         [str(a) for a in args], env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     recording = folder / "work" / "recording.jsonl"
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         if recording.exists() and recording.read_bytes().count(b"\n") >= 8:
             break
