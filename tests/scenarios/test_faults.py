@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,11 @@ def test_ctrl_c_leaves_a_valid_report_and_resume_loses_nothing(tmp_path: Path) -
             "--train-trials", "6", "--trials", "5", "--epochs", "4", "--time", "100s",
             "--without", "compiled,prune,ddp", "--threads", "1"]  # fmt: skip
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([str(a) for a in args], env=env, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [str(a) for a in args], env=env, stderr=subprocess.PIPE, text=True,
+        # tests that run in the background have it ignored, and so would what they start
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )  # fmt: skip
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         report = read(folder)
