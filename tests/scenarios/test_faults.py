@@ -92,7 +92,7 @@ def test_ctrl_c_leaves_a_valid_report_and_resume_loses_nothing(tmp_path: Path) -
     process = subprocess.Popen(
         [str(a) for a in args], env=env, stderr=subprocess.PIPE, text=True,
         # tests that run in the background have it ignored, and so would what they start
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
