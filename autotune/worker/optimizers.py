@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from autotune.errors import JobError
 from autotune.records.plan import Optimizer, Recipe
@@ -119,11 +120,16 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
         own = dict(module.named_parameters(recurse=False))
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             embedding |= {id(p) for p in own.values()}
-        elif found := [p for name, p in own.items() if p.ndim == 2 and "weight" in name]:
+        elif found := [p for name, p in own.items() if p.ndim == 2 and _weighs(module, name)]:
             owners.append(found)
     left_out = embedding | {id(p) for p in (owners or [[]])[-1]}
     unique = {id(p): p for found in owners[:-1] for p in found if p.requires_grad}
     return [p for key, p in unique.items() if key not in left_out]
+
+
+def _weighs(module: nn.Module, name: str) -> bool:
+    """Whether a parameter is a weight; one that is computed from (rounded, say) is ``original``."""
+    return "weight" in name or (isinstance(module, ParametrizationList) and name == "original")
 
 
 def _made(name: Optimizer, recipe: Recipe, params: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -10,6 +10,7 @@ from torch import nn
 from autotune.compress import Tools, int8_aware
 from autotune.errors import JobError
 from autotune.forms import Form, Interface, module
+from autotune.worker import optimizers
 from tests.support import made
 
 ROWS = torch.linspace(-1, 3, 32 * 6).reshape(32, 6)
@@ -41,6 +42,14 @@ def test_within_layers_see_rounded_values_and_gradients_pass_where_nothing_was_c
     assert layer.weight is raw
     torch.testing.assert_close(layer(x.detach()), x.detach() @ raw.T)
     assert sorted(layer.state_dict()) == ["bias", "weight"]
+
+
+def test_muon_finds_the_same_matrices_within() -> None:
+    network = model()
+    layers = [network[0], network[2]]
+    raw = network[0].weight
+    with int8_aware.rounding(layers, {}, 127):
+        assert [id(p) for p in optimizers.hidden_matrices(network)] == [id(raw)]
 
 
 def tools(workdir: Path, seen: list[torch.Tensor]) -> Tools:
