@@ -116,7 +116,7 @@ def table(row: Mapping[str, Any]) -> list[str]:
     lines += [f"   {known[n]['title']:38} failed: {known[n]['failure']}"
               for n in known if "failure" in known[n]]  # fmt: skip
     if row.get("plan"):
-        lines.append(f"   plan: {row['plan']}; {row['trials']} trials in {row['search_s']:.0f} s")
+        lines.append(f"   plan: {row['plan']}; {row['tried']} trials in {row['search_s']:.0f} s")
     if found.slowdown is not None:
         lines.append(
             f"   time against {found.best}: {found.slowdown.value:.3f}x "

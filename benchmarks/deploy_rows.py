@@ -261,7 +261,7 @@ def _told(report: dict[str, Any]) -> dict[str, Any]:
     steps += [f"recovered {recovery} epochs"] if recovery else []
     return {
         "plan": " + ".join([*steps, deployment["runtime"]]),
-        "trials": report["search_cost"]["trials"],
+        "tried": report["search_cost"]["trials"],
         "verdicts": {v["name"]: v["verdict"] for v in report["verdicts"]},
     }
 

@@ -78,7 +78,7 @@ def contestant(seconds: float, kept: bool = True) -> dict[str, object]:
 def row(model: str, ours: float, peer: float) -> dict[str, object]:
     return {
         "model": model, "batch": 1, "threads": 2, "confirm_rows": 1000, "plan": "eager",
-        "trials": 3, "search_s": 9.0,
+        "tried": 3, "search_s": 9.0,
         "contestants": {
             "peer": contestant(peer), "cheat": contestant(1e-6, kept=False),
             "odd": {"title": "odd", "failure": "no operator"}, "autotune": contestant(ours),
@@ -150,3 +150,11 @@ def test_rows_of_another_source_or_setting_are_not_taken(
         file.write('{"torn')
     assert list(deploy.stored(setting)) == [("mlp", 1)]
     assert not deploy.stored(setting._replace(time_s=60.0))
+
+
+def test_what_a_search_tells_hides_no_setting() -> None:
+    plan = {"deployment": {"compress": [], "runtime": "eager"}}
+    report = {"chosen": {"plan": plan}, "search_cost": {"trials": 7}, "verdicts": []}
+    told = deploy.deploy_rows._told(report)
+    assert told["tried"] == 7
+    assert not set(told) & set(deploy.Setting._fields)
