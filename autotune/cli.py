@@ -301,7 +301,7 @@ class _Plain:
 
     def phase(self, name: str, share_s: float) -> None:
         self._count = 0
-        self._line(f"[{name}] about {share_s:.0f} s")
+        self._line(f"[{name}] about {max(share_s, 0.0):.0f} s")
 
     def note(self, text: str) -> None:
         self._line(f"  {text}")

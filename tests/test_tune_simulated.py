@@ -22,9 +22,8 @@ from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort, Limit
 from autotune.records.hardware import Profile
 from autotune.records.report import Failure, Report
-from autotune.records.task import Option
 from autotune.tune import Task, tune
-from tests.support.simulated import OPTIONS, Simulation, info
+from tests.support.simulated import AWARE, OPTIONS, Simulation, info
 
 Go = Callable[..., Report]
 
@@ -369,19 +368,6 @@ def test_what_cannot_be_exported_is_found_out_once(go: Go) -> None:
     lines = [line for line in report.why.refused if line.startswith("trial ")]
     assert len(lines) == 2  # one a reason
     assert chosen(report).runtime == "compiled"
-
-
-AWARE = Option(
-    kind="compress",
-    name="int8_aware",
-    available=True,
-    takes="module",
-    gives="module",
-    group="aware",
-    runtimes=("onnxruntime",),
-    trains=True,
-    searched=False,
-)
 
 
 @pytest.mark.parametrize(("lost", "times"), [(60, 1), (0, 0)])

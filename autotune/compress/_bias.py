@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from autotune.compress import _int8
 from autotune.compress._calibrate import session_of
 from autotune.compress._sensitive import rounded_weight
-
-_KINDS = ("Conv", "Gemm", "MatMul")
 
 
 def correct(
@@ -64,7 +63,7 @@ def _places(graph: Any, kept: Collection[str]) -> dict[str, tuple[Any, int]]:
             readers.setdefault(name, []).append(node)
     found: dict[str, tuple[Any, int]] = {}
     for node in graph.node:
-        if node.op_type not in _KINDS or node.name in kept or node.input[1] not in held:
+        if node.op_type not in _int8.HEAVY or node.name in kept or node.input[1] not in held:
             continue
         if node.op_type == "MatMul":
             after = readers.get(node.output[0], [])

@@ -43,7 +43,7 @@ def store(
     from autotune.errors import JobError
     from autotune.forms import module
 
-    spared = {id(p) for name in exact for p in model.get_submodule(name).parameters()}
+    spared = {id(p) for layer in within(model, exact) for p in layer.parameters(recurse=False)}
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -61,3 +61,8 @@ def outermost(model: Any, kept: str) -> tuple[str, ...]:
     wanted = kept.split(",") if kept else []
     found = [name for name, _ in model.named_modules() if patterns.matches(name, wanted)]
     return tuple(name for name in found if not patterns.matches(name.rpartition(".")[0], wanted))
+
+
+def within(model: Any, names: tuple[str, ...]) -> set[Any]:
+    """The modules of these names, and those within them."""
+    return {layer for name in names for layer in model.get_submodule(name).modules()}

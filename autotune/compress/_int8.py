@@ -91,6 +91,12 @@ def _prepare(source: Path, target: Path) -> Path:
     return target
 
 
+HEAVY = ("Conv", "MatMul", "Gemm")
+"""Kinds of nodes that multiply by a weight."""
+LEVELS = {True: 64, False: 127}
+"""Of a weight on either side of 0, with and without ``reduce_range``: ONNX Runtime's."""
+
+
 def _untie(source: Path, target: Path) -> bool:
     """Give products that read one weight in two ways (tied: ``x W`` and ``x W^T``) a copy each:
     their scales lie along different axes.  False, and nothing written, where none do.
@@ -101,7 +107,7 @@ def _untie(source: Path, target: Path) -> bool:
     held = {value.name: value for value in model.graph.initializer}
     read: dict[str, list[tuple[int, Any]]] = {}
     for node in model.graph.node:
-        if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in held:
+        if node.op_type in HEAVY and node.input[1] in held:
             dims = len(held[node.input[1]].dims)
             read.setdefault(node.input[1], []).append((channel(node, dims), node))
     tied = [(name, rest) for name, (first, *rest) in _by_axis(read).items() if rest]

@@ -32,8 +32,6 @@ RUNTIMES = ("onnxruntime", "openvino")
 SEARCHED = False
 
 _ROWS, _BATCHES = 16, 16
-_LEVELS = {True: 64, False: 127}
-"""On either side of 0, with and without ``reduce_range``: those of ONNX Runtime's quantizer."""
 
 
 def unavailable(context: Context) -> str | None:
@@ -64,12 +62,12 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
     model = tools.module(form)
     about = form.about
     kept = _half.outermost(model, str(params.get("keep_fp32", "")))
-    spared = {id(layer) for name in kept for layer in model.get_submodule(name).modules()}
-    layers = [layer for layer in model.modules() if _rounded(layer) and id(layer) not in spared]
+    spared = _half.within(model, kept)
+    layers = [layer for layer in model.modules() if _rounded(layer) and layer not in spared]
     if not layers:
         raise JobError("unsupported", "no linear or convolutional layer is left to round")
     spans = _spans(Flat(model, about.input_kind, about.input_names), layers, tools)
-    with rounding(layers, spans, _LEVELS[bool(params.get("reduce_range", True))]):
+    with rounding(layers, spans, _int8.LEVELS[bool(params.get("reduce_range", True))]):
         seconds = tools.recover(model)
     model.eval()
     module.save(model, tools.fresh(), tools.workdir)

@@ -29,14 +29,9 @@ RUNTIMES = ("onnxruntime",)
 
 _BATCH = 16  # rows a calibration call: bounds the memory that recording activations takes
 _PRODUCTS = ("MatMul", "Gemm")
-_HEAVY = ("Conv", *_PRODUCTS)
 _PASSING = ("MaxPool", "Relu", "Clip", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
 _RULES = ("minmax", "mse", "percentile")
 _RESTORED = (0, 2, 8)
-_REDUCED_LEVELS = 64
-"""On either side of 0.  With 127, biases are moved by less than what else is rounded: see
-docs/decisions.md.
-"""
 
 
 def unavailable(context: Context) -> str | None:
@@ -77,18 +72,19 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
         scaled = tools.workdir / "smoothed.onnx"
         if _smooth.smooth(source, str(scaled), rows(), kept):
             source = str(scaled)
-        seen = _calibrate.collect(source, rows(), (*_HEAVY, *_PASSING))
+        seen = _calibrate.collect(source, rows(), (*_int8.HEAVY, *_PASSING))
         ranges = {name: histogram.range(method) for name, histogram in seen.items()}
         restored = int(params.get("restored", 0))
         if restored:
             flops = form.about.flops_per_sample
-            nodes = [name for name in _int8.weighted(source, _HEAVY) if name not in kept]
+            nodes = [name for name in _int8.weighted(source, _int8.HEAVY) if name not in kept]
             spans = {name: histogram.range(_RULES[0]) for name, histogram in seen.items()}
             ask = functools.partial(_sensitive.order, source, rows(), nodes, spans, flops)
             kept |= set(_ranked(form, tools, sorted(kept), ask)[:restored])
         corrected = tools.workdir / "corrected.onnx"
+        # at 8 bits biases are moved by less than what else is rounded (docs/decisions.md, 22)
         if shared["reduce_range"] and _bias.correct(
-            source, str(corrected), rows(), kept, _REDUCED_LEVELS
+            source, str(corrected), rows(), kept, _int8.LEVELS[True]
         ):
             source = str(corrected)
         _quantize(source, target, ranges, sorted(kept), shared)
@@ -139,7 +135,7 @@ def _quantize(
         TensorsData(CalibrationMethod.MinMax, spans),
         [],
         kept,
-        [*_HEAVY, *_PASSING],
+        [*_int8.HEAVY, *_PASSING],
         {
             # what a product gives stays as it is: less than half of the error, and no slower
             "OpTypesToExcludeOutputQuantization": list(_PRODUCTS),

@@ -54,8 +54,8 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
     """
     model = tools.module(form)
     exact = _half.outermost(model, str(params.get("keep_fp32", "")))
-    spared = {id(layer) for name in exact for layer in model.get_submodule(name).modules()}
-    layers = [layer for layer in _fitting(model) if id(layer) not in spared]
+    spared = _half.within(model, exact)
+    layers = [layer for layer in _fitting(model) if layer not in spared]
     if not layers:
         raise JobError(
             "unsupported",

@@ -46,7 +46,7 @@ def conclude(
     run, lab = known.run, known.lab
     assert lab is not None
     began = run.bridge.now()
-    run.listener.phase("verification", max(0.0, run.left_s))
+    run.listener.phase("verification", run.left_s)
     tested: list[Verified] = []
     for deployment in candidates:
         found = verifying.verify(lab, deployment, len(candidates), known.execution)

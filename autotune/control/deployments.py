@@ -150,7 +150,7 @@ def values_of(
     }
     names = {node.dim.name for node in space.nodes}
     raw |= {n: chosen.get(_short(n), "none") for n in names if _short(n) in groups.values()}
-    raw |= {n: joint.usual(_short(n)) for n in names if joint.usual(_short(n)) is not None}
+    raw |= {n: usual for n in names if (usual := joint.usual(_short(n))) is not None}
     owners = [(s.name, s.params) for s in deployment.compress]
     owners.append((deployment.runtime, deployment.runtime_params))
     raw |= {f"{owner}.{name}": v for owner, params in owners for name, v in params.items()}

@@ -16,11 +16,9 @@ from autotune.control import power, splitting, steps, throughput
 from autotune.control.run import Run
 from autotune.control.throughput import knee, like, plain, sizes
 from autotune.records import job as jobs
-from autotune.records.plan import Recipe
 from autotune.records.task import Split
 
 _SPLITS_SHARE, _CURVE_SHARE = 0.6, 0.2  # of the stage's time
-_DOUBLING_GAIN = 1.1
 _WAITING = 0.3
 _LIMITS = 6
 _CLOCKS = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the highest
@@ -60,14 +58,16 @@ def _curve(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ..
         if here is None and size > min(known) and run.bridge.now() < until_s:
             if not steps.fits(run, list(known.values()), size):
                 break
-            here = splitting.measured(run, _recipe(run, first, batch_size=size))
+            here = splitting.measured(run, splitting.recipe_of(run, first, batch_size=size))
             out += (here,)
             known[size] = here
         if here is None:
             continue
         if here.samples_per_s is None:
             break
-        if last is not None and here.samples_per_s < _DOUBLING_GAIN * (last.samples_per_s or 0.0):
+        if last is not None and here.samples_per_s < throughput.DOUBLING_GAIN * (
+            last.samples_per_s or 0.0
+        ):
             break
         last = here
     return out
@@ -81,7 +81,7 @@ def _precisions(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
         return ()
     size = knee(rows) or first.batch_size
     return tuple(
-        splitting.measured(run, _recipe(run, first, batch_size=size, precision=name))
+        splitting.measured(run, splitting.recipe_of(run, first, batch_size=size, precision=name))
         for name in _OTHER
         if name in legal
     )
@@ -96,7 +96,7 @@ def _workers(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
     counts = {max(1, spare // first.ranks)} if spare > 0 else {1}
     size = first.batch_size
     return tuple(
-        splitting.measured(run, _recipe(run, first, batch_size=size, workers=count))
+        splitting.measured(run, splitting.recipe_of(run, first, batch_size=size, workers=count))
         for count in counts
     )
 
@@ -119,7 +119,7 @@ def _power(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
     found: list[Split] = []
 
     def look(batch: int, watts: float, clock_hz: float | None = None) -> power.Look:
-        recipe = _recipe(
+        recipe = splitting.recipe_of(
             run, first, batch_size=batch, power_limit_w=round(watts, 1), clock_hz=clock_hz
         )
         split = splitting.measured(run, recipe, run.meter)
@@ -149,17 +149,6 @@ def _clocks(
     fastest_s = min(seen.time_s for seen in best.looks.values())
     within = [clock for clock in lower if clock >= told.low_hz]
     power.least_clock(within, look, best.looks[best.best], fastest_s)
-
-
-def _recipe(run: Run, split: Split, **changes: object) -> Recipe:
-    fields = {
-        "parallel": split.parallel,
-        "ranks": split.ranks,
-        "threads": split.threads,
-        "batch_size": split.batch_size,
-        "params": run.survey.task.params,
-    }
-    return Recipe(**(fields | changes))  # type: ignore[arg-type]
 
 
 def _fastest(rows: Sequence[Split]) -> Split | None:

@@ -8,8 +8,6 @@ is the usual one is left out of the step: the plans, and the stages built for th
 Not known here: what recovery does with them (`worker.recovery`).
 """
 
-import msgspec
-
 from autotune.control.space import choice
 from autotune.records.budget import Effort
 from autotune.records.plan import RECOVERY, Recovery, Value
@@ -47,5 +45,5 @@ def usual(name: str) -> Value | None:
     field = name.removeprefix(RECOVERY)
     if not name.startswith(RECOVERY) or field not in Recovery.__struct_fields__:
         return None
-    found: Value = msgspec.structs.asdict(Recovery())[field]
+    found: Value = getattr(Recovery(), field)
     return found

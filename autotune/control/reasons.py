@@ -170,7 +170,7 @@ def failures(trials: Sequence[DeployTrial]) -> tuple[str, ...]:
 
 
 def _named(alike: Sequence[DeployTrial]) -> str:
-    """``trial 3 (the plan)``, or ``trials 3, 4 and 5`` with their number where they are many."""
+    """``trial 3 (the plan)``, the others by their numbers, the first few of many."""
     first = f"trial {alike[0].number} ({describe(alike[0].deployment)})"
     if len(alike) == 1:
         return first

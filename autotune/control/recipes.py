@@ -74,7 +74,7 @@ def train_space(survey: Survey, effort: Effort) -> Space:
     if large:
         again = choice("recompute", (True,))
         nodes.append(Node(dim=again, parent="batch_size", values=large))
-    if throughput.compiles(survey, effort):
+    if throughput.offered(survey, effort, "compile"):
         nodes.append(Node(dim=choice("compile", (False, True))))
     if len(precisions) > 1:
         nodes.append(Node(dim=choice("precision", precisions)))
@@ -278,7 +278,7 @@ def fastest_split(
 
     Ties within 5 % go to fewer ranks, then fewer threads (less energy, less memory).
     """
-    usual = [s for s in measured if s.samples_per_s and not (s.compile or s.recompute)]
+    usual = [s for s in measured if s.samples_per_s and s.plain_step]
     known = [s for s in usual if (s.parallel, s.ranks, s.threads) in legal]
     if not known:
         return legal[0]

@@ -25,11 +25,10 @@ def candidate(lab: Lab) -> Deployment | None:
     options = lab.run.survey.options
     if lab.recovery_epochs <= 0 or not any(o.name == STEP and o.available for o in options):
         return None
-    trials = [_kept(tried.trial) for tried in lab.tried]
-    ranked = choose.order(
-        trials, lab.run.budget.resolved_goal(), lab.run.survey.task.higher_is_better
-    )
-    if not ranked or not _over(lab.tried[ranked[0].number].trial):
+    known = {tried.trial.number: tried.trial for tried in lab.tried}
+    goal, higher = lab.run.budget.resolved_goal(), lab.run.survey.task.higher_is_better
+    ranked = choose.order([_kept(trial) for trial in known.values()], goal, higher)
+    if not ranked or not _over(known[ranked[0].number]):
         return None
     return _with_training(ranked[0].deployment, lab)
 

@@ -6,6 +6,8 @@ what is learnt, so it is measured once and not searched.
 
 import math
 
+import msgspec
+
 from autotune.control import recipes, throughput
 from autotune.control.run import Run
 from autotune.records import job as jobs
@@ -56,6 +58,18 @@ def rate(run: Run, recipe: Recipe) -> float | None:
 
 def _nearest(sizes: tuple[int, ...], wanted: int) -> int:
     return min(sizes, key=lambda s: abs(math.log2(s / wanted)))
+
+
+def recipe_of(run: Run, split: Split, **changes: object) -> Recipe:
+    """A recipe of the same split and batch, but for ``changes``: to measure, not to learn with."""
+    fields = {
+        "parallel": split.parallel,
+        "ranks": split.ranks,
+        "threads": split.threads,
+        "batch_size": split.batch_size,
+        "params": run.survey.task.params,
+    }
+    return msgspec.convert(fields | changes, Recipe)
 
 
 def measured(run: Run, recipe: Recipe, meter: str | None = None, timeout_s: float = 30.0) -> Split:
@@ -123,7 +137,7 @@ def one_epoch_s(run: Run) -> float | None:
     could be measured.
     """
     batch = recipes.baseline(run.survey).batch_size
-    rows = [s for s in run.survey.splits if not (s.compile or s.recompute)]
+    rows = [s for s in run.survey.splits if s.plain_step]
     known = [(abs(math.log2(s.batch_size / batch)), s.samples_per_s) for s in rows]
     rates = [(distance, rate) for distance, rate in known if rate]
     if not rates:

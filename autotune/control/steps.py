@@ -18,11 +18,8 @@ from autotune.control import splitting, throughput, units
 from autotune.control.forecast import FINAL_SHARE, TRAIN_SHARE
 from autotune.control.run import Run
 from autotune.control.throughput import plain
-from autotune.records.plan import Recipe
 from autotune.records.task import Option, Split
 
-_PAYS = 1.05
-_DOUBLING_GAIN = 1.1
 _MEMORY_SHARE = 0.8
 _LEAST_S = 15.0
 """A trial that is shorter cannot pay for a compilation, which takes seconds."""
@@ -38,7 +35,7 @@ def measure(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split, .
     run.survey = msgspec.structs.replace(run.survey, splits=rows)
     if throughput.offered(run.survey, run.effort, "recompute") and run.bridge.now() < until_s:
         out += _recomputed(run, rows)
-    if throughput.compiles(run.survey, run.effort) and run.bridge.now() < until_s:
+    if throughput.offered(run.survey, run.effort, "compile") and run.bridge.now() < until_s:
         out += _compiled(run, rows)
     return out
 
@@ -51,7 +48,7 @@ def _compiled(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
     first = max(plains, key=lambda s: s.samples_per_s or 0.0, default=None)
     if first is None or first.ranks > 1 or whole_s < _LEAST_S:
         return ()
-    recipe = _like(run, first, compile=True)
+    recipe = splitting.recipe_of(run, first, compile=True)
     return (splitting.measured(run, recipe, timeout_s=_PATIENCE_S + _PATIENCE_SHARE * whole_s),)
 
 
@@ -68,7 +65,9 @@ def _recomputed(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
     if wish is None:
         return ()
     first, size = wish
-    return (splitting.measured(run, _like(run, first, batch_size=size, recompute=True)),)
+    return (
+        splitting.measured(run, splitting.recipe_of(run, first, batch_size=size, recompute=True)),
+    )
 
 
 def _wished(run: Run, rows: Sequence[Split]) -> tuple[Split, int] | None:
@@ -85,13 +84,13 @@ def _wished(run: Run, rows: Sequence[Split]) -> tuple[Split, int] | None:
     over = [s.batch_size for s in failed if s.batch_size > most]
     if over:
         return first, min(over)
-    curve = {s.batch_size: s.samples_per_s or 0.0 for s in plains if throughput.like(s, first)}
+    known = [s for s in plains if throughput.like(s, first)]
+    curve = {s.batch_size: s.samples_per_s or 0.0 for s in known}
     less = max((size for size in curve if size < most), default=None)
     larger = next((n for n in throughput.sizes(run.survey.task.train_rows) if n > most), None)
-    known = [s for s in plains if throughput.like(s, first)]
     if larger is None or less is None or fits(run, known, larger):
         return None
-    rising = curve[most] >= _DOUBLING_GAIN * curve[less]
+    rising = curve[most] >= throughput.DOUBLING_GAIN * curve[less]
     return (first, larger) if rising else None
 
 
@@ -108,17 +107,6 @@ def fits(run: Run, known: Sequence[Split], size: int) -> bool:
 def _limit_bytes(run: Run) -> float:
     usable = _MEMORY_SHARE * (run.profile.usable_memory_bytes or math.inf)
     return min(usable, run.budget.train_memory_bytes or math.inf)
-
-
-def _like(run: Run, split: Split, **changes: object) -> Recipe:
-    fields = {
-        "parallel": split.parallel,
-        "ranks": split.ranks,
-        "threads": split.threads,
-        "batch_size": split.batch_size,
-        "params": run.survey.task.params,
-    }
-    return Recipe(**(fields | changes))  # type: ignore[arg-type]
 
 
 # -- what it says ----------------------------------------------------------------------------
@@ -153,7 +141,7 @@ def _compile_refused(run: Run, whole_s: float) -> str | None:
     gain = throughput.net_gain(rows, whole_s)
     if gain is None:
         return row.failure or "its plain step could not be measured"
-    if gain >= _PAYS:
+    if gain >= throughput.PAYS:
         return None
     base = throughput.same_as(rows, row)
     return (
@@ -174,7 +162,7 @@ def _recompute_refused(run: Run) -> str | None:
         peak = units.show(row.peak_memory_bytes, "B")
         return f"a batch of {row.batch_size} takes {peak} with it, which is still too much"
     best = max((s.samples_per_s or 0.0 for s in rows if plain(s)), default=0.0)
-    if row.samples_per_s >= _PAYS * best:
+    if row.samples_per_s >= throughput.PAYS * best:
         return None
     return (
         f"a batch of {row.batch_size} gives {row.samples_per_s:.4g} samples/s with it, "

@@ -15,7 +15,10 @@ from autotune.records.budget import Effort
 from autotune.records.plan import Recipe
 from autotune.records.task import Split, Survey
 
-_PAYS = 1.05
+DOUBLING_GAIN = 1.1
+"""A batch twice as large is worth a look while the last doubling gave so much."""
+PAYS = 1.05
+"""A gain under this is not worth a dimension."""
 
 
 def sizes(train_rows: int) -> tuple[int, ...]:
@@ -27,7 +30,7 @@ def sizes(train_rows: int) -> tuple[int, ...]:
 def plain(split: Split) -> bool:
     """Measured in fp32, its batches loaded by the rank itself, its step as it is."""
     usual = split.precision == "fp32" and not split.workers and split.power_limit_w is None
-    usual = usual and not split.compile and not split.recompute and split.clock_hz is None
+    usual = usual and split.plain_step and split.clock_hz is None
     return usual and split.samples_per_s is not None
 
 
@@ -67,7 +70,7 @@ def precisions(survey: Survey, *, measured: bool = True) -> tuple[str, ...]:
     legal = [o.name for o in survey.options if o.kind == "precision" and o.available]
     rows = survey.splits if measured else ()
     found = [(gain(rows, name), name) for name in legal if name != "fp32"]
-    paying = sorted((ratio or _PAYS, name) for ratio, name in found if (ratio or _PAYS) >= _PAYS)
+    paying = sorted((ratio or PAYS, name) for ratio, name in found if (ratio or PAYS) >= PAYS)
     return ("fp32", *(name for _, name in paying)) if "fp32" in legal or not legal else tuple(legal)
 
 
@@ -88,7 +91,7 @@ def workers(rows: Sequence[Split]) -> int:
     for split in rows:
         if split.workers and split.samples_per_s:
             same = [s for s in rows if like(s, split) and s.batch_size == split.batch_size]
-            if same and split.samples_per_s >= _PAYS * (same[0].samples_per_s or 0.0):
+            if same and split.samples_per_s >= PAYS * (same[0].samples_per_s or 0.0):
                 return split.workers
     return 0
 
@@ -102,11 +105,6 @@ def gpu_setting(rows: Sequence[Split]) -> tuple[float | None, float | None]:
     fast = [s for s in tried if (1 + SLOWER) * (s.samples_per_s or 0.0) >= most]
     best = min(fast, key=lambda s: s.energy_j_per_sample or math.inf, default=None)
     return (best.power_limit_w, best.clock_hz) if best else (None, None)
-
-
-def compiles(survey: Survey, effort: Effort) -> bool:
-    """Whether the compiled step is a dimension."""
-    return offered(survey, effort, "compile")
 
 
 def recomputed_sizes(survey: Survey, effort: Effort) -> tuple[int, ...]:

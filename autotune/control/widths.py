@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from autotune.control import units
+from autotune.control import throughput, units
 from autotune.control.deploying import Lab
 from autotune.control.run import Run
 from autotune.records import job as jobs
@@ -26,7 +26,6 @@ from autotune.records.task import Survey, Width
 NAME = "width"
 _FULL = 1.0
 _NARROWER = (0.75, 0.5, 0.25)
-_PAYS = 1.05
 _STEP_S = 1e-3  # of training: one step
 _TIME_S = 0.2
 _TIMEOUT_S = 120.0
@@ -60,11 +59,12 @@ def searched(survey: Survey, effort: Effort) -> tuple[float, ...]:
 
 def measure(run: Run, until_s: float) -> None:
     """Fill the survey's widths, until the run's clock reads ``until_s``."""
-    if run.effort.joint and run.survey.task.width is not None and run.survey.task.own_train:
+    if not run.effort.joint or run.survey.task.width is None:
+        return
+    if run.survey.task.own_train:
         run.listener.note("The width is not searched: your own train() takes the model as it is.")
-    elif run.effort.joint and run.survey.task.width is not None:
-        found = _all(run, until_s)
-        run.survey = msgspec.structs.replace(run.survey, widths=found)
+        return
+    run.survey = msgspec.structs.replace(run.survey, widths=_all(run, until_s))
 
 
 def _all(run: Run, until_s: float) -> tuple[Width, ...]:
@@ -87,7 +87,7 @@ def _slow(found: Width, wider: Sequence[Width]) -> str | None:
     """Why a width does not pay, if it does not."""
     if not wider or found.latency_s is None or wider[-1].latency_s is None:
         return None
-    if _PAYS * found.latency_s <= wider[-1].latency_s:
+    if throughput.PAYS * found.latency_s <= wider[-1].latency_s:
         return None
     mine, other = (units.show(s, "s") for s in (found.latency_s, wider[-1].latency_s))
     return f"a call of the dense model takes {mine}, at {wider[-1].width:g} {other}"
@@ -153,7 +153,7 @@ def price(run: Run, recipe: Recipe, quality: float) -> float:
 
 def _known(run: Run) -> dict[float, float]:
     found = {w.width: w.latency_s for w in run.survey.widths if w.latency_s and not w.refused}
-    return {w: s for w, s in found.items() if s} if len(found) > 1 else {}
+    return found if len(found) > 1 else {}
 
 
 def said(run: Run, winner: TrainTrial | None, tried: Sequence[TrainTrial]) -> list[str]:

@@ -243,6 +243,11 @@ class Split(Record, frozen=True, kw_only=True):
     energy_j_per_sample: float | None = None
     unsteady: tuple[str, ...] = ()
 
+    @property
+    def plain_step(self) -> bool:
+        """Whether its step was neither compiled nor recomputed."""
+        return not (self.compile or self.recompute)
+
 
 class Width(Record, frozen=True, kw_only=True):
     """A model of ``width`` times the full one's, untrained: seconds of one call of the dense one.

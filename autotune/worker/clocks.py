@@ -8,11 +8,10 @@ off too: what is put back is the board's own choice.  Torch-free; NVML's clocks 
 with a made-up NVML, never yet on a GPU.
 """
 
-import contextlib
-import json
-import sys
 from pathlib import Path
 from typing import Any
+
+from autotune.worker.noted import Noted
 
 _MHZ = 1e6
 
@@ -27,9 +26,8 @@ class Clocks:
     """
 
     def __init__(self, nvml: Any, file: Path, uuids: tuple[str, ...]) -> None:
-        self._nvml, self._file, self._uuids = nvml, file, uuids
-        with contextlib.suppress(json.JSONDecodeError):
-            self.restore()  # what a killed guard has left
+        self._nvml, self._uuids = nvml, uuids
+        self._noted = Noted(file, self._unlock, nvml.NVMLError, "the lock on the clocks")
 
     def range_hz(self) -> tuple[float, float]:
         """What every board has.
@@ -48,7 +46,7 @@ class Clocks:
         """
         for uuid in self._uuids:
             self._lock(uuid, self._supported_mhz(uuid)[1])
-            self._nvml.nvmlDeviceResetGpuLockedClocks(self._handle(uuid))
+            self._unlock(uuid, None)
 
     def set(self, hz: float) -> None:
         """Let no board's clock rise above ``hz``, after noting that it is locked.
@@ -56,28 +54,16 @@ class Clocks:
         Raises:
             NVMLError: it is not permitted, or outside of what a board has.
         """
-        if not self._file.exists():
-            scratch = self._file.with_name(self._file.name + ".part")
-            scratch.write_text(json.dumps(self._uuids))
-            scratch.replace(self._file)
+        self._noted.note(lambda: dict.fromkeys(self._uuids))
         for uuid in self._uuids:
             self._lock(uuid, round(hz / _MHZ))
 
     def restore(self) -> None:
         """Take every lock off; a board that refuses stays noted."""
-        if not self._file.exists():
-            return
-        left = []
-        for uuid in json.loads(self._file.read_text()):
-            try:
-                self._nvml.nvmlDeviceResetGpuLockedClocks(self._handle(uuid))
-            except self._nvml.NVMLError as error:
-                print(f"the clocks of {uuid} stay locked: {error}", file=sys.stderr)
-                left.append(uuid)
-        if left:
-            self._file.write_text(json.dumps(left))
-        else:
-            self._file.unlink()
+        self._noted.put_back()
+
+    def _unlock(self, uuid: str, _: object) -> None:
+        self._nvml.nvmlDeviceResetGpuLockedClocks(self._handle(uuid))
 
     def _lock(self, uuid: str, mhz: int) -> None:
         low, _ = self._supported_mhz(uuid)

@@ -9,6 +9,7 @@ shape.  Kernels draw their own random numbers, so that dropout drops other units
 
 import os
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -42,5 +43,4 @@ def compiled(module: nn.Module, world: int, recipe: Recipe, info: TaskInfo) -> n
     import torch._inductor.config as inductor
 
     inductor.compile_threads = 1  # a pool of compilers would outlive the job
-    made: nn.Module = torch.compile(module, dynamic=False, backend=BACKEND)  # type: ignore[assignment]
-    return made
+    return cast(nn.Module, torch.compile(module, dynamic=False, backend=BACKEND))

@@ -15,7 +15,6 @@ Boards are those that CUDA names by UUID, or the machine's only one.  Tested wit
 never yet on a GPU.
 """
 
-import contextlib
 import json
 import signal
 import sys
@@ -26,6 +25,7 @@ from typing import Any, TextIO
 from autotune.meters import Fault
 from autotune.meters.nvml import visible
 from autotune.worker.clocks import Clocks
+from autotune.worker.noted import Noted
 
 
 class Limits:
@@ -37,9 +37,9 @@ class Limits:
     """
 
     def __init__(self, nvml: Any, file: Path) -> None:
-        self._nvml, self._file = nvml, file
+        self._nvml = nvml
         nvml.nvmlInit()
-        self._undo_an_earlier_run()
+        self._noted = Noted(file, self._put, nvml.NVMLError, "the power limit")
         found = visible(nvml)
         self.reason = found.detail if isinstance(found, Fault) else None
         self.uuids = () if isinstance(found, Fault) else found
@@ -72,34 +72,17 @@ class Limits:
         Raises:
             NVMLError: it is not permitted, or outside of what a board allows.
         """
-        if not self._file.exists():
-            ask = self._nvml.nvmlDeviceGetPowerManagementLimit
-            before = {uuid: ask(self._handle(uuid)) for uuid in self.uuids}
-            scratch = self._file.with_name(self._file.name + ".part")
-            scratch.write_text(json.dumps(before))
-            scratch.replace(self._file)
+        ask = self._nvml.nvmlDeviceGetPowerManagementLimit
+        self._noted.note(lambda: {uuid: ask(self._handle(uuid)) for uuid in self.uuids})
         for uuid in self.uuids:
-            self._nvml.nvmlDeviceSetPowerManagementLimit(self._handle(uuid), round(1000 * watts))
+            self._put(uuid, round(1000 * watts))
 
     def restore(self) -> None:
         """Put every board's limit back; what was noted is kept for a board that refuses."""
-        if not self._file.exists():
-            return
-        left = {}
-        for uuid, limit in json.loads(self._file.read_text()).items():
-            try:
-                self._nvml.nvmlDeviceSetPowerManagementLimit(self._handle(uuid), limit)
-            except self._nvml.NVMLError as error:
-                print(f"the power limit of {uuid} stays: {error}", file=sys.stderr)
-                left[uuid] = limit
-        if left:
-            self._file.write_text(json.dumps(left))
-        else:
-            self._file.unlink()
+        self._noted.put_back()
 
-    def _undo_an_earlier_run(self) -> None:
-        with contextlib.suppress(json.JSONDecodeError):
-            self.restore()
+    def _put(self, uuid: str, milliwatts: int) -> None:
+        self._nvml.nvmlDeviceSetPowerManagementLimit(self._handle(uuid), milliwatts)
 
     def _handle(self, uuid: str) -> Any:
         return self._nvml.nvmlDeviceGetHandleByUUID(uuid)

@@ -74,7 +74,7 @@ def _seen(
 ) -> Iterator[tuple[str, Tensor | None]]:
     """The loss, gradients and buffers of one step, after which all is as it was."""
     loss = step()
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
     yield "the loss", loss.detach()
     for name, parameter in model.named_parameters():
         yield f"the gradient of {name}", parameter.grad

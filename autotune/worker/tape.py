@@ -236,10 +236,10 @@ def _repeated(tape: Tape, needed: Sequence[Played]) -> tuple[tuple[float, int], 
             if spec.parameter and spec.bytes >= _LEAST_REPEATED:
                 uses.setdefault(spec.serial, []).append(spec)
     counted = set(map(id, needed))
+    layered = any(played.name == _LAYER for played in needed)
     out = []
     for serial, specs in uses.items():
-        several = len(specs) > 1 or any(p.name == _LAYER for p in needed)
-        steps = _chain(tape, serial, counted) if several else 1
+        steps = _chain(tape, serial, counted) if layered or len(specs) > 1 else 1
         if steps > 1:
             out.append((float(min(s.bytes for s in specs)), steps - 1))
     return tuple(out)

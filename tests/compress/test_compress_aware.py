@@ -1,6 +1,8 @@
 """Quantization-aware recovery: rounding within, straight-through gradients, nothing left behind."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +11,9 @@ from torch import nn
 
 from autotune.compress import Tools, int8_aware
 from autotune.errors import JobError
-from autotune.forms import Form, Interface, module
+from autotune.forms import Form, module
 from autotune.worker import optimizers
-from tests.support import made
+from tests.support import made, stages
 
 ROWS = torch.linspace(-1, 3, 32 * 6).reshape(32, 6)
 
@@ -46,56 +48,29 @@ def test_within_layers_see_rounded_values_and_gradients_pass_where_nothing_was_c
 
 def test_muon_finds_the_same_matrices_within() -> None:
     network = model()
-    layers = [network[0], network[2]]
-    raw = network[0].weight
-    with int8_aware.rounding(layers, {}, 127):
+    raw = network.get_parameter("0.weight")
+    with int8_aware.rounding([network.get_submodule(n) for n in ("0", "2")], {}, 127):
         assert [id(p) for p in optimizers.hidden_matrices(network)] == [id(raw)]
 
 
 def tools(workdir: Path, seen: list[torch.Tensor]) -> Tools:
     def recover(network: nn.Module) -> float:
-        seen.append(network[0].weight.detach().clone())  # type: ignore[index, union-attr]
-        torch.optim.SGD(network.parameters(), lr=0.1)
-        loss = network(ROWS).square().mean()
-        loss.backward()
-        torch.optim.SGD(network.parameters(), lr=0.1).step()
+        (first, *_) = (layer for layer in network.modules() if isinstance(layer, nn.Linear))
+        seen.append(first.weight.detach().clone())  # as it computes: rounded
+        rule = torch.optim.SGD(network.parameters(), lr=0.1)
+        network(ROWS).square().mean().backward()
+        rule.step()
         return 1.5
 
-    def calibration(size: int):
+    def calibration(size: int) -> Iterator[dict[str, Any]]:
         yield {"input": ROWS.numpy()[:size]}
 
-    def refuse(*_: object) -> None:
-        raise AssertionError("not needed")
-
-    workdir.mkdir()
-    return Tools(
-        seed=0,
-        batch_size=1,
-        workdir=workdir,
-        module=lambda form: module.load(model(), form.folder),
-        fresh=model,
-        example=refuse,
-        recover=recover,
-        calibration=calibration,
-    )
+    return stages.tools(workdir, model, recover, calibration)
 
 
 @pytest.fixture
 def form(tmp_path: Path) -> Form:
-    folder = tmp_path / "given"
-    folder.mkdir()
-    module.save(model(), model(), folder)
-    about = Interface(
-        input_kind="tensor",
-        input_names=("input",),
-        input_shapes=((6,),),
-        input_dtypes=("float32",),
-        output_kind="tensor",
-        output_names=("output",),
-        parameters=1,
-        recovery_s=1.0,
-    )
-    return Form("module", folder, about)
+    return stages.form(tmp_path / "given", model, 6, recovery_s=1.0)
 
 
 def test_it_trains_rounded_and_gives_the_module_back_in_fp32(form: Form, tmp_path: Path) -> None:
@@ -104,8 +79,8 @@ def test_it_trains_rounded_and_gives_the_module_back_in_fp32(form: Form, tmp_pat
     assert done.about.recovery_s == 2.5
     steps = seen[0] / (seen[0].abs().amax(1, keepdim=True) / 64)
     assert torch.allclose(steps, steps.round(), atol=1e-3)
-    weight = module.load(model(), done.folder)[0].weight  # type: ignore[index]
-    given = model()[0].weight  # type: ignore[index]
+    weight = module.load(model(), done.folder).get_parameter("0.weight")
+    given = model().get_parameter("0.weight")
     assert not torch.equal(weight, given)
     assert np.abs((weight - given).detach().numpy()).max() < 0.5
     assert len(np.unique(weight.detach().numpy())) == 48  # not rounded: that is the next step's
@@ -114,7 +89,7 @@ def test_it_trains_rounded_and_gives_the_module_back_in_fp32(form: Form, tmp_pat
 def test_what_is_kept_in_fp32_is_not_rounded(form: Form, tmp_path: Path) -> None:
     seen: list[torch.Tensor] = []
     int8_aware.apply(form, {"keep_fp32": "0"}, tools(tmp_path / "part", seen))
-    assert torch.equal(seen[0], model()[0].weight)  # type: ignore[index]
+    assert torch.equal(seen[0], model().get_parameter("0.weight"))
     with pytest.raises(JobError, match="no linear or convolutional layer is left"):
         int8_aware.apply(form, {"keep_fp32": "*"}, tools(tmp_path / "none", seen))
 

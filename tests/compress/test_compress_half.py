@@ -1,6 +1,5 @@
 """16-bit steps: half the bytes, the runtime is told, outputs stay fp32; refused with figures."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +11,11 @@ from torch import nn
 
 from autotune.compress import Tools, bf16, fp16
 from autotune.errors import JobError
-from autotune.forms import Form, Interface, module
+from autotune.forms import Form, module
 from autotune.records.hardware import Gpu, Leaf
 from autotune.runtimes import Tools as RuntimeTools
 from autotune.runtimes import _torch, eager, openvino
-from tests.support import made
+from tests.support import made, stages
 
 SOURCE = """
 from torch import nn
@@ -30,46 +29,16 @@ ROWS = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
 
 
 def model() -> nn.Module:
-    names: dict[str, object] = {}
-    exec(SOURCE, names)
-    torch.manual_seed(0)
-    fresh: nn.Module = names["make_model"]()  # type: ignore[operator]
-    return fresh.eval()
+    return stages.made_from(SOURCE)
 
 
 @pytest.fixture
 def form(tmp_path: Path) -> Form:
-    folder = tmp_path / "given"
-    folder.mkdir()
-    module.save(model(), model(), folder)
-    about = Interface(
-        input_kind="tensor",
-        input_names=("input",),
-        input_shapes=((6,),),
-        input_dtypes=("float32",),
-        output_kind="tensor",
-        output_names=("output",),
-        standalone=True,
-        parameters=1,
-    )
-    return Form("module", folder, about)
+    return stages.form(tmp_path / "given", model, 6, standalone=True)
 
 
 def tools(workdir: Path) -> Tools:
-    def refuse(*_: object) -> None:
-        raise AssertionError("not needed")
-
-    workdir.mkdir()
-    return Tools(
-        seed=0,
-        batch_size=1,
-        workdir=workdir,
-        module=lambda form: module.load(model(), form.folder),
-        fresh=model,
-        example=refuse,
-        recover=refuse,
-        calibration=refuse,
-    )
+    return stages.tools(workdir, model)
 
 
 def test_bf16_halves_the_file_and_the_artifact_answers_in_fp32(form: Form, tmp_path: Path) -> None:
@@ -89,13 +58,8 @@ def loaded(form: Form, out: Path) -> Callable[[np.ndarray], np.ndarray]:
     out.mkdir()
     (form.folder / "model.py").write_text(SOURCE)
     eager.write(form, out, RuntimeTools(threads=1, batch_size=1))
-    spec = importlib.util.spec_from_file_location(f"half_{out.name}", out / "load.py")
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
     threads = torch.get_num_threads()
-    predict = found.load()
+    predict: Callable[[np.ndarray], np.ndarray] = stages.loader(out).load()
     torch.set_num_threads(threads)
     return predict
 
@@ -135,7 +99,7 @@ def test_fp16_is_served_on_the_gpu(form: Form, tmp_path: Path) -> None:
 def test_weights_that_fp16_cannot_hold_are_refused(form: Form, tmp_path: Path) -> None:
     large = model()
     with torch.no_grad():
-        large[0].weight[0, 0] = 1e6  # type: ignore[index]
+        large.get_parameter("0.weight")[0, 0] = 1e6
     module.save(large, model(), form.folder)
     with pytest.raises(JobError, match=r"0\.weight holds values that fp16 cannot"):
         fp16.apply(form, {}, tools(tmp_path / "half"))

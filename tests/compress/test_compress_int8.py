@@ -23,25 +23,17 @@ from autotune.compress import (
     int8_static,
 )
 from autotune.errors import JobError
-from autotune.forms import Form, Interface, onnx_file
+from autotune.forms import Form, onnx_file
 from autotune.forms.flat import Flat
 from autotune.records.hardware import Leaf
 from autotune.records.job import Context
 from autotune.records.plan import Value
-from tests.support import made
+from tests.support import made, stages
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.standard_normal((64, 20)).astype(np.float32)
 
-ABOUT = Interface(
-    input_kind="tensor",
-    input_names=("input",),
-    input_shapes=((20,),),
-    input_dtypes=("float32",),
-    output_kind="tensor",
-    output_names=("output",),
-    parameters=1,
-)
+ABOUT = stages.interface(20)
 
 
 def context(isa: tuple[str, ...] = (), machine: str = "x86_64", **types: int) -> Context:

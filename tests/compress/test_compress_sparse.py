@@ -1,6 +1,5 @@
 """2:4 sparsity: what goes, what recovery keeps at zero, who is offered it, how it is loaded."""
 
-import importlib.util
 from pathlib import Path
 
 import msgspec
@@ -11,12 +10,12 @@ from torch import nn
 
 from autotune.compress import Tools, sparse_fp16
 from autotune.errors import JobError
-from autotune.forms import Form, Interface, module
+from autotune.forms import Form, module
 from autotune.records.hardware import Gpu, Leaf
 from autotune.records.job import Context
 from autotune.runtimes import Tools as RuntimeTools
 from autotune.runtimes import eager
-from tests.support import made
+from tests.support import made, stages
 
 SOURCE = """
 from torch import nn
@@ -28,53 +27,24 @@ ROWS = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
 
 
 def model() -> nn.Module:
-    names: dict[str, object] = {}
-    exec(SOURCE, names)
-    torch.manual_seed(0)
-    fresh: nn.Module = names["make_model"]()  # type: ignore[operator]
-    return fresh.eval()
+    return stages.made_from(SOURCE)
 
 
 @pytest.fixture
 def form(tmp_path: Path) -> Form:
-    folder = tmp_path / "given"
-    folder.mkdir()
-    module.save(model(), model(), folder)
-    about = Interface(
-        input_kind="tensor",
-        input_names=("input",),
-        input_shapes=((64,),),
-        input_dtypes=("float32",),
-        output_kind="tensor",
-        output_names=("output",),
-        standalone=True,
-        parameters=1,
-    )
-    return Form("module", folder, about)
+    return stages.form(tmp_path / "given", model, 64, standalone=True)
+
+
+def recover(network: nn.Module) -> float:
+    """One step that moves every weight."""
+    rule = torch.optim.SGD(network.parameters(), lr=0.1)
+    network(torch.from_numpy(ROWS)).square().sum().backward()
+    rule.step()
+    return 2.5
 
 
 def tools(workdir: Path) -> Tools:
-    def refuse(*_: object) -> None:
-        raise AssertionError("not needed")
-
-    def recover(network: nn.Module) -> float:
-        """One step that moves every weight."""
-        rule = torch.optim.SGD(network.parameters(), lr=0.1)
-        network(torch.from_numpy(ROWS)).square().sum().backward()
-        rule.step()
-        return 2.5
-
-    workdir.mkdir()
-    return Tools(
-        seed=0,
-        batch_size=1,
-        workdir=workdir,
-        module=lambda form: module.load(model(), form.folder),
-        fresh=model,
-        example=refuse,
-        recover=recover,
-        calibration=refuse,
-    )
+    return stages.tools(workdir, model, recover)
 
 
 def test_the_two_largest_of_each_four_stay() -> None:
@@ -83,11 +53,11 @@ def test_the_two_largest_of_each_four_stay() -> None:
 
 
 def test_recovery_moves_the_weights_and_not_the_zeros(form: Form, tmp_path: Path) -> None:
-    given = model()[0].weight  # type: ignore[index]
+    given = model().get_parameter("0.weight")
     done = sparse_fp16.apply(form, {}, tools(tmp_path / "done"))
     assert (done.about.precision, done.about.sparse, done.about.recovery_s) == ("fp16", True, 2.5)
     weights = module.load(model(), done.folder)
-    first, second, last = (weights[i].weight for i in (0, 2, 3))  # type: ignore[index]
+    first, second, last = (weights.get_parameter(f"{i}.weight") for i in (0, 2, 3))
     assert ((first.reshape(-1, 4) != 0).sum(1) == 2).all()
     assert not torch.equal(first[first != 0], given.half().float()[first != 0])
     assert bool((second != 0).all())  # 96 inputs are none of 64 n
@@ -116,12 +86,7 @@ def test_the_loader_makes_them_sparse_where_the_kernels_take_them(
         return weight
 
     monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", sparse)
-    spec = importlib.util.spec_from_file_location("sparse_load", out / "load.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loader = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loader)
-    found = loader.load()(ROWS)
+    found = stages.loader(out).load()(ROWS)
     assert seen == [(96, 64)]
     with torch.no_grad():
         exact = module.load(model(), done.folder)(torch.from_numpy(ROWS)).numpy()

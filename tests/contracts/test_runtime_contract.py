@@ -15,7 +15,6 @@ from autotune import plugins
 from autotune.forms import (
     ROAD,
     Form,
-    Interface,
     changed,
     exported,
     flat,
@@ -24,7 +23,7 @@ from autotune.forms import (
     openvino_ir,
 )
 from autotune.runtimes import Tools
-from tests.support import made
+from tests.support import made, stages
 
 NAMES = plugins.names("runtimes")
 SOURCE = """
@@ -43,16 +42,7 @@ def model() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def forms(tmp_path_factory) -> dict[str, Form]:
-    about = Interface(
-        input_kind="tensor",
-        input_names=("input",),
-        input_shapes=((6,),),
-        input_dtypes=("float32",),
-        output_kind="tensor",
-        output_names=("output",),
-        standalone=True,
-        parameters=47,
-    )
+    about = stages.interface(6, standalone=True, parameters=47)
     as_module, as_onnx = tmp_path_factory.mktemp("module"), tmp_path_factory.mktemp("onnx")
     (as_module / "model.py").write_text(SOURCE)
     module.save(model(), model(), as_module)

@@ -6,7 +6,7 @@ from autotune.control import deployments
 from autotune.control.space import Space
 from autotune.errors import UsageError
 from autotune.records.budget import Effort
-from autotune.records.plan import Deployment, Recovery, Step
+from autotune.records.plan import Deployment, Recovery, Step, Value
 from autotune.records.task import Survey
 from tests.support import made
 from tests.support.simulated import OPTIONS
@@ -23,9 +23,12 @@ def own(space: Space) -> list[str]:
     return [n.dim.name for n in space.nodes if n.dim.name.startswith("prune.recovery_")]
 
 
-def deployment(values: dict[str, object]) -> Deployment:
-    whole = {"runtime": "onnxruntime", "prune": "prune", "threads": 1, "prune.macs_kept": 0.5}
-    return deployments.deployment(whole | values, OPTIONS, batch_size=1, recovery_epochs=4.0)  # type: ignore[arg-type]
+def deployment(values: dict[str, Value]) -> Deployment:
+    whole: dict[str, Value] = {
+        **{"runtime": "onnxruntime", "prune": "prune", "threads": 1, "prune.macs_kept": 0.5},
+        **values,
+    }
+    return deployments.deployment(whole, OPTIONS, batch_size=1, recovery_epochs=4.0)
 
 
 def test_a_step_that_trains_searches_its_recovery() -> None:

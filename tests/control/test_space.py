@@ -14,7 +14,7 @@ from autotune.records.budget import Effort
 from autotune.records.hardware import Profile
 from autotune.records.plan import Optimizer, Recipe
 from autotune.records.task import Dim, Option, Split, Survey
-from tests.support.simulated import OPTIONS, TRAITS, info
+from tests.support.simulated import AWARE, OPTIONS, TRAITS, info
 
 
 def survey(options: tuple[Option, ...] = OPTIONS) -> Survey:
@@ -297,17 +297,7 @@ def test_what_is_kept_in_fp32_is_told_to_every_step_that_rounds(group: str, told
 
 
 def test_a_step_that_is_not_searched_is_no_dimension() -> None:
-    beside = Option(
-        kind="compress",
-        name="aside",
-        available=True,
-        takes="module",
-        gives="module",
-        group="aside",
-        trains=True,
-        searched=False,
-    )
-    options = (*OPTIONS, beside)
+    options = (*OPTIONS, AWARE)
     searched = deployments.deploy_space(survey(options), (1,), (1,), Effort())
     assert searched == deployments.deploy_space(survey(), (1,), (1,), Effort())
     seeds = [deployments.seeds(searched, found, 1) for found in (options, OPTIONS)]

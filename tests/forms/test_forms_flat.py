@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from autotune.forms import Interface, changed, flat
+from autotune.forms import changed, flat
+from tests.support import stages
 
 
 @dataclass
@@ -65,14 +66,6 @@ def test_fused_transformer_layers_are_counted_too():
 
 
 def test_an_interface_is_changed_by_copy():
-    about = Interface(
-        input_kind="tensor",
-        input_names=("input",),
-        input_shapes=((3,),),
-        input_dtypes=("float32",),
-        output_kind="tensor",
-        output_names=("output",),
-        parameters=1,
-    )
+    about = stages.interface(3)
     assert changed(about, parameters=2).parameters == 2
     assert about.parameters == 1

@@ -1,6 +1,5 @@
 """What is for a GPU: loaders with fakes of its libraries; the real thing where there is one."""
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,18 +13,9 @@ from autotune.errors import JobError
 from autotune.forms import Form, Interface, changed
 from autotune.records.hardware import Gpu
 from autotune.runtimes import Tools, _torch, tensorrt
-from tests.support import made
+from tests.support import made, stages
 
-ABOUT = Interface(
-    input_kind="tensor",
-    input_names=("input",),
-    input_shapes=((6,),),
-    input_dtypes=("float32",),
-    output_kind="tensor",
-    output_names=("output",),
-    standalone=True,
-    parameters=1,
-)
+ABOUT = stages.interface(6, standalone=True)
 ROWS = np.ones((2, 6), np.float32)
 
 
@@ -71,12 +61,7 @@ def artifact(folder: Path, about: Interface) -> Any:
     out = folder / "artifact"
     out.mkdir()
     tensorrt.write(Form("onnx", form, about), out, Tools(threads=2, batch_size=1))
-    spec = importlib.util.spec_from_file_location("tensorrt_load", out / "load.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loader = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loader)
-    return loader
+    return stages.loader(out)
 
 
 @pytest.mark.parametrize(("precision", "half", "tf32"), [("fp32", False, "0"), ("fp16", True, "1")])
@@ -153,10 +138,5 @@ def test_tensorrt_gives_the_models_outputs(tmp_path: Path) -> None:
     out = tmp_path / "artifact"
     out.mkdir()
     tensorrt.write(Form("onnx", form, ABOUT), out, Tools(threads=1, batch_size=2))
-    spec = importlib.util.spec_from_file_location("tensorrt_real", out / "load.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loader = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loader)
     expected = model(torch.from_numpy(ROWS)).detach().numpy()
-    np.testing.assert_allclose(loader.load()(ROWS), expected, atol=1e-4)
+    np.testing.assert_allclose(stages.loader(out).load()(ROWS), expected, atol=1e-4)

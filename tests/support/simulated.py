@@ -74,6 +74,18 @@ OPTIONS = (
     Option(kind="precision", name="fp32", available=True),
     *(Option(kind="optimizer", name=name, available=True) for name in get_args(Optimizer)),
 )
+AWARE = Option(
+    kind="compress",
+    name="int8_aware",
+    available=True,
+    takes="module",
+    gives="module",
+    group="aware",
+    runtimes=("onnxruntime",),
+    trains=True,
+    searched=False,
+)
+"""Beside `OPTIONS`: what is tried for another step's sake alone."""
 
 RUNTIME = {"eager": 1.0, "compiled": 0.7, "onnxruntime": 0.4}
 

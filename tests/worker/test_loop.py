@@ -10,37 +10,11 @@ from autotune.records.plan import Recipe
 from autotune.records.task import TaskSpec
 from autotune.worker import contract
 from autotune.worker.loop import Loop
-
-HEAD = """
-import torch
-from torch import nn
-from torch.utils.data import TensorDataset
-
-def _data(rows, seed):
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, 6, generator=g)
-    return TensorDataset(x, x[:, :3].argmax(1))
-
-def train_data():
-    return _data(33, 0)
-
-def eval_data():
-    return _data(40, 1)
-"""
-TIED = """
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
-        self.b.weight = self.a.weight
-
-    def forward(self, x):
-        return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))
-"""
+from tests.support import texts
 
 
 def loaded(root: Path, text: str) -> contract.Loaded:
-    (root / "model.py").write_text(HEAD + text)
+    (root / "model.py").write_text(texts.DATA + text)
     return contract.load(TaskSpec(kind="file", path=str(root / "model.py")))
 
 
@@ -62,7 +36,7 @@ class Pair:
 
 @pytest.mark.parametrize("spare", [True, False])
 def test_unused_parameters_are_found_by_one_dry_run(tmp_path: Path, spare: bool) -> None:
-    text = TIED + ("\nNet.extra = None\n" if not spare else "")
+    text = texts.TIED + ("\nNet.extra = None\n" if not spare else "")
     text += "\ndef make_model():\n    net = Net()\n"
     text += "    net.spare = nn.Linear(1, 1)\n" if spare else ""
     text += "    return net\n"

@@ -13,24 +13,11 @@ from autotune.records.plan import Recipe
 from autotune.records.task import TaskSpec
 from autotune.worker import compiling, recompute, train
 from autotune.worker.channel import NullChannel
-from tests.support import made
+from tests.support import made, texts
 
-HEAD = """
-import torch
-from torch import nn
-from torch.utils.data import TensorDataset
-
-def _data(rows, seed):
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, 6, generator=g)
-    return TensorDataset(x, x[:, :3].argmax(1))
-
-def train_data():
-    return _data(33, 0)
-
-def eval_data():
-    return _data(40, 1)
-
+HEAD = (
+    texts.DATA
+    + """
 class Block(nn.Module):
     def __init__(self, middle):
         super().__init__()
@@ -42,6 +29,7 @@ class Block(nn.Module):
 def make_model():
     return nn.Sequential(MADE, nn.Linear(6, 3))
 """
+)
 BLOCKS = HEAD.replace("MADE", "*[Block(nn.Dropout(0.2)) for _ in range(3)]")
 NORMED = HEAD.replace("MADE", "*[Block(nn.BatchNorm1d(6)) for _ in range(3)]")
 FLAT = HEAD.replace("MADE", "nn.Linear(6, 6), nn.Tanh()")

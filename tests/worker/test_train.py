@@ -17,6 +17,7 @@ from autotune.records.task import TaskSpec
 from autotune.worker import contract, meterclient, train
 from autotune.worker.channel import NullChannel
 from autotune.worker.trained import peak_memory_bytes
+from tests.support import texts
 
 HEAD = """
 import torch
@@ -42,19 +43,13 @@ NORMED = """
 def make_model():
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
 """
-TIED = """
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
-        self.b.weight = self.a.weight
-
-    def forward(self, x):
-        return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))
-
+TIED = (
+    texts.TIED
+    + """
 def make_model():
     return Net()
 """
+)
 
 
 def task(root: Path, text: str = PLAIN) -> TaskSpec:
