@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean, median
@@ -39,8 +39,11 @@ DRAWN, DRAWN_COMPILED = 14, 4
 """Models of `benchmarks.families` that test constants."""
 CALL_S = 0.2
 MOST_S = 90.0
-REPEATS = 3
-"""Processes of each point; the median counts."""
+REPEATS, MOST_REPEATS = 3, 6
+"""Processes of each point: the second fastest counts, the median of three; where it is not within
+``AGREE`` of the fastest more of them are made.
+"""
+AGREE = 1.1
 MakeCall = Callable[[int, int], Callable[[], object]]
 """(threads, batch) -> one call."""
 MEMORY_BATCHES = (16, 64)
@@ -132,19 +135,26 @@ def _truths(
     make_call = _onnx(model, inputs) if runtime == "onnxruntime" else _torch(model, inputs, runtime)
     settings = [(t, b) for t in THREADS if t <= most for b in (FEW if few else BATCHES)]
     found: dict[tuple[int, int], list[tuple[float, float]]] = defaultdict(list)
-    for _ in range(1 if few else REPEATS):  # a compilation takes seconds
+    for number in range(1 if few else MOST_REPEATS):  # a compilation takes seconds
         for setting in settings:
-            found[setting].append(_apart(partial(_settled_in, make_call, *setting)))
+            if number < REPEATS or not agree([seconds for seconds, _ in found[setting]]):
+                found[setting].append(_apart(partial(_settled_in, make_call, *setting)))
     for (threads, batch), taken in found.items():
         yield Truth(
             model=name,
             runtime=runtime,
             batch=batch,
             threads=threads,
-            seconds=median(seconds for seconds, _ in taken),
+            seconds=sorted(seconds for seconds, _ in taken)[len(taken) > 1],
             clean=mean(clean for _, clean in taken),
             each_s=tuple(seconds for seconds, _ in taken),
         )
+
+
+def agree(seconds: Sequence[float]) -> bool:
+    """Whether the two fastest of several processes tell the same."""
+    ordered = sorted(seconds)
+    return len(ordered) > 1 and ordered[1] <= AGREE * ordered[0]
 
 
 def _settled_in(make_call: MakeCall, threads: int, batch: int) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """Lower bounds that are provably safe, from a profile and a model's traits.
 
     latency >= max(sum over kinds of FLOPs / F_max,  (bytes of weights - cache) / B_max)
-                                       each step of a recurrence reads its weights again
+                                       each step of a recurrence reads its weights again; a
+                                       pruned model's weights: FLOPs left / most FLOPs a byte
     energy  >= idle W x latency bound          memory >= weights
     training >= FLOPs of forward passes and weight gradients / F_max
 
@@ -182,8 +183,11 @@ def _reading_s(deployment: Deployment, floor: Floor, profile: Profile) -> float:
     shared one cannot.
     """
     cpu = profile.cpu
+    size, repeated = float(floor.read_bytes), floor.repeated
     if any(_prunes(step.name) for step in deployment.compress):
-        return 0.0
+        # what work is left needs at least these weights: no byte does more of it
+        left = _kept(deployment) * sum(floor.flops.values())
+        size, repeated = left / floor.most_flops_per_byte if floor.most_flops_per_byte else 0.0, ()
     halved = floor.narrow or deployment.runtime not in _KEEP_FP32
     smaller = 8.0 if _quantized(deployment) else 2.0 if halved else 1.0
     memory, shared = _read_bytes_per_s(profile), _cached_bytes_per_s(profile, deployment.threads)
@@ -197,8 +201,8 @@ def _reading_s(deployment: Deployment, floor: Floor, profile: Profile) -> float:
             seconds = max(seconds, (size - own) / shared)
         return seconds
 
-    again = sum(times * reading_s(size / smaller) for size, times in floor.repeated)
-    return reading_s(floor.read_bytes / smaller) + again
+    again = sum(times * reading_s(each / smaller) for each, times in repeated)
+    return reading_s(size / smaller) + again
 
 
 def _prunes(name: str) -> bool:

@@ -149,7 +149,8 @@ class Floor(Record, frozen=True, kw_only=True):
     ``conv``, ``winograd`` and ``winograd_small`` (convolutions that Winograd's algorithm fits, on
     large and on small inputs), ``attention``, ``recurrent``.  ``read_bytes`` are of the
     parameters that this work reads; ``repeated`` tells of those that a recurrence reads again, step
-    by step, each as (bytes, further times).
+    by step, each as (bytes, further times).  ``most_flops_per_byte`` is the most
+    work that a sample does with a byte of some parameter; None where some work has no parameter.
     ``trainable_bytes`` are of those that get gradients; computing these takes
     ``gradient_flops_per_sample``.  ``narrow``: some of it is in a type narrower than fp32.
     """
@@ -158,6 +159,7 @@ class Floor(Record, frozen=True, kw_only=True):
     more_flops: dict[str, float] = {}
     read_bytes: int
     repeated: tuple[tuple[float, int], ...] = ()
+    most_flops_per_byte: float | None = None
     trainable_bytes: int
     gradient_flops_per_sample: float = 0.0
     narrow: bool = False

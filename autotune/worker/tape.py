@@ -220,10 +220,28 @@ def floor(one: Tape, two: Tape | None) -> Floor:
         more_flops={kind: n for kind, n in more.items() if n},
         read_bytes=sum(weights.values()),
         repeated=_repeated(one, first),
+        most_flops_per_byte=_most_flops_per_byte(first),
         trainable_bytes=sum(trained.values()),
         gradient_flops_per_sample=gradients,
         narrow=narrow,
     )
+
+
+def _most_flops_per_byte(needed: Sequence[Played]) -> float | None:
+    """The most FLOPs with a byte of one parameter, by the largest that each operator reads."""
+    work: dict[int, float] = {}
+    size: dict[int, int] = {}
+    for played in needed:
+        largest = max((s for s in played.operands if s.parameter), key=_bytes, default=None)
+        if largest is None:
+            return None
+        size[largest.serial] = largest.bytes
+        work[largest.serial] = work.get(largest.serial, 0.0) + played.flops * _valid(played)
+    return max((work[serial] / size[serial] for serial in work), default=None)
+
+
+def _bytes(spec: Spec) -> int:
+    return spec.bytes
 
 
 def _repeated(tape: Tape, needed: Sequence[Played]) -> tuple[tuple[float, int], ...]:

@@ -143,6 +143,23 @@ def test_weights_beyond_the_cache_are_read() -> None:
     assert cost.latency_bound_s(Deployment(), big, profile) == pytest.approx(0, abs=1e-9)
 
 
+def test_a_pruned_model_reads_at_least_the_weights_that_its_work_needs() -> None:
+    profile = machine(read_1t_bytes_per_s=leaf(10e9, "B/s"))
+    cached = msgspec.structs.replace(
+        profile, cpu=msgspec.structs.replace(profile.cpu, l3_bytes=1 << 20)
+    )
+    size = 4 * ((1 << 20) + 125_000_000)
+    traits = model(flops={"matmul": 0.5 * size}, read_bytes=size)
+    half = Deployment(compress=(Step(name="prune", params={"macs_kept": 0.35}),))
+    plain = cost.latency_bound_s(half, traits, cached)
+    floor = msgspec.structs.replace(traits.floor, most_flops_per_byte=0.5)
+    known = cost.latency_bound_s(half, msgspec.structs.replace(traits, floor=floor), cached)
+    assert known == pytest.approx(0.01)  # a quarter may be left
+    assert plain is None or plain < known
+    unknown = Deployment(compress=(Step(name="distil"),))
+    assert cost.latency_bound_s(unknown, traits, cached) is None
+
+
 def test_a_recurrence_reads_what_the_cache_cannot_hold_at_every_step() -> None:
     profile = machine(read_1t_bytes_per_s=leaf(10e9, "B/s"))
     cpu = msgspec.structs.replace(profile.cpu, l3_bytes=1 << 20)

@@ -32,7 +32,7 @@ RECORDS = sorted(
     },
     key=lambda kind: kind.__name__,
 )
-UNITS = ("_s", "_j", "_w", "_hz", "_bytes", "_per_s", "_per_sample")
+UNITS = ("_s", "_j", "_w", "_hz", "_bytes", "_per_s", "_per_sample", "_per_byte")
 # ratios, scores and values whose unit stands beside them
 UNITLESS = {
     "value", "low", "high", "percentile", "max_drop", "quality", "drop", "drop_upper", "loss",

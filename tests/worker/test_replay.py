@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from autotune.records.job import Replay
+from autotune.records.measurement import OpReplay, OpTime
 from autotune.records.task import TaskSpec
 from autotune.worker import quiet, replay, tape
 from autotune.worker.channel import NullChannel
@@ -58,7 +59,7 @@ def test_kinds_and_calls() -> None:
 
 def test_a_norm_after_a_convolution_is_fused() -> None:
     tape_of = tape.record(Net(), (torch.randn(1, 3, 10, 10),))
-    found = replay._ops(tape_of, 0, 1, onnx=False)
+    found = replay._ops(tape_of, replay.Weights(0, 0), 1, onnx=False)
     assert {op.fused for op in found if op.kind == "conv"} == {False}
     assert sorted(op.fused for op in found if op.kind == "normal") == [False, True]
 
@@ -79,12 +80,38 @@ def test_weights_have_as_many_copies_as_push_them_out() -> None:
     assert replay._copies(one, 1 << 40) == replay._MOST_COPIES
 
 
+@pytest.mark.parametrize(("room", "copies"), [(1 << 20, 4), (40_000, 2), (0, 1)])
+def test_hot_weights_have_no_more_copies_than_a_cores_cache_holds(
+    room: int, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def chain(ones: object, deep: bool, copies: int, threads: int) -> None:
+        asked.append(copies)
+
+    monkeypatch.setattr(replay.onnxops, "chain", chain)
+    (piece,) = replay._pieces(tape.record(nn.Linear(64, 64, bias=False), (torch.randn(2, 64),)))
+    assert replay._onnx(piece, replay.Weights(0, room), 1) is None
+    assert asked == [copies]
+
+
+def test_of_two_passes_the_faster_counts() -> None:
+    def passed(*seconds: float, packed_s: float | None = None) -> OpReplay:
+        ops = (OpTime(kind="matmul", calls=1, eager_s=s, packed_s=packed_s) for s in seconds)
+        return OpReplay(batch_size=1, threads=1, ops=tuple(ops))
+
+    both = replay._faster(passed(2.0, 5.0), passed(3.0, 4.0, packed_s=1.0))
+    assert [op.eager_s for op in both.ops] == [2.0, 4.0]
+    assert [op.packed_s for op in both.ops] == [1.0, 1.0]
+    assert replay._faster(passed(2.0), passed(1.0, 1.0)) == passed(2.0)
+
+
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
 def test_a_recurrent_layer_is_one_operator_of_onnx_runtime(kind: type[nn.RNNBase]) -> None:
     found = tape.record(kind(4, 8, 2, batch_first=True), (torch.randn(2, 3, 4),))
     (cell,) = found.cells
     assert (cell.shape, cell.hidden, cell.layers, cell.start) == ((2, 3, 4), 8, 2, 0)
-    ops = replay._ops(found, 0, 1, onnx=True)
+    ops = replay._ops(found, replay.Weights(0, 1 << 20), 1, onnx=True)
     assert [op.kind for op in ops] == ["recurrent"]
     assert ops[0].eager_s > 0
     assert ops[0].onnx_s is not None

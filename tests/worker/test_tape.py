@@ -104,6 +104,20 @@ def test_a_recurrence_reads_its_weight_at_each_step_after_the_first(
     assert found.repeated == ((4.0 * gates * 192 * 192, 4),)
 
 
+def test_the_most_work_of_a_byte() -> None:
+    conv = nn.Conv2d(2, 4, 3, padding=1, bias=False)  # each weight is used at 16 places at most
+    found = floor(nn.Sequential(conv, nn.Flatten(), nn.Linear(64, 3)), torch.randn(1, 2, 4, 4))
+    inside = 10 * 10 / (3 * 3 * 4 * 4)  # of the taps
+    assert found.most_flops_per_byte == pytest.approx(2 * 16 / 4 * inside)
+    assert floor(nn.Linear(8, 4), torch.randn(1, 8)).most_flops_per_byte == 0.5
+
+    class Product(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ x.T
+
+    assert floor(Product(), torch.randn(3, 3)).most_flops_per_byte is None
+
+
 def test_a_shared_layer_that_does_not_wait_for_itself_is_read_once() -> None:
     class Twice(nn.Module):
         def __init__(self, in_turn: bool) -> None:
