@@ -30,7 +30,7 @@ __all__ = [
 
 CLOSE = 0.03
 """Differences of one screening launch up to this share are noise."""
-_SHOWN = 4
+_SHOWN = 3
 _NO_BUDGET = {"failed", "bound"}  # constraints of trials that were never measured
 Same = Callable[[DeployTrial, DeployTrial], bool]
 
@@ -196,7 +196,8 @@ def why(
         f"Runner-up: {describe(better.deployment)}: {margin}." if better and margin else None,
         *(f"{name}: {line}." for name, line in knobs.items()),
         looser,
-        f"Rejected for their quality: {'; '.join(lost[:_SHOWN])}{_others(lost)}." if lost else None,
+        *(f"Rejected for its quality: {line}." for line in lost[:_SHOWN]),
+        f"And for theirs {len(lost) - _SHOWN} more kinds." if len(lost) > _SHOWN else None,
     ]
     return Why(
         binding=binding,
@@ -212,10 +213,6 @@ def why(
         kept_baseline=kept_baseline,
         text=tuple(line for line in text if line),
     )
-
-
-def _others(lost: Sequence[str]) -> str:
-    return f"; and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
 
 
 def _runner_up(picked: DeployTrial | None, others: Sequence[DeployTrial]) -> DeployTrial | None:

@@ -23,7 +23,9 @@ def describe(deployment: Deployment) -> str:
 
 
 def _step(step: Step) -> str:
-    shown = " ".join(f"{name}={_value(value)}" for name, value in sorted(step.params.items()))
+    # what is off (no, 0) goes without saying
+    told = {name: value for name, value in sorted(step.params.items()) if value}
+    shown = " ".join(f"{name}={_value(value)}" for name, value in told.items())
     name = step.name.replace("_", " ")
     return f"{name} {shown}" if shown else name
 

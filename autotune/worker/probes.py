@@ -51,7 +51,8 @@ class Bench:
         self._threads = threads
         self._clock = clock
         self._timer = timer
-        self.warnings: list[str] = []
+        self._told: list[str] = []
+        self._doubted: dict[str, str] = {}
 
     def anchors(self, buffer_bytes: int) -> dict[str, Leaf]:
         """The three leaves that tell whether a saved profile fits, measured as `cpu` does."""
@@ -144,7 +145,7 @@ class Bench:
     ) -> dict[str, Leaf]:  # fmt: skip
         """One rate as a leaf; empty, with a warning, when there is no time left."""
         if self.over():
-            self.warnings.append(f"{name} was not measured: the time for probing was spent")
+            self._told.append(f"{name} was not measured: the time for probing was spent")
             return {}
         samples, spoilt = self.rates(call, work, floor=floor)
         return self._judged(name, unit, samples, spoilt, floor)
@@ -154,7 +155,7 @@ class Bench:
     ) -> dict[str, Leaf]:
         """The samples as a leaf, with a warning where they are doubtful; none if collapsed."""
         if floor is not None and median(samples) < _COLLAPSED * floor:
-            self.warnings.append(
+            self._told.append(
                 f"{name} is not recorded: {median(samples):.3g} {unit} is under half of what fewer "
                 "threads reach, so other work held their cores; profile again when it is done"
             )
@@ -206,7 +207,7 @@ class Bench:
         import torch
 
         if self.over():
-            self.warnings.append("op_overhead_s was not measured: the time for probing was spent")
+            self._told.append("op_overhead_s was not measured: the time for probing was spent")
             return {}
         torch.set_num_threads(1)
         one = torch.ones(1)
@@ -247,7 +248,7 @@ class Bench:
                 first = self._time(call)
             except (RuntimeError, NotImplementedError, AttributeError) as error:
                 reason = str(error).partition("\n")[0]
-                self.warnings.append(f"{name} was not measured: {reason}")
+                self._told.append(f"{name} was not measured: {reason}")
                 return {}
             if first > _CALL_S:
                 samples = [work / first]
@@ -258,11 +259,17 @@ class Bench:
         return self._judged(name, unit, samples, False, floor) if samples else {}
 
     def doubt(self, name: str, samples: Sequence[float], unit: str) -> None:
-        """Warn of samples that lie apart."""
-        self.warnings.append(
-            f"{name} is uncertain ({min(samples):.3g} to {max(samples):.3g} {unit}): other work "
-            "ran on this machine, or its clock moved, while it was probed"
-        )
+        """Tell of samples that lie apart."""
+        self._doubted[name] = f"{min(samples):.3g} to {max(samples):.3g} {unit}"
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was not measured, line by line, and in one line what is uncertain."""
+        if not self._doubted:
+            return [*self._told]
+        found = ", ".join(f"{name} ({span})" for name, span in self._doubted.items())
+        line = f"uncertain: {found}; other work ran on this machine, or its clock moved, meanwhile"
+        return [*self._told, line]
 
     def _sample(self, call: Callable[[], object]) -> quiet.Sample:
         if self._timer is time.perf_counter:

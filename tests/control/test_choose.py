@@ -302,7 +302,9 @@ def test_what_the_quality_guard_rejects_is_named_once_a_kind_with_the_drop() -> 
         source="paired",
     )
     why = choose.why(trials, dense.deployment, [limit], goal="latency")
-    said = next(line for line in why.text if line.startswith("Rejected for their quality"))
+    lines = [line for line in why.text if line.startswith("Rejected for its quality")]
+    assert len(lines) == 2
+    said = " ".join(lines)
     assert "int8 static level=2, eager, 1 thread, batch 1, though 4.00x as fast" in said
     assert "quality 0.5, a drop of 0.4 of the 0.01 allowed" in said
     assert "a drop of 0 of the 0.01 allowed, which these rows cannot tell from one of 0.02" in said
