@@ -1,4 +1,4 @@
-# make install | demo | test | check.  Each installs first what it needs.
+# make install | demo | test | test-all | check.  Each installs first what it needs.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN))
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check lint schemas clean
+.PHONY: install demo test test-all check lint schemas clean
 
 install: $(STAMP)
 
@@ -22,8 +22,12 @@ demo: install
 	$(BIN)/autotune run examples/digits_cnn.py --goal latency --latency 0.6x --max-drop 0.02 --time 4min
 
 test: install
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not serial'
-	$(BIN)/python -m pytest -q -m serial
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not serial and not slow'
+	$(BIN)/python -m pytest -q -m 'serial and not slow'
+
+# the slow ones too: whole runs of every form, option and limit
+test-all: test
+	$(BIN)/python -m pytest -q -m slow
 
 lint: install
 	$(BIN)/ruff format --check .

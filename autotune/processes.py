@@ -13,7 +13,9 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import IO, Any
 
 _PR_SET_PDEATHSIG = 1
@@ -33,6 +35,29 @@ def die_with_parent() -> None:
 def become_subreaper() -> None:
     """Orphaned descendants become this process's children, so that it can end them."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """Ctrl-C while this is open: KeyboardInterrupt, as ever, and a word in the list, for where
+    what was under way turned it into an error of its own.
+    """
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+
+    def heard(number: int, _: object) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, heard)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def kill_tree(pid: int, *, itself: bool = True) -> int:

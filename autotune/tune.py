@@ -39,6 +39,7 @@ from autotune.control.deploying import Lab
 from autotune.control.forecast import DEPLOY_SHARE, FINAL_SHARE, TRAIN_SHARE, Forecast
 from autotune.control.processbridge import ProcessBridge, meter_arguments
 from autotune.control.run import Listener, Run, Silent
+from autotune.processes import interrupts
 from autotune.records import codec
 from autotune.records.base import Record
 from autotune.records.budget import Budget, Effort
@@ -226,12 +227,18 @@ def _story(
         known = Known(run)
         run.journal = folder.new_journal()
         run.on_progress = lambda: folder.checkpoint(assemble.report(known, "running"))
-        with contextlib.suppress(KeyboardInterrupt):
-            if request.plan is not None:
-                _replay_plan(known, request.plan, folder)
-            else:
-                _search(known, folder)
-            status = "complete"
+        with interrupts() as interrupted:
+            try:
+                if request.plan is not None:
+                    _replay_plan(known, request.plan, folder)
+                else:
+                    _search(known, folder)
+                status = "complete"
+            except KeyboardInterrupt:
+                pass
+            except Exception:
+                if not interrupted:
+                    raise
     except BaseException:
         _leave(folder, known)
         raise

@@ -1,6 +1,7 @@
 """The whole story on a simulated machine: what is chosen, and what the verdicts say."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from autotune.control.bridge import (
     load_recording,
 )
 from autotune.control.store import load_plan
-from autotune.errors import UsageError
+from autotune.errors import UsageError, WorkerError
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort, Limit
 from autotune.records.hardware import Profile
@@ -223,15 +224,21 @@ def test_a_saved_profile_is_checked_by_its_anchors_alone(
     assert report.profile == profile
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["as it is", "into an error"])
 def test_a_train_search_that_is_interrupted_keeps_its_trials(
-    tmp_path: Path, model: Path, profile: Profile
+    tmp_path: Path, model: Path, profile: Profile, turned: bool
 ) -> None:
     def make(work: Path) -> FunctionBridge:
         simulation = Simulation(work, profile)
 
         def answer(job: jobs.Job) -> jobs.Result:
             if isinstance(job, jobs.Train) and simulation.seen.get("train") == 4:
-                raise KeyboardInterrupt
+                try:
+                    signal.raise_signal(signal.SIGINT)
+                except KeyboardInterrupt:
+                    if not turned:
+                        raise
+                    raise WorkerError("what a library made of it") from None
             return simulation.answer(job)
 
         return FunctionBridge(answer)
@@ -389,3 +396,32 @@ def test_int8_is_trained_for_once_where_only_its_quality_keeps_it_from_winning(
         assert trial.why == "static int8 trained for"
         assert any(s.name == "int8_aware" for s in chosen(report).compress)
     assert len(report.deploy_trials) <= 8
+
+
+def test_a_build_that_takes_too_much_of_the_search_is_cut_and_told(
+    tmp_path: Path, model: Path, profile: Profile
+) -> None:
+    limits: list[float] = []
+
+    class Slow(FunctionBridge):
+        def run(self, job: jobs.Job, *, timeout_s: float, on_report: Any = None) -> jobs.Result:
+            if not isinstance(job, jobs.Build) or job.runtime != "compiled":
+                return super().run(job, timeout_s=timeout_s, on_report=on_report)
+            limits.append(timeout_s)
+            self._now += timeout_s
+            hang = Failure(kind="hang", message="no answer within its time limit")
+            return jobs.Result(failure=hang, wall_s=timeout_s)
+
+    report, _ = tune(
+        Task.from_file(model),
+        None,
+        Effort(time_s=300, trials=30),
+        out=tmp_path / "out",
+        bridge=lambda work: Slow(Simulation(work, profile).answer),
+    )
+    cut = [t for t in report.deploy_trials if t.state == "failed"]
+    assert [t.failure.kind for t in cut if t.failure] == ["slow"] * len(limits)
+    assert all(20 <= limit < 120 for limit in limits)
+    assert len(limits) <= 2, "no other of its kind is begun where it would take as long"
+    assert cut[0].failure is not None
+    assert "40% of what was left" in cut[0].failure.message

@@ -6,6 +6,7 @@ import platform
 import statistics
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 
 import msgspec
 
@@ -195,6 +196,7 @@ _SOFTWARE = (
 )
 
 
+@cache
 def _software() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 

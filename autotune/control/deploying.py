@@ -23,6 +23,10 @@ from autotune.records.report import DeployTrial
 
 CONSTRAINTS = ("energy", "latency", "memory", "quality")
 _BUILD_TIMEOUT_S = 300.0
+_BUILD_SHARE, _BUILD_LEAST_S = 0.4, 20.0
+"""Of what the search has left, the most that one build may take: what a first one of its kind costs
+is not known before, and a plan that is found so late is worth little beside the others not tried.
+"""
 _MEASURE_TIMEOUT_S = 130.0
 _SCREEN_S = 0.4
 
@@ -35,6 +39,8 @@ class Lab:
     weights: str
     recipe: Recipe
     recovery_epochs: float
+    until_s: float | None = None
+    """When the search ends, by the bridge's clock, while there is one."""
     tried: list[Tried] = field(default_factory=list)
     baselines: dict[tuple[int, int], Tried] = field(default_factory=dict)
 
@@ -63,7 +69,21 @@ class Lab:
             recovery_epochs=deployment.recovery_epochs,
             out=f"builds/{name}",
         )
-        return self.run.bridge.run(job, timeout_s=_BUILD_TIMEOUT_S)
+        limit_s = self._build_limit_s()
+        result = self.run.bridge.run(job, timeout_s=limit_s)
+        failure = result.failure
+        if failure is None or failure.kind != "hang" or limit_s >= _BUILD_TIMEOUT_S:
+            return result
+        said = f"the build took more than {limit_s:.0f} s, {_BUILD_SHARE:.0%} of what was left"
+        return msgspec.structs.replace(
+            result, failure=msgspec.structs.replace(failure, kind="slow", message=said)
+        )
+
+    def _build_limit_s(self) -> float:
+        if self.until_s is None or not self.baselines:
+            return _BUILD_TIMEOUT_S
+        share_s = _BUILD_SHARE * (self.until_s - self.run.bridge.now())
+        return min(_BUILD_TIMEOUT_S, max(_BUILD_LEAST_S, share_s))
 
     def measure(self, built: jobs.Built, deployment: Deployment, every: int = 1) -> jobs.Result:
         """Time it on *select* and write its outputs on ``every`` so manieth row of it."""

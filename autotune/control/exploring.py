@@ -33,6 +33,7 @@ _SAMPLED = 4
 """After the seeds each so manieth proposal is the sampler's own."""
 _HOPELESS = 1.5  # a thread count this much slower on the dense model is not searched
 _USUAL_S = 3.0
+_CUT_SHORT = 3.0
 _FORMS = {
     "onnx": "an ONNX model, which this model cannot become",
     "openvino": "an OpenVINO model, which this model cannot become",
@@ -61,7 +62,9 @@ def explore(lab: Lab, until_s: float) -> None:
     guided = reuse.Guided(study, study.apart() if donor is not None else None, len(first))
     for values, why in first:
         guided.enqueue(values, why)
+    lab.until_s = until_s
     _Exploration(lab, searched, guided, len(first)).run(until_s)
+    lab.until_s = None
 
 
 def _batches(lab: Lab) -> tuple[int, ...]:
@@ -253,8 +256,10 @@ class _Exploration:
         return Tried(trial)
 
     def _expected_s(self, deployment: Deployment) -> float:
-        """What a trial like this took at most so far (same runtime, same kind of compression),
-        and the longest recovery where its own is not in the cache; 0 where nothing is known.
+        """What a trial like this took at most so far (same runtime, same kind of compression; the
+        first of its kind what the shortest of its runtime took), and the longest recovery where its
+        own is not in the cache; 0 where nothing is known.  A build that was cut short would have
+        taken longer.
         """
         kinds = [step.name for step in deployment.compress]
         training = self._training(deployment)
@@ -263,13 +268,17 @@ class _Exploration:
             for t in self._lab.tried
         )
         recovery_s = max((self._recovery_s(t) for t in self._lab.tried), default=0.0)
-        like = [
-            t.trial.wall_s - self._recovery_s(t)
-            for t in self._lab.tried
-            if t.trial.deployment.runtime == deployment.runtime
-            and [step.name for step in t.trial.deployment.compress] == kinds
-        ]
-        return max(like, default=0.0) + (0.0 if cached else recovery_s)
+        runtime = [t for t in self._lab.tried if t.trial.deployment.runtime == deployment.runtime]
+        like = [t for t in runtime if [s.name for s in t.trial.deployment.compress] == kinds]
+        least_s = min((self._took_s(t) for t in runtime), default=0.0)
+        took_s = max((self._took_s(t) for t in like), default=least_s)
+        return took_s + (0.0 if cached else recovery_s)
+
+    def _took_s(self, tried: Tried) -> float:
+        failure = tried.trial.failure
+        if failure is not None and failure.kind == "slow":
+            return _CUT_SHORT * tried.trial.wall_s
+        return tried.trial.wall_s - self._recovery_s(tried)
 
     def _training(self, deployment: Deployment) -> tuple[Step, ...]:
         """The steps up to the last one that trains."""

@@ -14,7 +14,6 @@ of keeping every limit (Gardner et al., ICML 2014) and by the root of what the t
 What this does not know: interactions of three parts; the sampler's own proposals find these.
 """
 
-import json
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +39,8 @@ _NONE = "none"
 """What a group of steps offers beside its steps."""
 _RANDOM = 400
 _BEST = 3
+_CHEAPEST_S = 0.1
+"""No trial is reckoned to cost less."""
 _LEAST = 1e-3
 """Expected gain, as a share, below which nothing is proposed."""
 
@@ -80,13 +81,18 @@ def propose(
     if not fresh:
         return None
     gains = _gains(space, seen, fresh)
-    scores = [gain / math.sqrt(max(cost_s(v), 0.1)) for gain, v in zip(gains, fresh, strict=True)]
-    best = max(range(len(fresh)), key=lambda i: (scores[i], -i))
-    return fresh[best] if gains[best] > _LEAST else None
+    best, score = None, 0.0
+    for i in sorted(range(len(fresh)), key=lambda i: -gains[i]):
+        if gains[i] / math.sqrt(_CHEAPEST_S) <= score:
+            break  # none of the rest can be better, whatever it costs
+        found = gains[i] / math.sqrt(max(cost_s(fresh[i]), _CHEAPEST_S))
+        if found > score:
+            best, score = i, found
+    return fresh[best] if best is not None and gains[best] > _LEAST else None
 
 
-def _key(values: Values) -> str:
-    return json.dumps(values, sort_keys=True)
+def _key(values: Values) -> tuple[tuple[str, Value], ...]:
+    return tuple(sorted(values.items()))
 
 
 # -- candidates ----------------------------------------------------------------------------
@@ -105,26 +111,29 @@ def _candidates(
         root = space.nodes[0].dim.name
         if all(other.values.get(root) != s.values.get(root) for s in firsts):
             firsts.append(other)
+    ladders = {node.dim.name: levels(node.dim) for node in space.nodes}
     for one in firsts:
-        for changed in _changes(space, one.values):
+        for changed in _changes(space, one.values, ladders):
             yield changed
-            yield from _changes(space, changed)
+            yield from _changes(space, changed, ladders)
     for _ in range(_RANDOM):
-        yield space.sample(lambda dim: _any(dim, rng))
+        yield space.sample(lambda dim: rng.choice(ladders[dim.name]))
 
 
 def _violation(seen: Seen) -> float:
     return math.fsum(max(0.0, c) for c in seen.constraints.values())
 
 
-def _changes(space: Space, values: Values) -> Iterator[dict[str, Value]]:
+def _changes(
+    space: Space, values: Values, ladders: Mapping[str, Sequence[Value]]
+) -> Iterator[dict[str, Value]]:
     """Every value that one active dimension could have instead."""
-    for node in space.nodes:
-        dim = node.dim
-        if dim.name in values:
-            for value in levels(dim):
-                if value != values[dim.name]:
-                    yield complete(space, {**values, dim.name: value})
+    parents = {node.parent for node in space.nodes}
+    for name, now in values.items():
+        for value in ladders[name]:
+            if value != now:
+                changed = {**values, name: value}
+                yield complete(space, changed) if name in parents else changed
 
 
 def levels(dim: Dim) -> tuple[Value, ...]:
@@ -135,10 +144,6 @@ def levels(dim: Dim) -> tuple[Value, ...]:
     step = dim.step or (1.0 if dim.kind == "int" and high - low <= 16 else (high - low) / 8)
     values = [min(high, low + i * step) for i in range(round((high - low) / step) + 1)]
     return tuple(dict.fromkeys(round(v) if dim.kind == "int" else round(v, 6) for v in values))
-
-
-def _any(dim: Dim, rng: random.Random) -> Value:
-    return rng.choice(levels(dim))
 
 
 # -- what they would give ------------------------------------------------------------------

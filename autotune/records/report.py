@@ -11,8 +11,8 @@ from autotune.records.task import Survey
 
 
 class Failure(Record, frozen=True, kw_only=True):
-    """Why something ended badly.  ``kind``: oom, crash, hang, nan, unsupported, error, exit,
-    killed, contract.  ``log`` holds the last lines of its output.  ``least``: by
+    """Why something ended badly.  ``kind``: oom, crash, hang, slow, nan, unsupported, error,
+    exit, killed, contract.  ``log`` holds the last lines of its output.  ``least``: by
     ``step.parameter``, the value below which no deployment of this model can be built.
     ``never``: a form (`forms.ROAD`) that the model cannot become.
     """

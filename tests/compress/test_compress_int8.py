@@ -212,7 +212,8 @@ def test_tied_weights_that_are_read_two_ways_get_a_copy_each(tmp_path: Path) -> 
     form = Form("onnx", given, ABOUT)
     for step in (int8_static, int8_dynamic):
         (tmp_path / step.__name__).mkdir()
-        made = step.apply(form, {"reduce_range": False}, tools(tmp_path / step.__name__))
+        # eight bits of both saturate where there is no VNNI
+        made = step.apply(form, {"reduce_range": True}, tools(tmp_path / step.__name__))
         exact, found = outputs(given), outputs(made.folder)
         assert np.abs(exact - found).max() < 0.05 * np.abs(exact).max()
 

@@ -79,7 +79,7 @@ def best(report: Report) -> float:
     return report.chosen.latency_s.p50
 
 
-@pytest.mark.parametrize(("like", "seed"), [("named", 1), ("auto", 2), ("named", 3)])
+@pytest.mark.parametrize(("like", "seed"), [("named", 1), ("auto", 2)])
 def test_a_second_run_is_there_in_half_of_the_first_ones_trials(
     go: Go, like: str, seed: int
 ) -> None:

@@ -16,6 +16,7 @@ PLAIN = ("--without", "compiled,prune,ddp")
 Run = Callable[..., Ran]
 
 
+@pytest.mark.slow
 def test_an_impossible_latency(run: Run) -> None:
     ran = run(MLP, *QUICK, *PLAIN, "--latency", "1us")
     assert ran.code == 3
@@ -51,6 +52,7 @@ def powercap(tmp_path: Path) -> Iterator[Path]:
     process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.serial  # joules come from all CPU time
 def test_energy_steers_the_choice(run: Run, powercap: Path) -> None:
     given = ("--powercap-root", powercap, "--powercap-label", "simulated", "--max-drop", "0.05")
@@ -68,6 +70,7 @@ def test_energy_steers_the_choice(run: Run, powercap: Path) -> None:
     assert broken.verdicts["train_energy"] == "NOT_MET"
 
 
+@pytest.mark.slow
 def test_only_and_without(run: Run) -> None:
     ran = run(MLP, *QUICK, "--only", "runtime=eager", "--without", "prune,ddp,bf16")
     assert ran.report is not None, ran.err
@@ -80,6 +83,7 @@ def test_only_and_without(run: Run) -> None:
     assert excluded >= {"prune", "onnxruntime", "compiled"}
 
 
+@pytest.mark.slow
 def test_a_plan_forced_to_ddp_learns_what_single_learns(tmp_path: Path) -> None:
     losses = {}
     for parallel, ranks in (("single", 1), ("ddp", 2)):

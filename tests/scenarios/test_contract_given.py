@@ -250,6 +250,7 @@ def eval_data():
 
 
 @pytest.mark.timeout(280)
+@pytest.mark.slow
 def test_50_000_tokens_of_32_000_words_stay_under_2_gb(tmp_path: Path) -> None:
     """In the process that evaluates a module; in the one that records an artifact's outputs and
     the one that scores them, half as many are more than 2 GB already.

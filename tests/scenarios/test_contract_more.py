@@ -112,12 +112,13 @@ def test_verify_needs_no_torch_for_an_onnx_artifact(served: Ran, tmp_path: Path)
     assert f"{served.report['chosen']['quality']:.4g} on {day}" in " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_the_models_own_shape_is_searched_against_an_earlier_plan(
     served: Ran, tmp_path: Path, measured: Path
 ) -> None:
     (tmp_path / "model.py").write_text(SPACE)
     done = command(
-        "run", "model.py", "--out", "report", "--time", "40s", "--trials", "1",
+        "run", "model.py", "--out", "report", "--time", "120s", "--trials", "1",
         "--train-trials", "4", "--steps", "100", "--threads", "1", "--without", "prune,compiled",
         "--max-drop", "0.05", "--fix", "hidden=33", "--baseline", served.folder,
         "--profile", measured, cwd=tmp_path,

@@ -1,9 +1,10 @@
 """`examples/` and models that no example contains, in every form, through the whole road."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 from tests.scenarios.conftest import EXAMPLES, QUICK, Ran
 
@@ -19,11 +20,16 @@ WHOLE = (
 OTHERS = sorted(set(MODELS.glob("*_*.py")) - set(WHOLE))
 
 
+def _one_quick(paths: Sequence[Path], quick: str) -> list[ParameterSet]:
+    marks = {path.stem: () if path.stem == quick else pytest.mark.slow for path in paths}
+    return [pytest.param(path, id=path.stem, marks=marks[path.stem]) for path in paths]
+
+
 # one deployment beside the baseline: every stage is gone through, none twice
 LEFT_OUT = "prune,ddp,int8_static,int8_dynamic"
 
 
-@pytest.mark.parametrize("path", WHOLE, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", _one_quick(WHOLE, "plain_script"))
 def test_a_model_goes_all_the_way(run: Callable[..., Ran], path: Path) -> None:
     ran = run(path, *QUICK, "--only", "runtime=onnxruntime", "--without", LEFT_OUT)
     assert ran.report is not None, ran.err
@@ -36,7 +42,7 @@ def test_a_model_goes_all_the_way(run: Callable[..., Ran], path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("path", OTHERS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", _one_quick(OTHERS, "dict_diabetes_numpy"))
 def test_a_models_run_is_reckoned(run: Callable[..., Ran], path: Path) -> None:
     ran = run(path, "--dry-run", "--threads", "1")
     assert ran.code == 0, ran.err
