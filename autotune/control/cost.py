@@ -6,13 +6,14 @@
     energy  >= idle W x latency bound          memory >= weights
     training >= FLOPs of forward passes and weight gradients / F_max
 
-F_max is the most that these cores can do, by any library: the largest of the datasheet's peak,
-1.05 x the best measured rate of any path, and what the narrower types' rates imply (a core's
-vector units do bf16 at least 2 times and int8 at least 4 times as fast as fp32; matrix units
-(AMX) tell nothing about fp32, which they cannot do).  Eager matrix products go one path, whose
-own rate is measured.  A runtime that is not known to keep fp32 as it is (OpenVINO multiplies in
-bf16 where there are matrix units), and a model that allows less precision, may be as fast as
-narrow types are.  FLOPs are those of `Floor`: what no runtime can leave out.
+F_max is the most that these cores can do, by any library that the runtime calls: the largest of the
+datasheet's peak, 1.15 x the best measured rate of any path, and what the narrower types' rates
+imply (a core's vector units do bf16 at least 2 times and int8 at least 4 times as fast as fp32;
+matrix units (AMX) tell nothing about fp32, which they cannot do).  Eager matrix products go one
+path, whose own rate is measured, also that of few rows; ONNX Runtime's int8 products go theirs.  A
+runtime that is not known to keep fp32 as it is (OpenVINO multiplies in bf16 where there are matrix
+units), and a model that allows less precision, may be as fast as narrow types are.  FLOPs are those
+of `Floor`: what no runtime can leave out.
 
 Bounds reject; they are never used as estimates.  What is not known bounds nothing.
 
@@ -23,13 +24,16 @@ while other work ran: `contradicted` tells one measured candidate that proves it
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from autotune.records.hardware import Leaf, Profile
 from autotune.records.plan import Deployment, Recipe
 from autotune.records.task import Floor, Traits
 
-_MARGIN = 1.05
+_MARGIN = 1.15
+"""A core's clock moves: by a seventh, between a profile and what was measured later, was seen."""
+_SHAPE_MARGIN = 1.4
+"""Products of few rows, and int8 ones, differ more by their shape than others."""
 _NNPACK_GAIN = 324 / 64
 """F(6x6, 3x3) takes 64 products where the direct form takes 324 (Lavin and Gray, arXiv
 1509.09308); PyTorch's NNPACK path uses it for small inputs."""
@@ -45,6 +49,12 @@ what it fetches to write over.
 """
 _EAGER_PATH = "gemm_fp32"
 _PATHS = ("gemm_fp32", "conv_fp32", "linear_fp32")
+_ONNX_PATH = "gemm_fp32_onnxruntime"
+_TORCH = ("eager", "compiled")
+_UNPROBED = 1.6
+"""ONNX Runtime's fp32 products where a profile does not know them, beside PyTorch's: 1.4 times as
+fast were the fastest that were met (Zen 3).
+"""
 _KEEP_FP32 = ("eager", "compiled", "onnxruntime")
 """Runtimes that multiply in fp32 unless the model's own settings allow less (`Floor.narrow`)."""
 
@@ -60,20 +70,29 @@ def _rate(figures: Mapping[str, Leaf], path: str, threads: int, unit: str = "flo
     """
     core = 0.0
     for name, leaf in figures.items():
-        found = re.fullmatch(rf"{path}.*_(\d+)t_{unit}", name)
+        found = re.fullmatch(rf"{path}(?:_n\d+)?_(\d+)t_{unit}", name)
         if found:  # alone, a core does at least what each of several does
             core = max(core, _best(leaf) / int(found[1]))
     return core * threads
 
 
-def peak_flop_per_s(profile: Profile, threads: int | None = None) -> float | None:
-    """The most fp32 FLOP/s of ``threads`` cores (all usable ones by default), and of any GPU."""
+def peak_flop_per_s(
+    profile: Profile, threads: int | None = None, *, torch_only: bool = False
+) -> float | None:
+    """The most fp32 FLOP/s of ``threads`` cores (all usable ones by default), and of any GPU.
+
+    ``torch_only``: by the libraries that PyTorch calls.
+    """
     figures = profile.figures
     count = threads or max(1, math.ceil(profile.cpu.cores))
-    measured = [_rate(figures, path, count) for path in _PATHS]
+    paths = _PATHS if torch_only else (*_PATHS, _ONNX_PATH)
+    measured = [_rate(figures, path, count) for path in paths]
+    if not torch_only and not measured[-1]:
+        measured.append(_UNPROBED * max(measured))
     if not any(name.startswith("amx") for name in profile.cpu.isa):
         measured.append(_rate(figures, "gemm_bf16", count) / 2)
-        measured.append(_rate(figures, "gemm_int8", count, "op_per_s") / _INT8_USUAL)
+        int8 = ("gemm_int8",) if torch_only else ("gemm_int8", "gemm_int8_onnxruntime")
+        measured += [_rate(figures, path, count, "op_per_s") / _INT8_USUAL for path in int8]
     rates = [_MARGIN * max(measured), _best(figures.get("peak_fp32_flop_per_s"))]
     for gpu in profile.gpus:
         found = [_best(leaf) for name, leaf in gpu.figures.items() if leaf.unit == "FLOP/s"]
@@ -87,6 +106,31 @@ def _eager_matmul(profile: Profile, threads: int) -> float | None:
     """The rate that eager fp32 matrix products cannot pass: their own path's."""
     measured = _rate(profile.figures, _EAGER_PATH, threads)
     return _MARGIN * measured if measured and not profile.gpus else None
+
+
+def _thin_rate(profile: Profile, threads: int, rows: int) -> float | None:
+    """The rate that eager products of so many rows cannot pass; None where it is as any other."""
+    found = []
+    for name, leaf in profile.figures.items():
+        match = re.fullmatch(r"linear_rows(\d+)_fp32_(\d+)t_flop_per_s", name)
+        if match and leaf.value and int(match[2]) <= threads:
+            found.append((int(match[1]), int(match[2]), _best(leaf)))
+    more = [n for n, count, _ in found if n >= rows and count == threads]
+    if not more or profile.gpus:
+        return None
+    return _SHAPE_MARGIN * max(rate for n, _, rate in found if n <= min(more))
+
+
+def _int8_onnx(profile: Profile, deployment: Deployment) -> float | None:
+    """The rate of ONNX Runtime's int8 products, where all that was rounded is int8 in it."""
+    if deployment.runtime != "onnxruntime" or _four_bits(deployment):
+        return None
+    rate = _rate(profile.figures, "gemm_int8_onnxruntime", deployment.threads, "op_per_s")
+    return _SHAPE_MARGIN * rate if rate and not profile.gpus else None
+
+
+def _four_bits(deployment: Deployment) -> bool:
+    return any("int4" in step.name for step in deployment.compress)
 
 
 def _read_bytes_per_s(profile: Profile) -> float | None:
@@ -132,7 +176,8 @@ def _flops(floor: Floor, batch: int) -> dict[str, float]:
 def latency_bound_s(deployment: Deployment, traits: Traits, profile: Profile) -> float | None:
     """No call of this deployment can be faster than this, in seconds."""
     floor = traits.floor
-    peak = peak_flop_per_s(profile, deployment.threads)
+    torch_only = deployment.runtime in _TORCH
+    peak = peak_flop_per_s(profile, deployment.threads, torch_only=torch_only)
     if floor is None or peak is None:
         return None
     kept = _kept(deployment)
@@ -140,16 +185,34 @@ def latency_bound_s(deployment: Deployment, traits: Traits, profile: Profile) ->
     narrow = 1.0 if exact else _narrow(profile)
     eager = deployment.runtime == "eager" and narrow == 1.0
     path = _eager_matmul(profile, deployment.threads) if eager else None
-    times = []
-    for kind, flops in _flops(floor, deployment.batch_size).items():
-        rate = path if kind == "matmul" and path else peak * narrow
-        times.append((flops / _gain(kind, profile, deployment), rate))
+    fastest = peak * narrow
+    if _quantized(deployment) and not floor.narrow:
+        fastest = min(fastest, max(peak, _int8_onnx(profile, deployment) or fastest))
+    work = _flops(floor, deployment.batch_size)
+    times = list(_thin_times(floor, deployment, profile, work)) if path else []
+    for kind, flops in work.items():
+        rate = path if kind == "matmul" and path else fastest
+        if flops:
+            times.append((flops / _gain(kind, profile, deployment), rate))
     total = sum(flops / rate for flops, rate in times)
     if not deployment.lossless and times:  # which kind was cut is not known
         dense = sum(_flops(floor, deployment.batch_size).values())
         least = sum(flops for flops, _ in times)
         total = max(0.0, least - (1 - kept) * dense) / max(rate for _, rate in times)
     return max(total, _reading_s(deployment, floor, profile)) or None
+
+
+def _thin_times(
+    floor: Floor, deployment: Deployment, profile: Profile, work: dict[str, float]
+) -> Iterator[tuple[float, float]]:
+    """Eager products of few rows, (FLOPs, rate), which are taken out of ``work``."""
+    for rows, flops in floor.thin:
+        batch = deployment.batch_size
+        rate = _thin_rate(profile, deployment.threads, rows * batch)
+        if rate is not None:
+            all_of_it = min(flops * batch, work["matmul"])
+            work["matmul"] -= all_of_it
+            yield all_of_it, rate
 
 
 def _gain(kind: str, profile: Profile, deployment: Deployment) -> float:
@@ -189,7 +252,9 @@ def _reading_s(deployment: Deployment, floor: Floor, profile: Profile) -> float:
         left = _kept(deployment) * sum(floor.flops.values())
         size, repeated = left / floor.most_flops_per_byte if floor.most_flops_per_byte else 0.0, ()
     halved = floor.narrow or deployment.runtime not in _KEEP_FP32
-    smaller = 8.0 if _quantized(deployment) else 2.0 if halved else 1.0
+    smaller = 2.0 if halved else 1.0
+    if _quantized(deployment):
+        smaller = 8.0 if _four_bits(deployment) else 4.0
     memory, shared = _read_bytes_per_s(profile), _cached_bytes_per_s(profile, deployment.threads)
 
     def reading_s(size: float) -> float:
@@ -238,7 +303,7 @@ def train_bound_s(
     recipe: Recipe, epochs: int, rows: int, traits: Traits, profile: Profile
 ) -> float | None:
     """Forward and weight gradients of every row; incomplete batches may be left out."""
-    floor, peak = traits.floor, peak_flop_per_s(profile)
+    floor, peak = traits.floor, peak_flop_per_s(profile, torch_only=True)
     if floor is None or peak is None:
         return None
     first = sum(floor.flops.values())

@@ -151,6 +151,8 @@ class Floor(Record, frozen=True, kw_only=True):
     parameters that this work reads; ``repeated`` tells of those that a recurrence reads again, step
     by step, each as (bytes, further times).  ``most_flops_per_byte`` is the most
     work that a sample does with a byte of some parameter; None where some work has no parameter.
+    ``thin`` are the products of few rows with a parameter, a part of ``matmul``: (rows, FLOPs) of
+    a sample, both growing with the batch.
     ``trainable_bytes`` are of those that get gradients; computing these takes
     ``gradient_flops_per_sample``.  ``narrow``: some of it is in a type narrower than fp32.
     """
@@ -160,6 +162,7 @@ class Floor(Record, frozen=True, kw_only=True):
     read_bytes: int
     repeated: tuple[tuple[float, int], ...] = ()
     most_flops_per_byte: float | None = None
+    thin: tuple[tuple[int, float], ...] = ()
     trainable_bytes: int
     gradient_flops_per_sample: float = 0.0
     narrow: bool = False

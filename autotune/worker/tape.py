@@ -29,6 +29,8 @@ _SMALL = 20_480
 """Elements of a single input up to which PyTorch prefers NNPACK to oneDNN (its use_mkldnn)."""
 _LEAST_REPEATED = 2**17
 """Bytes of a parameter below which any core's cache keeps it from step to step."""
+_THIN = 32
+"""Rows of a product above which it is as any other (`paths.ROWS` are measured)."""
 _LAYER = "mkldnn_rnn_layer"
 _WIDE = (torch.float32, torch.float64)
 
@@ -221,6 +223,7 @@ def floor(one: Tape, two: Tape | None) -> Floor:
         read_bytes=sum(weights.values()),
         repeated=_repeated(one, first),
         most_flops_per_byte=_most_flops_per_byte(first),
+        thin=_thin(first, second),
         trainable_bytes=sum(trained.values()),
         gradient_flops_per_sample=gradients,
         narrow=narrow,
@@ -238,6 +241,28 @@ def _most_flops_per_byte(needed: Sequence[Played]) -> float | None:
         size[largest.serial] = largest.bytes
         work[largest.serial] = work.get(largest.serial, 0.0) + played.flops * _valid(played)
     return max((work[serial] / size[serial] for serial in work), default=None)
+
+
+def _thin(first: Sequence[Played], second: Sequence[Played]) -> tuple[tuple[int, float], ...]:
+    """Products of few rows with a parameter, where a second sample doubles the rows."""
+    alike = {"addmm": "mm"}  # a bias is added within or after: by how the rows lie in memory
+    names = [[alike.get(p.name, p.name) for p in tape] for tape in (first, second)]
+    if names[0] != names[1]:
+        return ()
+    found: dict[int, float] = {}
+    for one, two in zip(first, second, strict=True):
+        rows, both = _rows(one), _rows(two)
+        if rows and rows <= _THIN and both == 2 * rows:
+            found[rows] = found.get(rows, 0.0) + one.flops
+    return tuple(sorted(found.items()))
+
+
+def _rows(played: Played) -> int:
+    """Of the left side of a product with a parameter; 0 for other operators."""
+    if played.name not in ("mm", "addmm"):
+        return 0
+    left, right = (a for a in played.args[-2:])
+    return int(left.shape[0]) if right.parameter and not left.parameter else 0
 
 
 def _bytes(spec: Spec) -> int:

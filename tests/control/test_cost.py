@@ -24,6 +24,7 @@ def machine(**figures: Leaf) -> Profile:
         "gemm_fp32_1t_flop_per_s": leaf(50e9, "FLOP/s"),
         "gemm_fp32_2t_flop_per_s": leaf(90e9, "FLOP/s"),
         "conv_fp32_1t_flop_per_s": leaf(100e9, "FLOP/s"),
+        "gemm_fp32_onnxruntime_1t_flop_per_s": leaf(100e9, "FLOP/s"),
     }
     return made.profile(measured=found | figures)
 
@@ -40,8 +41,8 @@ def model(**changes: object) -> Traits:
 
 
 def test_the_peak_is_that_of_the_fastest_path_at_any_thread_count() -> None:
-    assert cost.peak_flop_per_s(machine(), 1) == pytest.approx(1.05 * 100e9)
-    assert cost.peak_flop_per_s(machine(), 2) == pytest.approx(1.05 * 200e9)
+    assert cost.peak_flop_per_s(machine(), 1) == pytest.approx(1.15 * 100e9)
+    assert cost.peak_flop_per_s(machine(), 2) == pytest.approx(1.15 * 200e9)
 
 
 def test_a_datasheet_above_what_was_measured_counts() -> None:
@@ -52,7 +53,7 @@ def test_a_datasheet_above_what_was_measured_counts() -> None:
 def test_narrow_types_tell_what_fp32_units_there_are() -> None:
     half = leaf(500e9, "FLOP/s")
     assert cost.peak_flop_per_s(machine(gemm_bf16_1t_flop_per_s=half), 1) == pytest.approx(
-        1.05 * 250e9
+        1.15 * 250e9
     )
 
 
@@ -61,44 +62,44 @@ def test_matrix_units_tell_nothing_about_fp32() -> None:
     amx = msgspec.structs.replace(
         half, cpu=msgspec.structs.replace(half.cpu, isa=("amx_int8", "amx_bf16"))
     )
-    assert cost.peak_flop_per_s(amx, 1) == pytest.approx(1.05 * 100e9)
+    assert cost.peak_flop_per_s(amx, 1) == pytest.approx(1.15 * 100e9)
     onnx, other = Deployment(runtime="onnxruntime"), Deployment(runtime="openvino")
-    assert cost.latency_bound_s(onnx, model(), amx) == pytest.approx(1 / 105)
-    assert cost.latency_bound_s(other, model(), amx) == pytest.approx(1 / 1680)
-    assert cost.latency_bound_s(onnx, model(narrow=True), amx) == pytest.approx(1 / 1680)
+    assert cost.latency_bound_s(onnx, model(), amx) == pytest.approx(1 / 115)
+    assert cost.latency_bound_s(other, model(), amx) == pytest.approx(1 / 1840)
+    assert cost.latency_bound_s(onnx, model(narrow=True), amx) == pytest.approx(1 / 1840)
 
 
 def test_eager_products_are_bound_by_their_own_path_and_others_by_the_fastest() -> None:
     eager, onnx = Deployment(), Deployment(runtime="onnxruntime")
-    assert cost.latency_bound_s(eager, model(), machine()) == pytest.approx(1 / 52.5)
-    assert cost.latency_bound_s(onnx, model(), machine()) == pytest.approx(1 / 105)
+    assert cost.latency_bound_s(eager, model(), machine()) == pytest.approx(1 / 57.5)
+    assert cost.latency_bound_s(onnx, model(), machine()) == pytest.approx(1 / 115)
 
 
 def test_kinds_add_up() -> None:
     both = model(flops={"matmul": 1e9, "conv": 2e9})
     found = cost.latency_bound_s(Deployment(), both, machine())
-    assert found == pytest.approx(1 / 52.5 + 2 / 105)
+    assert found == pytest.approx(1 / 57.5 + 2 / 115)
 
 
 def test_what_does_not_grow_with_the_batch_is_counted_once() -> None:
     once = model(more_flops={})
     assert cost.latency_bound_s(Deployment(batch_size=8), once, machine()) == pytest.approx(
-        1 / 52.5
+        1 / 57.5
     )
     assert cost.latency_bound_s(Deployment(batch_size=8), model(), machine()) == pytest.approx(
-        8 / 52.5
+        8 / 57.5
     )
 
 
 def test_winograd_may_save_products_where_a_library_has_it() -> None:
     small, large = model(flops={"winograd_small": 1e9}), model(flops={"winograd": 1e9})
     alone = Deployment()
-    assert cost.latency_bound_s(alone, large, machine()) == pytest.approx(1 / 105)
-    assert cost.latency_bound_s(alone, small, machine()) == pytest.approx(1 / 105 * 64 / 324)
+    assert cost.latency_bound_s(alone, large, machine()) == pytest.approx(1 / 115)
+    assert cost.latency_bound_s(alone, small, machine()) == pytest.approx(1 / 115 * 64 / 324)
     arm = msgspec.structs.replace(
         machine(), cpu=msgspec.structs.replace(machine().cpu, architecture="aarch64")
     )
-    assert cost.latency_bound_s(alone, large, arm) == pytest.approx(1 / 105 * 64 / 324)
+    assert cost.latency_bound_s(alone, large, arm) == pytest.approx(1 / 115 * 64 / 324)
 
 
 def test_on_a_gpu_no_convolution_is_bound() -> None:
@@ -107,7 +108,7 @@ def test_on_a_gpu_no_convolution_is_bound() -> None:
     with_gpu = msgspec.structs.replace(machine(), gpus=(gpu,))
     convolution = model(flops={"conv": 1e9})
     assert cost.latency_bound_s(Deployment(), convolution, with_gpu) is None
-    assert cost.latency_bound_s(Deployment(), model(), with_gpu) == pytest.approx(1 / 1050)
+    assert cost.latency_bound_s(Deployment(), model(), with_gpu) == pytest.approx(1 / 1150)
     unknown = msgspec.structs.replace(machine(), gpus=(msgspec.structs.replace(gpu, figures={}),))
     assert cost.latency_bound_s(Deployment(), model(), unknown) is None
 
@@ -115,16 +116,16 @@ def test_on_a_gpu_no_convolution_is_bound() -> None:
 def test_pruning_leaves_a_share_in_the_fastest_kind() -> None:
     both = model(flops={"matmul": 1e9, "conv": 1e9})
     found = cost.latency_bound_s(Deployment(compress=(PRUNED,)), both, machine())
-    assert found == pytest.approx(0.4 * 2 / 105)
+    assert found == pytest.approx(0.4 * 2 / 115)
 
 
 def test_int8_may_be_four_times_as_fast_and_with_matrix_units_sixteen() -> None:
     plan = Deployment(compress=(INT8,), runtime="onnxruntime")
-    assert cost.latency_bound_s(plan, model(), machine()) == pytest.approx(1 / 420)
+    assert cost.latency_bound_s(plan, model(), machine()) == pytest.approx(1 / 460)
     amx = msgspec.structs.replace(
         machine(), cpu=msgspec.structs.replace(machine().cpu, isa=("amx_int8",))
     )
-    assert cost.latency_bound_s(plan, model(), amx) == pytest.approx(1 / 1680)
+    assert cost.latency_bound_s(plan, model(), amx) == pytest.approx(1 / 1840)
 
 
 def test_a_step_that_is_not_known_bounds_nothing() -> None:
@@ -181,7 +182,7 @@ def test_nothing_known_bounds_nothing(traits: Traits) -> None:
 
 def test_energy_is_at_least_idle_power_over_the_least_time() -> None:
     profile = machine(idle_power_w=leaf(20.0, "W", low=10.5, high=30.0))
-    assert cost.energy_bound_j(Deployment(), model(), profile) == pytest.approx(10.5 / 52.5)
+    assert cost.energy_bound_j(Deployment(), model(), profile) == pytest.approx(10.5 / 57.5)
     assert cost.energy_bound_j(Deployment(), model(), machine()) is None
 
 
@@ -199,7 +200,7 @@ def test_memory_holds_the_weights_unless_pruned() -> None:
 def test_training_does_forward_and_weight_gradients_of_whole_batches() -> None:
     recipe = Recipe(batch_size=10)
     found = cost.train_bound_s(recipe, 3, 105, model(), machine())
-    assert found == pytest.approx(3 * 100 * 2e9 / 210e9)
+    assert found == pytest.approx(3 * 100 * 2e9 / 230e9)
     assert cost.train_bound_s(recipe, 3, 105, made.traits(), machine()) is None
 
 
@@ -224,6 +225,48 @@ def test_compression_and_other_runtimes_never_raise_a_bound_above_the_dense_work
 ) -> None:
     traits = model(flops=flops, more_flops=flops)
     plan = Deployment(compress=steps, runtime=runtime, batch_size=batch)
-    slowest = 1.05 * 50e9
+    slowest = 1.15 * 50e9
     bound = cost.latency_bound_s(plan, traits, machine()) or 0.0
     assert 0 <= bound <= batch * sum(flops.values()) / slowest * (1 + 1e-9)
+
+
+def test_onnx_runtime_has_a_path_of_its_own_faster_than_pytorchs() -> None:
+    eager, onnx = Deployment(runtime="eager"), Deployment(runtime="onnxruntime")
+    faster = machine(gemm_fp32_onnxruntime_1t_flop_per_s=leaf(130e9, "FLOP/s"))
+    conv = model(flops={"conv": 1e9}, more_flops={})
+    assert cost.latency_bound_s(eager, conv, faster) == pytest.approx(1 / 115)
+    assert cost.latency_bound_s(onnx, conv, faster) == pytest.approx(1 / 149.5)
+
+
+def test_a_profile_without_that_path_leaves_room_for_it() -> None:
+    old = {k: v for k, v in machine().figures.items() if "onnxruntime" not in k}
+    found = cost.latency_bound_s(
+        Deployment(runtime="onnxruntime"),
+        model(),
+        msgspec.structs.replace(machine(), figures=old),
+    )
+    assert found == pytest.approx(1 / (115 * 1.6))
+
+
+def test_its_int8_products_go_their_own_path_but_not_its_four_bit_weights() -> None:
+    known = machine(gemm_int8_onnxruntime_1t_op_per_s=leaf(200e9, "op/s"))
+    int8 = Deployment(runtime="onnxruntime", compress=(INT8,))
+    assert cost.latency_bound_s(int8, model(), known) == pytest.approx(1 / 280)
+    int4 = Deployment(runtime="onnxruntime", compress=(Step(name="int4_weights"),))
+    found = cost.latency_bound_s(int4, model(), known)
+    assert found is None or found < 1 / 400
+
+
+def test_eager_products_of_few_rows_are_bound_by_the_rate_of_few_rows() -> None:
+    few = {
+        f"linear_rows{rows}_fp32_1t_flop_per_s": leaf(rate, "FLOP/s")
+        for rows, rate in ((1, 4e9), (2, 6e9), (4, 8e9), (8, 12e9))
+    }
+    thin = model(thin=((1, 0.75e9),))
+    plan = Deployment(runtime="eager", batch_size=3)
+    found = cost.latency_bound_s(plan, thin, machine(**few))
+    assert found == pytest.approx(3 * 0.75 / (1.4 * 8) + 3 * 0.25 / 57.5)
+    many = msgspec.structs.replace(plan, batch_size=16)
+    assert cost.latency_bound_s(many, thin, machine(**few)) == pytest.approx(16 / 57.5)
+    onnx = msgspec.structs.replace(plan, runtime="onnxruntime")
+    assert cost.latency_bound_s(onnx, thin, machine(**few)) == pytest.approx(3 / 115)

@@ -120,7 +120,7 @@ def test_a_ladder_on_more_threads_that_collapses_is_not_recorded() -> None:
 
 
 def test_int8_products_as_onnx_runtime_does_them() -> None:
-    call = paths.int8_product(16, 1)
+    call = paths.onnx_product(16, 1, int8=True)
     assert call is not None
     (product,) = call()  # type: ignore[misc]
     assert product.shape == (16, 16)

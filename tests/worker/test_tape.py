@@ -174,3 +174,25 @@ def test_a_model_that_allows_less_precision_is_narrow(monkeypatch: pytest.Monkey
     monkeypatch.undo()
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
     assert floor(layer, x).narrow
+
+
+def test_products_of_few_rows_with_a_parameter() -> None:
+    one = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2, bias=False))
+    assert floor(one, torch.randn(1, 8)).thin == ((1, 64.0 + 16.0),)
+    assert floor(one, torch.randn(1, 5, 8)).thin == ((5, 5 * 80.0),)
+    assert floor(one, torch.randn(1, 33, 8)).thin == (), "as any other"
+    gru = nn.GRU(6, 300, batch_first=True)
+    found = dict(floor(gru, torch.randn(1, 4, 6)).thin)
+    assert found.keys() == {1, 4}, "each step has one row a sample, the input's product all"
+
+
+def test_products_of_many_samples_are_thin_only_where_a_second_sample_adds_rows() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x.mean(0, keepdim=True)) + x
+
+    assert floor(Table(), torch.randn(1, 4)).thin == ()
