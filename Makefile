@@ -36,7 +36,7 @@ lint: install
 	$(BIN)/lint-imports
 
 check: lint
-	$(BIN)/python -m pytest -q --cov --cov-report=term
+	$(BIN)/python -m pytest -q -m 'not slow' --cov --cov-report=term
 
 schemas: install
 	$(BIN)/python docs/schemas/make.py
