@@ -132,8 +132,16 @@ def latency_s(
         fitted = _residual(replays, nearest)
         if fitted is not None:
             host, scale = fitted
-            sigma = _sigma(nearest, batch, threads)
+            sigma = math.hypot(_sigma(nearest, batch, threads), _unsteady(replays, threads))
     return _around(host + scale * summed, sigma)
+
+
+def _unsteady(replays: Sequence[OpReplay], threads: int) -> float:
+    """Log-deviation of what is timed at so many threads: the root mean square of what two passes
+    differed by, once for the replay and once for what is predicted.
+    """
+    found = [r.apart for r in replays if r.apart is not None and r.threads == threads]
+    return math.sqrt(math.fsum(x * x for x in found) / len(found)) if found else 0.0
 
 
 def _sigma(anchor: Anchor, batch: int, threads: int) -> float:

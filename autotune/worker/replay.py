@@ -154,7 +154,20 @@ def _faster(one: OpReplay, other: OpReplay) -> OpReplay:
         )
         for a, b in zip(one.ops, other.ops, strict=True)
     )
-    return msgspec.structs.replace(one, ops=ops, whole_s=least(one.whole_s, other.whole_s))
+    whole_s = least(one.whole_s, other.whole_s)
+    return msgspec.structs.replace(one, ops=ops, whole_s=whole_s, apart=_apart(one, other))
+
+
+def _apart(one: OpReplay, other: OpReplay) -> float:
+    """The larger log-ratio of the two passes' sums, of eager and of ONNX Runtime's times."""
+    sums = [
+        (
+            sum(op.calls * op.eager_s for op in r.ops),
+            sum(op.calls * (op.onnx_s or 0.0) for op in r.ops),
+        )
+        for r in (one, other)
+    ]
+    return max((abs(math.log(a / b)) for a, b in zip(*sums, strict=True) if a and b), default=0.0)
 
 
 def _timed(call: Callable[[], object], seconds: float) -> float:

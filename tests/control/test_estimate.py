@@ -1,5 +1,7 @@
 """Estimates: sums of operators, residuals from one run, intervals that hold the value."""
 
+import math
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -51,6 +53,20 @@ def test_what_was_not_replayed_is_not_known() -> None:
     assert estimate.operators_s(REPLAYS, "eager", 1, 2) is None
     assert estimate.latency_s((), (), "eager", 1, 1) is None
     assert estimate.latency_s(REPLAYS, (), "openvino", 1, 1) is None
+
+
+def test_two_passes_that_lie_apart_widen_the_interval_at_their_threads() -> None:
+    def width(*replays: OpReplay) -> float:
+        anchor = estimate.Anchor("eager", 1, 1, 2 * EAGER)
+        found = estimate.latency_s(replays, (anchor,), "eager", 1, 1)
+        assert found is not None
+        return math.log(found.high / found.value) / 1.645
+
+    apart = [msgspec.structs.replace(r, apart=a) for r, a in zip(REPLAYS, (0.3, 0.4), strict=True)]
+    assert width(*REPLAYS) == pytest.approx(0.06)
+    assert width(*apart) == pytest.approx(math.hypot(0.06, math.sqrt(0.125)))
+    elsewhere = [msgspec.structs.replace(r, threads=2) for r in apart]
+    assert width(*REPLAYS, *elsewhere) == pytest.approx(0.06)
 
 
 def test_one_run_fixes_the_scale_and_narrows_the_interval() -> None:

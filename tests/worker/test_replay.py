@@ -1,5 +1,6 @@
 """Replaying: each distinct operator once, by kind, at every setting; all of it quick."""
 
+import math
 import time
 from pathlib import Path
 
@@ -103,6 +104,8 @@ def test_of_two_passes_the_faster_counts() -> None:
     both = replay._faster(passed(2.0, 5.0), passed(3.0, 4.0, packed_s=1.0))
     assert [op.eager_s for op in both.ops] == [2.0, 4.0]
     assert [op.packed_s for op in both.ops] == [1.0, 1.0]
+    assert both.apart == pytest.approx(0.0), "7 s both"
+    assert replay._faster(passed(2.0), passed(1.0)).apart == pytest.approx(math.log(2))
     assert replay._faster(passed(2.0), passed(1.0, 1.0)) == passed(2.0)
 
 
