@@ -76,7 +76,7 @@ def _left(order: Order) -> float:
 
 
 def _autotune(order: Order) -> dict[str, Any]:
-    from autotune.control import hardware, splitting, surveying, training, trials
+    from autotune.control import hardware, splitting, steps, surveying, training, trials
     from autotune.control.processbridge import ProcessBridge
     from autotune.control.run import Silent
 
@@ -93,6 +93,7 @@ def _autotune(order: Order) -> dict[str, Any]:
             run.survey = msgspec.structs.replace(run.survey, splits=rows)
             search_s = order.budget_s - _LAST_S - bridge.now()
             epochs = splitting.horizon(run, search_s / _FULL)
+            steps.judge(run, epochs)
             outcome = trials.Outcome(run, epochs, epochs, timed=True)
             training.search(outcome, order.budget_s - _LAST_S)
             winner = outcome.winner

@@ -37,7 +37,9 @@ class Bridge(Protocol):
         ...
 
     def now(self) -> float:
-        """Seconds of the run's clock at the end of the last job."""
+        """Seconds of the run's clock at the end of the last job; while a report is answered, by
+        then (not when it is replayed: what follows from the answer is in the job's result).
+        """
         ...
 
     def preload(self, names: tuple[str, ...]) -> None:

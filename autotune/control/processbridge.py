@@ -182,6 +182,7 @@ class ProcessBridge:
             while (message := self._receive(deadline - time.monotonic()))["event"] != "done":
                 step, value = float(message["step"]), float(message["value"])
                 reports.append((step, value))
+                self._now = time.monotonic() - self._epoch
                 go = on_report is None or on_report(step, value)
                 self._send_line(b"go" if go else b"stop")
         except WorkerError as error:

@@ -27,6 +27,10 @@ from autotune.records.report import Execution, Failure, TrainTrial
 WEIGHTS = "weights/dense.safetensors"
 _FINAL_STATE = "weights/final.state"
 _MOST_REPEATS = 30
+_SLOW = 3.0
+"""Times its expected length from which a trial is not trained further: an update rule may cost ten
+times the model's own work (Muon's on small matrices), and the final training would take as long.
+"""
 _BASELINE, _DEFAULT = "the baseline recipe", "the default recipe"
 
 
@@ -121,20 +125,36 @@ def _time_left(hand: _Hand) -> bool:
 
 def _promotable(hand: _Hand) -> int | None:
     """A paused trial that deserves to go on and has the time to reach its next rung."""
-    number = hand.halving.promotable()
-    if number is None:
-        return None
-    rung = hand.halving.rung_of(number) or 0
-    return number if _affordable(hand, hand.outcome.trials[number], rung) else None
+    while (number := hand.halving.promotable()) is not None:
+        trial = hand.outcome.trials[number]
+        if not _too_slow(hand, trial, trial.wall_s / trial.rungs[-1]):
+            rung = hand.halving.rung_of(number) or 0
+            return number if _affordable(hand, trial, rung) else None
+        hand.halving.forget(number)
+    return None
 
 
-def _affordable(hand: _Hand, trial: TrainTrial, rung: int) -> bool:
-    """Whether a trial that began its job now can reach the rung after ``rung`` in time."""
+def _too_slow(hand: _Hand, trial: TrainTrial, epoch_s: float) -> bool:
+    """Whether the trial, where the horizon follows from time, would take many times its own."""
+    outcome = hand.outcome
+    whole_s = outcome.expected_s(trial.recipe)
+    reach = outcome.length(trial.recipe).reach
+    return outcome.timed and 0 < _SLOW * whole_s < epoch_s * reach
+
+
+def _affordable(hand: _Hand, trial: TrainTrial, rung: int, epoch_s: float = 0.0) -> bool:
+    """Whether a trial can reach the rung after ``rung`` in time.
+
+    ``epoch_s``: of its epochs under way.  What was seen of a trial counts where it is slower than
+    expected: an update rule may cost many times the model's own work.
+    """
     outcome = hand.outcome
     rungs = outcome.length(trial.recipe).rungs
+    goal = rungs[min(rung + 1, len(rungs) - 1)]
     before = trial.rungs[-1] if trial.rungs else 0.0
-    share = (rungs[min(rung + 1, len(rungs) - 1)] - before) / rungs[-1]
-    needed_s = share * outcome.expected_s(trial.recipe)
+    seen_s = trial.wall_s / before if before else 0.0
+    needed_s = (goal - before) / rungs[-1] * outcome.expected_s(trial.recipe)
+    needed_s = max(needed_s, (goal - before) * seen_s, (goal - rungs[rung]) * epoch_s)
     return outcome.run.bridge.now() + needed_s <= hand.until_s
 
 
@@ -186,7 +206,8 @@ def _try(hand: _Hand, recipe: Recipe, proposal: Proposal) -> None:
 
 def _asks(hand: _Hand, trial: TrainTrial, *, to_the_end: bool = False) -> trials.GoOn:
     """What a job that trains ``trial`` is answered at each rung."""
-    rungs = hand.outcome.length(trial.recipe).rungs
+    bridge, rungs = hand.outcome.run.bridge, hand.outcome.length(trial.recipe).rungs
+    began_s, before = bridge.now(), trial.rungs[-1] if trial.rungs else 0.0
 
     def on_report(step: float, value: float) -> bool:
         if not math.isfinite(value):
@@ -201,7 +222,9 @@ def _asks(hand: _Hand, trial: TrainTrial, *, to_the_end: bool = False) -> trials
         if trial.why == reuse.WHY:  # an earlier search has compared it, up to its end
             hand.halving.went_on(trial.number, rung)
             go = True
-        if go and not _affordable(hand, trial, rung):
+        epoch_s = (bridge.now() - began_s) / (step - before) if step > before else 0.0
+        slow = _too_slow(hand, trial, epoch_s)
+        if go and (slow or not _affordable(hand, trial, rung, epoch_s)):
             hand.halving.stays(trial.number, rung)
             return False
         return go
@@ -242,8 +265,11 @@ def _pinned(hand: _Hand, recipe: Recipe, why: str) -> None:
 def _keep(hand: _Hand, trial: TrainTrial) -> None:
     outcome = hand.outcome
     run = outcome.run
+    rung = hand.halving.rung_of(trial.number)
     if trial.state != "pruned":
         hand.halving.forget(trial.number)
+    elif rung is not None:  # a replayed report knows no time: that it paused there tells
+        hand.halving.stays(trial.number, rung)
     outcome.trials[trial.number : trial.number + 1] = [trial]
     trials.keep_the_best(outcome, hand.halving.paused())
     winner = outcome.winner

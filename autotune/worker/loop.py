@@ -35,6 +35,7 @@ from autotune.worker.contract import Loaded
 from autotune.worker.trained import rows_of, seed_all
 
 _DRY_ROWS = 4
+_NO_STEP = 1e-9  # of an epoch: sums of shares are not exact
 _LONGEST_UNCHECKED_S = 0.25
 _SETTLING = 5  # steps whose mean loss is compared
 _CLIMB = 20.0  # times the loss of the first steps: a training that does not come back
@@ -167,7 +168,7 @@ class Loop:
         """
         if not self._own_steps:
             self.startup_s = time.monotonic() - self.group.started_s
-        while self.done < epochs and not self.late:
+        while self.done < epochs - _NO_STEP and not self.late:
             left = epochs - self.whole
             steps = self._batches.steps
             inside = left < 1 and self._batches.divisible
@@ -192,13 +193,14 @@ class Loop:
             asked = time.perf_counter()
             self.train_s = earlier_s + asked - began
             self.late = self._time_is_up(batch)
-        if self.steps == before and not self._at:
+        if over and self.steps == before and not self._at:
             raise JobError(
                 "unsupported",
                 f"{self._batches.rows} training rows over {self.group.world} ranks make no "
                 "batch of two rows a rank, which batch norm needs",
             )
-        self._partial.append((self.group.mean(total, count), rows))
+        if count:
+            self._partial.append((self.group.mean(total, count), rows))
         if over:
             of = sum(rows for _, rows in self._partial)
             self.epoch_losses.append(sum(mean * rows for mean, rows in self._partial) / of)

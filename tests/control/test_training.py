@@ -275,3 +275,39 @@ def test_a_search_killed_at_any_moment_resumes_to_the_same_recipe(
     assert resumed.winner.recipe == whole.winner.recipe
     for trial in resumed.trials:  # what was trained before the kill counts, and counts once
         assert trial.train_s == pytest.approx(trial.rungs[-1] if trial.rungs else None)
+
+
+def _slow_one(recipe: Recipe) -> float:
+    return 13.0 if recipe.optimizer == "adamw" else 1.0
+
+
+def test_a_trial_many_times_as_slow_as_expected_is_not_trained_further() -> None:
+    """It is the best of all by its loss; but the final training would take as long."""
+    outcome = Outcome(simulated.run(Trainer(epoch_s=_slow_one)), 9, 9, timed=True)
+    training.search(outcome, 300.0)
+    slow = [t for t in outcome.trials if t.recipe.optimizer == "adamw" and t.rungs]
+    assert slow
+    assert all(t.rungs == (1.0,) and t.state == "pruned" for t in slow)
+    assert outcome.winner is not None
+    assert sum(t.wall_s for t in slow) < 0.6 * sum(t.wall_s for t in outcome.trials)
+
+
+def test_a_trial_goes_on_only_where_its_own_pace_reaches_the_next_rung_in_time() -> None:
+    outcome = searched(Trainer(epoch_s=_slow_one), until_s=110.0)
+    assert outcome.run.bridge.now() < 130.0, "a whole slow one takes 117 s"
+
+
+def test_a_replay_that_knows_no_time_pauses_the_same_trials(tmp_path: Path) -> None:
+    file = tmp_path / "recording.jsonl"
+
+    def done(bridge: Bridge) -> Outcome:
+        run = simulated.run(Trainer())
+        run.bridge = bridge
+        outcome = Outcome(run, 9, 9, timed=True)
+        training.search(outcome, 110.0)
+        return outcome
+
+    with contextlib.closing(Recorder(Trainer(epoch_s=_slow_one), file)) as bridge:
+        first = done(bridge)
+    again = done(ReplayBridge(load_recording(file)))
+    assert again.trials == first.trials

@@ -101,8 +101,10 @@ class Trainer:
                 )
             self.clock_s += half * self.epoch_s(job.recipe)
             raise KeyboardInterrupt
+        began_s = self.clock_s
         for rung in job.rungs:
             at = max(at, rung)
+            self.clock_s = began_s + (at - start.epochs) * self.epoch_s(job.recipe)
             loss, quality = self.curve(job.recipe, at, job.seed)
             reports.append((rung, loss, quality))
             go = on_report is None or on_report(rung, loss)
@@ -110,6 +112,7 @@ class Trainer:
             go = go and not reached
             if not go:
                 break
+        self.clock_s = began_s
         at = max(at, float(job.epochs)) if go else at
         seconds = (at - start.epochs) * self.epoch_s(job.recipe)
         self.trained += at - start.epochs

@@ -1,5 +1,6 @@
 """A training that was paused or killed goes on as if nothing had happened."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,19 @@ def test_unneeded_states_are_deleted(tmp_path: Path) -> None:
     run(tmp_path, checkpoint="new.state", drop=("old.state", "never.state"))
     assert not (tmp_path / "old.state").exists()
     assert (tmp_path / "new.state").exists()
+
+
+def test_a_share_that_holds_no_step_trains_nothing(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(MODEL)
+    spec = TaskSpec(kind="file", path=str(tmp_path / "model.py"))
+    loop = Loop(Recipe(batch_size=8), contract.load(spec), Solo("cpu", 0.0), seed=0, epochs=2)
+    loop.to(1.0)
+    steps = loop.steps
+    loop.to(math.nextafter(1.0, 2.0))  # as a sum of shares may be
+    assert loop.steps == steps
+    loop._epoch(0)
+    loop.to(2.0)
+    assert loop.steps == 2 * steps
 
 
 class OfTwo(Solo):
