@@ -3,7 +3,7 @@
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,15 @@ def test_a_saved_profile_is_checked_by_its_anchors_alone(
     assert report.profile == profile
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C is heard: it is ignored by what was started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("turned", [False, True], ids=["as it is", "into an error"])
 def test_a_train_search_that_is_interrupted_keeps_its_trials(
     tmp_path: Path, model: Path, profile: Profile, turned: bool

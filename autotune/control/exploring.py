@@ -257,9 +257,9 @@ class _Exploration:
 
     def _expected_s(self, deployment: Deployment) -> float:
         """What a trial like this took at most so far (same runtime, same kind of compression; the
-        first of its kind what the shortest of its runtime took), and the longest recovery where its
-        own is not in the cache; 0 where nothing is known.  A build that was cut short would have
-        taken longer.
+        first of its kind at least what measuring its runtime takes), and the longest recovery where
+        its own is not in the cache; 0 where nothing is known.  A build that was cut short would
+        have taken longer.
         """
         kinds = [step.name for step in deployment.compress]
         training = self._training(deployment)
@@ -270,7 +270,7 @@ class _Exploration:
         recovery_s = max((self._recovery_s(t) for t in self._lab.tried), default=0.0)
         runtime = [t for t in self._lab.tried if t.trial.deployment.runtime == deployment.runtime]
         like = [t for t in runtime if [s.name for s in t.trial.deployment.compress] == kinds]
-        least_s = min((self._took_s(t) for t in runtime), default=0.0)
+        least_s = min((t.trial.measure_s for t in runtime), default=0.0)
         took_s = max((self._took_s(t) for t in like), default=least_s)
         return took_s + (0.0 if cached else recovery_s)
 
