@@ -260,7 +260,9 @@ def _timed(bench: Bench, meter: "MeterClient | None", energy_s: float) -> Timed:
 
 
 def _score(predict: Predict, job: Measure, folder: Path, root: Path) -> None:
-    """Write the outputs of every row of ``score_rows`` as a rows file."""
+    """Write the outputs of every row of ``score_rows`` as a rows file: in large batches where each
+    row's output is its own, else in those of the plan.
+    """
     from autotune.worker import record
     from autotune.worker import rows as files
 
@@ -268,7 +270,13 @@ def _score(predict: Predict, job: Measure, folder: Path, root: Path) -> None:
     assert job.outputs is not None
     rows = files.load(root / job.score_rows).every(job.every)
     free = bool(json.loads((folder / "artifact.json").read_text()).get("dynamic_batch"))
+    free = free and not _batchwise(folder)
     record.record(predict, rows, root / job.outputs, fixed=None if free else job.batch_size)
+
+
+def _batchwise(folder: Path) -> bool:
+    """Whether ranges are taken over each batch anew: a row's output then depends on the others."""
+    return any(b"DynamicQuantizeLinear" in p.read_bytes() for p in folder.glob("*.onnx"))
 
 
 def main(argv: list[str]) -> int:

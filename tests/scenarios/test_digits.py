@@ -74,7 +74,9 @@ spec = importlib.util.spec_from_file_location("load", sys.argv[1] + "/load.py")
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 data = np.load(sys.argv[1] + "/recorded.npz")
-out = module.load()(data["in0"])
+predict = module.load()
+# one by one, as the plan's batch is: dynamic int8 takes its ranges over a batch
+out = np.concatenate([predict(data["in0"][i : i + 1]) for i in range(len(data["in0"]))])
 error = float(np.abs(out - data["out0"]).max())
 assert error < 1e-4, error
 assert not any(name.startswith("autotune.") for name in sys.modules)

@@ -209,6 +209,21 @@ def test_a_fixed_batch_is_always_full(tmp_path: Path) -> None:
     assert len(rows.load(tmp_path / "o.npz")) == 10
 
 
+@pytest.mark.parametrize(("operator", "most"), [(b"DynamicQuantizeLinear", 4), (b"MatMul", 64)])
+def test_where_ranges_are_those_of_a_batch_rows_are_scored_in_the_plans(
+    operator: bytes, most: int, tmp_path: Path
+) -> None:
+    largest = (
+        "def load():\n    def predict(x):\n        return x * 0 + len(x)\n    return predict\n"
+    )
+    artifact(tmp_path, largest)
+    (tmp_path / "artifact" / "model.onnx").write_bytes(b"\x08" + operator)
+    data(tmp_path, 66)
+    measure.run(job(batch_size=4, score_rows="rows.npz", outputs="o.npz"), tmp_path)
+    (found,) = rows.load(tmp_path / "o.npz").fields
+    assert max(float(np.max(row)) for row in found) == most
+
+
 @pytest.mark.parametrize(
     ("answer", "kind", "names"),
     [
