@@ -127,7 +127,7 @@ def _promotable(hand: _Hand) -> int | None:
     """A paused trial that deserves to go on and has the time to reach its next rung."""
     while (number := hand.halving.promotable()) is not None:
         trial = hand.outcome.trials[number]
-        if not _too_slow(hand, trial, trial.wall_s / trial.rungs[-1]):
+        if not _too_slow(hand, trial, (trial.train_s or 0.0) / trial.rungs[-1]):
             rung = hand.halving.rung_of(number) or 0
             return number if _affordable(hand, trial, rung) else None
         hand.halving.forget(number)
@@ -142,6 +142,12 @@ def _too_slow(hand: _Hand, trial: TrainTrial, epoch_s: float) -> bool:
     return outcome.timed and 0 < _SLOW * whole_s < epoch_s * reach
 
 
+def _startup_s(hand: _Hand) -> float:
+    """What a job takes beside its training, by the baseline's: no part of a trial's pace."""
+    base = hand.outcome.baseline
+    return 0.0 if base is None else max(0.0, base.wall_s - (base.train_s or base.wall_s))
+
+
 def _affordable(hand: _Hand, trial: TrainTrial, rung: int, epoch_s: float = 0.0) -> bool:
     """Whether a trial can reach the rung after ``rung`` in time.
 
@@ -152,7 +158,7 @@ def _affordable(hand: _Hand, trial: TrainTrial, rung: int, epoch_s: float = 0.0)
     rungs = outcome.length(trial.recipe).rungs
     goal = rungs[min(rung + 1, len(rungs) - 1)]
     before = trial.rungs[-1] if trial.rungs else 0.0
-    seen_s = trial.wall_s / before if before else 0.0
+    seen_s = (trial.train_s or 0.0) / before if before else 0.0
     needed_s = (goal - before) / rungs[-1] * outcome.expected_s(trial.recipe)
     needed_s = max(needed_s, (goal - before) * seen_s, (goal - rungs[rung]) * epoch_s)
     return outcome.run.bridge.now() + needed_s <= hand.until_s
@@ -222,7 +228,8 @@ def _asks(hand: _Hand, trial: TrainTrial, *, to_the_end: bool = False) -> trials
         if trial.why == reuse.WHY:  # an earlier search has compared it, up to its end
             hand.halving.went_on(trial.number, rung)
             go = True
-        epoch_s = (bridge.now() - began_s) / (step - before) if step > before else 0.0
+        spent_s = max(0.0, bridge.now() - began_s - _startup_s(hand))
+        epoch_s = spent_s / (step - before) if step > before else 0.0
         slow = _too_slow(hand, trial, epoch_s)
         if go and (slow or not _affordable(hand, trial, rung, epoch_s)):
             hand.halving.stays(trial.number, rung)
