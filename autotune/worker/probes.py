@@ -32,6 +32,8 @@ _SURE_N = 128
 """Up to this size a ladder climbs untested; beyond it only where the next call is affordable."""
 _CALL_S = 0.1
 DISPATCHES = 500
+_SHOWN = 3
+"""Uncertain rates that are named; each leaf holds its own interval."""
 
 Timer = Callable[[], float]
 
@@ -267,7 +269,10 @@ class Bench:
         """What was not measured, line by line, and in one line what is uncertain."""
         if not self._doubted:
             return [*self._told]
-        found = ", ".join(f"{name} ({span})" for name, span in self._doubted.items())
+        shown = [f"{name} ({span})" for name, span in self._doubted.items()]
+        if len(shown) > _SHOWN:
+            shown = [*shown[:_SHOWN], f"and {len(shown) - _SHOWN} more"]
+        found = ", ".join(shown)
         line = f"uncertain: {found}; other work ran on this machine, or its clock moved, meanwhile"
         return [*self._told, line]
 
