@@ -66,11 +66,11 @@ def test_each_fault_is_named_and_nothing_is_left_behind(run: Run, tmp_path: Path
     (state / "hang-rank").touch()
     # two splits' probes (one may be repeated) and the baseline come first; out of memory is
     # tried again in two parts
-    words = ["", "", "", "", "kill", "hang", "oom", "oom"]
+    words = ["", "", "", "", "kill", "oom", "oom", "hang"]
     model = tmp_path / "faulty.py"
     model.write_text(FAULTY.format(folder=str(state), words=words))
     ran = run(
-        model, "--trials", "2", "--train-trials", "6", "--epochs", "3", "--time", "200s",
+        model, "--trials", "2", "--train-trials", "6", "--epochs", "3", "--time", "600s",
         "--only", "runtime=eager", "--only", "precision=fp32", "--without", "prune",
         "--threads", "1",
     )  # fmt: skip
