@@ -42,15 +42,14 @@ from autotune.records.plan import Deployment, Step
 from autotune.records.task import Traits
 from autotune.worker import profiler, tape, traits
 from autotune.worker.channel import NullChannel
-from benchmarks import families, zoo
-from benchmarks.points import CACHE, Truth
+from benchmarks import families, points, zoo
+from benchmarks.points import CACHE
 
 LEAST_PAIRS = 10_000
 LEAST_MEDIAN = 0.3
 BATCHES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 CALLS = 8
 CALL_S = 0.008
-RUNTIMES = ("eager", "compiled", "onnxruntime")
 MOST_FLOPS = 2e9
 """Calls with more work are left out: they take the time of many others."""
 
@@ -261,13 +260,11 @@ def recorded(folder: Path) -> Iterator[Pair]:
 def timed(profile: Profile) -> Iterator[Pair]:
     """The points of `benchmarks.cost_model` on this machine, where it has measured them."""
     for name, (make, inputs) in zoo.ZOO.items():
-        paths = [CACHE / f"cost-{name}-{runtime}.jsonl" for runtime in RUNTIMES]
-        rows = [line for path in paths if path.exists() for line in path.read_bytes().splitlines()]
-        if not rows:
+        truths, _ = points.read(name, "points")
+        if not truths:
             continue
         found = traits_of(families.Sample(name, make().eval(), inputs))
-        for line in rows:
-            truth = codec.decode(line, Truth, what=f"cost-{name}")
+        for truth in truths:
             plan = Deployment(runtime=truth.runtime, threads=truth.threads, batch_size=truth.batch)
             bound = cost.latency_bound_s(plan, found, profile)
             if bound is not None:

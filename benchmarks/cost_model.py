@@ -3,9 +3,10 @@
 Models that no calibration has seen (`benchmarks.zoo`), at several batches and thread counts, in
 eager PyTorch, compiled, and ONNX Runtime.  For each model its operators are replayed (worker.
 replay) and each runtime is run end to end once, at batch 4 on one thread: these points are not
-counted.  All other points are predicted, then measured, each in processes of its own (`points`):
-the second fastest of three processes' medians, of up to six where they disagree.  A point is left
-out, and counted as such, where no two of six processes agree: it tells about other work.
+counted.  All other points are predicted and measured in turns, each in processes of its own
+(`points`): the second fastest of three processes' medians, of up to six where they disagree.  A
+point is left out, and counted as such, where no two of six processes agree: it tells about other
+work.
 
 Targets: at least 200 points of 12 models; mean absolute error 12 %, its 90th percentile 25 %,
 Kendall's tau 0.85 over pairs that differ by more than 10 %, 85 to 95 % within their 90 % intervals.
@@ -27,18 +28,17 @@ from typing import Any, NamedTuple
 from autotune.control import estimate
 from autotune.records import codec
 from autotune.records.job import Footprinted
-from autotune.records.measurement import OpReplay
 from benchmarks.points import (
     CACHE,
     MEMORY_BATCHES,
     THREADS,
     Peak,
-    Replays,
     Truth,
     agree,
     calibrating,
     collect,
     jobs,
+    read,
     rows,
 )
 
@@ -66,22 +66,14 @@ class Point(NamedTuple):
 
 def points(wanted: list[tuple[str, str]], most: int = max(THREADS)) -> tuple[list[Point], int]:
     """Every kept truth beside its prediction; how many were left out."""
-    truths: dict[str, list[Truth]] = defaultdict(list)
-    replays: dict[str, tuple[OpReplay, ...]] = {}
-    for name, runtime in wanted:
-        path = rows(name, runtime, most)
-        if not path.exists() or runtime.startswith("memory"):
-            continue
-        for line in path.read_bytes().splitlines():
-            if b'"replays"' in line:
-                replays[name] = codec.decode(line, Replays, what=path.name).replays
-            else:
-                truths[name].append(codec.decode(line, Truth, what=path.name))
     out, left_out = [], 0
-    for name, found in replays.items():
-        at = [t for t in truths[name] if (t.batch, t.threads) == ANCHOR]
+    for name, what in wanted:
+        if what.startswith("memory"):
+            continue
+        truths, found = read(name, what, most)
+        at = [t for t in truths if (t.batch, t.threads) == ANCHOR]
         known = [estimate.Anchor(t.runtime, t.batch, t.threads, t.seconds) for t in at]
-        for t in truths[name]:
+        for t in truths:
             guess = estimate.latency_s(found, known, t.runtime, t.batch, t.threads)
             if guess is None or t in at:
                 continue
@@ -194,10 +186,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, choices=THREADS, default=max(THREADS), help="most")
     parser.add_argument("--calibrate", action="store_true", help="the families' models instead")
     given = parser.parse_args(argv)
-    if given.fresh:
-        for path in CACHE.glob("cost-*.jsonl"):
-            path.unlink()
     wanted = calibrating() if given.calibrate else jobs(given.quick)
+    if given.fresh:
+        for name, what in wanted:
+            rows(name, what, given.threads).unlink(missing_ok=True)
     failures = collect(wanted, time.monotonic() + given.seconds, given.threads)
     found, left_out = points(wanted, given.threads)
     if not found:

@@ -1,11 +1,13 @@
 """Measured points for `benchmarks.cost_model`: a model at a batch and thread count in a runtime.
 
-    interpreter (model, runtime) --export once--> fork per point, three times --median--> Truth
-    interpreter (model, "replay")                                             --------> Replays
-    interpreter (model, "memoryN")                                --------> Footprinted or Peak
+    interpreter (model, "points") --export once--> three rounds of
+                                    fork: one pass over the operators      --middle--> Replays
+                                    fork a point: the whole model          --median--> Truth
+    interpreter (model, "memoryN")                          --------> Footprinted or Peak
 
-Each point is measured in a process of its own, as a served model is.  Rows are kept under
-.cache/benchmarks, one file an interpreter; what is there is not measured again.
+Each point is measured in a process of its own, as a served model is.  What predicts and what is
+predicted take turns, since a machine's clock and its neighbours change within minutes.  Rows are
+kept under .cache/benchmarks, one file an interpreter; what is there is not measured again.
 """
 
 import argparse
@@ -39,9 +41,9 @@ DRAWN, DRAWN_COMPILED = 14, 4
 """Models of `benchmarks.families` that test constants."""
 CALL_S = 0.2
 MOST_S = 90.0
-REPEATS, MOST_REPEATS = 3, 6
-"""Processes of each point: the second fastest counts, the median of three; where it is not within
-``AGREE`` of the fastest more of them are made.
+PASSES, REPEATS, MOST_REPEATS = 3, 3, 6
+"""Passes over the operators, and processes of each point: the second fastest counts, the median of
+three (of two the faster); where it is not within ``AGREE`` of the fastest more of them are made.
 """
 AGREE = 1.1
 MakeCall = Callable[[int, int], Callable[[], object]]
@@ -93,62 +95,86 @@ def made(name: str) -> tuple[Callable[[], Any], Callable[[int], Any]]:
 # -- measuring, in an interpreter of its own -----------------------------------------------
 
 
-def measure(name: str, runtime: str, most: int = max(THREADS)) -> Iterator[Record]:
-    """What the parent keeps: the truths of one runtime, ``replay`` (the operators), ``memory``, or
-    ``quick`` (all of it in short, but memory).
-    """
+def measure(name: str, what: str, most: int = max(THREADS)) -> Iterator[Record]:
+    """What the parent keeps: ``points`` (or in short, ``quick``), or ``memory``."""
     import torch
 
     torch.manual_seed(0)
-    if not runtime.startswith("memory"):
-        torch.set_num_threads(1)  # no pool of threads before the forks, which could not use it
     make, inputs = made(name)
-    if runtime.startswith("memory"):
-        yield _memory(name, make, inputs, int(runtime.removeprefix("memory") or 0))
+    if what.startswith("memory"):
+        yield _memory(name, make, inputs, int(what.removeprefix("memory") or 0))
         return
-    model = make().eval()
-    few = runtime in ("quick", "compiled") or name.startswith("drawn")
-    for kind in ("eager", "onnxruntime") if runtime == "quick" else (runtime,):
-        if kind != "replay":
-            yield from _truths(name, model, inputs, kind, few, most)
-    if runtime in ("quick", "replay"):
-        yield _replays(name, model, inputs, few, most)
+    torch.set_num_threads(1)  # no pool of threads before the forks, which could not use it
+    threads = tuple(t for t in THREADS if t <= most)
+    quick = what == "quick"
+    runtimes = ["eager", "onnxruntime"]
+    if not quick and name in (*COMPILED, *(f"drawn{n}" for n in range(DRAWN_COMPILED))):
+        runtimes.append("compiled")
+    yield from _Rounds(name, make().eval(), inputs, quick, threads).run(runtimes)
 
 
-def _replays(name: str, model: Any, inputs: Any, few: bool, most: int) -> Replays:
-    from autotune.worker import replay
+class _Rounds:
+    """All points of one model: each round is one pass over its operators and every point once."""
 
-    found = replay.replay(
-        model,
-        lambda b: ((inputs(b),), {}),
-        FEW if few else BATCHES,
-        tuple(t for t in THREADS if t <= most),
-        onnx=True,
-        until_s=time.monotonic() + 60,
-    )
-    return Replays(model=name, replays=found)
+    def __init__(
+        self, name: str, model: Any, inputs: Any, quick: bool, threads: Sequence[int]
+    ) -> None:
+        self._name, self._model, self._inputs = name, model, inputs
+        self._quick, self._threads = quick, tuple(threads)
+        self._few = quick or name.startswith("drawn")
+        self._passes: list[tuple[OpReplay, ...]] = []
+        self._found: dict[tuple[str, int, int], list[tuple[float, float]]] = defaultdict(list)
 
+    def run(self, runtimes: Sequence[str]) -> Iterator[Record]:
+        calls = {
+            kind: _onnx(self._model, self._inputs)
+            if kind == "onnxruntime"
+            else _torch(self._model, self._inputs, kind)
+            for kind in runtimes
+        }
+        for number in range(2 if self._quick else MOST_REPEATS):
+            if number < PASSES:
+                data = _apart(self._pass)
+                self._passes.append(codec.decode(data, Replays, what="a pass").replays)
+            for kind, make_call in calls.items():
+                self._round(number, kind, make_call)
+        from autotune.worker import replay
 
-def _truths(
-    name: str, model: Any, inputs: Any, runtime: str, few: bool, most: int
-) -> Iterator[Truth]:
-    make_call = _onnx(model, inputs) if runtime == "onnxruntime" else _torch(model, inputs, runtime)
-    settings = [(t, b) for t in THREADS if t <= most for b in (FEW if few else BATCHES)]
-    found: dict[tuple[int, int], list[tuple[float, float]]] = defaultdict(list)
-    for number in range(1 if few else MOST_REPEATS):  # a compilation takes seconds
-        for setting in settings:
-            if number < REPEATS or not agree([seconds for seconds, _ in found[setting]]):
-                found[setting].append(_apart(partial(_settled_in, make_call, *setting)))
-    for (threads, batch), taken in found.items():
-        yield Truth(
-            model=name,
-            runtime=runtime,
-            batch=batch,
-            threads=threads,
-            seconds=sorted(seconds for seconds, _ in taken)[len(taken) > 1],
-            clean=mean(clean for _, clean in taken),
-            each_s=tuple(seconds for seconds, _ in taken),
-        )
+        yield Replays(model=self._name, replays=replay.combined(self._passes))
+        for (kind, threads, batch), taken in self._found.items():
+            yield Truth(
+                model=self._name,
+                runtime=kind,
+                batch=batch,
+                threads=threads,
+                seconds=sorted(seconds for seconds, _ in taken)[len(taken) > 2],
+                clean=mean(clean for _, clean in taken),
+                each_s=tuple(seconds for seconds, _ in taken),
+            )
+
+    def _batches(self, few: bool) -> tuple[int, ...]:
+        return FEW if few or self._few else BATCHES
+
+    def _pass(self) -> bytes:
+        from autotune.worker import replay
+
+        def inputs(size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return (self._inputs(size),), {}
+
+        found = replay.once(self._model, inputs, self._batches(few=False), self._threads, onnx=True)
+        return codec.encode(Replays(model=self._name, replays=tuple(found)))
+
+    def _round(self, number: int, kind: str, make_call: MakeCall) -> None:
+        """Every point of a runtime that has not settled, once more."""
+        for threads in self._threads:
+            for batch in self._batches(few=kind == "compiled"):
+                taken = self._found[kind, threads, batch]
+                dear = kind == "compiled"  # its compilation takes seconds
+                if number >= REPEATS and (dear or agree([seconds for seconds, _ in taken])):
+                    continue
+                data = _apart(partial(_settled_in, make_call, threads, batch))
+                seconds, clean = json.loads(data)
+                taken.append((seconds, clean))
 
 
 def agree(seconds: Sequence[float]) -> bool:
@@ -157,30 +183,31 @@ def agree(seconds: Sequence[float]) -> bool:
     return len(ordered) > 1 and ordered[1] <= AGREE * ordered[0]
 
 
-def _settled_in(make_call: MakeCall, threads: int, batch: int) -> tuple[float, float]:
-    return settled(make_call(threads, batch))
+def _settled_in(make_call: MakeCall, threads: int, batch: int) -> bytes:
+    return json.dumps(settled(make_call(threads, batch))).encode()
 
 
-def _apart(work: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+def _apart(work: Callable[[], bytes]) -> bytes:
     """In a process of its own, as a served model is: the heap knows of no other batch."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
+        os.close(reader)
         try:
-            os.write(writer, json.dumps(work()).encode())
+            with os.fdopen(writer, "wb") as out:
+                out.write(work())
         finally:
             os._exit(0)
     os.close(writer)
     ready, _, _ = select.select([reader], [], [], MOST_S)
     if not ready:
         os.kill(child, signal.SIGKILL)
-    with os.fdopen(reader) as answers:
-        text = answers.read()
+    with os.fdopen(reader, "rb") as answers:
+        data = answers.read()
     os.waitpid(child, 0)
-    if not text:
+    if not data:
         raise RuntimeError(f"a measuring process ended without an answer, or took over {MOST_S} s")
-    seconds, clean = json.loads(text)
-    return seconds, clean
+    return data
 
 
 def _memory(name: str, make: Any, inputs: Any, batch: int) -> Record:
@@ -276,46 +303,53 @@ def _onnx(model: Any, inputs: Any) -> MakeCall:
 
 def calibrating() -> list[tuple[str, str]]:
     """Those of models that test the constants of `control.estimate` apart from the zoo's."""
-    names = [f"drawn{number}" for number in range(DRAWN)]
-    out = [(name, runtime) for name in names for runtime in ("replay", "eager", "onnxruntime")]
-    return [*out, *((name, "compiled") for name in names[:DRAWN_COMPILED])]
+    return [(f"drawn{number}", "points") for number in range(DRAWN)]
 
 
 def jobs(quick: bool) -> list[tuple[str, str]]:
-    """(model, runtime) of every interpreter that is needed."""
+    """(model, what) of every interpreter that is needed."""
     from benchmarks.zoo import ZOO
 
     if quick:
         return [(name, "quick") for name in QUICK]
-    out = []
-    for name in ZOO:
-        out += [(name, "replay"), (name, "eager"), (name, "onnxruntime")]
-        out += [(name, f"memory{batch or ''}") for batch in (0, *MEMORY_BATCHES)]
-        if name in COMPILED:
-            out.append((name, "compiled"))
-    return out
+    parts = ["points", "memory", *(f"memory{batch}" for batch in MEMORY_BATCHES)]
+    return [(name, what) for name in ZOO for what in parts]
 
 
-def rows(name: str, runtime: str, most: int) -> Path:
+def rows(name: str, what: str, most: int) -> Path:
     """Where the rows of one interpreter are kept; those of fewer threads apart."""
-    apart = "" if most == max(THREADS) or runtime.startswith("memory") else f"-{most}t"
-    return CACHE / f"cost-{name}-{runtime}{apart}.jsonl"
+    apart = "" if most == max(THREADS) or what.startswith("memory") else f"-{most}t"
+    return CACHE / f"cost-{name}-{what}{apart}.jsonl"
+
+
+def read(
+    name: str, what: str, most: int = max(THREADS)
+) -> tuple[list[Truth], tuple[OpReplay, ...]]:
+    """The kept points of one model and its operators; none where nothing is kept."""
+    path, replays = rows(name, what, most), ()
+    truths: list[Truth] = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        if b'"replays"' in line:
+            replays = codec.decode(line, Replays, what=path.name).replays
+        else:
+            truths.append(codec.decode(line, Truth, what=path.name))
+    return truths, replays
 
 
 def collect(wanted: list[tuple[str, str]], until: float, most: int) -> list[str]:
     """Measure what is not kept yet; the failures in words."""
     CACHE.mkdir(parents=True, exist_ok=True)
     failures = []
-    for name, runtime in wanted:
-        path = rows(name, runtime, most)
+    for name, what in wanted:
+        path = rows(name, what, most)
         if path.exists() or time.monotonic() > until:
             continue
-        command = [sys.executable, "-m", "benchmarks.points", name, runtime, str(most)]
+        command = [sys.executable, "-m", "benchmarks.points", name, what, str(most)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         if done.returncode or not lines:
             last = done.stderr.strip().splitlines()[-1:] or ["no output"]
-            failures.append(f"{name} {runtime}: {last[0][:150]}")
+            failures.append(f"{name} {what}: {last[0][:150]}")
             continue
         path.write_text("\n".join(lines) + "\n")
     return failures
@@ -325,10 +359,10 @@ def main(argv: list[str] | None = None) -> int:
     """One interpreter's rows, a line each."""
     parser = argparse.ArgumentParser(prog="benchmarks.points", description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("runtime")
+    parser.add_argument("what")
     parser.add_argument("threads", type=int, help="most")
     given = parser.parse_args(argv)
-    for row in measure(given.model, given.runtime, given.threads):
+    for row in measure(given.model, given.what, given.threads):
         print(codec.encode(row).decode(), flush=True)
     return 0
 

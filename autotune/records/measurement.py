@@ -168,8 +168,9 @@ class OpTime(Record, frozen=True, kw_only=True):
 
 class OpReplay(Record, frozen=True, kw_only=True):
     """A model's operators at one batch size and thread count, and where it was timed whole
-    (eager), ``whole_s``.  ``apart`` is the logarithm of what two passes over all of it differ by,
-    in eager or in ONNX Runtime, the more of both: how steady the machine is.  None after one pass.
+    (eager), ``whole_s``.  ``apart`` is the logarithm of what two passes over all of it differ by
+    (root mean square over pairs), in eager or in ONNX Runtime, the more of both: how steady the
+    machine is.  None after one pass.
     """
 
     batch_size: int

@@ -16,10 +16,11 @@ under long load: one run of the whole model tells (control.estimate).
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import combinations
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import Any, NamedTuple
 
 import msgspec
@@ -40,6 +41,7 @@ _OP_S = 0.02
 _ALIVE = 2
 """Results that live at once, beside the one that is written: a model's last activations."""
 _MOST_COPIES, _MOST_BYTES = 32, 96 << 20
+_PASSES = 3
 _ROUNDS = 3
 """Times that a disturbed timing is done, at most."""
 _LEAST_ONNX = 4
@@ -107,13 +109,34 @@ def replay(
     until_s: float,
 ) -> tuple[OpReplay, ...]:
     """Every setting that fits until ``until_s``; threads are restored.  Where there is time for it
-    all is done once more, and the faster of the two counts: other work of some seconds slows what
-    it meets of one pass.
+    all is done once more, and once again: other work of some seconds slows what it meets of a pass.
     """
-    before, began = torch.get_num_threads(), time.monotonic()
-    heap.keep()
+    began = time.monotonic()
+    passes: list[tuple[OpReplay, ...]] = []
+    while len(passes) < _PASSES:
+        found = tuple(once(model, inputs, batch_sizes, threads, onnx=onnx, until_s=until_s))
+        if passes and len(found) < len(passes[0]):
+            break  # cut short
+        passes.append(found)
+        now = time.monotonic()
+        if now + (now - began) / len(passes) > until_s:
+            break
+    return combined(passes)
 
-    def once() -> Iterator[OpReplay]:
+
+def once(
+    model: nn.Module,
+    inputs: Callable[[int], tuple[tuple[Any, ...], dict[str, Any]]],
+    batch_sizes: tuple[int, ...],
+    threads: tuple[int, ...],
+    *,
+    onnx: bool,
+    until_s: float = math.inf,
+) -> Iterator[OpReplay]:
+    """One pass over every setting, but for those that would begin after ``until_s``."""
+    before = torch.get_num_threads()
+    heap.keep()
+    try:
         for size in batch_sizes:
             args, kwargs = inputs(size)
             found = tape.record(model, args, kwargs)
@@ -123,51 +146,56 @@ def replay(
                 whole = _timed(partial(model, *args, **kwargs), 0.3) if first else None
                 ops = _ops(found, _weights(model, found, count), count, onnx=onnx)
                 yield OpReplay(batch_size=size, threads=count, ops=ops, whole_s=whole)
-
-    try:
-        out: list[OpReplay] = []
-        for done in once():
-            out.append(done)
-            if time.monotonic() > until_s:
-                return tuple(out)
-        if 2 * time.monotonic() - began < until_s:
-            out = [_faster(*both) for both in zip(out, once(), strict=True)]
+                if time.monotonic() > until_s:
+                    return
     finally:
         torch.set_num_threads(before)
-    return tuple(out)
 
 
-def _faster(one: OpReplay, other: OpReplay) -> OpReplay:
-    """The less of two timings of each operator of one setting."""
+def combined(passes: Sequence[Sequence[OpReplay]]) -> tuple[OpReplay, ...]:
+    """The middle of each operator's timings at each setting, the less of two; passes of the same
+    settings in the same order.
+    """
+    return tuple(_middle(same) for same in zip(*passes, strict=True))
 
-    def least(*seconds: float | None) -> float | None:
-        return min((s for s in seconds if s is not None), default=None)
 
-    if [op.kind for op in one.ops] != [op.kind for op in other.ops]:
-        return one  # an operator could be timed in one pass alone
+def _middle(same: Sequence[OpReplay]) -> OpReplay:
+    """One setting of several passes."""
+
+    def middle(seconds: Iterable[float | None]) -> float | None:
+        known = [s for s in seconds if s is not None]
+        return median_low(known) if known else None
+
+    one = same[0]
+    # an operator may be timed in some passes alone
+    alike = [r for r in same if [op.kind for op in r.ops] == [op.kind for op in one.ops]]
+    if len(alike) == 1:
+        return one
     ops = tuple(
         msgspec.structs.replace(
-            a,
-            eager_s=min(a.eager_s, b.eager_s),
-            packed_s=least(a.packed_s, b.packed_s),
-            onnx_s=least(a.onnx_s, b.onnx_s),
+            found[0],
+            eager_s=median_low(op.eager_s for op in found),
+            packed_s=middle(op.packed_s for op in found),
+            onnx_s=middle(op.onnx_s for op in found),
         )
-        for a, b in zip(one.ops, other.ops, strict=True)
+        for found in zip(*(r.ops for r in alike), strict=True)
     )
-    whole_s = least(one.whole_s, other.whole_s)
-    return msgspec.structs.replace(one, ops=ops, whole_s=whole_s, apart=_apart(one, other))
+    whole_s = middle(r.whole_s for r in alike)
+    return msgspec.structs.replace(one, ops=ops, whole_s=whole_s, apart=_apart(alike))
 
 
-def _apart(one: OpReplay, other: OpReplay) -> float:
-    """The larger log-ratio of the two passes' sums, of eager and of ONNX Runtime's times."""
-    sums = [
-        (
-            sum(op.calls * op.eager_s for op in r.ops),
-            sum(op.calls * (op.onnx_s or 0.0) for op in r.ops),
-        )
-        for r in (one, other)
-    ]
-    return max((abs(math.log(a / b)) for a, b in zip(*sums, strict=True) if a and b), default=0.0)
+def _apart(same: Sequence[OpReplay]) -> float:
+    """The root mean square of the log-ratios of two passes' sums, of eager's or of ONNX Runtime's
+    times, whichever is larger.
+    """
+    eager = [math.fsum(op.calls * op.eager_s for op in r.ops) for r in same]
+    onnx = [math.fsum(op.calls * (op.onnx_s or 0.0) for op in r.ops) for r in same]
+    return max(_spread(eager), _spread(onnx))
+
+
+def _spread(sums: Sequence[float]) -> float:
+    pairs = [math.log(a / b) for a, b in combinations(sums, 2) if a and b]
+    return math.sqrt(math.fsum(x * x for x in pairs) / len(pairs)) if pairs else 0.0
 
 
 def _timed(call: Callable[[], object], seconds: float) -> float:

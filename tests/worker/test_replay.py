@@ -96,17 +96,26 @@ def test_hot_weights_have_no_more_copies_than_a_cores_cache_holds(
     assert asked == [copies]
 
 
-def test_of_two_passes_the_faster_counts() -> None:
-    def passed(*seconds: float, packed_s: float | None = None) -> OpReplay:
-        ops = (OpTime(kind="matmul", calls=1, eager_s=s, packed_s=packed_s) for s in seconds)
-        return OpReplay(batch_size=1, threads=1, ops=tuple(ops))
+def passed(*seconds: float, packed_s: float | None = None) -> tuple[OpReplay]:
+    ops = (OpTime(kind="matmul", calls=1, eager_s=s, packed_s=packed_s) for s in seconds)
+    return (OpReplay(batch_size=1, threads=1, ops=tuple(ops)),)
 
-    both = replay._faster(passed(2.0, 5.0), passed(3.0, 4.0, packed_s=1.0))
+
+def test_of_two_passes_the_faster_counts() -> None:
+    (both,) = replay.combined([passed(2.0, 5.0), passed(3.0, 4.0, packed_s=1.0)])
     assert [op.eager_s for op in both.ops] == [2.0, 4.0]
     assert [op.packed_s for op in both.ops] == [1.0, 1.0]
     assert both.apart == pytest.approx(0.0), "7 s both"
-    assert replay._faster(passed(2.0), passed(1.0)).apart == pytest.approx(math.log(2))
-    assert replay._faster(passed(2.0), passed(1.0, 1.0)) == passed(2.0)
+    (both,) = replay.combined([passed(2.0), passed(1.0)])
+    assert both.apart == pytest.approx(math.log(2))
+    assert replay.combined([passed(2.0), passed(1.0, 1.0)]) == passed(2.0)
+
+
+def test_of_three_passes_the_middle_counts() -> None:
+    (one,) = replay.combined([passed(2.0, 5.0), passed(4.0, 5.0), passed(1.0, 7.0)])
+    assert [op.eager_s for op in one.ops] == [2.0, 5.0]
+    sums = [math.log(a / b) for a, b in ((7, 9), (7, 8), (9, 8))]
+    assert one.apart == pytest.approx(math.sqrt(sum(x * x for x in sums) / 3))
 
 
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
