@@ -5,6 +5,7 @@ pkg.sub.model       found on the path, as ``python -m`` would
 pkg/sub/model.py    inside packages: it is ``pkg.sub.model``, and ``pkg``'s folder is importable
 """
 
+import ast
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -35,6 +36,22 @@ def locate(text: str, folder: Path | None = None) -> Path | None:
         where = None if found is None else list(found)
     origin = None if spec is None else spec.origin
     return Path(origin).resolve() if origin and origin.endswith(".py") else None
+
+
+def imported(path: Path) -> tuple[str, ...]:
+    """The modules that a file's own import statements name, in order: not those in functions,
+    conditions and handlers.
+
+    Raises:
+        SyntaxError: it is no Python.  OSError: it cannot be read.
+    """
+    names: list[str] = []
+    for node in ast.parse(path.read_bytes()).body:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(dict.fromkeys(names))
 
 
 def member(path: Path) -> tuple[str, Path] | None:

@@ -343,6 +343,11 @@ def _final(known: Known, recipe: Recipe, trial: TrainTrial | None = None) -> Non
     run.listener.phase("final training", FINAL_SHARE * run.effort.time_s)
     known.execution = training.final(run, recipe, known.epochs, trial)
     run.timed("final training", began)
+    kept = known.execution.kept_epochs
+    if kept is not None and kept < known.epochs:
+        known.messages.append(
+            f"The weights are those after {kept:g} of {known.epochs} epochs, the best on select."
+        )
     if echo.apart(run):
         run.apart_s = run.bridge.now() - began
     run.on_progress()

@@ -71,9 +71,10 @@ def say(run: Run, epochs: int) -> None:
 
 
 def _recipe_s(run: Run, epochs: int, epoch_s: float, evaluation_s: float) -> float:
-    """Seconds of a trial that nothing cuts short: its epochs, and an evaluation at each rung."""
+    """Seconds of a trial that nothing cuts short: its epochs, and an evaluation at each look."""
     reach = splitting.reach(run, epochs, TRAIN_SHARE * run.effort.time_s)
-    return reach * epoch_s + len(trials.shares_of(run, reach)) * evaluation_s
+    rungs = tuple(share * reach for share in trials.shares_of(run, reach))
+    return reach * epoch_s + len(trials.looks(run, rungs)) * evaluation_s
 
 
 def apart(run: Run) -> bool:

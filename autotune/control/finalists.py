@@ -77,7 +77,7 @@ def _again(outcome: Outcome, trial: TrainTrial, number: int) -> TrainTrial:
         task=run.task(trial.recipe),
         recipe=trial.recipe,
         epochs=length.epochs,
-        rungs=target.looks(run, (length.reach,)),
+        rungs=length.looks,
         until_quality=run.budget.target_quality,
         meter=run.meter if target.eta(run) else None,
         seed=run.effort.seed + number,
@@ -90,7 +90,8 @@ def _again(outcome: Outcome, trial: TrainTrial, number: int) -> TrainTrial:
         return msgspec.structs.replace(trial, state="failed", failure=failure)
     assert isinstance(result.answer, jobs.Trained)
     done = result.answer
-    repeats = (*trial.repeats, done.qualities[-1])
+    assert done.quality is not None
+    repeats = (*trial.repeats, done.quality)
     costs = trial.costs
     if costs:
         joules = done.energy.total_j if done.energy else None

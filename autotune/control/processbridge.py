@@ -30,8 +30,10 @@ from autotune.records.report import Failure
 _TIMED = (jobs.Measure, jobs.Train, jobs.Throughput, jobs.Probe, jobs.Replay)
 _GRACE_S = 10.0
 
-# What every job needs; torch imports its compiler when the first optimizer is made (1 s).
-_PRELOAD = ("torch", "torch._dynamo", "torch.export", "numpy.random", "autotune.worker.train")
+# What every job needs, and what all but the first do: torch imports its compiler when the first
+# optimizer is made (1.6 s).
+_PRELOAD = ("torch", "autotune.worker.inspect", "autotune.worker.jobs")
+_LATER = ("torch._dynamo", "torch.export", "numpy.random", "autotune.worker.train")
 
 J = TypeVar("J", bound=Job)
 
@@ -174,6 +176,7 @@ class ProcessBridge:
             "timeout_s": timeout_s,
             "log": str(self._logs / name),
             "memory_bytes": self._memory,
+            "alone": isinstance(job, _TIMED),
         }
         reports: list[tuple[float, float]] = []
         deadline = time.monotonic() + timeout_s + _GRACE_S
@@ -198,9 +201,10 @@ class ProcessBridge:
             self._start_server()
 
     def _start_server(self) -> None:
+        command = [sys.executable, "-m", "autotune.worker", str(self._root)]
         with (self._logs / "server.log").open("ab") as log:
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "autotune.worker", str(self._root), *self._preload],
+                [*command, *self._preload, "--later", *_LATER],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

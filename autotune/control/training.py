@@ -357,8 +357,9 @@ def final(run: Run, recipe: Recipe, epochs: int, trial: TrainTrial | None = None
         samples_per_s=done.samples_per_s,
         train_losses=done.train_losses,
         step_losses=done.step_losses,
-        quality_select=done.qualities[-1] if done.qualities else None,
+        quality_select=done.quality,
         target_cost=target.cost(run, done.train_s, energy) if done.reached else None,
+        kept_epochs=done.kept_epochs,
     )
 
 
@@ -367,7 +368,7 @@ def _final_rungs(
 ) -> tuple[float, ...]:
     """Where the final training is looked at; one that has ended is looked at where it is."""
     first = before.rungs[-1] if before is not None and before.rungs else 0.0
-    rungs = tuple(r for r in target.looks(run, (float(epochs),)) if r > first)
+    rungs = tuple(r for r in trials.looks(run, (float(epochs),)) if r > first)
     return (first, *rungs) if ended else rungs
 
 

@@ -26,6 +26,7 @@ SAVE_S = 1.0
 
 STEP_LOSSES = 50
 _DEAR_S = 3.0
+_LOOKS, _LOOKS_SHARE = 9, 0.1
 _SLOWEST, _FASTEST = 0.25, 8.0  # epochs of a recipe for one of the baseline's
 _MOST_KEPT_BYTES = 2 << 30
 _SURE = 2  # further seeds
@@ -88,7 +89,7 @@ class Outcome:
         epochs, reach = (max(1, round(times * n)) for n in (self.epochs, self.reach))
         raw = (share * reach for share in shares_of(self.run, self.reach))
         rungs = tuple(float(int(r)) if r >= 1 else round(r, 3) for r in raw)
-        return Length(epochs, rungs, target.looks(self.run, rungs))
+        return Length(epochs, rungs, looks(self.run, rungs))
 
     def expected_s(self, recipe: Recipe) -> float:
         """Seconds of a whole trial, by what the baseline's took; 0 before that is known."""
@@ -108,6 +109,20 @@ class Outcome:
         if recipe.compile:
             rate *= throughput.net_gain(run.survey.splits, self.reach * epoch_s) or 1.0
         return min(max(rate * epoch_s / run.survey.task.train_rows, _SLOWEST), _FASTEST)
+
+
+def looks(run: Run, rungs: tuple[float, ...]) -> tuple[float, ...]:
+    """The rungs of a training and further looks at *select*, of which the best is kept: at most
+    one an epoch, and so many that they take a small share of the training.
+    """
+    if run.budget.target_quality is not None or run.survey.task.own_train:
+        return target.looks(run, rungs)
+    whole, epoch_s = rungs[-1], splitting.one_epoch_s(run) or 0.0
+    count = min(_LOOKS, int(whole))
+    if run.evaluation_s:
+        count = min(count, int(_LOOKS_SHARE * whole * epoch_s / run.evaluation_s))
+    more = (float(round(whole * n / count)) for n in range(1, count))
+    return tuple(sorted({*rungs, *more}))
 
 
 def shares_of(run: Run, reach: int) -> tuple[float, ...]:
@@ -209,7 +224,7 @@ def _further(
         state="pruned" if paused else "complete",
         rungs=(*trial.rungs, *rungs[: len(done.val_losses)]),
         values=(*trial.values, *done.val_losses[: len(rungs)]),
-        quality=done.qualities[-1] if done.qualities else trial.quality,
+        quality=trial.quality if done.quality is None else done.quality,
         train_s=train_s,
         samples_per_s=done.samples_per_s,
         peak_memory_bytes=memory,
@@ -320,7 +335,7 @@ def objective(run: Run, trial: TrainTrial) -> float | None:
     if wanted is not None:
         distance = signed_quality(run, wanted) - signed_quality(run, quality)
         return target.objective(trial, max(0.0, distance))
-    loss = trial.values[-1] if trial.values else 0.0
+    loss = min(trial.values, default=0.0)
     # the loss breaks ties between equal accuracies; tanh keeps it from ever outweighing one
     charged = widths.price(run, trial.recipe, quality)
     return -signed_quality(run, quality) + charged + 1e-3 * math.tanh(loss)

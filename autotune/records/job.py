@@ -187,7 +187,9 @@ class Trained(Record, frozen=True, kw_only=True, tag=True):
 
     All but the energy and what is evaluated count from the training's very start;
     ``resumed_epochs`` of it came with the checkpoint.  ``reached``: it ended
-    at ``until_quality``.
+    at ``until_quality``.  The weights are those of the best look, after ``kept_epochs``, at which
+    the quality was ``kept_quality``; None where the last ones are kept, as with a target quality
+    and by the user's own loop.
     """
 
     epochs: float
@@ -206,6 +208,15 @@ class Trained(Record, frozen=True, kw_only=True, tag=True):
     resumed_epochs: float = 0.0
     checkpoint_bytes: int | None = None
     reached: bool = False
+    kept_epochs: float | None = None
+    kept_quality: float | None = None
+
+    @property
+    def quality(self) -> float | None:
+        """That of the weights that are kept, on *select*."""
+        if self.kept_quality is not None:
+            return self.kept_quality
+        return self.qualities[-1] if self.qualities else None
 
 
 class Throughput(Record, frozen=True, kw_only=True, tag=True):

@@ -139,6 +139,8 @@ class PlanResult(Record, frozen=True, kw_only=True):
 class Execution(Record, frozen=True, kw_only=True):
     """What the final training and build did.  ``target_cost`` is that of reaching the target
     quality (seconds, or joules where energy weighs in it); None where it was not reached.
+    ``kept_epochs``: after how many the weights were the best, which are kept; None where they are
+    the last ones.
     """
 
     train_s: float | None = None
@@ -150,6 +152,7 @@ class Execution(Record, frozen=True, kw_only=True):
     step_losses: tuple[float, ...] = ()
     quality_select: float | None = None
     target_cost: float | None = None
+    kept_epochs: float | None = None
     recovery_s: float | None = None
     build_s: float | None = None
 

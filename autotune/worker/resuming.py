@@ -1,6 +1,7 @@
 """A training's whole state as a file: a training goes on from it as if never interrupted.
 
-    weights/trial-3.state         rank 0's: model, optimizers, scheduler's step, average, counts
+    weights/trial-3.state         rank 0's: model, optimizers, scheduler's step, average, counts,
+                                  the weights of the best look
     weights/trial-3.state.rank1   the random numbers of further ranks, with the step
 
 The learning rate follows from the step and the horizon, which are kept, so a schedule has no
@@ -47,11 +48,21 @@ class Resumable(Protocol):
     def restore(self, state: dict[str, Any], random: dict[str, Any]) -> None: ...
 
 
+class Judging(Protocol):
+    """What has judged a training so far (`trained.Judge`)."""
+
+    def state(self) -> dict[str, Any] | None: ...
+
+    def restore(self, state: dict[str, Any] | None) -> None: ...
+
+
 class Keeper:
     """Keeps one training's state as its job says, and starts it from what was kept."""
 
-    def __init__(self, loop: Resumable, job: Train, root: Path, group: Group) -> None:
-        self._loop, self._group = loop, group
+    def __init__(
+        self, loop: Resumable, job: Train, root: Path, group: Group, judge: Judging
+    ) -> None:
+        self._loop, self._group, self._judge = loop, group, judge
         same = Train(task=job.task, recipe=job.recipe, epochs=job.epochs, seed=job.seed)
         self._identity = sha256(codec.encode(same)).hexdigest()
         self._path = None if job.checkpoint is None else root / job.checkpoint
@@ -78,7 +89,8 @@ class Keeper:
             return
         loop, rank = self._loop, self._group.rank
         if rank == 0:
-            self.size = _write({**loop.state(), "identity": self._identity}, self._path)
+            more = {"judge": self._judge.state(), "identity": self._identity}
+            self.size = _write(loop.state() | more, self._path)
         else:
             own = {"steps": loop.steps, "random": random_state()}
             self.size = _write(own, _of_rank(self._path, rank))
@@ -98,6 +110,7 @@ class Keeper:
             if own.get("steps") != state["counts"]["steps"]:  # killed between two ranks' writing
                 own = {"random": random_state()}
         self._loop.restore(state, own["random"])
+        self._judge.restore(state["judge"])
 
 
 def random_state() -> dict[str, Any]:

@@ -4,9 +4,12 @@
           <--stdout--       <--pipe-- report / answer
                             --pipe--> go / stop
 
-Lines in:  {"job": ..., "timeout_s": ..., "log": ..., "memory_bytes": ...}
+Lines in:  {"job": ..., "timeout_s": ..., "log": ..., "memory_bytes": ..., "alone": ...}
            {"preload": [names]}, "go", "stop"
 Lines out: {"event": "ready" | "report" | "done", ...}
+
+What only later jobs need is imported while the first one runs, with what the user's file will
+import then; before it where the job is to be ``alone``, as what is timed must be.
 
 The server does no tensor work and touches no device before it forks: a forked child of a
 process that has used OpenMP or CUDA hangs.  It is a child-subreaper, so whatever a job
@@ -25,7 +28,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
-from autotune import processes
+from autotune import members, processes
 from autotune.processes import Lines, ready
 from autotune.records import codec
 from autotune.records import job as jobs
@@ -35,8 +38,8 @@ from autotune.worker.channel import PipeChannel
 _LOG_TAIL = 2000
 
 
-def serve(root: Path, preload: tuple[str, ...]) -> None:
-    """Answer jobs from stdin until it is closed."""
+def serve(root: Path, preload: tuple[str, ...], later: tuple[str, ...] = ()) -> None:
+    """Answer jobs from stdin until it is closed; ``later`` is imported with the first of them."""
     processes.die_with_parent()
     processes.become_subreaper()
     owner = Lines(sys.stdin.buffer)
@@ -48,17 +51,40 @@ def serve(root: Path, preload: tuple[str, ...]) -> None:
     while (line := owner.next()) is not None:
         message = json.loads(line)
         if "preload" in message:
-            spare.end()
-            _preload(tuple(message["preload"]))
-            spare = _fork(root)
+            spare = _renewed(spare, root, tuple(message["preload"]))
             _say(out, {"event": "ready", "pid": os.getpid()})
         else:
+            if later and message["alone"]:
+                spare, later = _renewed(spare, root, later), ()
             child, started = spare, time.monotonic()
             child.begin(message)
+            if later:
+                _preload((*later, *_likely(message["job"])))
+                later = ()
             spare = _fork(root)  # while the job runs, so that nobody waits for the next fork
             _job(message, started, child, owner, out)
             child.end(spare.pid)
     processes.kill_tree(os.getpid(), itself=False)
+
+
+def _renewed(spare: "_Child", root: Path, names: tuple[str, ...]) -> "_Child":
+    """A spare that has imported more."""
+    spare.end()
+    _preload(names)
+    return _fork(root)
+
+
+def _likely(job: dict[str, Any]) -> tuple[str, ...]:
+    """The installed modules that the user's file imports whatever happens."""
+    from importlib.metadata import packages_distributions
+
+    try:
+        path = members.locate(job["task"]["path"])
+        names = members.imported(path) if path is not None else ()
+    except (KeyError, OSError, SyntaxError, TypeError, ValueError):
+        return ()
+    installed = packages_distributions() if names else {}
+    return tuple(name for name in names if name.partition(".")[0] in installed)
 
 
 def _preload(names: tuple[str, ...]) -> None:

@@ -5,7 +5,8 @@
                            weights, losses, time, memory, energy -> Trained
 
 A training that is told to stop at a rung pauses: its whole state is kept (`resuming`), and a
-later job with the same checkpoint goes on from there.
+later job with the same checkpoint goes on from there.  What is shipped are the weights of the best
+look at *select*, so that a model that begins to learn its rows by heart does no harm.
 
 The gradient of a global batch of n rows over W ranks is that of one process: DDP takes the
 mean over ranks, so a rank with k rows scales its mean loss by k W / n.  Losses are taken to
@@ -74,8 +75,8 @@ def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
         watch=job.watch,
     )
     loop.wanted_step_losses = job.step_losses
-    keeper = resuming.Keeper(loop, job, root, group)
-    judge = Judge(loaded, loop.model, group, channel)
+    judge = Judge(loaded, loop.model, group, channel, keeps=job.until_quality is None)
+    keeper = resuming.Keeper(loop, job, root, group, judge)
     with contextlib.ExitStack() as stack:
         meter = Meter(job.meter if group.rank == 0 else None, stack)
         go = _climb(job, loop, keeper, judge)
@@ -85,7 +86,8 @@ def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
     if go and loop.done >= job.epochs and job.epochs in job.rungs:
         judge.report(job.epochs)
     elif go and not judge.reached(job.until_quality):
-        judge.look()
+        judge.look(loop.done)
+    judge.settle()
     return Trained(
         epochs=loop.done,
         steps=loop.steps,
@@ -103,6 +105,8 @@ def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
         resumed_epochs=loop.resumed_epochs,
         checkpoint_bytes=keeper.size or None,
         reached=judge.reached(job.until_quality),
+        kept_epochs=judge.best.epoch if judge.best else None,
+        kept_quality=judge.best.quality if judge.best else None,
     )
 
 

@@ -5,11 +5,11 @@ import hashlib
 import random
 import resource
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autotune.errors import ContractError
 from autotune.parallel import Group
@@ -19,18 +19,60 @@ from autotune.worker.channel import Channel
 from autotune.worker.contract import Loaded
 
 
-class Judge:
-    """Evaluates on *select*, on rank 0 alone; every rank hears the decision."""
+class Look(NamedTuple):
+    """The weights that an evaluation saw, and what it found."""
 
-    def __init__(self, loaded: Loaded, model: nn.Module, group: Group, channel: Channel) -> None:
+    epoch: float
+    quality: float
+    loss: float
+    weights: dict[str, Tensor]
+
+
+class Judge:
+    """Evaluates on *select*, on rank 0 alone; every rank hears the decision.
+
+    With ``keeps`` it holds on to the weights of the best look: a model that begins to learn its
+    rows by heart is not what is shipped.  A later look is the better one unless neither its
+    quality nor its loss is: either alone may err on few rows.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        model: nn.Module,
+        group: Group,
+        channel: Channel,
+        *,
+        keeps: bool = False,
+    ) -> None:
         self._loaded, self.model = loaded, model
         self._group, self._channel = group, channel
+        self._keeps = keeps
+        self._best: Look | None = None
         self.losses: list[float] = []
         self.qualities: list[float] = []
 
+    @property
+    def best(self) -> "Look | None":
+        """The best look, on rank 0."""
+        return self._best
+
+    def state(self) -> dict[str, Any] | None:
+        """What `restore` needs."""
+        return None if self._best is None else self._best._asdict()
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go on from `state`."""
+        self._best = None if state is None else Look(**state)
+
+    def settle(self) -> None:
+        """The model is what the best look saw; it is not trained any more."""
+        if self._best is not None:
+            self.model.load_state_dict(self._best.weights)
+
     def report(self, epoch: float) -> bool:
         """Evaluate and report; whether to go on."""
-        self.look()
+        self.look(epoch)
         go = self._group.rank != 0 or self._channel.report(epoch, self.losses[-1])
         return self._group.agree(go)
 
@@ -42,8 +84,8 @@ class Judge:
         found = bool(self.qualities) and better * (self.qualities[-1] - quality) >= 0
         return self._group.agree(found)
 
-    def look(self) -> None:
-        """Evaluate.
+    def look(self, epoch: float = 0.0) -> None:
+        """Evaluate the model as it is after ``epoch``.
 
         Raises:
             JobError: ``nan``: the validation loss or the quality is not finite.
@@ -56,6 +98,15 @@ class Judge:
             loss = 1.0 - scores.quality if self._loaded.higher_is_better else scores.quality
         self.losses.append(loss)
         self.qualities.append(scores.quality)
+        if self._keeps and self._better(scores.quality, loss):
+            weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            self._best = Look(epoch, scores.quality, loss, weights)
+
+    def _better(self, quality: float, loss: float) -> bool:
+        best = self._best
+        if best is None or loss < best.loss:
+            return True
+        return quality > best.quality if self._loaded.higher_is_better else quality < best.quality
 
 
 class Meter:

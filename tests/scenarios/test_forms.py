@@ -1,10 +1,9 @@
 """`examples/` and models that no example contains, in every form, through the whole road."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from _pytest.mark.structures import ParameterSet
 
 from tests.scenarios.conftest import EXAMPLES, QUICK, Ran
 
@@ -17,19 +16,18 @@ WHOLE = (
     ),
 )
 """Two of each form."""
+MARKED = [
+    pytest.param(path, id=path.stem, marks=() if path.stem == "plain_script" else pytest.mark.slow)
+    for path in WHOLE
+]
 OTHERS = sorted(set(MODELS.glob("*_*.py")) - set(WHOLE))
-
-
-def _one_quick(paths: Sequence[Path], quick: str) -> list[ParameterSet]:
-    marks = {path.stem: () if path.stem == quick else pytest.mark.slow for path in paths}
-    return [pytest.param(path, id=path.stem, marks=marks[path.stem]) for path in paths]
 
 
 # one deployment beside the baseline: every stage is gone through, none twice
 LEFT_OUT = "prune,ddp,int8_static,int8_dynamic"
 
 
-@pytest.mark.parametrize("path", _one_quick(WHOLE, "plain_script"))
+@pytest.mark.parametrize("path", MARKED)
 def test_a_model_goes_all_the_way(run: Callable[..., Ran], path: Path) -> None:
     ran = run(path, *QUICK, "--only", "runtime=onnxruntime", "--without", LEFT_OUT)
     assert ran.report is not None, ran.err
@@ -42,7 +40,8 @@ def test_a_model_goes_all_the_way(run: Callable[..., Ran], path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("path", _one_quick(OTHERS, "dict_diabetes_numpy"))
+@pytest.mark.slow
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.stem)
 def test_a_models_run_is_reckoned(run: Callable[..., Ran], path: Path) -> None:
     ran = run(path, "--dry-run", "--threads", "1")
     assert ran.code == 0, ran.err

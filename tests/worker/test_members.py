@@ -154,3 +154,16 @@ def test_parameters_that_are_trains_do_not(tmp_path: Path) -> None:
     exec(str(loaded.source), names)
     assert names["make_model"]().out_features == 5
     assert torch.is_tensor(names["make_model"]().weight)
+
+
+def test_what_a_file_imports_whatever_happens(tmp_path: Path) -> None:
+    path = tmp_path / "model.py"
+    path.write_text(
+        "import a.b as c, d\nfrom e.f import g, h\nfrom . import near\nfrom .near import one\n"
+        "try:\n    import fast\nexcept ImportError:\n    fast = None\n"
+        "def train_data():\n    import late\n"
+    )
+    assert members.imported(path) == ("a.b", "d", "e.f", "e.f.g", "e.f.h")
+    path.write_text("import (")
+    with pytest.raises(SyntaxError):
+        members.imported(path)

@@ -15,6 +15,7 @@ from autotune.records.task import TaskSpec
 from autotune.worker import contract, resuming, train
 from autotune.worker.channel import NullChannel
 from autotune.worker.loop import Loop
+from autotune.worker.trained import Judge
 
 MODEL = """
 import torch
@@ -146,13 +147,14 @@ def test_a_further_rank_keeps_its_own_random_numbers(tmp_path: Path) -> None:
         return Loop(job.recipe, contract.load(spec), group, seed=0, epochs=2)
 
     first, second = loop(Solo("cpu", 0.0)), OfTwo("cpu", 0.0)
-    resuming.Keeper(first, job, tmp_path, first.group).save()
+    judge = Judge(first.loaded, first.model, first.group, NullChannel())
+    resuming.Keeper(first, job, tmp_path, first.group, judge).save()
     torch.manual_seed(77)
-    resuming.Keeper(first, job, tmp_path, second).save()
+    resuming.Keeper(first, job, tmp_path, second, judge).save()
     expected = torch.rand(3)
     assert sorted(p.name for p in tmp_path.glob("t.state*")) == ["t.state", "t.state.rank1"]
     torch.manual_seed(1)
-    resuming.Keeper(loop(Solo("cpu", 0.0)), job, tmp_path, second)
+    resuming.Keeper(loop(Solo("cpu", 0.0)), job, tmp_path, second, judge)
     assert torch.rand(3).equal(expected)
 
 

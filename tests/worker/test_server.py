@@ -148,3 +148,20 @@ def test_the_server_starts_again_after_it_was_killed(bridge: ProcessBridge, tmp_
     second = bridge.run(_train(tmp_path, "pass"), timeout_s=60.0)
     assert first.failure is None or first.failure.kind == "crash"
     assert second.failure is None
+
+
+def test_what_the_file_imports_is_there_for_the_second_job(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    path = tmp_path / "model.py"
+    path.write_text(
+        f"import sys\nopen({str(told)!r}, 'a').write(f'{{\"sklearn\" in sys.modules}} ')\n"
+        "import sklearn\n" + HEAD
+    )
+    bridge = ProcessBridge(tmp_path / "work")
+    try:
+        for _ in range(2):
+            job = jobs.Inspect(task=TaskSpec(kind="file", path=str(path)))
+            assert bridge.run(job, timeout_s=60).failure is None
+    finally:
+        bridge.close()
+    assert told.read_text().split() == ["False", "True"]

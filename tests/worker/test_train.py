@@ -3,6 +3,7 @@
 import hashlib
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -14,7 +15,7 @@ from autotune.records.job import Throughput, Train
 from autotune.records.measurement import EnergyWindow
 from autotune.records.plan import Optimizer, Recipe
 from autotune.records.task import TaskSpec
-from autotune.worker import contract, meterclient, train
+from autotune.worker import contract, meterclient, train, trained
 from autotune.worker.channel import NullChannel
 from autotune.worker.trained import peak_memory_bytes
 from tests.support import texts
@@ -50,6 +51,17 @@ def make_model():
     return Net()
 """
 )
+
+
+class StopsAt(NullChannel):
+    """Says stop at a rung."""
+
+    def __init__(self, last: float) -> None:
+        super().__init__()
+        self.last = last
+
+    def report(self, step: float, value: float) -> bool:
+        return super().report(step, value) and step < self.last
 
 
 def task(root: Path, text: str = PLAIN) -> TaskSpec:
@@ -110,16 +122,52 @@ def test_a_last_epoch_that_is_no_rung_is_evaluated_too(tmp_path: Path) -> None:
     assert len(done.val_losses) == 2
 
 
+@pytest.mark.parametrize(("qualities", "losses", "best"), [
+    ((0.5, 0.8, 0.6), (3.0, 1.0, 2.0), 2),  # it learns its rows by heart after the second
+    ((0.5, 0.8, 0.7), (3.0, 2.0, 1.0), 3),  # less sure of itself, no worse
+    ((0.5, 0.6, 0.8), (1.0, 2.0, 3.0), 3),
+    ((0.7, 0.7, 0.7), (2.0, 1.0, 1.5), 2),  # equal: the loss decides
+    ((0.7, 0.7, 0.7), (1.0, 1.0, 1.0), 1),
+])  # fmt: skip
+def test_the_weights_of_the_best_look_are_kept(
+    qualities: tuple[float, ...], losses: tuple[float, ...], best: int,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run(tmp_path, epochs=3, rungs=(best,), channel=StopsAt(best), weights_out="then.st")
+
+    def judged() -> None:
+        scores = [
+            SimpleNamespace(quality=q, loss=x) for q, x in zip(qualities, losses, strict=True)
+        ]
+        monkeypatch.setattr(trained.evaluate, "evaluate", lambda *_: scores.pop(0))
+
+    judged()
+    done = run(tmp_path, epochs=3, rungs=(1, 2, 3), weights_out="w.st")
+    assert done.qualities == qualities
+    assert (done.kept_epochs, done.kept_quality, done.quality) == (best, *[qualities[best - 1]] * 2)
+    kept = load_file(tmp_path / "w.st")
+    for name, tensor in load_file(tmp_path / "then.st").items():
+        assert tensor.equal(kept[name]), name
+    judged()
+    paused = {"channel": StopsAt(2), "checkpoint": "t.state"}
+    run(tmp_path, epochs=3, rungs=(1, 2), **paused)
+    again = run(tmp_path, epochs=3, rungs=(3,), checkpoint="t.state", weights_out="again.st")
+    assert (again.kept_epochs, again.kept_quality) == (done.kept_epochs, done.kept_quality)
+    assert again.weights_sha256 == done.weights_sha256
+
+
+def test_with_a_target_the_last_weights_are_kept(tmp_path: Path) -> None:
+    done = run(tmp_path, epochs=3, rungs=(1, 2, 3), until_quality=2.0)
+    assert done.kept_epochs is None
+    assert done.quality == done.qualities[-1]
+
+
 def test_evaluating_does_not_change_the_training(tmp_path: Path) -> None:
     assert run(tmp_path, rungs=(1, 2)).step_losses == run(tmp_path).step_losses
 
 
 def test_stop_at_a_rung_keeps_what_there_is(tmp_path: Path) -> None:
-    class Stop(NullChannel):
-        def report(self, step: float, value: float) -> bool:
-            return super().report(step, value) and step < 2
-
-    done = run(tmp_path, channel=Stop(), epochs=50, rungs=(1, 2, 3), weights_out="w.st")
+    done = run(tmp_path, channel=StopsAt(2), epochs=50, rungs=(1, 2, 3), weights_out="w.st")
     assert (done.epochs, done.stopped, len(done.val_losses)) == (2, True, 2)
     assert (tmp_path / "w.st").exists()
 
