@@ -7,8 +7,11 @@ pkg/sub/model.py    inside packages: it is ``pkg.sub.model``, and ``pkg``'s fold
 
 import ast
 import sys
+from collections.abc import Container
 from importlib.machinery import PathFinder
 from pathlib import Path
+
+_MOST_FILES = 50
 
 
 def locate(text: str, folder: Path | None = None) -> Path | None:
@@ -36,6 +39,35 @@ def locate(text: str, folder: Path | None = None) -> Path | None:
         where = None if found is None else list(found)
     origin = None if spec is None else spec.origin
     return Path(origin).resolve() if origin and origin.endswith(".py") else None
+
+
+def needed(path: Path, installed: Container[str]) -> tuple[str, ...]:
+    """The modules of installed packages that a file imports whatever happens, by itself or by
+    what lies beside it.
+
+    Args:
+        path: the file.
+        installed: the top names of what is installed.
+
+    Raises:
+        SyntaxError: a file is no Python.  OSError: it cannot be read.
+    """
+    inside = member(path)
+    folder = path.resolve().parent if inside is None else inside[1]
+    names: dict[str, None] = {}
+    seen: set[Path] = set()
+    left = [path]
+    while left and len(seen) < _MOST_FILES:
+        one = left.pop()
+        seen.add(one)
+        for name in imported(one):
+            if name.partition(".")[0] in installed:
+                names[name] = None
+                continue
+            near = locate(name, folder)
+            if near is not None and near.is_relative_to(folder) and near not in seen:
+                left.append(near)
+    return tuple(names)
 
 
 def imported(path: Path) -> tuple[str, ...]:

@@ -121,7 +121,7 @@ def looks(run: Run, rungs: tuple[float, ...]) -> tuple[float, ...]:
     count = min(_LOOKS, int(whole))
     if run.evaluation_s:
         count = min(count, int(_LOOKS_SHARE * whole * epoch_s / run.evaluation_s))
-    more = (float(round(whole * n / count)) for n in range(1, count))
+    more = (float(int(whole * n / count)) for n in range(1, count))
     return tuple(sorted({*rungs, *more}))
 
 

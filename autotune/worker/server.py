@@ -80,11 +80,9 @@ def _likely(job: dict[str, Any]) -> tuple[str, ...]:
 
     try:
         path = members.locate(job["task"]["path"])
-        names = members.imported(path) if path is not None else ()
+        return () if path is None else members.needed(path, packages_distributions())
     except (KeyError, OSError, SyntaxError, TypeError, ValueError):
         return ()
-    installed = packages_distributions() if names else {}
-    return tuple(name for name in names if name.partition(".")[0] in installed)
 
 
 def _preload(names: tuple[str, ...]) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn import datasets
 from torch.utils.data import TensorDataset
 
 
@@ -11,8 +12,6 @@ def parts(name: str, bounds: tuple[int, int], *, real: bool = False) -> dict[str
     """``bounds`` are the rows of train, and of train and select; the rest confirms.  Features,
     and ``real`` targets, are standardised by the training rows.
     """
-    from sklearn import datasets
-
     features, target = getattr(datasets, f"load_{name}")(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(features))
     cuts = np.split(order, bounds)

@@ -164,6 +164,9 @@ def test_what_a_file_imports_whatever_happens(tmp_path: Path) -> None:
         "def train_data():\n    import late\n"
     )
     assert members.imported(path) == ("a.b", "d", "e.f", "e.f.g", "e.f.h")
+    (tmp_path / "near.py").write_text("import e.x\nimport model\nimport wave\n")
+    path.write_text("import near, a.b\nfrom near import one\n")
+    assert members.needed(path, {"a", "e"}) == ("a.b", "e.x")
     path.write_text("import (")
     with pytest.raises(SyntaxError):
         members.imported(path)
