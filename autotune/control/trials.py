@@ -113,14 +113,18 @@ class Outcome:
 
 def looks(run: Run, rungs: tuple[float, ...]) -> tuple[float, ...]:
     """The rungs of a training and further looks at *select*, of which the best is kept: at most
-    one an epoch, and so many that they take a small share of the training.
+    one an epoch, and so many that they take a small share of the training, reckoned by rows (a
+    forward pass is a third of a step) so that the same seed keeps the same weights; none where an
+    evaluation was seen to take longer than an epoch.
     """
-    if run.budget.target_quality is not None or run.survey.task.own_train:
+    task = run.survey.task
+    if run.budget.target_quality is not None or task.own_train:
         return target.looks(run, rungs)
     whole, epoch_s = rungs[-1], splitting.one_epoch_s(run) or 0.0
-    count = min(_LOOKS, int(whole))
-    if run.evaluation_s:
-        count = min(count, int(_LOOKS_SHARE * whole * epoch_s / run.evaluation_s))
+    if run.evaluation_s > epoch_s > 0:
+        return rungs
+    epochs = 3 * task.train_rows / max(1, task.select_rows)  # that cost as much as a look
+    count = min(_LOOKS, int(whole), int(_LOOKS_SHARE * whole * epochs))
     more = (float(int(whole * n / count)) for n in range(1, count))
     return tuple(sorted({*rungs, *more}))
 

@@ -188,6 +188,20 @@ def test_a_dear_epoch_has_rungs_inside() -> None:
     assert rungs(100.0, 3, own_train=True) == (1.0, 3.0)
 
 
+@pytest.mark.parametrize(("select", "evaluation_s", "reach", "looks"), [
+    (300, 0.0, 20, (2, 4, 6, 8, 11, 13, 15, 17, 20)),
+    (300, 0.0, 4, (1, 2, 4)),
+    (1350, 0.0, 20, (2, 5, 6, 10, 15, 20)),  # a look costs half an epoch
+    (300, 99.0, 20, (2, 6, 20)),  # or, as was seen, many
+])  # fmt: skip
+def test_a_training_is_looked_at_some_nine_times(
+    select: int, evaluation_s: float, reach: int, looks: tuple[float, ...]
+) -> None:
+    run = simulated.run(Trainer(), splits=(split(3000.0),), select_rows=select)
+    run.evaluation_s = evaluation_s
+    assert Outcome(run, reach, reach).length(Recipe()).looks == looks
+
+
 def test_a_faster_recipe_trains_for_more_epochs_in_the_same_time() -> None:
     splits = (split(900.0), split(3600.0, batch_size=256))
     run = simulated.run(Trainer(), splits=splits)
