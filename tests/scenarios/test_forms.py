@@ -16,10 +16,6 @@ WHOLE = (
     ),
 )
 """Two of each form."""
-MARKED = [
-    pytest.param(path, id=path.stem, marks=() if path.stem == "plain_script" else pytest.mark.slow)
-    for path in WHOLE
-]
 OTHERS = sorted(set(MODELS.glob("*_*.py")) - set(WHOLE))
 
 
@@ -27,7 +23,8 @@ OTHERS = sorted(set(MODELS.glob("*_*.py")) - set(WHOLE))
 LEFT_OUT = "prune,ddp,int8_static,int8_dynamic"
 
 
-@pytest.mark.parametrize("path", MARKED)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.stem)
 def test_a_model_goes_all_the_way(run: Callable[..., Ran], path: Path) -> None:
     ran = run(path, *QUICK, "--only", "runtime=onnxruntime", "--without", LEFT_OUT)
     assert ran.report is not None, ran.err
