@@ -70,15 +70,16 @@ def needed(path: Path, installed: Container[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def imported(path: Path) -> tuple[str, ...]:
-    """The modules that a file's own import statements name, in order: not those in functions,
-    conditions and handlers.
+def imported(path: Path, *, anywhere: bool = False) -> tuple[str, ...]:
+    """The modules that a file's own import statements name, in order; ``anywhere``: those in
+    functions, conditions and handlers too.
 
     Raises:
         SyntaxError: it is no Python.  OSError: it cannot be read.
     """
     names: list[str] = []
-    for node in ast.parse(path.read_bytes()).body:
+    whole = ast.parse(path.read_bytes())
+    for node in ast.walk(whole) if anywhere else whole.body:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

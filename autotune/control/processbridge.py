@@ -30,10 +30,9 @@ from autotune.records.report import Failure
 _TIMED = (jobs.Measure, jobs.Train, jobs.Throughput, jobs.Probe, jobs.Replay)
 _GRACE_S = 10.0
 
-# What every job needs, and what all but the first do: torch imports its compiler when the first
-# optimizer is made (1.6 s).
-_PRELOAD = ("torch", "autotune.worker.inspect", "autotune.worker.jobs")
-_LATER = ("torch._dynamo", "torch.export", "numpy.random", "autotune.worker.train")
+# What every job needs; torch imports its compiler (1.6 s) when the first optimizer is made, and
+# when operators are first counted.
+_PRELOAD = ("torch", "torch._dynamo", "torch.export", "numpy.random", "autotune.worker.train")
 
 J = TypeVar("J", bound=Job)
 
@@ -201,10 +200,9 @@ class ProcessBridge:
             self._start_server()
 
     def _start_server(self) -> None:
-        command = [sys.executable, "-m", "autotune.worker", str(self._root)]
         with (self._logs / "server.log").open("ab") as log:
             self._server = subprocess.Popen(
-                [*command, *self._preload, "--later", *_LATER],
+                [sys.executable, "-m", "autotune.worker", str(self._root), *self._preload],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -7,7 +7,6 @@ Every fault that this finds is a contract error before any search has started.  
 train.
 """
 
-import ast
 import hashlib
 import json
 import math
@@ -374,19 +373,9 @@ def _imports(task: TaskSpec, before: set[str]) -> tuple[str, ...]:
     found = set(fresh)
     if task.kind == "file":
         path = members.locate(task.path) or Path(task.path)
-        found |= {name for name in _named(path) if name.partition(".")[0] in fresh}
+        names = members.imported(path, anywhere=True)
+        found |= {name for name in names if name.partition(".")[0] in fresh}
     return tuple(sorted(name for name in found if getattr(sys.modules.get(name), "__spec__", None)))
-
-
-def _named(path: Path) -> set[str]:
-    """The modules that a file's import statements name."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
 
 
 def _shape(value: Any) -> str:

@@ -16,21 +16,19 @@ under long load: one run of the whole model tells (control.estimate).
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import combinations
 from pathlib import Path
-from statistics import median, median_low
+from statistics import median
 from typing import Any, NamedTuple
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from autotune.records.job import Replay, Replayed
 from autotune.records.measurement import OpReplay, OpTime
-from autotune.worker import contract, heap, onnxops, packed, system, tape
+from autotune.worker import contract, heap, onnxops, packed, passes, system, tape
 from autotune.worker.channel import Channel
 from autotune.worker.quiet import Sample, best, timed
 from autotune.worker.tape import Cell, Played, Spec, Tape
@@ -112,16 +110,16 @@ def replay(
     all is done once more, and once again: other work of some seconds slows what it meets of a pass.
     """
     began = time.monotonic()
-    passes: list[tuple[OpReplay, ...]] = []
-    while len(passes) < _PASSES:
-        found = tuple(once(model, inputs, batch_sizes, threads, onnx=onnx, until_s=until_s))
-        if passes and len(found) < len(passes[0]):
+    found: list[tuple[OpReplay, ...]] = []
+    while len(found) < _PASSES:
+        one = tuple(once(model, inputs, batch_sizes, threads, onnx=onnx, until_s=until_s))
+        if found and len(one) < len(found[0]):
             break  # cut short
-        passes.append(found)
+        found.append(one)
         now = time.monotonic()
-        if now + (now - began) / len(passes) > until_s:
+        if now + (now - began) / len(found) > until_s:
             break
-    return combined(passes)
+    return passes.combined(found)
 
 
 def once(
@@ -150,52 +148,6 @@ def once(
                     return
     finally:
         torch.set_num_threads(before)
-
-
-def combined(passes: Sequence[Sequence[OpReplay]]) -> tuple[OpReplay, ...]:
-    """The middle of each operator's timings at each setting, the less of two; passes of the same
-    settings in the same order.
-    """
-    return tuple(_middle(same) for same in zip(*passes, strict=True))
-
-
-def _middle(same: Sequence[OpReplay]) -> OpReplay:
-    """One setting of several passes."""
-
-    def middle(seconds: Iterable[float | None]) -> float | None:
-        known = [s for s in seconds if s is not None]
-        return median_low(known) if known else None
-
-    one = same[0]
-    # an operator may be timed in some passes alone
-    alike = [r for r in same if [op.kind for op in r.ops] == [op.kind for op in one.ops]]
-    if len(alike) == 1:
-        return one
-    ops = tuple(
-        msgspec.structs.replace(
-            found[0],
-            eager_s=median_low(op.eager_s for op in found),
-            packed_s=middle(op.packed_s for op in found),
-            onnx_s=middle(op.onnx_s for op in found),
-        )
-        for found in zip(*(r.ops for r in alike), strict=True)
-    )
-    whole_s = middle(r.whole_s for r in alike)
-    return msgspec.structs.replace(one, ops=ops, whole_s=whole_s, apart=_apart(alike))
-
-
-def _apart(same: Sequence[OpReplay]) -> float:
-    """The root mean square of the log-ratios of two passes' sums, of eager's or of ONNX Runtime's
-    times, whichever is larger.
-    """
-    eager = [math.fsum(op.calls * op.eager_s for op in r.ops) for r in same]
-    onnx = [math.fsum(op.calls * (op.onnx_s or 0.0) for op in r.ops) for r in same]
-    return max(_spread(eager), _spread(onnx))
-
-
-def _spread(sums: Sequence[float]) -> float:
-    pairs = [math.log(a / b) for a, b in combinations(sums, 2) if a and b]
-    return math.sqrt(math.fsum(x * x for x in pairs) / len(pairs)) if pairs else 0.0
 
 
 def _timed(call: Callable[[], object], seconds: float) -> float:

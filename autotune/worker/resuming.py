@@ -110,7 +110,7 @@ class Keeper:
             if own.get("steps") != state["counts"]["steps"]:  # killed between two ranks' writing
                 own = {"random": random_state()}
         self._loop.restore(state, own["random"])
-        self._judge.restore(state["judge"])
+        self._judge.restore(state.get("judge"))
 
 
 def random_state() -> dict[str, Any]:

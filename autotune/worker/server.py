@@ -8,8 +8,8 @@ Lines in:  {"job": ..., "timeout_s": ..., "log": ..., "memory_bytes": ..., "alon
            {"preload": [names]}, "go", "stop"
 Lines out: {"event": "ready" | "report" | "done", ...}
 
-What only later jobs need is imported while the first one runs, with what the user's file will
-import then; before it where the job is to be ``alone``, as what is timed must be.
+What the user's file will import is imported while the first job runs, but for one that is to be
+``alone``, as what is timed must be.
 
 The server does no tensor work and touches no device before it forks: a forked child of a
 process that has used OpenMP or CUDA hangs.  It is a child-subreaper, so whatever a job
@@ -38,40 +38,33 @@ from autotune.worker.channel import PipeChannel
 _LOG_TAIL = 2000
 
 
-def serve(root: Path, preload: tuple[str, ...], later: tuple[str, ...] = ()) -> None:
-    """Answer jobs from stdin until it is closed; ``later`` is imported with the first of them."""
+def serve(root: Path, preload: tuple[str, ...]) -> None:
+    """Answer jobs from stdin until it is closed."""
     processes.die_with_parent()
     processes.become_subreaper()
     owner = Lines(sys.stdin.buffer)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints by itself must not speak the protocol
     _preload(preload)
-    spare = _fork(root)
+    spare, fresh = _fork(root), True
     _say(out, {"event": "ready", "pid": os.getpid()})
     while (line := owner.next()) is not None:
         message = json.loads(line)
         if "preload" in message:
-            spare = _renewed(spare, root, tuple(message["preload"]))
+            spare.end()
+            _preload(tuple(message["preload"]))
+            spare = _fork(root)
             _say(out, {"event": "ready", "pid": os.getpid()})
         else:
-            if later and message["alone"]:
-                spare, later = _renewed(spare, root, later), ()
             child, started = spare, time.monotonic()
             child.begin(message)
-            if later:
-                _preload((*later, *_likely(message["job"])))
-                later = ()
+            if fresh and not message["alone"]:
+                _preload(_likely(message["job"]))
+            fresh = False
             spare = _fork(root)  # while the job runs, so that nobody waits for the next fork
             _job(message, started, child, owner, out)
             child.end(spare.pid)
     processes.kill_tree(os.getpid(), itself=False)
-
-
-def _renewed(spare: "_Child", root: Path, names: tuple[str, ...]) -> "_Child":
-    """A spare that has imported more."""
-    spare.end()
-    _preload(names)
-    return _fork(root)
 
 
 def _likely(job: dict[str, Any]) -> tuple[str, ...]:

@@ -48,27 +48,22 @@ class Judge:
         self._loaded, self.model = loaded, model
         self._group, self._channel = group, channel
         self._keeps = keeps
-        self._best: Look | None = None
+        self.best: Look | None = None
         self.losses: list[float] = []
         self.qualities: list[float] = []
 
-    @property
-    def best(self) -> "Look | None":
-        """The best look, on rank 0."""
-        return self._best
-
     def state(self) -> dict[str, Any] | None:
         """What `restore` needs."""
-        return None if self._best is None else self._best._asdict()
+        return None if self.best is None else self.best._asdict()
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Go on from `state`."""
-        self._best = None if state is None else Look(**state)
+        self.best = None if state is None else Look(**state)
 
     def settle(self) -> None:
         """The model is what the best look saw; it is not trained any more."""
-        if self._best is not None:
-            self.model.load_state_dict(self._best.weights)
+        if self.best is not None:
+            self.model.load_state_dict(self.best.weights)
 
     def report(self, epoch: float) -> bool:
         """Evaluate and report; whether to go on."""
@@ -100,10 +95,10 @@ class Judge:
         self.qualities.append(scores.quality)
         if self._keeps and self._better(scores.quality, loss):
             weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-            self._best = Look(epoch, scores.quality, loss, weights)
+            self.best = Look(epoch, scores.quality, loss, weights)
 
     def _better(self, quality: float, loss: float) -> bool:
-        best = self._best
+        best = self.best
         if best is None or loss < best.loss:
             return True
         return quality > best.quality if self._loaded.higher_is_better else quality < best.quality
