@@ -83,10 +83,9 @@ def binding(verdicts: Sequence[Verdict]) -> str | None:
     kind = f" ({side} bound)" if decides != verdict.estimate else ""
     what = "required" if verdict.at_least else "allowed"
     sides = f"{quantity(decides, verdict)}{kind} of {quantity(verdict.limit, verdict)} {what}"
-    slackness = (
-        f"missed by {units.percent(-least)}" if least < 0 else f"{units.percent(least)} to spare"
-    )
-    return f"The limit on {verdict.name.replace('_', ' ')} binds: {sides}, {slackness}."
+    share = units.percent(round(abs(least), 2) if abs(least) >= 0.1 else abs(least))
+    slackness = f"missed by {share}" if least < 0 else f"{share} to spare"
+    return f"The nearest limit is that on {verdict.name.replace('_', ' ')}: {sides}, {slackness}."
 
 
 def quantity(value: float | None, verdict: Verdict) -> str:

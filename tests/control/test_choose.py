@@ -232,7 +232,7 @@ def test_why() -> None:
         trials, trials[2].deployment, [latency_verdict(0.003, 0.0016)], options, goal="latency"
     )
     assert found.binding is not None
-    assert "latency binds" in found.binding
+    assert "nearest limit is that on latency" in found.binding
     assert "1.60 ms" in found.binding
     assert found.runner_up == choose.describe(trials[1].deployment)
     assert found.margin == "1.67x slower (2.50 ms against 1.50 ms), quality 0.95 against 0.94"
