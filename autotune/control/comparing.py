@@ -75,13 +75,15 @@ def drift(launches: Sequence[Sequence[float]]) -> Drift | None:
 
 
 def mean_interval(values: Sequence[float], alpha: float = 0.05) -> Interval | None:
-    """Mean over launches with its two-sided ``1 - alpha`` interval; None under two launches."""
+    """Mean over launches, which is no less than 0, with its two-sided ``1 - alpha`` interval; None
+    under two launches.
+    """
     n = len(values)
     if n < 2:
         return None
     mean = math.fsum(values) / n
     half = student(alpha / 2, n - 1) * deviation(values) / math.sqrt(n)
-    return Interval(value=mean, low=mean - half, high=mean + half)
+    return Interval(value=mean, low=max(0.0, mean - half), high=mean + half)
 
 
 def next_interval(values: Sequence[float], alpha: float = 0.05) -> Interval | None:

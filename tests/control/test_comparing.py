@@ -11,6 +11,9 @@ from autotune.control import comparing, tail, verdict
 def test_intervals_need_two_launches() -> None:
     assert comparing.mean_interval([1.0]) is None
     assert comparing.next_interval([]) is None
+    wide = comparing.mean_interval([1.0, 2.0, 9.0])
+    assert wide is not None
+    assert wide.low == 0.0, "a rate is no less"
     mean = comparing.mean_interval([1.0, 2.0, 3.0])
     one_more = comparing.next_interval([1.0, 2.0, 3.0])
     assert mean is not None
