@@ -300,7 +300,7 @@ def _replay_plan(known: Known, plan: Plan, folder: store.RunFolder) -> None:
     surveying.look_again(run, recipe)
     known.lab = Lab(run, weights, recipe, plan.deployment.recovery_epochs)
     known.lab.baseline(plan.deployment)
-    if not concluding.dense_eager(plan.deployment):
+    if not known.lab.is_baseline(plan.deployment):
         known.lab.keep(known.lab.trial(plan.deployment, "the plan"))
     concluding.conclude(known, [plan.deployment], folder, replace=False)
 

@@ -10,7 +10,6 @@ from autotune.records.hardware import Leaf, Profile
 
 FP32 = "gemm_fp32_1t_flop_per_s"
 BF16 = "gemm_bf16_1t_flop_per_s"
-GPU = ("gemm_fp16_flop_per_s", "gemm_fp32_flop_per_s")
 INT8_ONNXRUNTIME = "gemm_int8_onnxruntime_1t_op_per_s"
 
 
@@ -33,10 +32,18 @@ def fp16(profile: Profile) -> str | None:
     """Why fp16 does not pay: there is no GPU, or none on which it was measured as faster."""
     if not profile.gpus:
         return "needs a GPU: PyTorch computes fp16 on a processor by way of fp32"
-    narrow, full = (_value(profile.gpus[0].figures, name) for name in GPU)
+    return on_gpu(profile, "fp16")
+
+
+def on_gpu(profile: Profile, kind: str) -> str | None:
+    """Why a type does not pay on the GPU; one that was not measured does not."""
+    if not profile.gpus:
+        return f"needs a GPU on which {kind} is faster than fp32"
+    figures = profile.gpus[0].figures
+    narrow, full = (_value(figures, f"gemm_{name}_flop_per_s") for name in (kind, "fp32"))
     if narrow is None or full is None:
         return "not measured here: profile this machine again (`autotune profile`)"
-    return _words("fp16 GEMM", narrow, full) if narrow <= full else None
+    return _words(f"{kind} GEMM", narrow, full) if narrow <= full else None
 
 
 def _words(what: str, narrow: float, full: float) -> str:

@@ -1,4 +1,4 @@
-"""bf16: the module computes in bfloat16 where the processor has instructions for it.
+"""bf16: the module computes in bfloat16 where processor or GPU has instructions for it.
 
 Half of fp32's bits with all of its range: nothing to calibrate, and quality hardly moves.
 Inputs and outputs stay in fp32.
@@ -13,12 +13,21 @@ from autotune.records.task import Dim
 TAKES = "module"
 GIVES = "module"
 GROUP = "precision"
-RUNTIMES = ("eager", "compiled", "openvino")
+_ON_PROCESSOR = ("eager", "compiled", "openvino")
+_ON_GPU = ("cuda_eager", "cuda_graphs", "cuda_compiled")
 
 
 def unavailable(context: Context) -> str | None:
     """Only where its matrix product was measured to be faster than that of fp32."""
-    return _paths.bf16(context.profile)
+    profile = context.profile
+    return _paths.bf16(profile) and (_paths.on_gpu(profile, "bf16") or None)
+
+
+def runtimes(context: Context) -> tuple[str, ...]:
+    """Those of the device on which it pays."""
+    profile = context.profile
+    found = () if _paths.bf16(profile) else _ON_PROCESSOR
+    return found if _paths.on_gpu(profile, "bf16") else (*found, *_ON_GPU)
 
 
 def dims(context: Context) -> tuple[Dim, ...]:

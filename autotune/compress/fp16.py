@@ -1,8 +1,7 @@
 """fp16: the module computes in half precision on a GPU.
 
 A processor has no use for it: PyTorch's CPU kernels convert to fp32 and back.  Values over
-65,504 overflow, so that bf16 is the safer one where both are fast.  Written against PyTorch's
-documents; nothing here has run on a GPU.
+65,504 overflow, so that bf16 is the safer one where both are fast.
 """
 
 from autotune.compress import Tools, _half, _paths
@@ -14,7 +13,7 @@ from autotune.records.task import Dim
 TAKES = "module"
 GIVES = "module"
 GROUP = "precision"
-RUNTIMES = ("eager", "compiled", "tensorrt")
+RUNTIMES = ("cuda_eager", "cuda_graphs", "cuda_compiled", "tensorrt")
 
 
 def unavailable(context: Context) -> str | None:

@@ -20,7 +20,7 @@ from autotune.records.task import Dim
 TAKES = "module"
 GIVES = "module"
 GROUP = "precision"
-RUNTIMES = ("eager", "compiled")
+RUNTIMES = ("cuda_eager", "cuda_graphs", "cuda_compiled")
 TRAINS = True
 
 _LEAST = (8, 0)

@@ -129,6 +129,7 @@ def _measure(
             else None,
             outputs="outputs/again.npz" if first else None,
             meter=run.meter,
+            boards=deployment.device == "cuda",
         )
         answer = must(bridge, job, 300.0).answer
         assert isinstance(answer, jobs.Measured)

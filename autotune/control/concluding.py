@@ -31,12 +31,8 @@ from autotune.records.report import PlanResult
 
 def finalists(lab: Lab) -> list[Deployment]:
     """The best few distinct deployments; the baseline stands ready after them."""
-    ranked = [t.deployment for t in lab.ranked() if not dense_eager(t.deployment)]
+    ranked = [t.deployment for t in lab.ranked() if not lab.is_baseline(t.deployment)]
     return ranked[: figures.finalists(lab.run)]
-
-
-def dense_eager(deployment: Deployment) -> bool:
-    return deployment.lossless and deployment.runtime == "eager"
 
 
 def conclude(
@@ -214,7 +210,7 @@ def _lossless(known: Known, chosen: Verified) -> PlanResult | None:
     )
     if fast is None or run.left_s < 0.05 * run.effort.time_s:
         return None
-    if dense_eager(fast.deployment):
+    if lab.is_baseline(fast.deployment):
         return known.baseline
     side = verifying.alone(lab, fast.deployment)
     return verifying.result(run, side, known.plan(fast.deployment)) if side else None

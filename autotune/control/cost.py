@@ -26,6 +26,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
+import msgspec
+
 from autotune.records.hardware import Leaf, Profile
 from autotune.records.plan import Deployment, Recipe
 from autotune.records.task import Floor, Traits
@@ -176,6 +178,8 @@ def _flops(floor: Floor, batch: int) -> dict[str, float]:
 def latency_bound_s(deployment: Deployment, traits: Traits, profile: Profile) -> float | None:
     """No call of this deployment can be faster than this, in seconds."""
     floor = traits.floor
+    if deployment.device == "cpu":  # what a GPU could do is no help
+        profile = msgspec.structs.replace(profile, gpus=())
     torch_only = deployment.runtime in _TORCH
     peak = peak_flop_per_s(profile, deployment.threads, torch_only=torch_only)
     if floor is None or peak is None:
@@ -278,6 +282,8 @@ def energy_bound_j(deployment: Deployment, traits: Traits, profile: Profile) -> 
     """Joules per sample: the least idle power that was measured, over the least time."""
     idle = profile.figures.get("idle_power_w")
     least_s = latency_bound_s(deployment, traits, profile)
+    if deployment.device == "cuda":  # whether the processor is counted too is not known here
+        idle = profile.gpus[0].figures.get("idle_power_w") if profile.gpus else None
     if idle is None or least_s is None or idle.source != "measured":
         return None
     watts = idle.low if idle.low is not None else idle.value

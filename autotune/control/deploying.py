@@ -42,15 +42,28 @@ class Lab:
     until_s: float | None = None
     """When the search ends, by the bridge's clock, while there is one."""
     tried: list[Tried] = field(default_factory=list)
+    on_gpu: bool = field(init=False)
+    """Whether the deploy baseline computes on the GPU: where there is one that may be used."""
     baselines: dict[tuple[int, int], Tried] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.on_gpu = bool(self.run.profile.gpus) and self.run.effort.device != "cpu"
 
     @property
     def batch(self) -> int:
         return self.run.budget.batch or 1
 
     def dense(self, threads: int, batch: int) -> Deployment:
-        """The deploy baseline at these threads and this batch."""
+        """The deploy baseline at these threads and this batch; a GPU is fed by one thread."""
+        if self.on_gpu:
+            return Deployment(runtime="cuda_eager", threads=1, batch_size=batch)
         return Deployment(runtime="eager", threads=threads, batch_size=batch)
+
+    def is_baseline(self, deployment: Deployment) -> bool:
+        """Whether a deployment is the baseline, at whatever threads and batch."""
+        dense = self.dense(deployment.threads, deployment.batch_size)
+        changed = any(deployment.runtime_params.values())
+        return deployment.lossless and deployment.runtime == dense.runtime and not changed
 
     # -- one candidate ---------------------------------------------------------------------
 
@@ -67,6 +80,7 @@ class Lab:
             seed=self.run.effort.seed,
             recipe=self.recipe,
             recovery_epochs=deployment.recovery_epochs,
+            device=self.run.effort.device,
             out=f"builds/{name}",
         )
         limit_s = self._build_limit_s()
@@ -99,6 +113,7 @@ class Lab:
             every=every,
             outputs=outputs_of(built, "select"),
             meter=self.run.meter,
+            boards=deployment.device == "cuda",
             load_per_s=self.run.budget.load_per_s,
         )
         return self.run.bridge.run(
@@ -152,9 +167,10 @@ class Lab:
 
     def baseline(self, deployment: Deployment) -> Tried:
         """Dense eager at the deployment's threads and batch, measured once."""
-        at = (deployment.threads, deployment.batch_size)
+        dense = self.dense(deployment.threads, deployment.batch_size)
+        at = (dense.threads, dense.batch_size)
         if at not in self.baselines:
-            raw = self.trial(self.dense(*at), "the deploy baseline", baseline=True)
+            raw = self.trial(dense, "the deploy baseline", baseline=True)
             self.baselines[at] = raw
             if raw.scores is not None:
                 self.baselines[at] = self._constrained(raw)

@@ -11,11 +11,13 @@ from autotune.errors import UsageError
 from autotune.forms import ROAD
 from autotune.forms import reaches as becomes
 from autotune.records.budget import Effort
-from autotune.records.plan import Deployment, Step, Value
+from autotune.records.plan import Deployment, Step, Value, device_of
 from autotune.records.task import Dim, Node, Option, Survey
 
 _ROUNDS = ("quantize", "precision")
 """Groups whose steps compute in less than fp32."""
+_QUICK = ("cuda_eager", "cuda_graphs")
+"""Runtimes of the module itself that are fast without a compiler."""
 
 
 def deploy_space(
@@ -37,7 +39,11 @@ def deploy_space(
     more = {o.name: joint.dims(o, survey, effort) for o in steps}
     for group in dict.fromkeys(_group(o) for o in steps):
         nodes += _offers(group, [o for o in steps if _group(o) == group], runtimes, more)
-    nodes.append(Node(dim=choice("threads", threads)))
+    slow = tuple(o.name for o in runtimes if device_of(o.name) == "cpu")
+    if len(slow) == len(runtimes):
+        nodes.append(Node(dim=choice("threads", threads)))
+    elif slow:  # a GPU is fed by one thread
+        nodes.append(Node(dim=choice("threads", threads), parent="runtime", values=slow))
     if len(batches) > 1:
         nodes.append(Node(dim=choice("batch_size", batches)))
     return fix(Space(name="deploy", nodes=tuple(nodes)), effort.fix)
@@ -114,14 +120,23 @@ def deployment(
     )
     retrained = any(by_name[name].trains for name in names)
     runtime = str(values["runtime"])
+    usual = _usual(runtime, options)
+    params = _params(runtime, own)
     return Deployment(
         compress=steps,
         runtime=runtime,
-        runtime_params=_params(runtime, own),
-        threads=int(values["threads"]),
+        runtime_params={name: v for name, v in params.items() if usual.get(name) != v},
+        threads=int(values.get("threads", 1)),
         batch_size=int(values.get("batch_size", batch_size)),
         recovery_epochs=recovery_epochs if retrained else 0.0,
     )
+
+
+def _usual(runtime: str, options: tuple[Option, ...]) -> dict[str, Value]:
+    """A runtime's parameters as they are when nothing is said: each dimension's first choice."""
+    found = (o for o in options if o.kind == "runtime" and o.name == runtime)
+    dims = next((o.dims for o in found), ())
+    return {dim.name: dim.choices[0] for dim in dims if dim.kind == "choice"}
 
 
 def _short(key: str) -> str:
@@ -152,7 +167,8 @@ def values_of(
     raw |= {n: chosen.get(_short(n), "none") for n in names if _short(n) in groups.values()}
     raw |= {n: usual for n in names if (usual := joint.usual(_short(n))) is not None}
     owners = [(s.name, s.params) for s in deployment.compress]
-    owners.append((deployment.runtime, deployment.runtime_params))
+    params = _usual(deployment.runtime, options) | deployment.runtime_params
+    owners.append((deployment.runtime, params))
     raw |= {f"{owner}.{name}": v for owner, params in owners for name, v in params.items()}
     out = located(space, raw)
     if out is None:
@@ -164,12 +180,12 @@ def values_of(
 def seeds(space: Space, options: tuple[Option, ...], threads: int) -> list[dict[str, Value]]:
     """Each part by itself, from which the surrogate predicts what they do together: each runtime
     dense, each compression without training where it can be served, and one that trains, alone
-    and under the first quantizer.  What is cheap to build and promising comes first: a compiler
-    costs ten times what an export does.
+    and under the first quantizer.  What is cheap to build and promising comes first: a GPU before
+    the processor, and a compiler, which costs ten times what an export does, last.
     """
     usable = [o for o in options if o.available]
-    runtimes = [o for o in usable if o.kind == "runtime"]
-    fast = [r for r in runtimes if r.takes != "module"] or runtimes[-1:]
+    runtimes = sorted((o for o in usable if o.kind == "runtime"), key=lambda r: not _on_gpu(r))
+    fast = [r for r in runtimes if r.takes != "module" or r.name in _QUICK] or runtimes[-1:]
     slow = [r for r in runtimes if r not in fast]
     steps = [o for o in usable if o.kind == "compress" and o.searched]
     plain = [o for o in steps if not o.trains]
@@ -185,6 +201,10 @@ def seeds(space: Space, options: tuple[Option, ...], threads: int) -> list[dict[
     wanted += [{"runtime": r.name} for r in slow]
     whole = [complete(space, _everywhere(space, v) | {"threads": threads}) for v in wanted]
     return [v for i, v in enumerate(whole) if v not in whole[:i]]
+
+
+def _on_gpu(runtime: Option) -> bool:
+    return device_of(runtime.name) == "cuda"
 
 
 def _everywhere(space: Space, values: Values) -> dict[str, Value]:

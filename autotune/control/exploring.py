@@ -23,6 +23,7 @@ from autotune.control.deploying import CONSTRAINTS, Lab
 from autotune.control.figures import Tried, broken_bound, objective
 from autotune.control.search import Proposal, Search
 from autotune.control.space import Values
+from autotune.control.verifying import LOOKS
 from autotune.errors import ContractError
 from autotune.forms import reaches as becomes
 from autotune.records.plan import Deployment, Step
@@ -62,9 +63,18 @@ def explore(lab: Lab, until_s: float) -> None:
     guided = reuse.Guided(study, study.apart() if donor is not None else None, len(first))
     for values, why in first:
         guided.enqueue(values, why)
+    until_s = min(until_s, _verification_s(lab))
     lab.until_s = until_s
     _Exploration(lab, searched, guided, len(first)).run(until_s)
     lab.until_s = None
+
+
+def _verification_s(lab: Lab) -> float:
+    """When verification must begin at the latest, by what a launch of the baseline took: both
+    sides are launched until a first look, and candidates are the faster ones.
+    """
+    launch_s = min(t.trial.measure_s for t in lab.baselines.values())
+    return lab.run.bridge.now() + lab.run.left_s - 2 * LOOKS[0] * launch_s
 
 
 def _batches(lab: Lab) -> tuple[int, ...]:
@@ -87,6 +97,13 @@ def _threads(lab: Lab, batch: int) -> tuple[tuple[int, ...], int]:
         ContractError: the baseline cannot be served at any.
     """
     counts = recipes.thread_counts(lab.run.profile, lab.run.effort)
+    if lab.on_gpu:
+        baseline = lab.baseline(lab.dense(1, batch)).trial
+        if baseline.latency_s is not None:
+            return counts, counts[-1]
+        why = baseline.failure.message if baseline.failure else "no answer"
+        lab.run.listener.note(f"The GPU cannot serve the model as it stands: {why}")
+        lab.on_gpu = False
     found = [lab.baseline(lab.dense(threads, batch)).trial for threads in counts]
     times = {t.deployment.threads: t.latency_s.p50 for t in found if t.latency_s is not None}
     if not times:

@@ -37,14 +37,14 @@ def describe(run: Run, launches: Sequence[Launch], deployment: Deployment) -> di
     latencies = [launch.latency_s for launch in launches]
     batch = deployment.batch_size
     busy = sum(sum(latency) for latency in latencies)
-    modelled = None
-    if run.meter is None:
-        modelled = modelled_energy(run, launches, batch)
+    energy = energy_per_sample(launches, batch)
+    held = [n for launch in launches if (n := launch.device_memory_bytes) is not None]
     return {
         "latency_s": verdict.quantiles(latencies, run.budget.percentile),
-        "energy_j_per_sample": energy_per_sample(launches, batch),
-        "energy_modelled": modelled,
+        "energy_j_per_sample": energy,
+        "energy_modelled": modelled_energy(run, launches, deployment) if energy is None else None,
         "memory_bytes": max(launch.peak_memory_bytes for launch in launches),
+        "device_memory_bytes": max(held, default=None),
         "throughput_per_s": batch * sum(map(len, latencies)) / busy if busy else None,
     }
 
@@ -64,8 +64,15 @@ def energy_per_sample(launches: Sequence[Launch], batch: int) -> float | None:
     return sum(known) / len(known) if launches and len(known) == len(launches) else None
 
 
-def modelled_energy(run: Run, launches: Sequence[Launch], batch: int) -> Interval:
-    """The power model's joules per sample; never a measurement."""
+def modelled_energy(
+    run: Run, launches: Sequence[Launch], deployment: Deployment
+) -> Interval | None:
+    """The power model's joules per sample; never a measurement.  None on a GPU: the model is of
+    processors.
+    """
+    if deployment.device == "cuda":
+        return None
+    batch = deployment.batch_size
     cpu = sum(launch.cpu_s for launch in launches)
     window = sum(launch.window_s for launch in launches)
     samples = batch * sum(launch.window_calls for launch in launches)

@@ -120,6 +120,7 @@ def _comparison_lines(report: Report) -> list[str]:
         "energy, modelled",
         "throughput",
         "memory",
+        "memory of the GPU",
         "size on disk",
         "load",
         "first call",
@@ -215,6 +216,7 @@ _TRAIN_COLUMNS = ("train_s", "samples_per_s", "peak_memory_bytes", "energy_j")
 _DEPLOY_COLUMNS = (
     "energy_j_per_sample",
     "memory_bytes",
+    "device_memory_bytes",
     "throughput_per_s",
     "size_bytes",
     "drop",

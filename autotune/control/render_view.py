@@ -214,6 +214,7 @@ def figures(plan: PlanResult, percentile: float) -> tuple[tuple[str, str], ...]:
         ("throughput 95 % interval", _rates(plan.throughput_interval)),
         ("memory", units.show(plan.memory_bytes, "B")),
         ("memory, a next launch (95 %)", _bytes(plan.memory_interval)),
+        *_on_gpu(plan),
         ("size on disk", units.show(plan.size_bytes, "B")),
         ("load", units.show(plan.load_s, "s")),
         ("first call", units.show(plan.first_call_s, "s")),
@@ -221,6 +222,12 @@ def figures(plan: PlanResult, percentile: float) -> tuple[tuple[str, str], ...]:
         *([("launches taken again", str(plan.disturbed))] if plan.disturbed else []),
     ]
     return tuple(rows)
+
+
+def _on_gpu(plan: PlanResult) -> list[tuple[str, str]]:
+    if plan.device_memory_bytes is None:
+        return []
+    return [("memory of the GPU", units.show(plan.device_memory_bytes, "B"))]
 
 
 def _balanced(plan: PlanResult) -> list[tuple[str, str]]:

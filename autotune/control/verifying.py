@@ -180,6 +180,7 @@ def _measure(lab: Lab, side: Side, pair: int, part: str | None) -> jobs.Result:
         score_rows=f"data/{part}.npz" if part else None,
         outputs=outputs_of(side.built, part) if part else None,
         meter=run.meter,
+        boards=side.deployment.device == "cuda",
         load_per_s=run.budget.load_per_s,
     )
     return run.bridge.run(job, timeout_s=150.0 + lab.evaluation_limit_s())
@@ -277,12 +278,13 @@ def _energy(run: Run, side: Side, reference: Side | None) -> Verdict:
     batch = side.deployment.batch_size
     windows = [launch.energy for launch in side.launches]
     base = modelled = None
-    if run.meter is None:
-        modelled = figures.modelled_energy(run, side.launches, batch)
+    if figures.energy_per_sample(side.launches, batch) is None:
+        modelled = figures.modelled_energy(run, side.launches, side.deployment)
     if reference is not None:
         base = figures.energy_per_sample(reference.launches, batch)
         if base is None and modelled is not None:
-            base = figures.modelled_energy(run, reference.launches, batch).value
+            known = figures.modelled_energy(run, reference.launches, reference.deployment)
+            base = known.value if known is not None else None
     assert run.budget.energy is not None
     limit = figures.resolve(run.budget.energy, base)
     if limit is None:  # relative to a baseline that was not measured
@@ -292,26 +294,26 @@ def _energy(run: Run, side: Side, reference: Side | None) -> Verdict:
         for launch, w in zip(side.launches, windows, strict=True)
         if w is not None
     ]
-    known = [w for w in windows if w is not None]
-    domains = tuple(d.name for d in known[0].domains) if known else ()
+    read = [w for w in windows if w is not None]
+    domains = tuple(d.name for d in read[0].domains) if read else ()
     return verdict.energy(
         figures.energies(side.launches, batch),
         limit,
-        label=known[0].label if known else "unavailable",
+        label=read[0].label if read else "unavailable",
         uncertainty=max(per_sample, default=0.0),
         modelled=modelled,
         accept_modelled=run.budget.accept_modelled_energy,
-        origin=known[0].domains[0].origin if known and known[0].domains else "local",
+        origin=read[0].domains[0].origin if read and read[0].domains else "local",
         domains=domains,
         alpha=ENERGY_ALPHA,
-        reason=_why_no_energy(run, known),
+        reason=_why_no_energy(run, read),
     )
 
 
 def _why_no_energy(run: Run, windows: list[EnergyWindow]) -> str | None:
     reasons = [s.reason for s in run.sources if s.reason]
     remedies = [s.remedy for s in run.sources if s.remedy]
-    if windows and run.meter is not None:
+    if any(w.total_j is not None for w in windows):
         return None
     return "; ".join(dict.fromkeys(reasons + remedies)) or "no energy source"
 

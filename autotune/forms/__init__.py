@@ -51,7 +51,7 @@ class Interface(Record, frozen=True, kw_only=True):
     parameters: int
     flops_per_sample: float | None = None
     recovery_s: float = 0.0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     exact: tuple[str, ...] = ()
     sparse: bool = False
 

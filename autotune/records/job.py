@@ -248,7 +248,8 @@ class Rate(Record, frozen=True, kw_only=True, tag=True):
 
 class Build(Record, frozen=True, kw_only=True, tag=True):
     """Compress, export and write one artifact folder.  Stages are cached under ``cache/`` by
-    content.  ``weights`` is a safetensors file of the dense trained model.
+    content.  ``weights`` is a safetensors file of the dense trained model; what trains does so
+    on ``device``.
     """
 
     task: TaskSpec
@@ -261,6 +262,7 @@ class Build(Record, frozen=True, kw_only=True, tag=True):
     seed: int
     recipe: Recipe
     recovery_epochs: float
+    device: str = "auto"
     out: str
 
 
@@ -297,6 +299,8 @@ class Measure(Record, frozen=True, kw_only=True, tag=True):
     ``most_s`` caps the timing of a slow candidate, after some 30 calls.  ``load_per_s`` is an
     open-loop load: requests are due at ``arrivals`` of that rate, seeded, whether or not the
     last one is answered; without it calls go one after another.
+
+    ``boards``: GPUs are among the devices whose energy counts.
     """
 
     artifact: str
@@ -315,6 +319,7 @@ class Measure(Record, frozen=True, kw_only=True, tag=True):
     every: int = 1
     outputs: str | None = None
     meter: str | None = None
+    boards: bool = True
 
 
 class Measured(Record, frozen=True, kw_only=True, tag=True):

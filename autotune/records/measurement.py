@@ -86,7 +86,8 @@ class Launch(Record, frozen=True, kw_only=True):
 
     ``latency_s`` holds every timed call, none dropped.  ``window_s`` and ``cpu_s`` span the
     timed calls of the energy window, ``window_calls`` of them.  ``work_s`` is the whole time
-    that the interpreter spent after its own start-up.
+    that the interpreter spent after its own start-up.  ``device_memory_bytes`` is the peak of
+    PyTorch's allocator on the GPU; CUDA's own context comes on top.
 
     Under an open-loop load ``latency_s`` is the service time of each answered request,
     ``response_s`` the time since it was due, and ``timeouts`` counts those never answered.
@@ -101,6 +102,7 @@ class Launch(Record, frozen=True, kw_only=True):
     window_calls: int
     cpu_s: float
     peak_memory_bytes: int
+    device_memory_bytes: int | None = None
     energy: EnergyWindow | None = None
     tags: dict[str, int] = {}
     environment: dict[str, str | float | None] = {}

@@ -113,6 +113,14 @@ class Step(Record, frozen=True, kw_only=True):
         return msgspec.convert(own, Recovery)
 
 
+Device = Literal["cpu", "cuda"]
+
+
+def device_of(runtime: str) -> Device:
+    """Where a runtime under ``runtimes/`` computes; its name says so."""
+    return "cuda" if runtime.startswith("cuda_") or runtime == "tensorrt" else "cpu"
+
+
 class Deployment(Record, frozen=True, kw_only=True):
     """How to ship: compression steps in order, then a runtime under ``runtimes/`` with its own
     parameters.
@@ -132,6 +140,11 @@ class Deployment(Record, frozen=True, kw_only=True):
     def lossless(self) -> bool:
         """True when nothing was compressed."""
         return not self.compress
+
+    @property
+    def device(self) -> Device:
+        """Where it computes: a GPU is PyTorch's ``cuda``, also AMD's."""
+        return device_of(self.runtime)
 
 
 class Plan(Record, frozen=True, kw_only=True):

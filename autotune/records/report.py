@@ -91,6 +91,7 @@ class DeployTrial(Record, frozen=True, kw_only=True):
     energy_j_per_sample: float | None = None
     energy_modelled: Interval | None = None
     memory_bytes: int | None = None
+    device_memory_bytes: int | None = None
     throughput_per_s: float | None = None
     size_bytes: int | None = None
     quality: float | None = None
@@ -113,7 +114,8 @@ class PlanResult(Record, frozen=True, kw_only=True):
     ``latency_s`` is the service time; ``response_s`` is there under an open-loop load.
     ``throughput_interval`` is the 95 % interval of the mean over launches, and
     ``memory_interval`` the range in which a further launch's peak would lie, at 95 %.
-    ``disturbed`` counts launches that were measured again.
+    ``disturbed`` counts launches that were measured again.  ``memory_bytes`` is the process's own,
+    ``device_memory_bytes`` what it held of the GPU.
     """
 
     plan: Plan
@@ -122,6 +124,7 @@ class PlanResult(Record, frozen=True, kw_only=True):
     energy_modelled: Interval | None = None
     throughput_per_s: float | None = None
     memory_bytes: int | None = None
+    device_memory_bytes: int | None = None
     size_bytes: int | None = None
     load_s: float | None = None
     first_call_s: float | None = None

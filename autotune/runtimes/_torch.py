@@ -1,8 +1,10 @@
-"""The loader of the runtimes that run the module itself in PyTorch: `eager`, `compiled`.
+"""The loader of the runtimes that run the module itself in PyTorch, on a processor or a GPU.
 
 The text below is put together into an artifact's ``load.py``: a model from its source
 (``model.py``), or from an exported program where the source cannot stand alone.
 """
+
+from typing import Literal
 
 from autotune.errors import JobError
 from autotune.forms import Form
@@ -61,7 +63,7 @@ def load():
     info = json.loads((HERE / "artifact.json").read_text())
     torch.set_num_threads(info["threads"])
     model = _restored(info["args"])
-{narrow}{compile}
+{moved}{compile}
     def predict(*arrays, **named):
         named = {{name: _tensor(array) for name, array in named.items()}}
         with torch.{mode}(){autocast}:
@@ -112,7 +114,8 @@ def load():
     """predict(*arrays, **arrays) -> array, or tuple or dict of arrays."""
     info = json.loads((HERE / "artifact.json").read_text())
     torch.set_num_threads(info["threads"])
-    model = torch.export.load(HERE / "model.pt2").module(check_guards=False)
+    program = torch.export.load(HERE / "model.pt2")
+{moved}    model = program.module(check_guards=False)
 {compile}    names, kind, keys = info["input_names"], info["output_kind"], info["output_names"]
 
     def predict(*arrays, **named):
@@ -153,10 +156,52 @@ _COMPILE = """\
     model = torch.compile(model)
 """
 
-_GRAPHS = """\
+_REDUCE = """\
     torch._inductor.config.freezing = True  # weights become constants of the generated code
     model = torch.compile(model, mode="reduce-overhead")  # a call is one CUDA graph
 """
+
+_CAPTURE = """\
+    model = _captured(model)
+"""
+_CAPTURED = '''
+
+def _captured(model):
+    """Each of the first shapes becomes a CUDA graph: a call is one launch instead of hundreds."""
+    kept = {}
+
+    def call(*tensors, **named):
+        given = (*tensors, *named.values())
+        key = (len(tensors), *named, *((tensor.shape, tensor.dtype) for tensor in given))
+        if key not in kept and len(kept) < 16:
+            kept[key] = _capture(model, len(tensors), tuple(named), given)
+        if key not in kept:
+            moved = [tensor.to("cuda") for tensor in given]
+            return model(*moved[: len(tensors)], **dict(zip(named, moved[len(tensors) :])))
+        graph, held, output = kept[key]
+        for there, here in zip(held, given):
+            there.copy_(here)
+        graph.replay()
+        return output
+
+    return call
+
+
+def _capture(model, count, names, given):
+    held = [tensor.to("cuda") for tensor in given]
+    tensors, named = held[:count], dict(zip(names, held[count:]))
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):  # what a first call sets up must not be captured
+        for _ in range(3):
+            model(*tensors, **named)
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = model(*tensors, **named)
+    return graph, held, output
+'''
+"""Their inputs and outputs stay where they are; outputs are copied before the next call."""
 
 _NARROW = """\
     for layer in model.modules():  # once, not at every call
@@ -201,60 +246,107 @@ def _in_full(forward):
 
     return call
 '''
+_TF32 = """\
+    torch.set_float32_matmul_precision("high")  # products in tf32
+    torch.backends.cudnn.allow_tf32 = True
+"""
+_MOVED = """\
+    model = model.to("cuda")
+"""
+_MOVED_PROGRAM = """\
+    from torch.export.passes import move_to_device_pass  # what the program makes moves too
+
+    program = move_to_device_pass(program, "cuda")
+"""
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
-
-
 _CHANNELS_LAST = """\
     model = model.to(memory_format=torch.channels_last)  # a convolution's input follows it
 """
 
+Way = Literal["eager", "compiled", "graphs"]
 
-def loader(form: Form, *, compiled: bool, channels_last: bool = False) -> str:
-    """The text of ``load.py``."""
+
+def loader(
+    form: Form, way: Way = "eager", *, device: str = "cpu", channels_last: bool = False
+) -> str:
+    """The text of ``load.py``.
+
+    Args:
+        form: a module or a program.
+        way: each operator by itself, ``torch.compile``, or captured into CUDA graphs.
+        device: cpu or cuda.
+        channels_last: of images in memory.
+
+    Raises:
+        JobError: unsupported: what the form asks for cannot be had this way.
+    """
     if form.kind == "module" and not form.about.standalone:
         raise JobError("unsupported", "the model's source cannot stand alone: export it first")
+    if device == "cpu" and form.about.precision in ("fp16", "tf32"):
+        raise JobError("unsupported", f"{form.about.precision} is computed on a GPU alone")
+    if way == "graphs" and form.about.ragged:
+        raise JobError("unsupported", "inputs of many shapes would need a CUDA graph for each")
     body, needs = _PROGRAM, "PyTorch"
     if form.kind == "module":
         body, needs = _SOURCE, "PyTorch, safetensors and what model.py imports"
-    if compiled:
+    if way == "compiled":
         needs += ", and a C++ compiler at run time"
         body = body.replace("\nimport torch\n", "\nimport torch\nimport torch._inductor.config\n")
+    needs += ", and a CUDA device" if device == "cuda" else ""
+    if device == "cpu":
+        threads = "    torch.set_num_threads("
+        body = body.replace(threads, f"    _keep_freed_memory()\n{threads}") + _HEAP
     # Freezing works under no_grad only; inference_mode is the faster one for eager code.
-    mode = "no_grad" if compiled else "inference_mode"
-    threads = "    torch.set_num_threads("
-    body = body.replace(threads, f"    _keep_freed_memory()\n{threads}") + _HEAP
-    graphs = form.about.precision == "fp16" and not form.about.ragged
-    more = _CHANNELS_LAST if channels_last else ""
-    more += (_GRAPHS if graphs else _COMPILE) if compiled else ""
-    text = _HEAD.format(needs=needs) + body.format(mode=mode, compile=more, **_precision(form))
+    mode = "inference_mode" if way == "eager" else "no_grad"
+    text = _HEAD.format(needs=needs) + body.format(
+        mode=mode,
+        moved=_moved(form, device),
+        compile=(_CHANNELS_LAST if channels_last else "") + _way(form, way, device),
+        to='.to("cuda")' if device == "cuda" and way != "graphs" else "",
+        **_computed(form, way, device),
+    )
     if form.about.exact:
-        text += _IN_FULL.format(where="cuda" if form.about.precision == "fp16" else "cpu")
+        text += _IN_FULL.format(where=device)
     if form.about.sparse:
         text += _TWO_OF_FOUR
-    return text
+    return text + (_CAPTURED if way == "graphs" else "")
 
 
-def _precision(form: Form) -> dict[str, str]:
-    """What a precision other than fp32 adds to the text.
+def _way(form: Form, way: Way, device: str) -> str:
+    if way == "compiled":
+        return _REDUCE if device == "cuda" and not form.about.ragged else _COMPILE
+    return _CAPTURE if way == "graphs" else ""
 
-    Autocast knows which operations bear 16 bits; norms and sums stay in fp32.  Outputs come
-    back in fp32.
-    """
-    dtype = _DTYPES.get(form.about.precision)
-    if dtype is None:
-        return {"narrow": "", "autocast": "", "array": "tensor.numpy()", "to": ""}
-    where, exact = "cuda" if dtype == "float16" else "cpu", form.about.exact
-    if exact and form.kind == "program":
+
+def _moved(form: Form, device: str) -> str:
+    """Weights in the type that they are multiplied in, on the device."""
+    about = form.about
+    dtype = _DTYPES.get(about.precision)
+    if about.exact and dtype and form.kind == "program":
         why = "layers can be kept in fp32 only of a model whose source can stand alone"
         raise JobError("unsupported", why)
-    if where == "cuda" and form.kind == "program":
-        raise JobError("unsupported", "fp16 takes a model whose source can stand alone")
-    text = _SPARED.format(dtype=dtype, exact=list(exact)) if exact else _NARROW.format(dtype=dtype)
-    narrow = text if form.kind == "module" else ""
-    moved = '    model = model.to("cuda")\n' if where == "cuda" else ""
+    text = _TF32 if about.precision == "tf32" else ""
+    if form.kind == "program":
+        return text + (_MOVED_PROGRAM if device == "cuda" else "")
+    if dtype is not None:
+        narrow = _SPARED if about.exact else _NARROW
+        text += narrow.format(dtype=dtype, exact=list(about.exact))
+    text += _MOVED if device == "cuda" else ""
+    return text + (_SPARSE if about.sparse else "")
+
+
+def _computed(form: Form, way: Way, device: str) -> dict[str, str]:
+    """What a precision and a device add to a call.
+
+    Autocast knows which operations bear 16 bits; norms and sums stay in fp32.  Outputs come
+    back in fp32.  A cast that a warm-up cached would be missing in a graph.
+    """
+    dtype = _DTYPES.get(form.about.precision)
+    back = ".cpu().numpy()" if device == "cuda" else ".numpy()"
+    if dtype is None:
+        return {"autocast": "", "array": f"tensor{back}"}
+    cache = ", cache_enabled=False" if way == "graphs" else ""
     return {
-        "narrow": narrow + moved + (_SPARSE if form.about.sparse else ""),
-        "to": '.to("cuda")' if where == "cuda" else "",
-        "autocast": f', torch.autocast("{where}", torch.{dtype})',
-        "array": f"(tensor.float() if tensor.dtype == torch.{dtype} else tensor).cpu().numpy()",
+        "autocast": f', torch.autocast("{device}", torch.{dtype}{cache})',
+        "array": f"(tensor.float() if tensor.dtype == torch.{dtype} else tensor){back}",
     }

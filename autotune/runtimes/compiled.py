@@ -40,5 +40,5 @@ def write(form: Form, out: Path, tools: Tools) -> None:
     """Write source (or exported program), weights, structure and a loader that compiles."""
     from autotune.runtimes import _torch
 
-    loader = _torch.loader(form, compiled=True)
+    loader = _torch.loader(form, "compiled")
     _artifact.write(form, out, tools, runtime="compiled", loader=loader)

@@ -32,5 +32,5 @@ def write(form: Form, out: Path, tools: Tools) -> None:
     from autotune.runtimes import _torch
 
     last = bool(tools.params.get("channels_last"))
-    loader = _torch.loader(form, compiled=False, channels_last=last)
+    loader = _torch.loader(form, channels_last=last)
     _artifact.write(form, out, tools, runtime="eager", loader=loader)

@@ -113,6 +113,7 @@ class Bench:
             self.dense_model,
             path,
             manner,
+            "cuda" if job.device != "cpu" and torch.cuda.is_available() else "cpu",
         )
 
     def dense_model(self) -> nn.Module:
@@ -299,7 +300,7 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _as_the_loader_does(form: Form) -> nn.Module:
     """Run the artifact's loader up to its model."""
-    text = torch_loader.loader(form, compiled=False)
+    text = torch_loader.loader(form)
     names: dict[str, Any] = {"__file__": str(form.folder / "load.py"), "__name__": "load"}
     exec(compile(text, "load.py", "exec"), names)
     model: nn.Module = names["_restored"](list(form.about.args))

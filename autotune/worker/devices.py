@@ -1,6 +1,6 @@
 """Microbenchmarks of each CUDA (or ROCm) device that torch sees.
 
-    copy_bytes_per_s, gemm_{fp32,bf16,fp16}_flop_per_s    the device alone
+    copy_bytes_per_s, gemm_{fp32,tf32,bf16,fp16}_flop_per_s    the device alone
     host_to_device_bytes_per_s, device_to_host_...        pinned memory, one way
     launch_overhead_s                                     one small operator among many
     idle_power_w, loaded_power_w                          by the meter process (`power`)
@@ -8,7 +8,8 @@
 What this does not know: links between devices (`links`), and sparse or fp8 products.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 _DEVICE_N = 4096
+_TF32 = 8
+"""Compute capability."""
 
 
 def count() -> int:
@@ -49,7 +52,7 @@ def _gpu(bench: probes.Bench, index: int, anchors_only: bool) -> Gpu:
         device,
         lambda: torch.cuda.synchronize(device),
         copy_bytes=min(256 << 20, facts.total_memory // 16),
-        kinds=("fp32",) if anchors_only else ("fp32", "bf16", "fp16"),
+        kinds=("fp32",) if anchors_only else _kinds(facts.major),
     )
     gpu = Gpu(
         index=index,
@@ -74,7 +77,7 @@ def device_leaves(
     """Copy and GEMM rates of one device; ``wait`` blocks until its work is done."""
     import torch
 
-    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
     source = torch.ones(copy_bytes // 4, device=device)
     target = torch.zeros(copy_bytes // 4, device=device)
 
@@ -87,15 +90,34 @@ def device_leaves(
         found |= _host_copies(bench, source, wait)
         found |= _launches(bench, source[:1], wait)
     for kind in kinds:
-        matrix = torch.ones(size, size, device=device, dtype=types[kind])
+        # not of ones: a GPU multiplies constant numbers up to an eighth faster than others
+        matrix = torch.randn(size, size, device=device).to(types.get(kind, torch.float32))
         out = torch.empty_like(matrix)
 
         def multiply(matrix: "torch.Tensor" = matrix, out: "torch.Tensor" = out) -> None:
             torch.mm(matrix, matrix, out=out)
             wait()
 
-        found |= bench.leaf(f"gemm_{kind}_flop_per_s", "FLOP/s", multiply, 2.0 * size**3)
+        with _products("high" if kind == "tf32" else "highest"):
+            found |= bench.leaf(f"gemm_{kind}_flop_per_s", "FLOP/s", multiply, 2.0 * size**3)
     return found
+
+
+def _kinds(major: int) -> tuple[str, ...]:
+    """Types to multiply in; tf32 is there since Ampere (ROCm counts otherwise, and has it too)."""
+    return ("fp32", "tf32", "bf16", "fp16") if major >= _TF32 else ("fp32", "bf16", "fp16")
+
+
+@contextmanager
+def _products(precision: str) -> Iterator[None]:
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _host_copies(
@@ -147,7 +169,8 @@ def drawn(found: tuple[Gpu, ...], watts: power.Probe) -> tuple[Gpu, ...]:
     import torch
 
     kind = torch.float16
-    held = [torch.ones(_DEVICE_N, _DEVICE_N, device=_device(g), dtype=kind) for g in found]
+    size = (_DEVICE_N, _DEVICE_N)
+    held = [torch.randn(size, device=_device(gpu)).to(kind) for gpu in found]
 
     def call() -> None:
         for matrix in held:

@@ -75,7 +75,7 @@ class Teacher:
             return _read(self._path, rows)
         pieces: list[Answer] = []
         for chunk in torch.split(torch.arange(rows), _CHUNK):
-            pieces.append(self.answers(inputs(chunk)))
+            pieces.append(tuple(tensor.cpu() for tensor in self.answers(inputs(chunk))))
             if sum(map(nested.size_of, pieces[0])) / len(chunk) * rows > KEPT_BYTES:
                 return None
             if any(len(tensor) != len(chunk) for tensor in pieces[-1]):

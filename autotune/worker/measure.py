@@ -41,8 +41,10 @@ _THREAD_VARIABLES = (
 )
 _POOL = 256
 _POOL_BYTES = 64 << 20
-_PERIODS = 40
-"""The energy window spans this many update periods: 5 % from the counter's edges."""
+_PERIODS = 20
+"""The energy window spans this many update periods: a tenth at most if its edges were not waited
+for, which they are (`autotune.meters.edge`).
+"""
 _ENERGY_CAP_S = 5.0
 _PERIOD_S = 0.05
 _COARSE = 0.05
@@ -94,6 +96,7 @@ def run(job: Measure, root: Path, clock: Clock | None = None) -> Launch:
         predict = _synchronised(predict)
     warm = timing.warm_up(predict, calls, job.warmup_s, clock)
     timed = _metered(Bench(predict, calls, job, clock, warm))
+    # before the outputs of all rows, in larger batches, are asked for
     peak = system.peak_memory_bytes() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     step = timing.resolution_ns(clock)
     around = before | timed.surroundings | {"threads": environment.threads()}
@@ -111,6 +114,7 @@ def run(job: Measure, root: Path, clock: Clock | None = None) -> Launch:
         window_calls=timed.window_calls,
         cpu_s=timed.cpu_ns * 1e-9,
         peak_memory_bytes=peak,
+        device_memory_bytes=_device_memory_bytes(),
         energy=timed.energy,
         tags=tags | {"unsynchronised": int(not answers)},
         environment=around,
@@ -124,6 +128,14 @@ def _coarse(step_ns: int | None, latency_ns: list[int]) -> bool:
     """The clock's step is over 5 % of a usual call: its samples are rounded."""
     usual = sorted(latency_ns)[len(latency_ns) // 2]
     return step_ns is not None and step_ns > _COARSE * usual
+
+
+def _device_memory_bytes() -> int | None:
+    """The most that PyTorch's allocator has held of the GPU; None where it held nothing."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.max_memory_reserved())
 
 
 def limit_threads(threads: int) -> None:
@@ -240,7 +252,7 @@ def _timed(bench: Bench, meter: "MeterClient | None", energy_s: float) -> Timed:
     timeouts = 0
     with watch.collections():
         before = environment.counters()
-        token = meter.open() if meter else None
+        token = meter.open(boards=job.boards) if meter else None
         cpu, began = clock.cpu_ns(), now()
         if due is None:
             latency = timing.closed(predict, calls, job, clock, watch, wanted_s)

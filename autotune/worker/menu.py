@@ -41,7 +41,9 @@ def _option(kind: str, folder: str, name: str, context: Context) -> Option:
         gives=getattr(plugin, "GIVES", None),
         group=getattr(plugin, "GROUP", None),
         dims=plugin.dims(context) if hasattr(plugin, "dims") else (),
-        runtimes=getattr(plugin, "RUNTIMES", None),
+        runtimes=plugin.runtimes(context)
+        if hasattr(plugin, "runtimes")
+        else getattr(plugin, "RUNTIMES", None),
         trains=getattr(plugin, "TRAINS", False),
         searched=getattr(plugin, "SEARCHED", True),
     )

@@ -59,8 +59,11 @@ class Load(NamedTuple):
 class Window:
     """An open window: the readings so far, one list for each meter."""
 
-    def __init__(self, load: Load | None, first: Sequence[Reading], meter_cpu_s: float) -> None:
+    def __init__(
+        self, load: Load | None, first: Sequence[Reading], meter_cpu_s: float, *, boards: bool
+    ) -> None:
         self.load = load
+        self.boards = boards
         self.meter_cpu_s = meter_cpu_s
         self.readings = [[reading] for reading in first]
 
@@ -94,15 +97,17 @@ class Bench:
         found = (source for meter in self._meters for source in meter.sources())
         return tuple(s for s in found if self._everything or self._useful(s))
 
-    def open(self, pid: int = 0) -> int:
-        """Start a window for the process ``pid`` (0: unknown); the token closes it."""
+    def open(self, pid: int = 0, *, boards: bool = True) -> int:
+        """Start a window for the process ``pid`` (0: unknown); the token closes it.  Without
+        ``boards`` the energy of GPUs is not part of its answer.
+        """
         token = self._next
         self._next += 1
         load, cpu_s = self._load(pid), time.process_time()
         if not self._windows:
             self._guarded_s = self._clock()
         first = [self._read(meter, False) for meter in self._meters]
-        self._windows[token] = Window(load, first, cpu_s)
+        self._windows[token] = Window(load, first, cpu_s, boards=boards)
         return token
 
     def close(self, token: int, pid: int = 0) -> EnergyWindow:
@@ -118,7 +123,8 @@ class Bench:
             readings.append(self._read(meter, True))
         after, cpu_s = self._load(pid), time.process_time() - held.meter_cpu_s
         for meter, readings in zip(self._meters, held.readings, strict=True):
-            domains += (d for d in meter.difference(*readings) if self._counts(d.name))
+            counted = (d for d in meter.difference(*readings) if self._counts(d.name))
+            domains += (d for d in counted if held.boards or not _board(d.name))
             duration_s = max(duration_s, readings[-1].at_s - readings[0].at_s)
         reasons = [source.reason for source in self.sources() if source.label == "unavailable"]
         return window(
@@ -241,7 +247,7 @@ class _Client:
         if ask == "open":
             # the ranks of one launch are children of the same parent: their tree is its tree
             tree = request.get("tree", self._pid)
-            token = self._bench.open(tree)
+            token = self._bench.open(tree, boards=request.get("boards", True))
             self._tokens[token] = tree
             return json.dumps({"token": token}).encode()
         if ask == "close":
@@ -339,6 +345,10 @@ def _what_counts(sources: Sequence[EnergySource]) -> Callable[[str], bool]:
         return lambda name: name in counted
     others = frozenset(name for s in sources if s.scope != "parts" for name in s.domains)
     return lambda name: name not in others
+
+
+def _board(domain: str) -> bool:
+    return domain.partition(":")[0] in BOARDS
 
 
 def _absent(meter: Meter) -> bool:

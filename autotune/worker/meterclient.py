@@ -52,14 +52,15 @@ class MeterClient:
         """What the meter process can read, and why not where it cannot."""
         return msgspec.convert(self._ask(ask="sources")["sources"], tuple[EnergySource, ...])
 
-    def open(self, *, idle_s: float = 0.0) -> int:
+    def open(self, *, idle_s: float = 0.0, boards: bool = True) -> int:
         """Start a window; wait for the device first if it works asynchronously.
 
         ``idle_s``: so many seconds before it starts, and after it ends, are spent idle and
-        measured: `close` then tells dynamic energy too.
+        measured: `close` then tells dynamic energy too.  Without ``boards`` the energy of GPUs
+        is left out.
         """
         before = self._rest(idle_s) if idle_s > 0 else None
-        token = int(self._ask(ask="open", tree=_tree())["token"])
+        token = int(self._ask(ask="open", tree=_tree(), boards=boards)["token"])
         if before is not None:
             self._idle[token] = idle_s, before
         return token

@@ -56,6 +56,10 @@ class Bench:
         self._told: list[str] = []
         self._doubted: dict[str, str] = {}
 
+    def extend(self, seconds: float) -> None:
+        """Move the deadline."""
+        self._deadline_s += seconds
+
     def anchors(self, buffer_bytes: int) -> dict[str, Leaf]:
         """The three leaves that tell whether a saved profile fits, measured as `cpu` does."""
         return {

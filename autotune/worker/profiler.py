@@ -3,7 +3,7 @@
     system readers -> Cpu, memory            never the host's name, serials, addresses, paths
     links          -> leaves                 two processes, all devices: alpha and beta
     probes.cpu     -> leaves                 GEMM, copy and operator overhead on the CPU
-    devices.cuda   -> Gpu and its leaves     only where there is a device
+    devices.cuda   -> Gpu and its leaves     only where there is a device; before the processor
     power          -> watts, idle and loaded only where the meter process is asked
 
 A leaf's value is the median of its samples, low and high are their extremes; the anchors are
@@ -80,12 +80,13 @@ def _measured(job: Probe, cpu: Cpu, usable: int, bench: probes.Bench) -> _Measur
     size = _buffer_bytes(cpu, usable)
     if job.anchors_only:
         with _threads():
+            gpus = _devices(job, bench)
             found = bench.anchors(size)
-            gpus = () if job.device == "cpu" else devices.cuda(bench, anchors_only=True)
         return found, gpus, tuple(bench.warnings)
     found = _linked(job, cpu)  # before any thread, and before a device is touched
     with _metered(job, bench) as watts, _threads():
         watts.idle(0 if job.device == "cpu" else devices.count())
+        gpus = devices.drawn(_devices(job, bench), watts)
         found |= bench.cpu(
             size,
             thorough=job.thorough,
@@ -93,11 +94,22 @@ def _measured(job: Probe, cpu: Cpu, usable: int, bench: probes.Bench) -> _Measur
             last_cache_bytes=cpu.l3_bytes,
         )
         bench.loaded(watts)
-        gpus = () if job.device == "cpu" else devices.cuda(bench, anchors_only=False)
-        gpus = devices.drawn(gpus, watts)
     with _threads():
         found = foreign.pooled(found, bench.anchors(size)) | watts.figures
     return found, gpus, (*bench.warnings, *watts.warnings)
+
+
+def _devices(job: Probe, bench: probes.Bench) -> tuple[Gpu, ...]:
+    """The devices first, and in time of their own: what they are used for costs them next to
+    nothing, but to set one up takes seconds, which the processor's probes shall not lack.
+    """
+    if job.device == "cpu":
+        return ()
+    began = time.monotonic()
+    found = devices.cuda(bench, anchors_only=job.anchors_only)
+    if found and not job.thorough:
+        bench.extend(time.monotonic() - began)
+    return found
 
 
 def _linked(job: Probe, cpu: Cpu) -> dict[str, Leaf]:

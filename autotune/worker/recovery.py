@@ -27,6 +27,7 @@ from autotune.errors import JobError
 from autotune.records.plan import Recipe, Recovery
 from autotune.worker.channel import Channel
 from autotune.worker.contract import Loaded
+from autotune.worker.nested import to
 from autotune.worker.streams import Stream
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def recover(
     teacher: "Callable[[], nn.Module] | None" = None,
     path: Path | None = None,
     manner: Recovery = _USUAL,
+    device: str = "cpu",
 ) -> float:
     """Train ``model`` in place on *train* (or *adapt*); reports each epoch's held-back loss.
 
@@ -67,6 +69,7 @@ def recover(
         path: where the teacher's outputs are kept between builds.
         manner: what of it may be searched (``--joint``): without that the recipe's own learning
             rate, as at 0.3 and 0.5 of it the same few epochs end further from the teacher.
+        device: where it trains; the model comes back to the processor.
 
     Returns:
         The seconds it took.
@@ -86,18 +89,25 @@ def recover(
     torch.manual_seed(seed)
     with _threads(max(recipe.threads * recipe.ranks, _cores())):
         first = loaded.collate([data[0]])
-        fast = recipe.precision == "bf16" or _fast(model, loaded, first[0], recipe.batch_size)
-        with _layout(model, first[0], fast=fast) as arranged:
+        fast = recipe.precision == "bf16" or (
+            device == "cpu" and _fast(model, loaded, first[0], recipe.batch_size)
+        )
+        with _on(model, device), _layout(model, first[0], fast=fast) as laid_out:
+
+            def arranged(batch: Any) -> Any:
+                return laid_out(_moved(batch, device))
 
             def call(run: nn.Module, inputs: Any) -> Any:
-                with _precision(fast):
-                    return loaded.call(run, arranged(inputs))
+                with _precision(device, fast=fast):
+                    return loaded.call(run.to(device), arranged(inputs))
 
             known = Teacher(teacher, path, call) if teacher and manner.teacher else None
             lessons = Lessons(
                 loaded, data, recipe.batch_size, seed, known, paired=_has_batch_norm(model)
             )
-            course = _Course(model, loaded, recipe, lessons, arranged, manner, fast=fast)
+            course = _Course(
+                model, loaded, recipe, lessons, arranged, manner, device=device, fast=fast
+            )
             course.run(max(1, round(epochs)), channel)
     model.eval()
     return time.perf_counter() - started
@@ -144,13 +154,14 @@ class _Course:
         arranged: "Callable[[Any], Any]",
         manner: Recovery,
         *,
+        device: str,
         fast: bool,
     ) -> None:
         from autotune.worker.distilling import Distillation
 
         self._model, self._recipe, self._lessons = model, recipe, lessons
         self._arranged, self._fast, self._gain = arranged, fast, 0.0
-        self._lr_share = manner.lr
+        self._lr_share, self._device = manner.lr, device
         first = next(iter(lessons.held()))
         self._loss = Distillation(loaded, model, self._placed(first), manner)
 
@@ -213,11 +224,15 @@ class _Course:
         return total / max(1, count)
 
     def _of(self, lesson: "Lesson") -> Tensor:
-        with _precision(self._fast):
+        with _precision(self._device, fast=self._fast):
             return self._loss(self._model, self._placed(lesson))
 
     def _placed(self, lesson: "Lesson") -> "Lesson":
-        return lesson._replace(input=self._arranged(lesson.input))
+        return lesson._replace(
+            input=self._arranged(lesson.input),
+            target=_moved(lesson.target, self._device),
+            answer=_moved(lesson.answer, self._device),
+        )
 
 
 def _share(step: int, steps: int) -> float:
@@ -230,8 +245,21 @@ def _share(step: int, steps: int) -> float:
     return schedules.cosine(min(step, steps) - rise, max(1, steps - rise))
 
 
-def _precision(fast: bool) -> contextlib.AbstractContextManager[Any]:
-    return torch.autocast("cpu", torch.bfloat16, enabled=fast)
+def _precision(device: str, *, fast: bool) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast(device, torch.bfloat16, enabled=fast)
+
+
+def _moved(value: Any, device: str) -> Any:
+    return value if device == "cpu" else to(value, device)
+
+
+@contextlib.contextmanager
+def _on(model: nn.Module, device: str) -> Iterator[None]:
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to("cpu")
 
 
 @contextlib.contextmanager

@@ -85,12 +85,14 @@ def test_who_cannot_keep_layers_in_fp32_says_so(form: Form, tmp_path: Path) -> N
         openvino.write(part, tmp_path, RuntimeTools(threads=1, batch_size=1))
     program = Form("program", part.folder, part.about)
     with pytest.raises(JobError, match="kept in fp32 only of a model whose source"):
-        _torch.loader(program, compiled=False)
+        _torch.loader(program)
 
 
 def test_fp16_is_served_on_the_gpu(form: Form, tmp_path: Path) -> None:
     half = fp16.apply(form, {}, tools(tmp_path / "half"))
-    text = _torch.loader(half, compiled=False)
+    with pytest.raises(JobError, match="fp16 is computed on a GPU alone"):
+        _torch.loader(half)
+    text = _torch.loader(half, device="cuda")
     compile(text, "load.py", "exec")
     assert 'model.to("cuda")' in text
     assert 'torch.autocast("cuda", torch.float16)' in text

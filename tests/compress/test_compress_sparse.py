@@ -14,7 +14,7 @@ from autotune.forms import Form, module
 from autotune.records.hardware import Gpu, Leaf
 from autotune.records.job import Context
 from autotune.runtimes import Tools as RuntimeTools
-from autotune.runtimes import eager
+from autotune.runtimes import cuda_eager
 from tests.support import made, stages
 
 SOURCE = """
@@ -76,7 +76,7 @@ def test_the_loader_makes_them_sparse_where_the_kernels_take_them(
     (done.folder / "model.py").write_text(SOURCE)
     out = tmp_path / "artifact"
     out.mkdir()
-    eager.write(done, out, RuntimeTools(threads=torch.get_num_threads(), batch_size=1))
+    cuda_eager.write(done, out, RuntimeTools(threads=torch.get_num_threads(), batch_size=1))
     text = (out / "load.py").read_text()
     (out / "load.py").write_text(text.replace('"cuda"', '"cpu"'))
     seen: list[tuple[int, ...]] = []
@@ -125,6 +125,7 @@ def test_it_is_offered_where_it_can_pay(asked: Context, words: str | None) -> No
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:The PyTorch API of SparseSemiStructuredTensor")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_sparse_weight_multiplies_as_its_dense_self() -> None:
     weight = torch.randn(128, 128, device="cuda", dtype=torch.float16)

@@ -107,10 +107,20 @@ def test_on_a_gpu_no_convolution_is_bound() -> None:
     gpu = Gpu(index=0, name="a GPU", memory_bytes=1 << 30, figures=figures)
     with_gpu = msgspec.structs.replace(machine(), gpus=(gpu,))
     convolution = model(flops={"conv": 1e9})
-    assert cost.latency_bound_s(Deployment(), convolution, with_gpu) is None
-    assert cost.latency_bound_s(Deployment(), model(), with_gpu) == pytest.approx(1 / 1150)
+    there = Deployment(runtime="cuda_graphs")
+    assert cost.latency_bound_s(there, convolution, with_gpu) is None
+    narrow = 16  # tensor cores
+    assert cost.latency_bound_s(there, model(), with_gpu) == pytest.approx(1 / 1150 / narrow)
     unknown = msgspec.structs.replace(machine(), gpus=(msgspec.structs.replace(gpu, figures={}),))
-    assert cost.latency_bound_s(Deployment(), model(), unknown) is None
+    assert cost.latency_bound_s(there, model(), unknown) is None
+
+
+def test_a_gpu_is_no_help_to_a_plan_for_the_processor() -> None:
+    figures = {"gemm_fp32_flop_per_s": leaf(1e15, "FLOP/s")}
+    gpu = Gpu(index=0, name="a GPU", memory_bytes=1 << 30, figures=figures)
+    with_gpu = msgspec.structs.replace(machine(), gpus=(gpu,))
+    alone = cost.latency_bound_s(Deployment(), model(), machine())
+    assert cost.latency_bound_s(Deployment(), model(), with_gpu) == alone
 
 
 def test_pruning_leaves_a_share_in_the_fastest_kind() -> None:

@@ -1,0 +1,42 @@
+"""tf32: a GPU multiplies fp32 numbers with ten bits of mantissa (NVIDIA, since Ampere).
+
+Nothing is stored otherwise: the loader switches it on.  PyTorch convolves in tf32 by itself and
+multiplies matrices in fp32, so that this step is about matrix products.
+"""
+
+from autotune.compress import Tools, _paths
+from autotune.forms import Form, changed
+from autotune.records.job import Context
+from autotune.records.plan import Value
+from autotune.records.task import Dim
+
+TAKES = "module"
+GIVES = "module"
+GROUP = "precision"
+RUNTIMES = ("cuda_eager", "cuda_graphs", "cuda_compiled", "tensorrt")
+
+
+def unavailable(context: Context) -> str | None:
+    """Only on a GPU whose tf32 product was measured to be faster than that of fp32."""
+    return _paths.on_gpu(context.profile, "tf32")
+
+
+def dims(context: Context) -> tuple[Dim, ...]:
+    """None: there is one tf32."""
+    del context
+    return ()
+
+
+def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
+    """The same weights, and word to the runtime.
+
+    Raises:
+        JobError: unsupported: layers are to be kept in fp32.
+    """
+    from autotune.errors import JobError
+    from autotune.forms import module
+
+    if params.get("keep_fp32"):
+        raise JobError("unsupported", "tf32 is one setting for all layers: none can be kept apart")
+    module.save(tools.module(form), tools.fresh(), tools.workdir)
+    return Form("module", tools.workdir, changed(form.about, precision="tf32"))

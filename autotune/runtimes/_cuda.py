@@ -1,0 +1,49 @@
+"""What the runtimes on a GPU share: when they can be used, and how they are written."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+from autotune.forms import Form
+from autotune.records.job import Context
+from autotune.records.task import Dim
+from autotune.runtimes import Tools, _artifact
+from autotune.runtimes._torch import Way
+
+
+def unavailable(context: Context | None) -> str | None:
+    """Why there is no GPU to compute on."""
+    if context is None:
+        import torch
+
+        there = torch.cuda.is_available()
+    else:
+        there = bool(context.profile.gpus)
+    if not there:
+        return "needs a GPU that PyTorch computes on (CUDA or ROCm), and a PyTorch built for it"
+    return None
+
+
+def no_compiler() -> str | None:
+    """Why no kernels can be generated."""
+    if importlib.util.find_spec("triton") is None:
+        return "Inductor writes a GPU's kernels in Triton: `pip install triton`"
+    if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        return "Triton needs a C compiler: `apt-get install gcc`"
+    return None
+
+
+def dims(context: Context) -> tuple[Dim, ...]:
+    """Tensor cores convolve images whose channels come last."""
+    if "Conv2d" not in context.traits.module_types:
+        return ()
+    return (Dim(name="channels_last", kind="choice", choices=(False, True)),)
+
+
+def write(form: Form, out: Path, tools: Tools, *, runtime: str, way: Way) -> None:
+    """Write an artifact that computes on the GPU."""
+    from autotune.runtimes import _torch
+
+    last = bool(tools.params.get("channels_last"))
+    loader = _torch.loader(form, way, device="cuda", channels_last=last)
+    _artifact.write(form, out, tools, runtime=runtime, loader=loader)
