@@ -5,7 +5,7 @@
 
 GPUs since compute capability 8.0 multiply such matrices up to twice as fast (Mishra et al., arXiv
 2104.08378); a processor gains nothing from them.  Only Linear layers whose sizes their kernels take
-are cut.  Written against PyTorch's documents; nothing here has run on a GPU.
+are cut.
 """
 
 from typing import Any

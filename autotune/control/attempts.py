@@ -88,7 +88,12 @@ class Attempt:
             return (1,)
         batch = baseline.trial.deployment.batch_size
         dear = info.select_rows / batch * baseline.trial.latency_s.p50 > _DEAR_S
-        if not dear or not baseline.scores.per_sample or info.metric == "balanced_accuracy":
+        if (
+            not dear
+            or _scored_s(baseline) < _DEAR_S
+            or not baseline.scores.per_sample
+            or info.metric == "balanced_accuracy"
+        ):
             return (1,)
         return (*(step for step in _STEPS if info.select_rows // step >= _LEAST_ROWS), 1)
 
@@ -137,6 +142,16 @@ class Attempt:
             "overhead_s": overhead,
         }
         return msgspec.convert(base | fields, DeployTrial)
+
+
+def _scored_s(baseline: Tried) -> float:
+    """What writing the outputs of all rows took the baseline, at most: each part of them would
+    be a new interpreter, which on a GPU takes longer than all rows do.
+    """
+    launch = baseline.launch
+    if launch is None or not launch.work_s:
+        return math.inf
+    return launch.work_s - launch.load_s - launch.first_call_s - launch.window_s
 
 
 def part_of(baseline: Tried, tried: Tried) -> Tried:

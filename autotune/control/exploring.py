@@ -34,6 +34,8 @@ _SAMPLED = 4
 """After the seeds each so manieth proposal is the sampler's own."""
 _HOPELESS = 1.5  # a thread count this much slower on the dense model is not searched
 _USUAL_S = 3.0
+_LEAST_TRIED = 3
+"""Candidates before a run that is short of time turns to verification."""
 _CUT_SHORT = 3.0
 _FORMS = {
     "onnx": "an ONNX model, which this model cannot become",
@@ -63,18 +65,9 @@ def explore(lab: Lab, until_s: float) -> None:
     guided = reuse.Guided(study, study.apart() if donor is not None else None, len(first))
     for values, why in first:
         guided.enqueue(values, why)
-    until_s = min(until_s, _verification_s(lab))
     lab.until_s = until_s
     _Exploration(lab, searched, guided, len(first)).run(until_s)
     lab.until_s = None
-
-
-def _verification_s(lab: Lab) -> float:
-    """When verification must begin at the latest, by what a launch of the baseline took: both
-    sides are launched until a first look, and candidates are the faster ones.
-    """
-    launch_s = min(t.trial.measure_s for t in lab.baselines.values())
-    return lab.run.bridge.now() + lab.run.left_s - 2 * LOOKS[0] * launch_s
 
 
 def _batches(lab: Lab) -> tuple[int, ...]:
@@ -139,9 +132,7 @@ class _Exploration:
         limit = self._run.effort.trials or 10_000
         repeats = 0
         while (
-            self._run.bridge.now() < until_s
-            and len(self._lab.tried) < limit
-            and repeats < _MOST_REPEATS
+            self._left_s(until_s) > 0 and len(self._lab.tried) < limit and repeats < _MOST_REPEATS
         ):
             if self._asked >= self._first and not self._rescued and self._rescue(until_s):
                 continue
@@ -177,7 +168,17 @@ class _Exploration:
         return True
 
     def _left_s(self, until_s: float) -> float:
-        return until_s - self._run.bridge.now()
+        """Until the search ends: once some candidates were tried sooner, where launches of the best
+        and of its baseline, in turn until a first look, would need longer than what is set aside.
+        """
+        left_s = until_s - self._run.bridge.now()
+        ranked = self._lab.ranked()
+        if not ranked or len(self._lab.tried) < len(self._lab.baselines) + _LEAST_TRIED:
+            return left_s
+        best = self._lab.tried[ranked[0].number]
+        sides = [best.launch, self._lab.baseline(best.trial.deployment).launch]
+        launches_s = LOOKS[0] * sum(one.work_s for one in sides if one is not None)
+        return min(left_s, self._run.left_s - launches_s)
 
     # -- proposing -------------------------------------------------------------------------
 

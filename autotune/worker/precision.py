@@ -4,8 +4,6 @@
     tf32   products and convolutions of fp32 numbers with ten bits of mantissa (Ampere on)
     bf16   autocast
     fp16   autocast, and losses scaled so that small gradients do not vanish
-
-GPU paths here have been tested with fakes alone.
 """
 
 import contextlib

@@ -18,7 +18,7 @@ ROWS = 1600
 DENSE = Deployment()
 
 
-def launch(seconds: float) -> Launch:
+def launch(seconds: float, work_s: float = 20.0) -> Launch:
     return Launch(
         latency_s=(seconds,) * 100,
         load_s=0.1,
@@ -29,7 +29,7 @@ def launch(seconds: float) -> Launch:
         window_calls=100,
         cpu_s=1.0,
         peak_memory_bytes=1,
-        work_s=1.0,
+        work_s=work_s,
     )
 
 
@@ -66,12 +66,18 @@ class Bench:
         return self._answer("score", every, jobs.Scored(scores=scores))
 
 
-def baseline(seconds: float = 0.01) -> Tried:
+def baseline(seconds: float = 0.01, work_s: float = 20.0) -> Tried:
     values = tuple(0.0 if row % 50 == 0 else 1.0 for row in range(ROWS))
     scores = Scores(quality=sum(values) / ROWS, rows=ROWS, per_sample=values)
     latency = verdict.quantiles([(seconds,) * 100], 95.0)
     trial = DeployTrial(number=0, deployment=DENSE, state="complete", latency_s=latency)
-    return Tried(trial, None, launch(seconds), scores)
+    return Tried(trial, None, launch(seconds, work_s), scores)
+
+
+def test_rows_that_are_scored_faster_than_a_process_starts_are_taken_at_once() -> None:
+    bench = Bench(lambda row: row % 32 < 16)
+    Attempt(bench, DENSE, "test").run(baseline(work_s=2.5))
+    assert bench.asked == [("build", 1), ("measure", 1), ("score", 1)]
 
 
 def test_a_hopeless_one_is_stopped_on_a_sixteenth() -> None:

@@ -87,7 +87,24 @@ AWARE = Option(
 )
 """Beside `OPTIONS`: what is tried for another step's sake alone."""
 
-RUNTIME = {"eager": 1.0, "compiled": 0.7, "onnxruntime": 0.4}
+GPU_OPTIONS = (
+    Option(kind="runtime", name="cuda_eager", available=True, takes="module"),
+    Option(kind="runtime", name="cuda_graphs", available=True, takes="module"),
+    Option(
+        kind="compress",
+        name="fp16",
+        available=True,
+        takes="module",
+        gives="module",
+        group="precision",
+        runtimes=("cuda_eager", "cuda_graphs"),
+    ),
+)
+"""Beside `OPTIONS`, on a machine with a GPU."""
+
+RUNTIME = {
+    "eager": 1.0, "compiled": 0.7, "onnxruntime": 0.4, "cuda_eager": 0.3, "cuda_graphs": 0.1
+}  # fmt: skip
 
 
 @dataclass
@@ -95,13 +112,15 @@ class Simulation:
     """``answer`` is what a `FunctionBridge` needs.
 
     ``fail`` maps a predicate's name (``train:3`` the third training, ``runtime:compiled``) to a
-    failure.  ``power_w`` None means that energy cannot be measured.
+    failure.  ``power_w`` None means that the processor's energy cannot be measured, ``board_w``
+    that there is no board.
     """
 
     root: Path
     profile: Profile
     task: TaskInfo = field(default_factory=info)
     power_w: float | None = None
+    board_w: float | None = None
     fail: dict[str, Failure] = field(default_factory=dict)
     options: tuple[Option, ...] = OPTIONS
     spread: float = 0.02
@@ -171,7 +190,11 @@ class Simulation:
             source = EnergySource(
                 name="rapl", label="measured_counter", domains=("package-0",), origin="simulated"
             )
-        return Result(answer=jobs.Found(sources=(source,)), wall_s=0.1, work_s=0.1)
+        found = (source,)
+        if self.board_w is not None:
+            board = EnergySource(name="nvml", label="measured_counter", domains=("nvml:gpu0",))
+            found = (source, board)
+        return Result(answer=jobs.Found(sources=found), wall_s=0.1, work_s=0.1)
 
     def _throughput(self, job: jobs.Throughput) -> Result:
         rate = 1000.0 * job.recipe.threads * job.recipe.ranks**0.5
@@ -264,7 +287,8 @@ class Simulation:
             window_calls=len(latency),
             cpu_s=sum(latency),
             peak_memory_bytes=10**8 if build.runtime == "onnxruntime" else 3 * 10**8,
-            energy=self._window(sum(latency)),
+            energy=self._window(sum(latency), boards=job.boards),
+            device_memory_bytes=10**9 if build.runtime.startswith("cuda") else None,
             work_s=1.0,
         )
         return Result(answer=jobs.Measured(launch=launch), wall_s=1.1, work_s=1.0)
@@ -276,21 +300,26 @@ class Simulation:
         answer = jobs.Scored(scores=Scores(quality=1 - wrong / ROWS, rows=ROWS, per_sample=scores))
         return Result(answer=answer, wall_s=0.02, work_s=0.02)
 
-    def _window(self, seconds: float) -> EnergyWindow | None:
-        if self.power_w is None:
+    def _window(self, seconds: float, *, boards: bool = True) -> EnergyWindow | None:
+        if self.power_w is None and self.board_w is None:
             return None
-        joules = self.power_w * seconds
-        domain = Domain(
-            name="rapl:package-0",
-            energy_j=joules,
-            label="measured_counter",
-            origin="simulated",
-            uncertainty_j=0.0,
+        watts = {"rapl:package-0": self.power_w, "nvml:gpu0": self.board_w if boards else None}
+        domains = tuple(
+            Domain(
+                name=name,
+                energy_j=value * seconds,
+                label="measured_counter",
+                origin="simulated",
+                uncertainty_j=0.0,
+            )
+            for name, value in watts.items()
+            if value is not None
         )
         return EnergyWindow(
             duration_s=seconds,
-            domains=(domain,),
-            total_j=joules,
-            label="measured_counter",
-            uncertainty_j=0.0,
+            domains=domains,
+            total_j=sum(d.energy_j or 0.0 for d in domains) if domains else None,
+            label="measured_counter" if domains else "unavailable",
+            reason=None if domains else "vm_guest",
+            uncertainty_j=0.0 if domains else None,
         )
