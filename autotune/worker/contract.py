@@ -343,8 +343,20 @@ class Loaded:
         )
 
 
+_held: list[Loaded] = []
+
+
+def hold(spec: TaskSpec) -> None:
+    """Load a task once for all forks of this process: `load` then gives them what was loaded.
+
+    Raises:
+        ContractError: as `load` does.
+    """
+    _held[:] = [load(spec)]
+
+
 def load(spec: TaskSpec, *, pretrained: bool | None = None) -> Loaded:
-    """Load a task.
+    """Load a task, or take the one that this process was forked with (`hold`).
 
     Args:
         spec: where it is.
@@ -353,6 +365,8 @@ def load(spec: TaskSpec, *, pretrained: bool | None = None) -> Loaded:
     Raises:
         ContractError: the file breaks the contract; the message says how to mend it.
     """
+    if pretrained is None and _held and _held[0].spec == spec:
+        return _held.pop()
     with seeded(spec.seed):
         origin = script.load(spec)
     if origin.names.get("make_model") is None and origin.names.get("model") is None:

@@ -1,9 +1,9 @@
 """The precisions of training: in which numbers products are computed; weights stay fp32.
 
-    fp32   as torch does it
-    tf32   products and convolutions of fp32 numbers with ten bits of mantissa (Ampere on)
-    bf16   autocast
-    fp16   autocast, and losses scaled so that small gradients do not vanish
+fp32   as torch does it
+tf32   products and convolutions of fp32 numbers with ten bits of mantissa (Ampere on)
+bf16   autocast
+fp16   autocast, and losses scaled so that small gradients do not vanish
 """
 
 import contextlib

@@ -8,6 +8,7 @@ Lines in:  {"job": ..., "timeout_s": ..., "log": ..., "memory_bytes": ..., "alon
            {"preload": [names]}, "go", "stop"
 Lines out: {"event": "ready" | "report" | "done", ...}
 
+The first task that a job needs loaded is loaded once, below (`keeper`).
 What the user's file will import is imported while the first job runs, but for one that is to be
 ``alone``, as what is timed must be.
 
@@ -24,6 +25,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Set
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
@@ -33,6 +35,7 @@ from autotune.processes import Lines, ready
 from autotune.records import codec
 from autotune.records import job as jobs
 from autotune.records.base import Record
+from autotune.worker import keeper
 from autotune.worker.channel import PipeChannel
 
 _LOG_TAIL = 2000
@@ -46,25 +49,76 @@ def serve(root: Path, preload: tuple[str, ...]) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints by itself must not speak the protocol
     _preload(preload)
-    spare, fresh = _fork(root), True
-    _say(out, {"event": "ready", "pid": os.getpid()})
-    while (line := owner.next()) is not None:
-        message = json.loads(line)
-        if "preload" in message:
-            spare.end()
-            _preload(tuple(message["preload"]))
-            spare = _fork(root)
-            _say(out, {"event": "ready", "pid": os.getpid()})
-        else:
-            child, started = spare, time.monotonic()
-            child.begin(message)
-            if fresh and not message["alone"]:
-                _preload(_likely(message["job"]))
-            fresh = False
-            spare = _fork(root)  # while the job runs, so that nobody waits for the next fork
-            _job(message, started, child, owner, out)
-            child.end(spare.pid)
+    _Loop(root, keeps=True).run(owner, out)
     processes.kill_tree(os.getpid(), itself=False)
+
+
+class _Loop:
+    """Requests until there are no more; ``keeps``: the first task that jobs need loaded is kept
+    by a process below (`keeper`), which answers those of that very task.
+    """
+
+    def __init__(self, root: Path, *, keeps: bool) -> None:
+        self._root = root
+        self._fresh = self._keeps = keeps
+        self._keeper: keeper.Keeper | None = None
+
+    def run(self, owner: Lines, out: TextIO) -> None:
+        self._spare: _Child | None = _fork(self._root)
+        _say(out, {"event": "ready", "pid": os.getpid()})
+        while (line := owner.next()) is not None:
+            message = json.loads(line)
+            if "preload" in message:
+                self._preload(message)
+                _say(out, {"event": "ready", "pid": os.getpid()})
+                continue
+            started = time.monotonic()
+            if (below := self._below(message)) is not None:
+                below.passes(message, owner, out)
+            else:
+                self._answer(message, started, owner, out)
+
+    def _preload(self, message: dict[str, Any]) -> None:
+        self._no_spare()
+        _preload(tuple(message["preload"]))
+        if self._keeper is not None and self._keeper.alive:
+            self._keeper.preload(message)
+        else:
+            self._spare = _fork(self._root)
+
+    def _no_spare(self) -> None:
+        if self._spare is not None:
+            self._spare.end()
+            self._spare = None
+
+    def _below(self, message: dict[str, Any]) -> "keeper.Keeper | None":
+        """Who keeps the job's task."""
+        task = keeper.task_of(message)
+        if task is None:
+            return None
+        if self._keeps:
+            self._keeps = False
+            below = _Loop(self._root, keeps=False)
+            self._no_spare()  # whose end of a pipe a fork would hold open
+            self._keeper = keeper.kept(message, below.run)
+        found = self._keeper
+        return found if found is not None and found.keeps(task) else None
+
+    def _answer(self, message: dict[str, Any], started: float, owner: Lines, out: TextIO) -> None:
+        child = self._spare or _fork(self._root)
+        child.begin(message)
+        if self._fresh and not message["alone"]:
+            _preload(_likely(message["job"]))
+        self._fresh = False
+        others = set()
+        if self._keeper is None or not self._keeper.alive:
+            self._spare = _fork(self._root)  # while the job runs, so that nobody waits for a fork
+            others.add(self._spare.pid)
+        else:
+            self._spare = None
+            others.add(self._keeper.pid)
+        _job(message, started, child, owner, out)
+        child.end(others)
 
 
 def _likely(job: dict[str, Any]) -> tuple[str, ...]:
@@ -98,13 +152,13 @@ class _Child(NamedTuple):
             self.down.write(json.dumps(message).encode() + b"\n")
             self.down.flush()
 
-    def end(self, spare: int = 0) -> None:
-        """Close its pipes and reap it, then end whatever it left behind (not the spare)."""
+    def end(self, others: Set[int] = frozenset()) -> None:
+        """Close its pipes and reap it, then end whatever it left behind (but not the others)."""
         self.down.close()
         self.up.close()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
-        for orphan in _children() - {spare}:
+        for orphan in _children() - others:
             processes.kill_tree(orphan)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(orphan, 0)

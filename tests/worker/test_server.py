@@ -80,12 +80,14 @@ def test_what_a_job_leaves_behind_ends_with_it(bridge: ProcessBridge, tmp_path: 
 
 
 def _assert_idle() -> None:
-    """The server and its spare child alone; what was left behind has a moment to go."""
+    """The server, the one that keeps a task and a spare child alone; what was left behind has a
+    moment to go.
+    """
     deadline = time.monotonic() + 5
-    while len(found := _descendants()) > 2 and time.monotonic() < deadline:
+    while len(found := _descendants()) > 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     assert set(found) == {"autotune.worker"}
-    assert len(found) <= 2
+    assert len(found) <= 3
 
 
 def _descendants() -> list[str]:
