@@ -25,3 +25,8 @@ def profile() -> Profile:
         for threads in (1, 2)
     }
     return made.profile(measured=measured)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs first: handed out last, they would run alone while other processors idle."""
+    items.sort(key=lambda item: "scenarios" not in item.path.parts)

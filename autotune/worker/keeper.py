@@ -51,9 +51,7 @@ class Keeper:
             if self._lines in speaking:
                 line = self._lines.next()
                 if line is None:
-                    wall_s = time.monotonic() - began
-                    failure = {"kind": "crash", "message": "the process that keeps the task ended"}
-                    _say(out, {"event": "done", "wall_s": wall_s, "failure": failure})
+                    _say(out, _lost(time.monotonic() - began))
                     self.end()
                     return
                 out.write(line.decode() + "\n")
@@ -97,6 +95,13 @@ class Keeper:
         with contextlib.suppress(BrokenPipeError):
             self._down.write(line + b"\n")
             self._down.flush()
+
+
+def _lost(wall_s: float) -> dict[str, Any]:
+    """What is said of a job whose keeper ended under it."""
+    failure = {"kind": "crash", "message": "the process that keeps the task ended"}
+    nothing = {"cpu_s": 0.0, "peak_memory_bytes": 0}
+    return {"event": "done", "wall_s": wall_s, "failure": failure, **nothing}
 
 
 def _stamp(task: Any) -> tuple[int, int] | None:
