@@ -83,6 +83,9 @@ def seeds(default: Recipe, fast: int, precision: str) -> tuple[tuple[Recipe, str
     Recipes in use, at the default's batch or at four times it but no more than ``fast`` (beyond
     which a batch is no faster), in the fastest ``precision``; and the default itself at twice
     its learning rate, at its batch and at four times it (where twice is the square-root rule).
+
+    Muon's products cost the same whatever the batch: at four times it an epoch is three times as
+    fast and learns as much.
     """
     plain: dict[str, Any] = {
         "momentum": None,
@@ -106,8 +109,9 @@ def seeds(default: Recipe, fast: int, precision: str) -> tuple[tuple[Recipe, str
     return (
         (with_(four, **adamw, lr=3e-3), "seed: adamw, one cycle"),
         (with_(lr=2 * default.lr), "default, scaled"),
-        (with_(four, lr=2 * default.lr), "default, scaled"),
+        (with_(four, **cosine, optimizer="adafactor", lr=0.025), "seed: adafactor, cosine"),
+        (with_(four, **cosine, optimizer="muon", lr=3e-3, weight_decay=1e-2), "seed: muon, cosine"),
         (with_(**cosine, optimizer="nesterov", lr=0.05, weight_decay=5e-4), "seed: nesterov"),
-        (with_(**cosine, optimizer="muon", lr=3e-3, weight_decay=1e-2), "seed: muon, cosine"),
+        (with_(four, lr=2 * default.lr), "default, scaled"),
         (with_(**adamw, lr=3e-3, ema=0.99), "seed: adamw, one cycle, averaged"),
     )

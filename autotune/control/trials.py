@@ -215,11 +215,12 @@ def _further(
 ) -> TrainTrial:
     """A trial with what one more job has found."""
     length = outcome.length(trial.recipe)
-    paused = done.stopped and done.epochs < length.reach and not done.reached
+    ended = done.reached or done.by_heart
+    paused = done.stopped and done.epochs < length.reach and not ended
     ours = done.checkpoint_bytes is not None  # else each job of the user's loop counts its own
     train_s = done.train_s + (0.0 if ours else trial.train_s or 0.0)
     whole = (
-        1.0 if done.reached else length.epochs / max(done.epochs, 1e-9)
+        1.0 if ended else length.epochs / max(done.epochs, 1e-9)
     )  # a pause is projected to the horizon
     energy, label = added_energy(trial, done)
     memory = max(trial.peak_memory_bytes or 0, done.peak_memory_bytes)

@@ -187,7 +187,8 @@ class Trained(Record, frozen=True, kw_only=True, tag=True):
 
     All but the energy and what is evaluated count from the training's very start;
     ``resumed_epochs`` of it came with the checkpoint.  ``reached``: it ended
-    at ``until_quality``.  The weights are those of the best look, after ``kept_epochs``, at which
+    at ``until_quality``, ``by_heart``: where more training would only have learnt the rows by
+    heart.  The weights are those of the best look, after ``kept_epochs``, at which
     the quality was ``kept_quality``; None where the last ones are kept, as with a target quality
     and by the user's own loop.
     """
@@ -208,6 +209,7 @@ class Trained(Record, frozen=True, kw_only=True, tag=True):
     resumed_epochs: float = 0.0
     checkpoint_bytes: int | None = None
     reached: bool = False
+    by_heart: bool = False
     kept_epochs: float | None = None
     kept_quality: float | None = None
 

@@ -84,9 +84,10 @@ def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
     keeper.save()
     loop.settle()
     if go and loop.done >= job.epochs and job.epochs in job.rungs:
-        judge.report(job.epochs)
-    elif go and not judge.reached(job.until_quality):
-        judge.look(loop.done)
+        judge.report(job.epochs, loop.epoch_losses)
+    elif go and not judge.reached(job.until_quality) and not judge.overfits():
+        judge.look(loop.done, loop.epoch_losses)
+    by_heart = loop.done < job.epochs and judge.overfits()
     judge.settle()
     return Trained(
         epochs=loop.done,
@@ -105,19 +106,24 @@ def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
         resumed_epochs=loop.resumed_epochs,
         checkpoint_bytes=keeper.size or None,
         reached=judge.reached(job.until_quality),
+        by_heart=by_heart,
         kept_epochs=judge.best.epoch if judge.best else None,
         kept_quality=judge.best.quality if judge.best else None,
     )
 
 
 def _climb(job: Train, loop: Loop, keeper: resuming.Keeper, judge: Judge) -> bool:
-    """Train from rung to rung; False where it is told to pause."""
+    """Train from rung to rung; False where it is told to pause.  Where rows are learnt by heart it
+    ends early.
+    """
     for rung in (*(r for r in job.rungs if r < job.epochs), job.epochs):
+        if judge.overfits():
+            break
         keeper.train(rung)
         if loop.late or rung == job.epochs:
             break
         with loop.judged():
-            go = judge.report(rung)
+            go = judge.report(rung, loop.epoch_losses)
         if not go:
             return False
         if judge.reached(job.until_quality):

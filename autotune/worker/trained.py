@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import random
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,13 @@ class Look(NamedTuple):
     quality: float
     loss: float
     weights: dict[str, Tensor]
+    train_loss: float | None = None
+
+
+_RISE, _FALL, _BY_HEART = 0.2, 0.3, 2
+"""The loss on *select* up by this share since the best look, that of training down by this one, in
+so many looks one after the other: the rows are learnt by heart, and no schedule mends that.
+"""
 
 
 class Judge:
@@ -49,25 +57,29 @@ class Judge:
         self._group, self._channel = group, channel
         self._keeps = keeps
         self.best: Look | None = None
+        self._by_heart = 0
         self.losses: list[float] = []
         self.qualities: list[float] = []
 
     def state(self) -> dict[str, Any] | None:
         """What `restore` needs."""
-        return None if self.best is None else self.best._asdict()
+        if self.best is None:
+            return None
+        return {"best": self.best._asdict(), "by_heart": self._by_heart}
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Go on from `state`."""
-        self.best = None if state is None else Look(**state)
+        if state is not None:
+            self.best, self._by_heart = Look(**state["best"]), int(state["by_heart"])
 
     def settle(self) -> None:
         """The model is what the best look saw; it is not trained any more."""
         if self.best is not None:
             self.model.load_state_dict(self.best.weights)
 
-    def report(self, epoch: float) -> bool:
-        """Evaluate and report; whether to go on."""
-        self.look(epoch)
+    def report(self, epoch: float, train_losses: Sequence[float] = ()) -> bool:
+        """Evaluate and report; whether to go on.  ``train_losses`` are the epochs' so far."""
+        self.look(epoch, train_losses)
         go = self._group.rank != 0 or self._channel.report(epoch, self.losses[-1])
         return self._group.agree(go)
 
@@ -79,7 +91,11 @@ class Judge:
         found = bool(self.qualities) and better * (self.qualities[-1] - quality) >= 0
         return self._group.agree(found)
 
-    def look(self, epoch: float = 0.0) -> None:
+    def overfits(self) -> bool:
+        """Whether more training only learns the rows by heart, on every rank."""
+        return self._group.agree(self._by_heart >= _BY_HEART)
+
+    def look(self, epoch: float = 0.0, train_losses: Sequence[float] = ()) -> None:
         """Evaluate the model as it is after ``epoch``.
 
         Raises:
@@ -95,7 +111,18 @@ class Judge:
         self.qualities.append(scores.quality)
         if self._keeps and self._better(scores.quality, loss):
             weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-            self.best = Look(epoch, scores.quality, loss, weights)
+            last = train_losses[-1] if train_losses else None
+            self.best, self._by_heart = Look(epoch, scores.quality, loss, weights, last), 0
+        elif self._keeps:
+            self._by_heart = self._by_heart + 1 if self._worse(loss, train_losses) else 0
+
+    def _worse(self, loss: float, train_losses: Sequence[float]) -> bool:
+        """Whether this loss has risen since the best look, and that of training fallen."""
+        best = self.best
+        if best is None or best.train_loss is None or not train_losses:
+            return False
+        risen = loss - best.loss > _RISE * abs(best.loss)
+        return risen and best.train_loss - train_losses[-1] > _FALL * abs(best.train_loss)
 
     def _better(self, quality: float, loss: float) -> bool:
         best = self.best

@@ -154,15 +154,17 @@ def _begun(searched: space.Space) -> list[Recipe]:
 def test_a_search_begins_with_recipes_in_use() -> None:
     searched = recipes.train_space(survey(), Effort())
     begun = _begun(searched)
-    assert len({space.canonical(r) for r in begun}) == len(begun) == 6
+    assert len({space.canonical(r) for r in begun}) == len(begun) == 7
     assert (begun[0].optimizer, begun[0].schedule) == ("adamw", "one_cycle")
     assert begun[0].lr == pytest.approx(3e-3 * 2**0.5)  # the square-root rule, at twice 32
     assert begun[1].lr == pytest.approx(2e-3)
-    assert {r.optimizer for r in begun} == {"adam", "adamw", "nesterov", "muon"}
+    assert {r.optimizer for r in begun} == {"adafactor", "adam", "adamw", "muon", "nesterov"}
 
 
 def test_seeds_keep_to_what_is_allowed() -> None:
-    effort = Effort(without=("muon", "nesterov"), fix=("lr=5e-4", "schedule=cosine", "ema=0"))
+    effort = Effort(
+        without=("adafactor", "muon", "nesterov"), fix=("lr=5e-4", "schedule=cosine", "ema=0")
+    )
     mine = Survey(task=info(), traits=TRAITS, options=space.restrict(OPTIONS, effort))
     searched = recipes.train_space(mine, effort)
     begun = [

@@ -156,6 +156,41 @@ def test_the_weights_of_the_best_look_are_kept(
     assert again.weights_sha256 == done.weights_sha256
 
 
+@pytest.mark.parametrize(("losses", "ends"), [
+    ((1.0, 1.3, 1.4, 9.0, 9.0), 3),
+    ((1.0, 1.3, 1.1, 1.3, 1.4), 5),  # two in a row
+    ((1.0, 1.1, 1.1, 1.1, 1.1), None),
+    ((1.0, 1.3, 0.9, 1.0, 1.0), None),  # better once more
+])  # fmt: skip
+def test_a_training_ends_where_it_learns_rows_by_heart(
+    losses: tuple[float, ...], ends: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judged(*losses: float) -> None:
+        scores = [SimpleNamespace(quality=0.5, loss=loss) for loss in losses]
+        monkeypatch.setattr(trained.evaluate, "evaluate", lambda *_: scores.pop(0))
+
+    # the training loss halves from epoch to epoch
+    monkeypatch.setattr(
+        "autotune.worker.loop.Loop.epoch_losses",
+        property(lambda loop: [0.5**n for n in range(round(loop.done) + 1)], lambda *_: None),
+        raising=False,
+    )
+    judged(*losses)
+    rungs = tuple(range(1, len(losses) + 1))
+    horizon = len(losses) + 1 if ends == len(losses) else len(losses)
+    done = run(tmp_path, epochs=horizon, rungs=rungs, checkpoint="t.state", weights_out="a.st")
+    assert done.by_heart == (ends is not None)
+    assert done.epochs == (ends or len(losses))
+    assert len(done.val_losses) == done.epochs
+    if ends is not None:  # what goes on from there ends at once, with the weights that were kept
+        judged()
+        again = run(tmp_path, epochs=horizon, rungs=(horizon,), checkpoint="t.state",
+                    weights_out="b.st")  # fmt: skip
+        assert (again.by_heart, again.epochs) == (True, ends)
+        assert again.weights_sha256 == done.weights_sha256
+        assert again.kept_epochs == done.kept_epochs == 1.0
+
+
 def test_with_a_target_the_last_weights_are_kept(tmp_path: Path) -> None:
     done = run(tmp_path, epochs=3, rungs=(1, 2, 3), until_quality=2.0)
     assert done.kept_epochs is None
