@@ -169,17 +169,30 @@ def _loaded(task: Any) -> str | None:
     spec = codec.decode(json.dumps({"task": task}).encode(), _Envelope).task
     threads, files = torch.get_num_threads(), _files()
     torch.set_num_threads(1)  # a pool of threads cannot be forked
+    # else a mere `torch.cuda.is_available()` in the user's file bars all forks from the device
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     contract.hold(spec)
     torch.set_num_threads(threads)
     if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208
         return "loading it leaves a thread running"
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized() or _barred():  # type: ignore[no-untyped-call]
         return "loading it uses a device"
     if opened := _files() - files:
         return f"loading it leaves {min(opened)} open"
     if Path("/proc/thread-self/children").read_text().strip():
         return "loading it leaves a process running"
     return None
+
+
+def _barred() -> bool:
+    """Whether forks of this process could not use a CUDA device; a fork can tell."""
+    import torch
+
+    pid = os.fork()
+    if pid == 0:
+        asked = getattr(torch.cuda, "_is_in_bad_fork", bool)
+        os._exit(int(bool(asked())))
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0
 
 
 def _files() -> set[str]:
