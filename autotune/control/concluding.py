@@ -98,7 +98,9 @@ def _against_baseline(
     """The winner replaces the baseline only if it beats it beyond noise."""
     if chosen is None:
         own = verifying.verify(lab, lab.dense(_fastest_threads(lab), lab.batch), 1, known.execution)
-        return own, "No candidate could be verified: the baseline is the plan."
+        tried = any(not lab.is_baseline(t.trial.deployment) for t in lab.tried)
+        what = "could be verified" if tried else "was tried, as time was short"
+        return own, f"No candidate {what}: the baseline is the plan."
     if chosen.met and _improves(known.run, chosen):
         return chosen, None
     own = _baseline_of(known, chosen)
