@@ -15,8 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import IO, Any
+from collections.abc import Callable, Iterator
+from typing import IO, Any, BinaryIO
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -93,6 +93,25 @@ def _alive(process: Any) -> bool:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def forked(body: Callable[[BinaryIO, BinaryIO], None]) -> tuple[int, BinaryIO, BinaryIO]:
+    """Fork a child that runs ``body(from us, to us)``, which must not return.
+
+    Returns:
+        Its process id, the pipe down to it and the pipe up from it.
+    """
+    up_read, up_write = os.pipe()
+    down_read, down_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(up_read)
+        os.close(down_write)
+        body(os.fdopen(down_read, "rb"), os.fdopen(up_write, "wb"))
+        os._exit(1)
+    os.close(up_write)
+    os.close(down_read)
+    return pid, os.fdopen(down_write, "wb"), os.fdopen(up_read, "rb")
 
 
 def wait(process: "subprocess.Popen[bytes]", timeout_s: float) -> bool:

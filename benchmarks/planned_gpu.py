@@ -106,7 +106,7 @@ def served() -> Iterator[tuple[int, str, float]]:
 def _model_file() -> Any:
     sys.path.insert(0, str(MODEL.parent))
     sys.argv = [str(MODEL), *ARGS, "--rows", "64"]
-    import transformer_lm  # type: ignore[import-not-found]
+    import transformer_lm
 
     return transformer_lm
 
@@ -140,7 +140,7 @@ def _timed(name: str, kind: str, call: Callable[[], None], batch: int) -> float:
 
 
 def _joules() -> float:
-    import pynvml  # type: ignore[import-untyped,unused-ignore]
+    import pynvml
 
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)

@@ -19,8 +19,11 @@ _ON_GPU = ("cuda_eager", "cuda_graphs", "cuda_compiled")
 
 def unavailable(context: Context) -> str | None:
     """Only where its matrix product was measured to be faster than that of fp32."""
-    profile = context.profile
-    return _paths.bf16(profile) and (_paths.on_gpu(profile, "bf16") or None)
+    here = _paths.bf16(context.profile)
+    if here is None or not context.profile.gpus:
+        return here
+    there = _paths.on_gpu(context.profile, "bf16")
+    return f"{here}; on the GPU: {there}" if there else None
 
 
 def runtimes(context: Context) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ Shares are those of `autotune.tune`; what a share cannot hold (the pinned traini
 baselines) is done all the same and makes the run longer than ``--time``.
 """
 
+import math
+
 from autotune.control import outlay, units
 from autotune.control.outlay import Outlay
 from autotune.records.base import Record
@@ -99,8 +101,13 @@ def lines(found: Forecast, time_s: float) -> tuple[str, ...]:
     out.append(f"About {found.deploy_trials} deployments fit into the deploy search.")
     out.append(f"The whole run would take about {units.show(found.whole_s, 's')}.")
     if found.recommended_s > time_s:
-        out.append(
-            f"Recommended: --time {units.show(found.recommended_s, 's').replace(' ', '')} "
-            "(some twenty recipes and deployments)."
-        )
+        asked = round_up(found.recommended_s)
+        out.append(f"Recommended: --time {asked} (some twenty recipes and deployments).")
     return tuple(out)
+
+
+def round_up(seconds: float) -> str:
+    """As one would type it: the next ten seconds, over five minutes the next minute."""
+    if seconds <= 300:
+        return f"{10 * math.ceil(seconds / 10)}s"
+    return f"{math.ceil(seconds / 60)}min"

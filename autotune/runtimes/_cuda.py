@@ -6,7 +6,6 @@ from pathlib import Path
 
 from autotune.forms import Form
 from autotune.records.job import Context
-from autotune.records.task import Dim
 from autotune.runtimes import Tools, _artifact
 from autotune.runtimes._torch import Way
 
@@ -31,13 +30,6 @@ def no_compiler() -> str | None:
     if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
         return "Triton needs a C compiler: `apt-get install gcc`"
     return None
-
-
-def dims(context: Context) -> tuple[Dim, ...]:
-    """Tensor cores convolve images whose channels come last."""
-    if "Conv2d" not in context.traits.module_types:
-        return ()
-    return (Dim(name="channels_last", kind="choice", choices=(False, True)),)
 
 
 def write(form: Form, out: Path, tools: Tools, *, runtime: str, way: Way) -> None:

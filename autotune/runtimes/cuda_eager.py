@@ -9,7 +9,7 @@ from pathlib import Path
 from autotune.forms import Form
 from autotune.records.job import Context
 from autotune.records.task import Dim
-from autotune.runtimes import Tools, _cuda
+from autotune.runtimes import Tools, _cuda, eager
 
 TAKES = "module"
 
@@ -21,7 +21,7 @@ def unavailable(context: Context) -> str | None:
 
 def dims(context: Context) -> tuple[Dim, ...]:
     """The layout of images in memory, for a model that convolves them."""
-    return _cuda.dims(context)
+    return eager.dims(context)
 
 
 def write(form: Form, out: Path, tools: Tools) -> None:

@@ -12,6 +12,7 @@ shared by all jobs).
 """
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -51,7 +52,7 @@ class Keeper:
             if self._lines in speaking:
                 line = self._lines.next()
                 if line is None:
-                    _say(out, _lost(time.monotonic() - began))
+                    say(out, _lost(time.monotonic() - began))
                     self.end()
                     return
                 out.write(line.decode() + "\n")
@@ -123,16 +124,9 @@ def kept(message: dict[str, Any], loop: Loop) -> Keeper | None:
     if not Path("/proc/self/task").is_dir():
         return None
     task = task_of(message)
-    up_read, up_write = os.pipe()
-    down_read, down_write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(up_read)
-        os.close(down_write)
-        _keep(task, os.fdopen(down_read, "rb"), os.fdopen(up_write, "w"), loop)
-    os.close(up_write)
-    os.close(down_read)
-    found = Keeper(task, pid, os.fdopen(down_write, "wb"), os.fdopen(up_read, "rb"))
+    found = Keeper(
+        task, *processes.forked(lambda reader, writer: _keep(task, reader, writer, loop))
+    )
     patience_s = min(_MOST_S, _SHARE * float(message["timeout_s"]))
     if found._lines.next_within(patience_s) is None:
         found.end()
@@ -140,7 +134,7 @@ def kept(message: dict[str, Any], loop: Loop) -> Keeper | None:
     return found
 
 
-def _keep(task: Any, reader: BinaryIO, writer: TextIO, loop: Loop) -> None:
+def _keep(task: Any, reader: BinaryIO, writer: BinaryIO, loop: Loop) -> None:
     """Load the task and serve its jobs; never returns."""
     processes.die_with_parent()
     processes.become_subreaper()
@@ -151,7 +145,7 @@ def _keep(task: Any, reader: BinaryIO, writer: TextIO, loop: Loop) -> None:
     try:
         why = _loaded(task)
         if why is None:
-            loop(Lines(reader), writer)
+            loop(Lines(reader), io.TextIOWrapper(writer))
             status = 0
         else:
             print(f"each job loads the task by itself: {why}", file=sys.stderr, flush=True)
@@ -173,7 +167,7 @@ def _loaded(task: Any) -> str | None:
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     contract.hold(spec)
     torch.set_num_threads(threads)
-    if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208
+    if len(list(Path("/proc/self/task").iterdir())) > 1:
         return "loading it leaves a thread running"
     if torch.cuda.is_initialized() or _barred():  # type: ignore[no-untyped-call]
         return "loading it uses a device"
@@ -208,6 +202,7 @@ class _Envelope(Record, frozen=True, kw_only=True):
     task: TaskSpec
 
 
-def _say(out: TextIO, message: dict[str, Any]) -> None:
+def say(out: TextIO, message: dict[str, Any]) -> None:
+    """One line of the protocol."""
     out.write(json.dumps(message) + "\n")
     out.flush()

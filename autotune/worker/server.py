@@ -65,12 +65,12 @@ class _Loop:
 
     def run(self, owner: Lines, out: TextIO) -> None:
         self._spare: _Child | None = _fork(self._root)
-        _say(out, {"event": "ready", "pid": os.getpid()})
+        keeper.say(out, {"event": "ready", "pid": os.getpid()})
         while (line := owner.next()) is not None:
             message = json.loads(line)
             if "preload" in message:
                 self._preload(message)
-                _say(out, {"event": "ready", "pid": os.getpid()})
+                keeper.say(out, {"event": "ready", "pid": os.getpid()})
                 continue
             started = time.monotonic()
             if (below := self._below(message)) is not None:
@@ -165,16 +165,7 @@ class _Child(NamedTuple):
 
 
 def _fork(root: Path) -> _Child:
-    up_read, up_write = os.pipe()
-    down_read, down_write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(up_read)
-        os.close(down_write)
-        _child(root, os.fdopen(down_read, "rb"), os.fdopen(up_write, "wb"))
-    os.close(up_write)
-    os.close(down_read)
-    return _Child(pid, os.fdopen(down_write, "wb"), os.fdopen(up_read, "rb"))
+    return _Child(*processes.forked(lambda reader, writer: _child(root, reader, writer)))
 
 
 def _job(message: dict[str, Any], started: float, child: _Child, owner: Lines, out: TextIO) -> None:
@@ -195,7 +186,7 @@ def _job(message: dict[str, Any], started: float, child: _Child, owner: Lines, o
         }
     if answer.get("failure"):
         answer["failure"]["log"] = _tail(log)
-    _say(out, {"event": "done", "wall_s": time.monotonic() - started, **answer})
+    keeper.say(out, {"event": "done", "wall_s": time.monotonic() - started, **answer})
 
 
 def _relay(
@@ -214,7 +205,7 @@ def _relay(
             message = json.loads(line)
             if message["event"] == "answer":
                 return message["done"], None
-            _say(out, message)
+            keeper.say(out, message)
         if owner in speaking:
             line = owner.next()
             if line is None:  # the owner is gone
@@ -276,11 +267,6 @@ def _usage() -> dict[str, float]:
 
 class _Envelope(Record, frozen=True, kw_only=True):
     job: jobs.Job
-
-
-def _say(out: TextIO, message: dict[str, Any]) -> None:
-    out.write(json.dumps(message) + "\n")
-    out.flush()
 
 
 def _died(status: int) -> dict[str, str]:

@@ -96,3 +96,9 @@ def test_the_forecast_says_it() -> None:
     said = forecast.lines(msgspec.structs.replace(found, outlay=step), 600.0)
     assert any("A training step of 32 samples" in line for line in said)
     assert not any("A training step" in line for line in forecast.lines(found, 600.0))
+
+
+def test_a_time_is_recommended_as_one_would_type_it() -> None:
+    from autotune.control.forecast import round_up
+
+    assert [round_up(s) for s in (101.9, 110.0, 300.0, 301.0)] == ["110s", "110s", "300s", "6min"]

@@ -87,6 +87,17 @@ def test_a_precision_is_offered_to_the_device_on_which_it_pays() -> None:
     assert bf16.unavailable(context(fast)) is None
     assert set(NAMES) <= set(bf16.runtimes(context(fast)))
     assert not set(NAMES) & set(bf16.runtimes(context(slow)))
+    half = made.profile(
+        measured={
+            f"gemm_{kind}_1t_flop_per_s": Leaf(value=value, unit="FLOP/s", source="measured")
+            for kind, value in (("fp32", 2e11), ("bf16", 1e11))
+        }
+    )
+    here = "bf16 GEMM 100 GFLOP/s against fp32 200 (0.5x)"  # the processor's own figure
+    assert here in str(bf16.unavailable(made.context(on=half)))
+    both = str(bf16.unavailable(made.context(on=msgspec.structs.replace(half, gpus=(slow,)))))
+    assert here in both
+    assert "on the GPU: slower here" in both
     assert "0.5x" in str(tf32.unavailable(context(slow)))
     assert tf32.unavailable(context(fast)) is None
     assert "needs a GPU" in str(tf32.unavailable(context()))

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -54,11 +55,11 @@ def bridge(tmp_path: Path) -> Iterator[ProcessBridge]:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Callable[..., jobs.Train]:
-    def make(more: str = "", **fields: object) -> jobs.Train:
+    def make(more: str = "", **fields: Any) -> jobs.Train:
         path = tmp_path / "model.py"
         if not path.exists():
             path.write_text(SOURCE.format(more=more))
-        task = TaskSpec(kind="file", path=str(path), **fields)  # type: ignore[arg-type]
+        task = TaskSpec(kind="file", path=str(path), **fields)
         return jobs.Train(task=task, recipe=Recipe(), epochs=1)
 
     return make

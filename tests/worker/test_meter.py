@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from autotune import meters
@@ -80,6 +81,27 @@ def test_windows_overlap_and_share_readings() -> None:
     assert bench.close(second).total_j == pytest.approx(60.0)
     with pytest.raises(KeyError):
         bench.close(first)
+
+
+def test_boards_are_left_out_of_a_window_that_is_not_about_them() -> None:
+    class Board(Steady):
+        def difference(self, *readings: Reading) -> tuple[Domain, ...]:
+            return tuple(
+                msgspec.structs.replace(domain, name="nvml:gpu0")
+                for domain in super().difference(*readings)
+            )
+
+    board, steady = Board(), Steady()
+    both = meter.Bench([board, steady], steady.clock)
+    tokens = both.open(), both.open(boards=False)
+    board.now = steady.now = 2.0
+    assert both.close(tokens[0]).total_j == pytest.approx(80.0)
+    alone = both.close(tokens[1])
+    assert (alone.total_j, [d.name for d in alone.domains]) == (pytest.approx(40.0), ["steady"])
+    idle = meter.Bench([board], board.clock)
+    token = idle.open(boards=False)
+    board.now = 4.0
+    assert idle.close(token).total_j is None  # a board that idles beside says nothing
 
 
 def test_nothing_is_read_while_no_window_is_open() -> None:
