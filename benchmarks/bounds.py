@@ -40,7 +40,7 @@ from autotune.records.hardware import Profile
 from autotune.records.job import Probe
 from autotune.records.plan import Deployment, Step
 from autotune.records.task import Traits
-from autotune.worker import profiler, tape, traits
+from autotune.worker import floors, profiler, tape, traits
 from autotune.worker.channel import NullChannel
 from benchmarks import families, points, zoo
 from benchmarks.points import CACHE
@@ -89,7 +89,7 @@ def traits_of(sample: families.Sample) -> Traits:
     """As the survey counts them."""
     one, two = (tape.record(sample.module, (sample.inputs(n),)) for n in (1, 2))
     counted = traits.count(sample.module, (sample.inputs(1),))
-    return msgspec.structs.replace(counted, floor=tape.floor(one, two))
+    return msgspec.structs.replace(counted, floor=floors.floor(one, two))
 
 
 def plans(

@@ -20,6 +20,7 @@ import argparse
 import json
 import math
 import os
+import runpy
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,7 @@ import msgspec
 from autotune.control.comparing import student
 from autotune.records import codec
 from autotune.records.plan import Recipe
-from benchmarks.train_arms import Order
+from benchmarks.train_arms import MODELS, Order
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "benchmarks"
 BUDGETS_S = {"digits": 40.0, "fashion": 60.0, "diamonds": 40.0, "snippets": 40.0, "diabetes": 40.0}
@@ -58,6 +59,7 @@ def main() -> int:
     seeds = min(given.seeds, 2) if given.quick else given.seeds
     until = time.monotonic() + 60 * given.minutes
     rows = _load(given.rows)
+    _prepare(names)
     for seed in range(seeds):
         for number, name in enumerate(names):
             turn = (seed + number) % len(ARMS)
@@ -86,6 +88,14 @@ def _append(path: Path, row: Row) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def _prepare(names: tuple[str, ...]) -> None:
+    """Fetch and unpack the sets' data once, so that no arm pays for it."""
+    for name in names:
+        task = runpy.run_path(str(MODELS / f"{name}.py"))
+        for part in ("train_data", "eval_data", "confirm_data"):
+            task[part]()
 
 
 def _profile() -> Path:

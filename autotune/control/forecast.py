@@ -2,7 +2,7 @@
 
     survey --> splits --> train search --> final training --> deploy search --> verification
 
-Shares are those of `autotune.tune`; what a share cannot hold (the pinned trainings, the
+Shares are those of `control.story`; what a share cannot hold (the pinned trainings, the
 baselines) is done all the same and makes the run longer than ``--time``.
 """
 

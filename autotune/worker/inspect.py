@@ -78,7 +78,7 @@ def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
 
 def _floor(loaded: Loaded, model: nn.Module) -> Floor | None:
     """The needed work of one sample and of two; None for a model that cannot be taped."""
-    from autotune.worker import tape
+    from autotune.worker import floors, tape
 
     tapes: list[tape.Tape | None] = []
     for size in (1, 2):
@@ -89,7 +89,7 @@ def _floor(loaded: Loaded, model: nn.Module) -> Floor | None:
         except Exception:  # bounds are a help: a model that they do not fit runs without
             tapes.append(None)
     one, two = tapes
-    return tape.floor(one, two) if one is not None else None
+    return floors.floor(one, two) if one is not None else None
 
 
 def _with_weights(info: TaskInfo, loaded: Loaded) -> TaskInfo:

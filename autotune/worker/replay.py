@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from autotune.records.job import Replay, Replayed
 from autotune.records.measurement import OpReplay, OpTime
-from autotune.worker import contract, heap, onnxops, packed, passes, system, tape
+from autotune.worker import contract, floors, heap, onnxops, packed, passes, system, tape
 from autotune.worker.channel import Channel
 from autotune.worker.quiet import Sample, best, timed
 from autotune.worker.tape import Cell, Played, Spec, Tape
@@ -315,7 +315,7 @@ def kind_of(one: Played) -> str:
     """See `OpTime`."""
     name = one.name
     if one.flops:
-        kind = tape.kind_of(one)
+        kind = floors.kind_of(one)
         if kind.startswith(("conv", "winograd")):
             return "depthwise" if len(one.args) > 8 and one.args[8] > 1 else "conv"
         return kind

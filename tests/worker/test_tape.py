@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autotune.worker import tape
+from autotune.records.task import Floor
+from autotune.worker import floors, tape
 
 
-def floor(model: nn.Module, *inputs: Tensor) -> tape.Floor:
+def floor(model: nn.Module, *inputs: Tensor) -> Floor:
     twice = tuple(torch.cat([x, x]) for x in inputs)
-    return tape.floor(tape.record(model, inputs), tape.record(model, twice))
+    return floors.floor(tape.record(model, inputs), tape.record(model, twice))
 
 
 def test_a_linear_layer() -> None:
