@@ -36,6 +36,7 @@ MODELS = Path(__file__).parent / "train_models"
 _LAST_S = 0.6  # of a budget, for evaluating and writing down
 _FULL = 5  # full trainings of the plain recipe that a search's budget holds
 _LOOKS = 20
+_FINAL = 1.1  # times its planned length that the final training may take
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +51,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     out: str
     target: float | None = None
     recipe: Recipe | None = None
-    epochs: int | None = None
+    epochs: int | float | None = None
 
 
 def main(path: Path) -> None:
@@ -93,12 +94,17 @@ def _autotune(order: Order) -> dict[str, Any]:
             run.survey = msgspec.structs.replace(run.survey, splits=rows)
             search_s = order.budget_s - _LAST_S - bridge.now()
             epochs = splitting.horizon(run, search_s / _FULL)
-            steps.judge(run, epochs)
-            outcome = trials.Outcome(run, epochs, epochs, timed=True)
-            training.search(outcome, order.budget_s - _LAST_S)
+            reach, last_s = epochs, 0.0
+            if splitting.dear(run):  # the winner starts anew
+                last_s = _FINAL * epochs * (splitting.one_epoch_s(run) or 0.0)
+                reach = splitting.reach(run, epochs, search_s - last_s)
+            steps.judge(run, reach)
+            outcome = trials.Outcome(run, epochs, reach, timed=True)
+            training.search(outcome, order.budget_s - _LAST_S - last_s)
             winner = outcome.winner
             assert winner is not None
-            training.final(run, winner.recipe, winner.epochs or epochs, winner)
+            before = None if outcome.proxies else winner
+            training.final(run, winner.recipe, outcome.final(winner), before)
         finally:
             wall_s = order.budget_s - _left(order)
             bridge.close()
@@ -109,7 +115,7 @@ def _autotune(order: Order) -> dict[str, Any]:
         "trials": len(outcome.trials),
         "ended": sum(t.state == "complete" for t in outcome.trials),
         "seeds": 1 + len(winner.repeats),
-        "epochs": winner.epochs,
+        "epochs": outcome.final(winner),
         "select": winner.quality_mean,
         "recipe": json.loads(codec.encode(winner.recipe)),
     }

@@ -36,7 +36,7 @@ class Known:
     created_utc: str = field(default_factory=store.now_utc)
     training: Outcome | None = None
     recipe: Recipe | None = None
-    epochs: int = 0
+    epochs: int | float = 0
     execution: Execution = field(default_factory=Execution)
     lab: Lab | None = None
     baseline: PlanResult | None = None

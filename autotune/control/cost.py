@@ -306,7 +306,7 @@ def contradicted(deployment: Deployment, latency_s: float, traits: Traits, prof:
 
 
 def train_bound_s(
-    recipe: Recipe, epochs: int, rows: int, traits: Traits, profile: Profile
+    recipe: Recipe, epochs: float, rows: int, traits: Traits, profile: Profile
 ) -> float | None:
     """Forward and weight gradients of every row; incomplete batches may be left out."""
     floor, peak = traits.floor, peak_flop_per_s(profile, torch_only=True)

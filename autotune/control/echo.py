@@ -17,7 +17,8 @@ _LEAST_LAUNCH_S = 1.5
 
 def measured(run: Run) -> Forecast:
     """One epoch and one deployment tell the rest."""
-    weights, evaluation_s, training_s, epochs = "weights.safetensors", 0.0, 0.0, 0
+    weights, evaluation_s, training_s = "weights.safetensors", 0.0, 0.0
+    epochs: int | float = 0
     surveyed_s, recipe_s = run.bridge.now(), 0.0
     if not run.survey.task.pretrained:
         measured = hardware.measure(run, 0.3 * TRAIN_SHARE * run.effort.time_s)
@@ -46,7 +47,7 @@ def measured(run: Run) -> Forecast:
     return msgspec.structs.replace(found, outlay=outlay.of(run, epochs))
 
 
-def say(run: Run, epochs: int) -> None:
+def say(run: Run, epochs: int | float) -> None:
     """What the run is going to cost, said before it is spent; the deploy search's part is a
     guess until its first trial.
     """
@@ -70,7 +71,7 @@ def say(run: Run, epochs: int) -> None:
         run.listener.note(line)
 
 
-def _recipe_s(run: Run, epochs: int, epoch_s: float, evaluation_s: float) -> float:
+def _recipe_s(run: Run, epochs: float, epoch_s: float, evaluation_s: float) -> float:
     """Seconds of a trial that nothing cuts short: its epochs, and an evaluation at each look."""
     reach = splitting.reach(run, epochs, TRAIN_SHARE * run.effort.time_s)
     rungs = tuple(share * reach for share in trials.shares_of(run, reach))

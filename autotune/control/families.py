@@ -77,15 +77,18 @@ def scale(rule: str, batch: int) -> float:
     return min(times if of(rule).name in _LINEAR else math.sqrt(times), _MOST_TIMES)
 
 
-def seeds(default: Recipe, fast: int, precision: str) -> tuple[tuple[Recipe, str], ...]:
+def seeds(
+    default: Recipe, fast: int, precision: str, *, times: int = 4
+) -> tuple[tuple[Recipe, str], ...]:
     """What to try before the sampler knows anything, the likeliest first.
 
-    Recipes in use, at the default's batch or at four times it but no more than ``fast`` (beyond
+    Recipes in use, at the default's batch or at ``times`` it but no more than ``fast`` (beyond
     which a batch is no faster), in the fastest ``precision``; and the default itself at twice
     its learning rate, at its batch and at four times it (where twice is the square-root rule).
 
     Muon's products cost the same whatever the batch: at four times it an epoch is three times as
-    fast and learns as much.
+    fast and learns as much.  Where a training has few epochs steps are what it lacks: two ``times``
+    (Fashion-MNIST, one epoch of AdamW: 0.889 at 64, 0.885 at 128).
     """
     plain: dict[str, Any] = {
         "momentum": None,
@@ -96,7 +99,7 @@ def seeds(default: Recipe, fast: int, precision: str) -> tuple[tuple[Recipe, str
     }
     adamw = {**plain, "optimizer": "adamw", "weight_decay": 1e-2, "schedule": "one_cycle"}
     cosine = {**plain, "schedule": "cosine", "warmup": 0.05}
-    four = max(default.batch_size, min(4 * default.batch_size, fast))
+    big = max(default.batch_size, min(times * default.batch_size, fast))
 
     def with_(batch: int = default.batch_size, **changes: Any) -> Recipe:
         changed = {"batch_size": batch, "precision": precision, **changes}
@@ -107,11 +110,14 @@ def seeds(default: Recipe, fast: int, precision: str) -> tuple[tuple[Recipe, str
         return msgspec.structs.replace(made, lr=made.lr * times)
 
     return (
-        (with_(four, **adamw, lr=3e-3), "seed: adamw, one cycle"),
+        (with_(big, **adamw, lr=3e-3), "seed: adamw, one cycle"),
         (with_(lr=2 * default.lr), "default, scaled"),
-        (with_(four, **cosine, optimizer="adafactor", lr=0.025), "seed: adafactor, cosine"),
-        (with_(four, **cosine, optimizer="muon", lr=3e-3, weight_decay=1e-2), "seed: muon, cosine"),
+        (with_(big, **cosine, optimizer="adafactor", lr=0.025), "seed: adafactor, cosine"),
+        (
+            with_(big, **cosine, optimizer="muon", lr=3e-3, weight_decay=1e-2),
+            "seed: muon, cosine",
+        ),
         (with_(**cosine, optimizer="nesterov", lr=0.05, weight_decay=5e-4), "seed: nesterov"),
-        (with_(four, lr=2 * default.lr), "default, scaled"),
+        (with_(big, lr=2 * default.lr), "default, scaled"),
         (with_(**adamw, lr=3e-3, ema=0.99), "seed: adamw, one cycle, averaged"),
     )

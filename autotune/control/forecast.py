@@ -36,7 +36,7 @@ class Costs(Record, frozen=True, kw_only=True):
     trial_s: float = 0.0
     launch_s: float = 0.0
     baselines: int = 1
-    epochs: int = 0
+    epochs: int | float = 0
     apart: bool = False
 
 
@@ -47,7 +47,7 @@ class Forecast(Record, frozen=True, kw_only=True):
 
     evaluation_s: float
     final_training_s: float
-    epochs: int = 0
+    epochs: int | float = 0
     train_trials: int
     deploy_trials: int
     whole_s: float

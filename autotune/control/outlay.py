@@ -39,7 +39,7 @@ class Outlay(Record, frozen=True, kw_only=True):
     steps: int = 0
 
 
-def of(run: Run, epochs: int) -> Outlay | None:
+def of(run: Run, epochs: float) -> Outlay | None:
     """The outlay of a training of so many epochs; None where no split could be measured."""
     epoch_s, rows = splitting.one_epoch_s(run), run.survey.task.train_rows
     if epoch_s is None or not epochs:
@@ -53,7 +53,7 @@ def of(run: Run, epochs: int) -> Outlay | None:
         step_s=step_s,
         step_j=None if known is None else _product(known[0], step_s),
         watts=None if known is None else known[1],
-        steps=epochs * -(-rows // recipe.batch_size),
+        steps=math.ceil(epochs * -(-rows // recipe.batch_size)),
     )
 
 

@@ -239,7 +239,9 @@ def _raw(rec: Recipe, space: Space) -> dict[str, Value | None]:
     }
 
 
-def seeds(space: Space, default: Recipe) -> tuple[tuple[dict[str, Value], str], ...]:
+def seeds(
+    space: Space, default: Recipe, *, times: int = 4
+) -> tuple[tuple[dict[str, Value], str], ...]:
     """Where a search begins (`families.seeds`), as different values of the space.
 
     Recipes are those in use, at batch sizes that this machine is fast with, in the precision
@@ -249,7 +251,7 @@ def seeds(space: Space, default: Recipe) -> tuple[tuple[dict[str, Value], str], 
     choices = {n.dim.name: n.dim.choices for n in space.nodes}
     fast = max(int(size) for size in choices["batch_size"])
     quick = str(choices.get("precision", (default.precision,))[-1])
-    for rec, why in families.seeds(default, fast, quick):
+    for rec, why in families.seeds(default, fast, quick, times=times):
         values = values_near(rec, space)
         if values is not None:
             values |= {"compile": True} if True in choices.get("compile", ()) else {}

@@ -19,6 +19,11 @@ _PROBE_S = 0.4  # of one throughput
 _METERED_S = 2.0  # of one whose energy is read
 _START_S = 4.0  # of a process group
 _WHOLE = 3.75  # trainings to the end that a train search should hold
+_DEAR_S = 3.0
+SHORT, _STRETCH = 3.0, 3.0
+"""Epochs under which a training's length is what its quality lacks most, and how many times its
+share of the time it may then take."""
+_LEAST_EPOCHS, _MOST_WHOLE = 0.01, 10.0
 
 
 def measure_splits(run: Run, budget_s: float) -> tuple[Split, ...]:
@@ -106,9 +111,31 @@ def measured(run: Run, recipe: Recipe, meter: str | None = None, timeout_s: floa
     )
 
 
-def horizon(run: Run, share_s: float) -> int:
+def dear(run: Run) -> bool:
+    """Whether an epoch takes so long that a training is looked at within it: its batches must be
+    ours to cut.
+    """
+    epoch_s, task = one_epoch_s(run), run.survey.task
+    return epoch_s is not None and epoch_s > _DEAR_S and not task.own_train and not task.own_loader
+
+
+def _in_parts(run: Run) -> bool:
+    """Whether trainings may end within an epoch; what reaching a quality costs is whole epochs'."""
+    return dear(run) and run.budget.target_quality is None
+
+
+def count(run: Run, epochs: float) -> int | float:
+    """So many epochs as a training can have: whole ones, and parts of one where epochs are dear."""
+    if not _in_parts(run):
+        return max(1, round(epochs))
+    found = float(f"{max(_LEAST_EPOCHS, epochs):.3g}")
+    return int(found) if found >= _MOST_WHOLE or found == int(found) else found
+
+
+def horizon(run: Run, share_s: float) -> int | float:
     """Epochs of the final training: asked for, or what the training time budget, and without one
-    ``share_s`` seconds, allow at the measured throughput.
+    ``share_s`` seconds, allow at the measured throughput; some more time where that is no more
+    than a few dear epochs.
     """
     effort, info = run.effort, run.survey.task
     if effort.epochs:
@@ -122,8 +149,12 @@ def horizon(run: Run, share_s: float) -> int:
     epoch_s = one_epoch_s(run)
     if epoch_s is None:
         return 10
-    allowed = run.budget.train_time_s or share_s
-    return max(1, min(_MOST_EPOCHS, int(0.9 * allowed / epoch_s)))
+    epochs = 0.9 * (run.budget.train_time_s or share_s) / epoch_s
+    if _in_parts(run):
+        if run.budget.train_time_s is None and epochs < SHORT:
+            epochs = min(SHORT, _STRETCH * epochs)
+        return count(run, min(_MOST_EPOCHS, epochs))
+    return max(1, min(_MOST_EPOCHS, int(epochs)))
 
 
 def timed(run: Run) -> bool:
@@ -146,11 +177,12 @@ def one_epoch_s(run: Run) -> float | None:
     return run.survey.task.train_rows / max(r for distance, r in rates if distance == nearest)
 
 
-def reach(run: Run, epochs: int, search_s: float) -> int:
+def reach(run: Run, epochs: float, search_s: float) -> int | float:
     """Epochs that a trial is trained for: the horizon, or fewer where the search's time does not
     hold some four whole trainings.
     """
     epoch_s = one_epoch_s(run)
     if epoch_s is None:
-        return epochs
-    return max(1, min(epochs, int(search_s / (_WHOLE * epoch_s))))
+        return count(run, epochs)
+    held = search_s / (_WHOLE * epoch_s)
+    return count(run, min(epochs, held if _in_parts(run) else int(held)))

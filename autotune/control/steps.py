@@ -23,6 +23,7 @@ from autotune.records.task import Option, Split
 _MEMORY_SHARE = 0.8
 _LEAST_S = 15.0
 """A trial that is shorter cannot pay for a compilation, which takes seconds."""
+_LEAST_PATIENCE_S = 4.0
 _PATIENCE_S, _PATIENCE_SHARE = 10.0, 0.25  # and of a trial: what compiles for longer hardly pays
 
 
@@ -36,20 +37,21 @@ def measure(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split, .
     if throughput.offered(run.survey, run.effort, "recompute") and run.bridge.now() < until_s:
         out += _recomputed(run, rows)
     if throughput.offered(run.survey, run.effort, "compile") and run.bridge.now() < until_s:
-        out += _compiled(run, rows)
+        out += _compiled(run, rows, until_s)
     return out
 
 
-def _compiled(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
+def _compiled(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ...]:
     """The fastest plain split at the knee, compiled, where it is one process."""
     whole_s = _trial_s(run)
+    patience_s = min(_PATIENCE_S + _PATIENCE_SHARE * whole_s, until_s - run.bridge.now())
     size = throughput.knee(rows)
     plains = [s for s in rows if plain(s) and (size is None or s.batch_size == size)]
     first = max(plains, key=lambda s: s.samples_per_s or 0.0, default=None)
-    if first is None or first.ranks > 1 or whole_s < _LEAST_S:
+    if first is None or first.ranks > 1 or whole_s < _LEAST_S or patience_s < _LEAST_PATIENCE_S:
         return ()
     recipe = splitting.recipe_of(run, first, compile=True)
-    return (splitting.measured(run, recipe, timeout_s=_PATIENCE_S + _PATIENCE_SHARE * whole_s),)
+    return (splitting.measured(run, recipe, timeout_s=patience_s),)
 
 
 def _trial_s(run: Run) -> float:
@@ -112,7 +114,7 @@ def _limit_bytes(run: Run) -> float:
 # -- what it says ----------------------------------------------------------------------------
 
 
-def judge(run: Run, reach: int) -> None:
+def judge(run: Run, reach: float) -> None:
     """Refuse, among the survey's options, those of the step that do not pay, with their figures.
 
     Args:

@@ -208,12 +208,12 @@ def _train(known: Known) -> None:
     if winner is None:
         raise training.nothing_trained(known.training.trials)
     known.recipe = winner.recipe
-    known.epochs = winner.epochs or known.epochs
+    known.epochs = known.training.final(winner)
     if run.effort.search_only:
         known.messages.append("the search alone was asked for: nothing was trained in full")
         return
     known.messages += known.training.said
-    _final(known, winner.recipe, winner)
+    _final(known, winner.recipe, None if known.training.proxies else winner)
 
 
 def _final(known: Known, recipe: Recipe, trial: TrainTrial | None = None) -> None:

@@ -14,7 +14,17 @@ from typing import NamedTuple
 
 import msgspec
 
-from autotune.control import finalists, recipes, reuse, space, target, throughput, trials, widths
+from autotune.control import (
+    finalists,
+    recipes,
+    reuse,
+    space,
+    splitting,
+    target,
+    throughput,
+    trials,
+    widths,
+)
 from autotune.control.halving import Halving
 from autotune.control.run import Run, must
 from autotune.control.search import Proposal, Search
@@ -74,7 +84,7 @@ def search(outcome: Outcome, until_s: float) -> None:
         journal=run.journal,
     )
     default = recipes.baseline(run.survey)
-    guided = reuse.training(run, study, recipes.seeds(study.space, default))
+    guided = reuse.training(run, study, recipes.seeds(study.space, default, times=_times(outcome)))
     hand = _Hand(outcome, guided, Halving(outcome.looks), {}, run.bridge.now(), until_s)
     _pinned(hand, default, _BASELINE)
     plain = Recipe(params=default.params)
@@ -85,6 +95,11 @@ def search(outcome: Outcome, until_s: float) -> None:
     outcome.said += widths.said(run, outcome.winner, outcome.trials)
     if outcome.winner is not None:
         outcome.said += target.said(run, outcome.winner, outcome.baseline)
+
+
+def _times(outcome: Outcome) -> int:
+    """The seeds' batch for one of the default's."""
+    return 2 if outcome.epochs < splitting.SHORT else 4
 
 
 def _propose(hand: _Hand) -> None:
@@ -201,7 +216,7 @@ def _try(hand: _Hand, recipe: Recipe, proposal: Proposal) -> None:
     """A proposed recipe: not trained where a bound rules it out, else until it pauses."""
     outcome = hand.outcome
     new = trials.fresh(outcome, recipe, proposal.why)
-    number, epochs = new.number, new.epochs or outcome.epochs
+    number, epochs = new.number, outcome.final(new)
     trial = trials.skipped(outcome.run, recipe, epochs, number, proposal.why)
     if trial is None:
         trial = trials.go_on(outcome, new, _asks(hand, new))
@@ -259,8 +274,18 @@ def _tell(hand: _Hand, number: int, trial: TrainTrial) -> None:
 
 
 def _pinned(hand: _Hand, recipe: Recipe, why: str) -> None:
-    """Train a recipe to the end whatever the others do; tell the study where it lies inside."""
-    recipe = fitting(hand.outcome.run, recipe)
+    """Train a recipe to the end whatever the others do; tell the study where it lies inside.
+
+    Its split, which changes nothing that is learnt, is the fastest unless the user's recipe has
+    one.
+    """
+    run = hand.outcome.run
+    recipe = fitting(run, recipe)
+    if not {"parallel", "ranks", "threads"} & {*(run.survey.task.recipe or {})}:
+        legal = recipes.splits(run.survey.options, run.profile, run.effort)
+        split = recipes.fastest_split(run.survey.splits, recipe.batch_size, recipe.precision, legal)
+        parallel, ranks, threads = split
+        recipe = msgspec.structs.replace(recipe, parallel=parallel, ranks=ranks, threads=threads)
     new = trials.fresh(hand.outcome, recipe, why)
     trial = trials.go_on(hand.outcome, new, _asks(hand, new, to_the_end=True))
     values = recipes.values_of(recipe, hand.study.space)
@@ -320,7 +345,9 @@ def one_epoch(run: Run) -> tuple[float, float]:
 # -- 4: final training ---------------------------------------------------------------------
 
 
-def final(run: Run, recipe: Recipe, epochs: int, trial: TrainTrial | None = None) -> Execution:
+def final(
+    run: Run, recipe: Recipe, epochs: int | float, trial: TrainTrial | None = None
+) -> Execution:
     """Train the winner to the horizon, metered, to `WEIGHTS`; it goes on from its ``trial``'s
     state.  Interrupted, it goes on from its own.
 
@@ -364,7 +391,7 @@ def final(run: Run, recipe: Recipe, epochs: int, trial: TrainTrial | None = None
 
 
 def _final_rungs(
-    run: Run, before: TrainTrial | None, epochs: int, *, ended: bool
+    run: Run, before: TrainTrial | None, epochs: float, *, ended: bool
 ) -> tuple[float, ...]:
     """Where the final training is looked at; one that has ended is looked at where it is."""
     first = before.rungs[-1] if before is not None and before.rungs else 0.0

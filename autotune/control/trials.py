@@ -25,7 +25,9 @@ SAVE_S = 1.0
 """A training in flight keeps its state at the end of an epoch, so many seconds apart."""
 
 STEP_LOSSES = 50
-_DEAR_S = 3.0
+_PROXY = 0.5
+"""Share of the final training below which a trial is a small training of its own."""
+_FEW, _NO_STEP = 3.0, 1e-6  # epochs
 _LOOKS, _LOOKS_SHARE = 9, 0.1
 _SLOWEST, _FASTEST = 0.25, 8.0  # epochs of a recipe for one of the baseline's
 _MOST_KEPT_BYTES = 2 << 30
@@ -40,7 +42,7 @@ class Length(NamedTuple):
     decides, and all ``looks``.
     """
 
-    epochs: int
+    epochs: int | float
     rungs: tuple[float, ...]
     looks: tuple[float, ...]
 
@@ -52,17 +54,17 @@ class Length(NamedTuple):
 
 @dataclass
 class Outcome:
-    """The train search as it goes on: ``epochs`` is the horizon of the baseline's schedule,
-    ``reach`` how far a trial of it is trained.  ``timed``: these follow from time, so that a
-    recipe that is faster here trains for more epochs in the same time.
+    """The train search as it goes on: ``epochs`` are those of the baseline's final training,
+    ``reach`` how far a trial of it is trained.  ``timed``: these follow from time, so that a recipe
+    that is faster here trains for more epochs in the same time.
 
     ``trials`` are by number; ``said`` is for the report; ``kept`` are the bytes of their states
     on disk, ``unneeded`` those to delete.
     """
 
     run: Run
-    epochs: int
-    reach: int
+    epochs: int | float
+    reach: int | float
     timed: bool = False
     trials: list[TrainTrial] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
@@ -83,13 +85,35 @@ class Outcome:
         """Rungs of every trial."""
         return len(shares_of(self.run, self.reach))
 
+    @property
+    def proxies(self) -> bool:
+        """Whether trials are small trainings of their own, whose schedule ends with them: halfway
+        through a schedule a recipe cannot be compared, and the final training starts anew.
+        """
+        whole = self.run.budget.target_quality is not None  # whose cost is that of all of it
+        return self.reach < _PROXY * self.epochs and not whole
+
     def length(self, recipe: Recipe) -> Length:
-        """How long a recipe is trained; rungs lie at the same shares of each recipe's own."""
+        """How long a trial is trained; rungs lie at the same shares of each recipe's own."""
         times = self._times(recipe) if self.timed else 1.0
-        epochs, reach = (max(1, round(times * n)) for n in (self.epochs, self.reach))
-        raw = (share * reach for share in shares_of(self.run, self.reach))
-        rungs = tuple(float(int(r)) if r >= 1 else round(r, 3) for r in raw)
-        return Length(epochs, rungs, looks(self.run, rungs))
+        epochs, reach = (splitting.count(self.run, times * n) for n in (self.epochs, self.reach))
+        raw = [share * reach for share in shares_of(self.run, self.reach)]
+        rungs = (*(_rung(self.run, r) for r in raw[:-1]), float(reach))
+        return Length(reach if self.proxies else epochs, rungs, looks(self.run, rungs))
+
+    def final(self, trial: TrainTrial) -> int | float:
+        """Epochs of the final training with a trial's recipe: the trial's own horizon, or of a
+        small training's recipe what its time holds at the speed that the trial had.
+        """
+        if not self.proxies and trial.epochs:
+            return trial.epochs
+        if not self.timed:
+            return self.epochs
+        times = self._times(trial.recipe)
+        epoch_s, rows = splitting.one_epoch_s(self.run), self.run.survey.task.train_rows
+        if epoch_s is not None and trial.samples_per_s:
+            times = min(max(epoch_s * trial.samples_per_s / rows, _SLOWEST), _FASTEST)
+        return splitting.count(self.run, times * self.epochs)
 
     def expected_s(self, recipe: Recipe) -> float:
         """Seconds of a whole trial, by what the baseline's took; 0 before that is known."""
@@ -129,14 +153,19 @@ def looks(run: Run, rungs: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(sorted({*rungs, *more}))
 
 
-def shares_of(run: Run, reach: int) -> tuple[float, ...]:
+def _rung(run: Run, epochs: float) -> float:
+    """Where halving decides: after whole epochs, as far as there is one or they are cheap."""
+    cut = epochs < 1 or (splitting.dear(run) and epochs < _FEW)
+    return round(epochs, 3) if cut else float(int(epochs))
+
+
+def shares_of(run: Run, reach: float) -> tuple[float, ...]:
     """Shares of a trial at which halving decides, the last being its end.
 
     None lies within the first epoch, unless an epoch is dear and its batches are ours to cut.
     """
-    epoch_s, task = splitting.one_epoch_s(run), run.survey.task
     shares = (REDUCTION**-2, REDUCTION**-1, 1.0)
-    if epoch_s is not None and epoch_s > _DEAR_S and not task.own_train and not task.own_loader:
+    if splitting.dear(run):
         return shares
     return tuple(share for share in shares if share * reach >= 1)
 
@@ -216,12 +245,11 @@ def _further(
     """A trial with what one more job has found."""
     length = outcome.length(trial.recipe)
     ended = done.reached or done.by_heart
-    paused = done.stopped and done.epochs < length.reach and not ended
+    paused = done.stopped and done.epochs < length.reach - _NO_STEP and not ended
     ours = done.checkpoint_bytes is not None  # else each job of the user's loop counts its own
     train_s = done.train_s + (0.0 if ours else trial.train_s or 0.0)
-    whole = (
-        1.0 if ended else length.epochs / max(done.epochs, 1e-9)
-    )  # a pause is projected to the horizon
+    epochs = outcome.final(trial) if outcome.proxies else length.epochs
+    whole = 1.0 if ended else epochs / max(done.epochs, 1e-9)  # projected to the final training
     energy, label = added_energy(trial, done)
     memory = max(trial.peak_memory_bytes or 0, done.peak_memory_bytes)
     further = msgspec.structs.replace(
@@ -289,7 +317,7 @@ def constraints(
     return out
 
 
-def skipped(run: Run, recipe: Recipe, epochs: int, number: int, why: str) -> TrainTrial | None:
+def skipped(run: Run, recipe: Recipe, epochs: float, number: int, why: str) -> TrainTrial | None:
     """A trial that a provable lower bound already rules out."""
     traits, limits = run.survey.traits, run.budget
     if recipe.params != run.survey.task.params:

@@ -160,7 +160,7 @@ class Plan(Record, frozen=True, kw_only=True):
     args: tuple[str, ...] = ()
     seed: int
     recipe: Recipe | None
-    epochs: int
+    epochs: int | float
     deployment: Deployment
     weights_sha256: str | None = None
     artifact_sha256: str | None = None

@@ -51,7 +51,7 @@ class TrainTrial(Record, frozen=True, kw_only=True):
     number: int
     recipe: Recipe
     state: Literal["complete", "pruned", "failed", "skipped"]
-    epochs: int | None = None
+    epochs: int | float | None = None
     rungs: tuple[float, ...] = ()
     values: tuple[float, ...] = ()
     quality: float | None = None

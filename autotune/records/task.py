@@ -76,7 +76,7 @@ class TaskInfo(Record, frozen=True, kw_only=True):
 
     ``own_train``: the user's ``train()`` runs instead of our loop; ``tunes`` are then the
     recipe fields that it honours, all others leave the space (None where our loop runs, which
-    honours all).  ``own_loader``: batches come from the user's ``train_loader``.
+    honours all).  ``own_loader``: batches come from the user's ``train_loader`` or stream.
     ``smoothable``: the training loss is the default cross-entropy, whose labels can be
     smoothed.  ``weights_sha256`` is that of the checkpoint file.  ``output_bytes_per_row`` is
     the size of one row's outputs.  ``width`` is the default of ``make_model(width=1.0)``, where

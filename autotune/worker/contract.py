@@ -274,7 +274,7 @@ class Loaded:
             recipe=names.recipe(self._origin),
             warnings=data.warnings,
             own_train=self.own_train is not None,
-            own_loader=self.train_loader is not None,
+            own_loader=self.train_loader is not None or isinstance(self.train, Stream),
             tunes=names.tunes(self._origin),
             dynamic=dynamic.read(self._origin, [(name, a.shape) for name, a in named]),
             **Hook(self._names, self.where, self.path).fields(),

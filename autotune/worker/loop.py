@@ -35,7 +35,7 @@ from autotune.worker.contract import Loaded
 from autotune.worker.trained import rows_of, seed_all
 
 _DRY_ROWS = 4
-_NO_STEP = 1e-9  # of an epoch: sums of shares are not exact
+NO_STEP = 1e-9  # of an epoch or a step: sums of shares are not exact
 _LONGEST_UNCHECKED_S = 0.25
 _SETTLING = 5  # steps whose mean loss is compared
 _CLIMB = 20.0  # times the loss of the first steps: a training that does not come back
@@ -59,7 +59,7 @@ class Loop:
         group: Group,
         *,
         seed: int,
-        epochs: int = 1,
+        epochs: float = 1,
         limit_s: float | None = None,
         strict: bool = True,
         watch: bool = False,
@@ -78,7 +78,7 @@ class Loop:
         self._trainable = trainable
         self._rule = optimizers.build(recipe, self.model)
         self._scaler = precision.scaler(recipe.precision, group.device)
-        self._horizon = max(1, epochs * self._batches.steps)
+        self._horizon = max(1, math.ceil(epochs * self._batches.steps - NO_STEP))
         self._average: Average | None = None
         if recipe.ema is not None and group.rank == 0:  # which alone judges and saves
             self._average = Average(self.model, recipe.ema)
@@ -168,11 +168,11 @@ class Loop:
         """
         if not self._own_steps:
             self.startup_s = time.monotonic() - self.group.started_s
-        while self.done < epochs - _NO_STEP and not self.late:
+        while self.done < epochs - NO_STEP and not self.late:
             left = epochs - self.whole
             steps = self._batches.steps
             inside = left < 1 and self._batches.divisible
-            self._epoch(math.ceil(left * steps - 1e-9) if inside else None)
+            self._epoch(math.ceil(left * steps - NO_STEP) if inside else None)
 
     def _epoch(self, until: int | None) -> None:
         """Go on in the present epoch, to its step ``until`` or its end."""

@@ -30,7 +30,7 @@ from autotune.parallel import Group
 from autotune.records.job import Rate, Throughput, Train, Trained
 from autotune.worker import compiling, contract, determinism, ownloop, resuming
 from autotune.worker.channel import Channel
-from autotune.worker.loop import Loop
+from autotune.worker.loop import NO_STEP, Loop
 from autotune.worker.trained import Judge, Meter, peak_memory_bytes, save
 
 
@@ -56,8 +56,8 @@ def throughput(job: Throughput, root: Path, channel: Channel) -> Rate:
 
 def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
     """The body of `run`: what one rank does."""
-    if job.epochs < 1:
-        raise JobError("unsupported", f"epochs is {job.epochs}; training needs at least 1")
+    if job.epochs <= 0:
+        raise JobError("unsupported", f"epochs is {job.epochs}; training needs more than 0")
     if group.rank == 0:
         resuming.drop(root, job.drop)
     loaded = contract.load(job.task)
@@ -83,16 +83,17 @@ def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
         energy = meter.close()
     keeper.save()
     loop.settle()
-    if go and loop.done >= job.epochs and job.epochs in job.rungs:
+    ended = loop.done >= job.epochs - NO_STEP
+    if go and ended and job.epochs in job.rungs:
         judge.report(job.epochs, loop.epoch_losses)
     elif go and not judge.reached(job.until_quality) and not judge.overfits():
         judge.look(loop.done, loop.epoch_losses)
-    by_heart = loop.done < job.epochs and judge.overfits()
+    by_heart = not ended and judge.overfits()
     judge.settle()
     return Trained(
         epochs=loop.done,
         steps=loop.steps,
-        stopped=loop.done < job.epochs,
+        stopped=not ended,
         train_losses=tuple(loop.epoch_losses),
         val_losses=tuple(judge.losses),
         qualities=tuple(judge.qualities),
