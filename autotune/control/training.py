@@ -37,10 +37,6 @@ from autotune.records.report import Execution, Failure, TrainTrial
 WEIGHTS = "weights/dense.safetensors"
 _FINAL_STATE = "weights/final.state"
 _MOST_REPEATS = 30
-_SLOW = 3.0
-"""Times its expected length from which a trial is not trained further: an update rule may cost ten
-times the model's own work (Muon's on small matrices), and the final training would take as long.
-"""
 _BASELINE, _DEFAULT = "the baseline recipe", "the default recipe"
 
 
@@ -154,7 +150,7 @@ def _too_slow(hand: _Hand, trial: TrainTrial, epoch_s: float) -> bool:
     outcome = hand.outcome
     whole_s = outcome.expected_s(trial.recipe)
     reach = outcome.length(trial.recipe).reach
-    return outcome.timed and 0 < _SLOW * whole_s < epoch_s * reach
+    return outcome.timed and 0 < trials.SLOW * whole_s < epoch_s * reach
 
 
 def _startup_s(hand: _Hand) -> float:
@@ -229,6 +225,7 @@ def _asks(hand: _Hand, trial: TrainTrial, *, to_the_end: bool = False) -> trials
     """What a job that trains ``trial`` is answered at each rung."""
     bridge, rungs = hand.outcome.run.bridge, hand.outcome.length(trial.recipe).rungs
     began_s, before = bridge.now(), trial.rungs[-1] if trial.rungs else 0.0
+    likeliest = not any(_proposed(t) for t in hand.outcome.trials[: trial.number])
 
     def on_report(step: float, value: float) -> bool:
         if not math.isfinite(value):
@@ -240,7 +237,9 @@ def _asks(hand: _Hand, trial: TrainTrial, *, to_the_end: bool = False) -> trials
         if step == rungs[-1] or to_the_end:
             hand.halving.went_on(trial.number, rung)
             return True
-        if trial.why == reuse.WHY:  # an earlier search has compared it, up to its end
+        # an earlier search has compared it, up to its end; or the first seed, which stands alone
+        # among those of its schedule: that something good is there early
+        if trial.why == reuse.WHY or likeliest:
             hand.halving.went_on(trial.number, rung)
             go = True
         spent_s = max(0.0, bridge.now() - began_s - _startup_s(hand))

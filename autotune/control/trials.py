@@ -25,6 +25,8 @@ SAVE_S = 1.0
 """A training in flight keeps its state at the end of an epoch, so many seconds apart."""
 
 STEP_LOSSES = 50
+SLOW = 3.0
+"""Times its expected length from which a trial is not trained further."""
 _PROXY = 0.5
 """Share of the final training below which a trial is a small training of its own."""
 _FEW, _NO_STEP = 3.0, 1e-6  # epochs
@@ -122,6 +124,16 @@ class Outcome:
             return 0.0
         return base.wall_s * self.length(recipe).reach / (self.reach * self._times(recipe))
 
+    def least_rate(self, recipe: Recipe) -> float | None:
+        """Samples per second under which a trial would take many times its time, where that follows
+        from the horizon: an update rule may cost ten times the model's own work (Muon's on small
+        matrices), and the final training would take as long.
+        """
+        whole_s = self.expected_s(recipe)
+        if not self.timed or not whole_s:
+            return None
+        return self.length(recipe).reach * self.run.survey.task.train_rows / (SLOW * whole_s)
+
     def _times(self, recipe: Recipe) -> float:
         """Epochs for one of the baseline's, in the same time."""
         run = self.run
@@ -213,6 +225,7 @@ def _job(outcome: Outcome, trial: TrainTrial, on_report: GoOn) -> TrainTrial:
         save_s=SAVE_S,
         drop=tuple(outcome.unneeded),
         watch=trial.number > 0,
+        least_samples_per_s=outcome.least_rate(trial.recipe) if trial.number > 0 else None,
         until_quality=run.budget.target_quality,
         meter=run.meter,
         device=run.effort.device,

@@ -155,7 +155,8 @@ class Train(Record, frozen=True, kw_only=True, tag=True):
     ``checkpoint`` is a file of the training's whole state: where it is there the training goes
     on from it, and where the training pauses or ends it is written, with ``save_s`` also after
     an epoch when so many seconds have passed.  Those named in ``drop`` are deleted first.
-    ``watch`` cuts a training whose loss climbs far above where it began.
+    ``watch`` cuts a training whose loss climbs far above where it began, ``least_samples_per_s``
+    one that in its first seconds trains on fewer.
 
     ``until_quality``: it ends at the first rung whose quality is that good.
 
@@ -176,6 +177,7 @@ class Train(Record, frozen=True, kw_only=True, tag=True):
     save_s: float | None = None
     drop: tuple[str, ...] = ()
     watch: bool = False
+    least_samples_per_s: float | None = None
     until_quality: float | None = None
     meter: str | None = None
     device: str = "auto"

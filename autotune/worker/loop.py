@@ -38,6 +38,7 @@ _DRY_ROWS = 4
 NO_STEP = 1e-9  # of an epoch or a step: sums of shares are not exact
 _LONGEST_UNCHECKED_S = 0.25
 _SETTLING = 5  # steps whose mean loss is compared
+_PACE_S = 0.5  # of steps after the first, by which a pace is judged
 _CLIMB = 20.0  # times the loss of the first steps: a training that does not come back
 
 
@@ -50,6 +51,7 @@ class Loop:
             from the second.
         strict: raise on a loss that is not finite.
         watch: raise on a loss that climbs far above where it began, too.
+        least_rate: raise where the first seconds' samples per second are fewer.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Loop:
         limit_s: float | None = None,
         strict: bool = True,
         watch: bool = False,
+        least_rate: float | None = None,
     ) -> None:
         self.loaded, self.group = loaded, group
         self._recipe, self._limit_s, self._strict = recipe, limit_s, strict
@@ -85,6 +88,7 @@ class Loop:
         self._wrapped, self._compiled = self._made(loaded.stepped(self.model))
         seed_all(seed + group.rank)  # ranks drop out different units of their different rows
         self._watch = _Climb() if watch else None
+        self._least_rate = least_rate
         self._begin()
 
     def _made(self, stepped: nn.Module) -> tuple[nn.Module, nn.Module | None]:
@@ -193,6 +197,8 @@ class Loop:
             asked = time.perf_counter()
             self.train_s = earlier_s + asked - began
             self.late = self._time_is_up(batch)
+            if self._least_rate is not None:
+                self._mind_the_pace(self._least_rate)
         if over and self.steps == before and not self._at:
             raise JobError(
                 "unsupported",
@@ -334,6 +340,27 @@ class Loop:
         gap = self.group.share(gap)
         self._next_check = self.steps + int(gap)
         return gap == 0
+
+    def _mind_the_pace(self, least: float) -> None:
+        """Judge the pace once, as rank 0 sees it, asked at every doubling of the steps.
+
+        Raises:
+            JobError: ``slow``.
+        """
+        steps = self._own_steps
+        if steps < 2 or steps & (steps - 1):
+            return
+        known = self.train_s - self.resumed_s - self._first_s >= _PACE_S
+        rate = self.group.share(self.samples_per_s if known else 0.0)
+        if rate >= least:
+            self._least_rate = None
+        elif rate > 0:
+            recipe = self._recipe
+            raise JobError(
+                "slow",
+                f"{rate:.3g} samples/s where the search allows no less than {least:.3g} "
+                f"({recipe.optimizer}, batch {recipe.batch_size})",
+            )
 
     def _leaves_some_unused(self) -> bool:
         """Whether DDP must look for parameters that got no gradient: tried on a copy, once.

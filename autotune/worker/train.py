@@ -73,6 +73,7 @@ def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
         epochs=job.epochs,
         limit_s=job.time_limit_s,
         watch=job.watch,
+        least_rate=job.least_samples_per_s,
     )
     loop.wanted_step_losses = job.step_losses
     judge = Judge(loaded, loop.model, group, channel, keeps=job.until_quality is None)

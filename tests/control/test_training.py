@@ -263,12 +263,12 @@ def whole() -> Outcome:
 _SHORT_S = 130.0
 
 
-@pytest.mark.parametrize("moment", sorted(random.Random(0).sample(range(1, 31), 20)))
+@pytest.mark.parametrize("moment", sorted(random.Random(0).sample(range(1, 29), 20)))
 def test_a_search_killed_at_any_moment_resumes_to_the_same_recipe(
     moment: int, tmp_path: Path, whole: Outcome
 ) -> None:
     """Half of the way to a rung was kept when it was killed, and is not trained again."""
-    assert len(whole.run.bridge.asked) > 30  # type: ignore[attr-defined]
+    assert len(whole.run.bridge.asked) >= 28  # type: ignore[attr-defined]
     trainer, file = Trainer(killed_at=moment), tmp_path / "recording.jsonl"
 
     def go_on(bridge: Bridge) -> Outcome:
