@@ -100,11 +100,13 @@ def _autotune(order: Order) -> dict[str, Any]:
                 reach = splitting.reach(run, epochs, search_s - last_s)
             steps.judge(run, reach)
             outcome = trials.Outcome(run, epochs, reach, timed=True)
-            training.search(outcome, order.budget_s - _LAST_S - last_s)
+            until_s = order.budget_s - _LAST_S - last_s
+            training.search(outcome, until_s)
             winner = outcome.winner
             assert winner is not None
             before = None if outcome.proxies else winner
-            training.final(run, winner.recipe, outcome.final(winner), before)
+            length = outcome.final(winner, until_s - bridge.now())
+            training.final(run, winner.recipe, length, before)
         finally:
             wall_s = order.budget_s - _left(order)
             bridge.close()
@@ -115,7 +117,7 @@ def _autotune(order: Order) -> dict[str, Any]:
         "trials": len(outcome.trials),
         "ended": sum(t.state == "complete" for t in outcome.trials),
         "seeds": 1 + len(winner.repeats),
-        "epochs": outcome.final(winner),
+        "epochs": length,
         "select": winner.quality_mean,
         "recipe": json.loads(codec.encode(winner.recipe)),
     }

@@ -20,7 +20,7 @@ _METERED_S = 2.0  # of one whose energy is read
 _START_S = 4.0  # of a process group
 _WHOLE = 3.75  # trainings to the end that a train search should hold
 _DEAR_S = 3.0
-SHORT, _STRETCH = 3.0, 3.0
+SHORT, _STRETCH = 3.0, 3.5
 """Epochs under which a training's length is what its quality lacks most, and how many times its
 share of the time it may then take."""
 _LEAST_EPOCHS, _MOST_WHOLE = 0.01, 10.0

@@ -208,7 +208,7 @@ def _train(known: Known) -> None:
     if winner is None:
         raise training.nothing_trained(known.training.trials)
     known.recipe = winner.recipe
-    known.epochs = known.training.final(winner)
+    known.epochs = known.training.final(winner, began + budget_s - run.bridge.now())
     if run.effort.search_only:
         known.messages.append("the search alone was asked for: nothing was trained in full")
         return

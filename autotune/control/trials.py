@@ -103,9 +103,10 @@ class Outcome:
         rungs = (*(_rung(self.run, r) for r in raw[:-1]), float(reach))
         return Length(reach if self.proxies else epochs, rungs, looks(self.run, rungs))
 
-    def final(self, trial: TrainTrial) -> int | float:
+    def final(self, trial: TrainTrial, more_s: float = 0.0) -> int | float:
         """Epochs of the final training with a trial's recipe: the trial's own horizon, or of a
-        small training's recipe what its time holds at the speed that the trial had.
+        small training's recipe what its time, and ``more_s`` beside it, holds at the speed that
+        was measured, before the search and in the trial.
         """
         if not self.proxies and trial.epochs:
             return trial.epochs
@@ -114,8 +115,10 @@ class Outcome:
         times = self._times(trial.recipe)
         epoch_s, rows = splitting.one_epoch_s(self.run), self.run.survey.task.train_rows
         if epoch_s is not None and trial.samples_per_s:
-            times = min(max(epoch_s * trial.samples_per_s / rows, _SLOWEST), _FASTEST)
-        return splitting.count(self.run, times * self.epochs)
+            seen = min(max(epoch_s * trial.samples_per_s / rows, _SLOWEST), _FASTEST)
+            times = math.sqrt(times * seen)  # two short looks at the same speed
+        more = max(0.0, more_s) / epoch_s if epoch_s else 0.0
+        return splitting.count(self.run, times * (self.epochs + more))
 
     def expected_s(self, recipe: Recipe) -> float:
         """Seconds of a whole trial, by what the baseline's took; 0 before that is known."""
@@ -174,11 +177,13 @@ def _rung(run: Run, epochs: float) -> float:
 def shares_of(run: Run, reach: float) -> tuple[float, ...]:
     """Shares of a trial at which halving decides, the last being its end.
 
-    None lies within the first epoch, unless an epoch is dear and its batches are ours to cut.
+    None lies within the first epoch, unless an epoch is dear and its batches are ours to cut; none
+    so early that evaluating takes over a third of the way (a forward pass is a third of a step).
     """
-    shares = (REDUCTION**-2, REDUCTION**-1, 1.0)
+    shares, task = (REDUCTION**-2, REDUCTION**-1, 1.0), run.survey.task
     if splitting.dear(run):
-        return shares
+        look = task.select_rows / (3 * task.train_rows)  # in epochs
+        return tuple(share for share in shares if share == 1.0 or share * reach >= 3 * look)
     return tuple(share for share in shares if share * reach >= 1)
 
 

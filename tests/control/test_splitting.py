@@ -11,10 +11,12 @@ from autotune.records.task import Split
 from tests.support import made
 
 
-def run(effort: dict[str, Any], task: dict[str, Any], budget: dict[str, Any]) -> Run:
+def run(
+    effort: dict[str, Any], task: dict[str, Any], budget: dict[str, Any], rate: float = 300.0
+) -> Run:
     """900 rows at 300 rows per second: an epoch takes 3 s."""
     split = Split(
-        parallel="single", ranks=1, threads=1, batch_size=32, precision="fp32", samples_per_s=300.0
+        parallel="single", ranks=1, threads=1, batch_size=32, precision="fp32", samples_per_s=rate
     )
     return made.run(
         task=made.info(**task), splits=(split,), budget=Budget(**budget), effort=Effort(**effort)
@@ -44,6 +46,35 @@ def test_a_trial_is_trained_as_far_as_the_search_holds() -> None:
     assert splitting.reach(one, 14, 180.0) == 14
     assert splitting.reach(one, 1000, 180.0) == 16
     assert splitting.reach(one, 1000, 1.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("share_s", "task", "budget", "epochs"),
+    [
+        (48.0, {}, {}, 4.8),
+        (125.0, {}, {}, 12),  # many are whole
+        (10.0, {}, {}, 3),  # one would be too few: more than its share
+        (2.0, {}, {}, 0.7),
+        (2.0, {}, {"train_time_s": 6.0}, 0.6),  # a limit is not stretched
+        (2.0, {"own_loader": True}, {}, 1),
+        (2.0, {"own_train": True}, {}, 1),
+        (2.0, {}, {"target_quality": 0.9}, 1),
+        (2.0, {"epochs": 7}, {}, 7),
+    ],
+)
+def test_dear_epochs_are_counted_in_parts(
+    share_s: float, task: dict[str, Any], budget: dict[str, Any], epochs: float
+) -> None:
+    found = splitting.horizon(run({}, task, budget, rate=100.0), share_s)  # 9 s an epoch
+    assert found == epochs
+    assert isinstance(found, int) == (found == int(found))
+
+
+def test_a_trial_is_trained_for_a_part_of_a_dear_epoch() -> None:
+    one = run({}, {}, {}, rate=100.0)
+    assert splitting.reach(one, 4.8, 18.0) == 0.533
+    assert splitting.reach(one, 0.6, 180.0) == 0.6
+    assert splitting.reach(run({}, {"own_loader": True}, {}, rate=100.0), 5, 18.0) == 1
 
 
 def test_a_final_training_set_apart_takes_nothing_from_the_search() -> None:

@@ -173,3 +173,11 @@ def test_enough_memory_asks_for_no_recomputation() -> None:
     run = judged(Trainer(rate=rate))
     assert option(run, "recompute").reason == "memory forbids no batch that would be faster"
     assert not any(s.recompute for s in run.survey.splits)
+
+
+def test_a_compilation_that_the_stage_has_no_time_for_is_not_begun() -> None:
+    trainer = Trainer(rate=rate)
+    run = simulated.run(trainer, options=ALL, train_rows=100_000)
+    rows = splitting.measure_splits(run, 30.0)
+    assert not any(s.compile for s in steps.measure(run, rows, run.bridge.now() + 2.0))
+    assert any(s.compile for s in steps.measure(run, rows, run.bridge.now() + 30.0))

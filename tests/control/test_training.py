@@ -178,7 +178,7 @@ def test_states_that_nobody_needs_are_deleted() -> None:
 
 def test_a_dear_epoch_has_rungs_inside() -> None:
     def rungs(rate: float, reach: int, **task: object) -> tuple[float, ...]:
-        run = simulated.run(Trainer(), splits=(split(rate),), **task)
+        run = simulated.run(Trainer(), splits=(split(rate),), **{"select_rows": 9, **task})
         return Outcome(run, reach, reach).length(Recipe()).rungs
 
     assert rungs(100.0, 3) == (0.333, 1.0, 3.0)  # 9 s an epoch
@@ -186,6 +186,7 @@ def test_a_dear_epoch_has_rungs_inside() -> None:
     assert rungs(3000.0, 3) == (1.0, 3.0)
     assert rungs(3000.0, 20) == (2.0, 6.0, 20.0)
     assert rungs(100.0, 3, own_train=True) == (1.0, 3.0)
+    assert rungs(100.0, 3, select_rows=450) == (1.0, 3.0)  # a look costs a sixth of an epoch
 
 
 @pytest.mark.parametrize(("select", "evaluation_s", "reach", "looks"), [
@@ -200,6 +201,51 @@ def test_a_training_is_looked_at_some_nine_times(
     run = simulated.run(Trainer(), splits=(split(3000.0),), select_rows=select)
     run.evaluation_s = evaluation_s
     assert Outcome(run, reach, reach).length(Recipe()).looks == looks
+
+
+def test_where_time_is_short_trials_are_small_trainings_of_their_own() -> None:
+    splits = (split(100.0), split(200.0, batch_size=256))  # 9 s an epoch
+    run = simulated.run(Trainer(), splits=splits, select_rows=9)
+    short = Outcome(run, 2, 0.5, timed=True)
+    assert short.proxies
+    assert short.length(Recipe())[:2] == (0.5, (0.056, 0.167, 0.5))
+    assert short.length(Recipe(batch_size=256))[:2] == (1, (0.111, 0.333, 1.0))
+    slower = TrainTrial(number=0, recipe=Recipe(), state="complete", epochs=0.5, samples_per_s=50.0)
+    assert short.final(slower) == 1.41  # measured at half of the speed the second time
+    assert short.final(slower, 9.0) == 2.12
+    assert short.final(msgspec.structs.replace(slower, samples_per_s=None)) == 2
+    assert Outcome(run, 2, 0.5).final(slower) == 2  # epochs that were asked for
+    long = Outcome(run, 2, 1.5, timed=True)
+    assert not long.proxies
+    assert long.length(Recipe())[:2] == (2, (0.167, 0.5, 1.5))
+    wanted = simulated.run(Trainer(), splits=splits, budget=Budget(target_quality=0.9))
+    assert not Outcome(wanted, 9, 1).proxies
+
+
+def test_small_trainings_end_with_their_schedule_and_are_said() -> None:
+    trainer = Trainer()
+    outcome = searched(trainer, epochs=9, reach=2)
+    assert {j.epochs for j in trainer.asked if isinstance(j, jobs.Train)} == {2}
+    (said,) = (text for text in outcome.said if "small training" in text)
+    assert "(2 epochs of the baseline's)" in said
+    assert said.endswith("the final one starts anew.")
+    assert not any("small training" in text for text in searched(Trainer(), reach=5).said)
+
+
+def test_the_first_proposal_goes_to_its_end() -> None:
+    outcome = searched(Trainer(), until_s=40.0)
+    first = next(t for t in outcome.trials if t.why == "seed: adamw, one cycle")
+    assert first.state == "complete"
+
+
+def test_how_slow_a_trial_may_be_follows_from_the_baseline() -> None:
+    run = simulated.run(Trainer(), splits=(split(900.0), split(3600.0, batch_size=256)))
+    outcome = Outcome(run, 10, 10, timed=True)
+    assert outcome.least_rate(Recipe()) is None
+    outcome.trials.append(TrainTrial(number=0, recipe=Recipe(), state="complete", wall_s=10.0))
+    assert outcome.least_rate(Recipe()) == pytest.approx(300.0)
+    assert outcome.least_rate(Recipe(batch_size=256)) == pytest.approx(1200.0)
+    assert Outcome(run, 10, 10, trials=outcome.trials).least_rate(Recipe()) is None
 
 
 def test_a_faster_recipe_trains_for_more_epochs_in_the_same_time() -> None:

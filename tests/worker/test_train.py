@@ -453,3 +453,28 @@ def test_peak_memory_follows_an_allocation() -> None:
     block = torch.ones(20_000_000)
     assert peak_memory_bytes() >= before
     assert block.numel() == 20_000_000
+
+
+def test_a_training_may_end_within_an_epoch(tmp_path: Path) -> None:
+    spec, recipe = task(tmp_path), Recipe(batch_size=4)
+    whole = train.run(Train(task=spec, recipe=recipe, epochs=1), tmp_path, NullChannel())
+    job = Train(task=spec, recipe=recipe, epochs=1.5, rungs=(0.5, 1.5))
+    done = train.run(job, tmp_path, NullChannel())
+    assert done.steps == math.ceil(1.5 * whole.steps)
+    assert done.epochs == pytest.approx(1.5, abs=1 / whole.steps)
+    assert len(done.val_losses) == 2
+    assert not done.stopped
+    with pytest.raises(JobError, match="training needs more than 0"):
+        train.run(Train(task=spec, recipe=recipe, epochs=0), tmp_path, NullChannel())
+
+
+def test_a_training_that_is_far_too_slow_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autotune.worker.loop._PACE_S", 0.0)
+    given: dict[str, Any] = {"task": task(tmp_path), "recipe": Recipe(batch_size=4), "epochs": 2}
+    with pytest.raises(JobError, match=r"allows no less than 1e\+12 \(adam, batch 4\)") as error:
+        train.run(Train(**given, least_samples_per_s=1e12), tmp_path, NullChannel())
+    assert error.value.kind == "slow"
+    done = train.run(Train(**given, least_samples_per_s=1e-3), tmp_path, NullChannel())
+    assert done.epochs == 2
