@@ -94,8 +94,8 @@ def _autotune(order: Order) -> dict[str, Any]:
             run.survey = msgspec.structs.replace(run.survey, splits=rows)
             search_s = order.budget_s - _LAST_S - bridge.now()
             epochs = splitting.horizon(run, search_s / _FULL)
-            reach, last_s = epochs, 0.0
-            if splitting.dear(run):  # the winner starts anew
+            reach, last_s = splitting.reach(run, epochs, search_s), 0.0
+            if reach < epochs:  # the last training takes time of its own
                 last_s = _FINAL * epochs * (splitting.one_epoch_s(run) or 0.0)
                 reach = splitting.reach(run, epochs, search_s - last_s)
             steps.judge(run, reach)
@@ -104,9 +104,7 @@ def _autotune(order: Order) -> dict[str, Any]:
             training.search(outcome, until_s)
             winner = outcome.winner
             assert winner is not None
-            before = None if outcome.proxies else winner
-            length = outcome.final(winner, until_s - bridge.now())
-            training.final(run, winner.recipe, length, before)
+            _, length = training.last(outcome, winner, until_s - bridge.now())
         finally:
             wall_s = order.budget_s - _left(order)
             bridge.close()

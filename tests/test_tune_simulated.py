@@ -24,6 +24,7 @@ from autotune.records.budget import Budget, Effort, Limit
 from autotune.records.hardware import Profile
 from autotune.records.report import Failure, Report
 from autotune.tune import Task, tune
+from tests.support import simulated
 from tests.support.simulated import AWARE, OPTIONS, Simulation, info
 
 Go = Callable[..., Report]
@@ -87,6 +88,19 @@ def test_loose_and_tight_limits_choose_different_plans(go: Go) -> None:
     assert loose.goal == tight.goal == "quality"
     assert loose.exit_code == tight.exit_code == 0
     assert chosen(loose) != chosen(tight)
+
+
+def test_a_slower_plan_takes_the_place_of_a_baseline_that_breaks_a_limit(
+    go: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(simulated.RUNTIME, "onnxruntime", 1.05)
+    compress = tuple(o.name for o in OPTIONS if o.kind == "compress")
+    effort = Effort(time_s=120, trials=30, without=compress)
+    report = go(Budget(memory=Limit(value=2e8), goal="latency"), effort)
+    assert report.exit_code == 0
+    assert chosen(report).runtime == "onnxruntime"
+    text = " ".join(report.why.text)
+    assert "It takes the baseline's place as that does not keep the limit on memory." in text
 
 
 def test_an_impossible_limit_names_the_least_violating_plan(go: Go) -> None:

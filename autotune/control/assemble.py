@@ -11,7 +11,7 @@ from functools import cache
 import msgspec
 
 from autotune import plugins
-from autotune.control import choose, store, verdict
+from autotune.control import choose, store, verdict, verifying
 from autotune.control.deploying import Lab
 from autotune.control.run import Run
 from autotune.control.trials import Outcome
@@ -156,6 +156,12 @@ def explain(known: Known, verified: Verified, kept_baseline: str | None, given: 
             f"Measured side by side it takes {c.ratio:.2f}x the baseline's time "
             f"(95 % interval {c.low:.2f} to {c.high:.2f}): {sure}."
         )
+        unkept = verifying.unkept(run, verified) if verified.met else ()
+        if unkept and not (c.beyond_noise and c.ratio < 1):
+            names = " and ".join(name.replace("_", " ") for name in unkept)
+            extra.append(
+                f"It takes the baseline's place as that does not keep the limit on {names}."
+            )
     if given:
         return Why(text=("The plan was given; nothing was searched.", *extra))
     extra += _robustness(lab)

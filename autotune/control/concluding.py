@@ -147,8 +147,7 @@ def _improves(run: Run, found: Verified) -> bool:
     comparison = found.comparison
     if comparison is None:
         return False
-    base = verifying.judge(run, found.reference, found.reference, figures.QUALITY_ALPHA)
-    if verdict.exit_code(base) != 0 and found.met:
+    if found.met and verifying.unkept(run, found):
         return True
     goal = run.budget.resolved_goal()
     batch = found.side.deployment.batch_size

@@ -208,19 +208,25 @@ def _train(known: Known) -> None:
     if winner is None:
         raise training.nothing_trained(known.training.trials)
     known.recipe = winner.recipe
-    known.epochs = known.training.final(winner, began + budget_s - run.bridge.now())
+    known.epochs = known.training.final(winner)
     if run.effort.search_only:
         known.messages.append("the search alone was asked for: nothing was trained in full")
         return
+    _final(known, winner.recipe, winner, began + budget_s - run.bridge.now())
     known.messages += known.training.said
-    _final(known, winner.recipe, None if known.training.proxies else winner)
 
 
-def _final(known: Known, recipe: Recipe, trial: TrainTrial | None = None) -> None:
+def _final(
+    known: Known, recipe: Recipe, trial: TrainTrial | None = None, more_s: float = 0.0
+) -> None:
+    """Train a plan's recipe, or the winner's after its search, which left ``more_s``."""
     run = known.run
     began = run.bridge.now()
     run.listener.phase("final training", FINAL_SHARE * run.effort.time_s)
-    known.execution = training.final(run, recipe, known.epochs, trial)
+    if trial is None or known.training is None:
+        known.execution = training.final(run, recipe, known.epochs)
+    else:
+        known.execution, known.epochs = training.last(known.training, trial, more_s)
     run.timed("final training", began)
     kept = known.execution.kept_epochs
     if kept is not None and kept < known.epochs:

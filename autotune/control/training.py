@@ -19,10 +19,10 @@ from autotune.control import (
     recipes,
     reuse,
     space,
-    splitting,
     target,
     throughput,
     trials,
+    units,
     widths,
 )
 from autotune.control.halving import Halving
@@ -37,6 +37,7 @@ from autotune.records.report import Execution, Failure, TrainTrial
 WEIGHTS = "weights/dense.safetensors"
 _FINAL_STATE = "weights/final.state"
 _MOST_REPEATS = 30
+_FEW_EPOCHS = 3
 _BASELINE, _DEFAULT = "the baseline recipe", "the default recipe"
 
 
@@ -100,7 +101,7 @@ def search(outcome: Outcome, until_s: float) -> None:
 
 def _times(outcome: Outcome) -> int:
     """The seeds' batch for one of the default's."""
-    return 2 if outcome.epochs < splitting.SHORT else 4
+    return 2 if outcome.epochs < _FEW_EPOCHS else 4
 
 
 def _propose(hand: _Hand) -> None:
@@ -347,6 +348,33 @@ def one_epoch(run: Run) -> tuple[float, float]:
 
 
 # -- 4: final training ---------------------------------------------------------------------
+
+
+def last(
+    outcome: Outcome, winner: TrainTrial, more_s: float = 0.0
+) -> tuple[Execution, int | float]:
+    """The final training with the winner's recipe, and its epochs.
+
+    After small trainings it starts anew and takes ``more_s`` beside its own time; one that turns
+    out no better than the winner's trial gives way to that.
+
+    Raises:
+        ContractError: it fails (it did not in the search).
+    """
+    run, epochs = outcome.run, outcome.final(winner, more_s)
+    if not outcome.proxies:
+        return final(run, winner.recipe, epochs, winner), epochs
+    done = final(run, winner.recipe, epochs)
+    before, after = winner.quality, done.quality_select
+    if before is None or after is None or winner.epochs is None:
+        return done, epochs
+    if trials.signed_quality(run, after) >= trials.signed_quality(run, before):
+        return done, epochs
+    outcome.said.append(
+        f"A training of {epochs} epochs was no better on select than the trial's {winner.epochs} "
+        f"({units.metric(after)} against {units.metric(before)}): the trial's weights are kept."
+    )
+    return final(run, winner.recipe, winner.epochs, winner), winner.epochs
 
 
 def final(

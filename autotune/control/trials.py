@@ -27,8 +27,6 @@ SAVE_S = 1.0
 STEP_LOSSES = 50
 SLOW = 3.0
 """Times its expected length from which a trial is not trained further."""
-_PROXY = 0.5
-"""Share of the final training below which a trial is a small training of its own."""
 _FEW, _NO_STEP = 3.0, 1e-6  # epochs
 _LOOKS, _LOOKS_SHARE = 9, 0.1
 _SLOWEST, _FASTEST = 0.25, 8.0  # epochs of a recipe for one of the baseline's
@@ -89,11 +87,11 @@ class Outcome:
 
     @property
     def proxies(self) -> bool:
-        """Whether trials are small trainings of their own, whose schedule ends with them: halfway
-        through a schedule a recipe cannot be compared, and the final training starts anew.
+        """Whether trials are small trainings of their own, whose schedule ends with them (within a
+        schedule recipes cannot be compared), and the final training starts anew.
         """
         whole = self.run.budget.target_quality is not None  # whose cost is that of all of it
-        return self.reach < _PROXY * self.epochs and not whole
+        return self.reach < self.epochs and not whole
 
     def length(self, recipe: Recipe) -> Length:
         """How long a trial is trained; rungs lie at the same shares of each recipe's own."""
@@ -105,8 +103,8 @@ class Outcome:
 
     def final(self, trial: TrainTrial, more_s: float = 0.0) -> int | float:
         """Epochs of the final training with a trial's recipe: the trial's own horizon, or of a
-        small training's recipe what its time, and ``more_s`` beside it, holds at the speed that
-        was measured, before the search and in the trial.
+        small training's recipe what its time, and ``more_s`` beside it (below 0: less), holds at
+        the speed that was measured, before the search and in the trial.
         """
         if not self.proxies and trial.epochs:
             return trial.epochs
@@ -117,7 +115,7 @@ class Outcome:
         if epoch_s is not None and trial.samples_per_s:
             seen = min(max(epoch_s * trial.samples_per_s / rows, _SLOWEST), _FASTEST)
             times = math.sqrt(times * seen)  # two short looks at the same speed
-        more = max(0.0, more_s) / epoch_s if epoch_s else 0.0
+        more = max(more_s / epoch_s, -self.epochs / 2) if epoch_s else 0.0
         return splitting.count(self.run, times * (self.epochs + more))
 
     def expected_s(self, recipe: Recipe) -> float:

@@ -195,6 +195,12 @@ def judge(run: Run, side: Side, reference: Side, quality_alpha: float) -> tuple[
     return (*out, _quality(run, side, reference, quality_alpha), *floor)
 
 
+def unkept(run: Run, found: "Verified") -> tuple[str, ...]:
+    """The limits that the baseline, in its own launches, was not shown to keep."""
+    own = judge(run, found.reference, found.reference, QUALITY_ALPHA)
+    return tuple(v.name for v in own if v.verdict != "MET")
+
+
 def min_quality(run: Run, side: Side) -> tuple[Verdict, ...]:
     """``--min-quality`` against the 95 % interval of the quality itself."""
     limit, scores = run.budget.min_quality, side.scores

@@ -51,9 +51,9 @@ def test_a_trial_is_trained_as_far_as_the_search_holds() -> None:
 @pytest.mark.parametrize(
     ("share_s", "task", "budget", "epochs"),
     [
-        (48.0, {}, {}, 4.8),
-        (125.0, {}, {}, 12),  # many are whole
-        (10.0, {}, {}, 3),  # one would be too few: more than its share
+        (48.0, {}, {}, 12),  # 4.8 would be too few: more than their share
+        (135.0, {}, {}, 13),  # many are whole
+        (10.0, {}, {}, 3.5),
         (2.0, {}, {}, 0.7),
         (2.0, {}, {"train_time_s": 6.0}, 0.6),  # a limit is not stretched
         (2.0, {"own_loader": True}, {}, 1),

@@ -213,11 +213,13 @@ def test_where_time_is_short_trials_are_small_trainings_of_their_own() -> None:
     slower = TrainTrial(number=0, recipe=Recipe(), state="complete", epochs=0.5, samples_per_s=50.0)
     assert short.final(slower) == 1.41  # measured at half of the speed the second time
     assert short.final(slower, 9.0) == 2.12
+    assert short.final(slower, -9.0) == 0.707
+    assert short.final(slower, -90.0) == 0.707
     assert short.final(msgspec.structs.replace(slower, samples_per_s=None)) == 2
     assert Outcome(run, 2, 0.5).final(slower) == 2  # epochs that were asked for
-    long = Outcome(run, 2, 1.5, timed=True)
+    long = Outcome(run, 2, 2, timed=True)
     assert not long.proxies
-    assert long.length(Recipe())[:2] == (2, (0.167, 0.5, 1.5))
+    assert long.length(Recipe())[:2] == (2, (0.222, 0.667, 2.0))
     wanted = simulated.run(Trainer(), splits=splits, budget=Budget(target_quality=0.9))
     assert not Outcome(wanted, 9, 1).proxies
 
@@ -229,7 +231,28 @@ def test_small_trainings_end_with_their_schedule_and_are_said() -> None:
     (said,) = (text for text in outcome.said if "small training" in text)
     assert "(2 epochs of the baseline's)" in said
     assert said.endswith("the final one starts anew.")
-    assert not any("small training" in text for text in searched(Trainer(), reach=5).said)
+    assert not any("small training" in text for text in searched(Trainer()).said)
+
+
+def test_a_longer_training_that_is_no_better_gives_way_to_the_trial() -> None:
+    def peak(recipe: Recipe, epochs: float, seed: int) -> tuple[float, float]:
+        loss, quality = simulated.curve(recipe, min(epochs, 2.0), seed)
+        return loss, quality - 0.1 * max(0.0, epochs - 2.0)
+
+    outcome = searched(Trainer(curve=peak), epochs=9, reach=2)
+    winner = outcome.winner
+    assert winner is not None
+    done, epochs = training.last(outcome, winner)
+    assert epochs == winner.epochs == 2
+    assert done.quality_select == winner.quality
+    assert "the trial's weights are kept" in outcome.said[-1]
+    better = searched(Trainer(), epochs=9, reach=2)
+    assert better.winner is not None
+    done, epochs = training.last(better, better.winner)
+    assert epochs == 9
+    assert done.quality_select is not None
+    assert better.winner.quality is not None
+    assert done.quality_select > better.winner.quality
 
 
 def test_the_first_proposal_goes_to_its_end() -> None:
@@ -251,13 +274,13 @@ def test_how_slow_a_trial_may_be_follows_from_the_baseline() -> None:
 def test_a_faster_recipe_trains_for_more_epochs_in_the_same_time() -> None:
     splits = (split(900.0), split(3600.0, batch_size=256))
     run = simulated.run(Trainer(), splits=splits)
-    outcome = Outcome(run, 10, 5, timed=True)
-    assert outcome.length(Recipe())[:2] == (10, (1.0, 5.0))
-    assert outcome.length(Recipe(batch_size=256))[:2] == (40, (6.0, 20.0))
-    given = Outcome(run, 10, 5)
+    outcome = Outcome(run, 10, 10, timed=True)
+    assert outcome.length(Recipe())[:2] == (10, (1.0, 3.0, 10.0))
+    assert outcome.length(Recipe(batch_size=256))[:2] == (40, (4.0, 13.0, 40.0))
+    given = Outcome(run, 10, 10)
     assert given.length(Recipe(batch_size=256)).epochs == 10
     mine = simulated.run(Trainer(), splits=splits, own_train=True)
-    assert Outcome(mine, 10, 5, timed=True).length(Recipe(batch_size=256)).epochs == 10
+    assert Outcome(mine, 10, 10, timed=True).length(Recipe(batch_size=256)).epochs == 10
 
 
 def test_a_target_quality_is_reached_at_the_least_cost() -> None:
