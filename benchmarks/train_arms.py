@@ -35,6 +35,7 @@ from autotune.records.task import Dim, Option, Survey, TaskSpec
 MODELS = Path(__file__).parent / "train_models"
 _LAST_S = 0.6  # of a budget, for evaluating and writing down
 _FULL = 5  # full trainings of the plain recipe that a search's budget holds
+_MOST = 0.7  # of it, for the last training where a full one is a few epochs
 _LOOKS = 20
 _FINAL = 1.1  # times its planned length that the final training may take
 
@@ -93,8 +94,8 @@ def _autotune(order: Order) -> dict[str, Any]:
             rows = hardware.measure(run, 0.15 * search_s)
             run.survey = msgspec.structs.replace(run.survey, splits=rows)
             search_s = order.budget_s - _LAST_S - bridge.now()
-            epochs = splitting.horizon(run, search_s / _FULL)
-            reach, last_s = splitting.reach(run, epochs, search_s), 0.0
+            shares = (search_s / _FULL, _MOST * search_s)
+            (epochs, reach), last_s = splitting.lengths(run, *shares, search_s), 0.0
             if reach < epochs:  # the last training takes time of its own
                 last_s = _FINAL * epochs * (splitting.one_epoch_s(run) or 0.0)
                 reach = splitting.reach(run, epochs, search_s - last_s)

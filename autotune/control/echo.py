@@ -8,8 +8,9 @@ import msgspec
 
 from autotune.control import forecast, hardware, outlay, recipes, splitting, training, trials
 from autotune.control.deploying import Lab
-from autotune.control.forecast import FINAL_SHARE, TRAIN_SHARE, Costs, Forecast
+from autotune.control.forecast import Costs, Forecast
 from autotune.control.run import Run
+from autotune.control.shares import TRAIN_SHARE
 
 _USUAL_TRIAL_S = 2.5  # of a small model: build, launch, warm-up
 _LEAST_LAUNCH_S = 1.5
@@ -23,10 +24,10 @@ def measured(run: Run) -> Forecast:
     if not run.survey.task.pretrained:
         measured = hardware.measure(run, 0.3 * TRAIN_SHARE * run.effort.time_s)
         run.survey = msgspec.structs.replace(run.survey, splits=measured)
-        epochs = splitting.horizon(run, FINAL_SHARE * run.effort.time_s)
+        epochs, _ = splitting.usual_lengths(run)
         evaluation_s, epoch_s = training.one_epoch(run)
         training_s = epochs * epoch_s + evaluation_s
-        recipe_s = _recipe_s(run, epochs, epoch_s, evaluation_s)
+        recipe_s = _recipe_s(run, epoch_s, evaluation_s)
         weights = training.WEIGHTS
     lab = Lab(run, weights, recipes.baseline(run.survey), 1)
     counts = recipes.thread_counts(run.profile, run.effort)
@@ -57,7 +58,7 @@ def say(run: Run, epochs: int | float) -> None:
         spent_s=run.bridge.now(),
         evaluation_s=run.evaluation_s,
         training_s=epochs * epoch_s + run.evaluation_s if epochs else 0.0,
-        recipe_s=_recipe_s(run, epochs, epoch_s, run.evaluation_s) if epochs else 0.0,
+        recipe_s=_recipe_s(run, epoch_s, run.evaluation_s) if epochs else 0.0,
         pinned=1 + bool(run.survey.task.recipe) if epochs else 0,
         trial_s=trial_s,
         launch_s=_LEAST_LAUNCH_S,
@@ -71,9 +72,9 @@ def say(run: Run, epochs: int | float) -> None:
         run.listener.note(line)
 
 
-def _recipe_s(run: Run, epochs: float, epoch_s: float, evaluation_s: float) -> float:
+def _recipe_s(run: Run, epoch_s: float, evaluation_s: float) -> float:
     """Seconds of a trial that nothing cuts short: its epochs, and an evaluation at each look."""
-    reach = splitting.reach(run, epochs, TRAIN_SHARE * run.effort.time_s)
+    _, reach = splitting.usual_lengths(run)
     rungs = tuple(share * reach for share in trials.shares_of(run, reach))
     return reach * epoch_s + len(trials.looks(run, rungs)) * evaluation_s
 

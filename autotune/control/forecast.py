@@ -2,7 +2,7 @@
 
     survey --> splits --> train search --> final training --> deploy search --> verification
 
-Shares are those of `control.story`; what a share cannot hold (the pinned trainings, the
+Shares are those of `control.shares`; what a share cannot hold (the pinned trainings, the
 baselines) is done all the same and makes the run longer than ``--time``.
 """
 
@@ -10,11 +10,9 @@ import math
 
 from autotune.control import outlay, units
 from autotune.control.outlay import Outlay
+from autotune.control.shares import DEPLOY_SHARE, TRAIN_SHARE
 from autotune.records.base import Record
 
-TRAIN_SHARE = 0.30
-FINAL_SHARE = 0.08
-DEPLOY_SHARE = 0.70  # of what is left after training
 _LAUNCHES = 9  # three pairs and the best lossless plan's three
 _JUDGED = 3  # the plan, the baseline, the best lossless plan
 _ENOUGH_TRAIN, _ENOUGH_DEPLOY = 20, 20

@@ -10,6 +10,7 @@ import msgspec
 
 from autotune.control import recipes, throughput
 from autotune.control.run import Run
+from autotune.control.shares import FINAL_MOST, FINAL_SHARE, TRAIN_SHARE
 from autotune.records import job as jobs
 from autotune.records.plan import Recipe
 from autotune.records.task import Split
@@ -20,10 +21,10 @@ _METERED_S = 2.0  # of one whose energy is read
 _START_S = 4.0  # of a process group
 _WHOLE = 3.75  # trainings to the end that a train search should hold
 _DEAR_S = 3.0
-_SHORT, _STRETCH = 12.0, 3.5
-"""Epochs under which a training's length is what its quality lacks most, and how many times its
-share of the time it may then take (Diamonds, AdamW: 0.825 after 4 epochs, 0.856 after 40).
-"""
+_SHORT = 12.0
+"""Epochs under which a training's length is what its quality lacks most (Diamonds, AdamW: 0.825
+after 4 epochs, 0.856 after 40)."""
+_NEARLY = 0.7
 _LEAST_EPOCHS, _MOST_WHOLE = 0.01, 10.0
 
 
@@ -133,9 +134,10 @@ def count(run: Run, epochs: float) -> int | float:
     return int(found) if found >= _MOST_WHOLE or found == int(found) else found
 
 
-def horizon(run: Run, share_s: float) -> int | float:
-    """Epochs of the final training: asked for, or what the training time budget, and without one
-    ``share_s`` seconds, allow at the measured throughput; more time where that is a few epochs.
+def horizon(run: Run, share_s: float, most_s: float | None = None) -> int | float:
+    """Epochs of the final training: asked for, or what the training time budget allows at the
+    measured throughput; without one ``share_s`` seconds, where those are a few epochs up to
+    ``most_s``.
     """
     effort, info = run.effort, run.survey.task
     if effort.epochs:
@@ -150,8 +152,8 @@ def horizon(run: Run, share_s: float) -> int | float:
     if epoch_s is None:
         return 10
     epochs = 0.9 * (run.budget.train_time_s or share_s) / epoch_s
-    if run.budget.train_time_s is None and epochs < _SHORT:
-        epochs = min(_SHORT, _STRETCH * epochs)
+    if run.budget.train_time_s is None and most_s is not None and epochs < _SHORT:
+        epochs = min(_SHORT, 0.9 * most_s / epoch_s)
     return count(run, min(_MOST_EPOCHS, epochs if _in_parts(run) else int(epochs)))
 
 
@@ -184,3 +186,20 @@ def reach(run: Run, epochs: float, search_s: float) -> int | float:
         return count(run, epochs)
     held = search_s / (_WHOLE * epoch_s)
     return count(run, min(epochs, held if _in_parts(run) else int(held)))
+
+
+def lengths(
+    run: Run, share_s: float, most_s: float, search_s: float
+) -> tuple[int | float, int | float]:
+    """Epochs of the final training (`horizon`) and of a trial (`reach`).  Where the length follows
+    from time and a trial is nearly as long, that is the final training: the winner goes on from it.
+    """
+    epochs = horizon(run, share_s, most_s)
+    trial = reach(run, epochs, search_s)
+    return (trial if timed(run) and trial >= _NEARLY * epochs else epochs), trial
+
+
+def usual_lengths(run: Run) -> tuple[int | float, int | float]:
+    """`lengths` by the shares of a run's time."""
+    time_s = run.effort.time_s
+    return lengths(run, FINAL_SHARE * time_s, FINAL_MOST * time_s, TRAIN_SHARE * time_s)

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import msgspec
 
 from autotune.control import splitting, throughput, units
-from autotune.control.forecast import FINAL_SHARE, TRAIN_SHARE
 from autotune.control.run import Run
 from autotune.control.throughput import plain
 from autotune.records.task import Option, Split
@@ -56,9 +55,7 @@ def _compiled(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split,
 
 def _trial_s(run: Run) -> float:
     """Seconds of a whole trial in the search, by what is measured so far."""
-    time_s = run.effort.time_s
-    epochs = splitting.horizon(run, FINAL_SHARE * time_s)
-    reach = splitting.reach(run, epochs, TRAIN_SHARE * time_s)
+    _, reach = splitting.usual_lengths(run)
     return reach * (splitting.one_epoch_s(run) or 0.0)
 
 

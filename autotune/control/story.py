@@ -34,9 +34,9 @@ from autotune.control import (
 from autotune.control.assemble import Known
 from autotune.control.bridge import Bridge, Recorder, ReplayBridge, load_recording
 from autotune.control.deploying import Lab
-from autotune.control.forecast import DEPLOY_SHARE, FINAL_SHARE, TRAIN_SHARE
 from autotune.control.processbridge import ProcessBridge, meter_arguments
 from autotune.control.run import Listener, Run
+from autotune.control.shares import DEPLOY_SHARE, FINAL_SHARE, TRAIN_SHARE
 from autotune.processes import interrupts
 from autotune.records.base import Record
 from autotune.records.budget import Budget, Effort
@@ -196,10 +196,9 @@ def _train(known: Known) -> None:
     run.survey = msgspec.structs.replace(run.survey, splits=measured)
     widths.measure(run, run.bridge.now() + _WIDTHS_SHARE * budget_s)
     run.timed("hardware", began)
-    known.epochs = splitting.horizon(run, FINAL_SHARE * run.effort.time_s)
+    known.epochs, reach = splitting.usual_lengths(run)
     searching = run.bridge.now()
     echo.say(run, known.epochs)
-    reach = splitting.reach(run, known.epochs, budget_s)
     known.training = trials.Outcome(run, known.epochs, reach, splitting.timed(run))
     steps.judge(run, reach)
     training.search(known.training, began + budget_s)

@@ -65,9 +65,19 @@ def test_a_trial_is_trained_as_far_as_the_search_holds() -> None:
 def test_dear_epochs_are_counted_in_parts(
     share_s: float, task: dict[str, Any], budget: dict[str, Any], epochs: float
 ) -> None:
-    found = splitting.horizon(run({}, task, budget, rate=100.0), share_s)  # 9 s an epoch
+    found = splitting.horizon(
+        run({}, task, budget, rate=100.0), share_s, 3.5 * share_s
+    )  # 9 s an epoch
     assert found == epochs
     assert isinstance(found, int) == (found == int(found))
+
+
+def test_a_trial_that_is_nearly_as_long_is_the_final_training() -> None:
+    cheap = run({}, {}, {})  # 3 s an epoch
+    assert splitting.lengths(cheap, 48.0, 96.0, 180.0) == (14, 14)
+    assert splitting.lengths(cheap, 48.0, 96.0, 120.0) == (10, 10)
+    assert splitting.lengths(cheap, 48.0, 96.0, 100.0) == (14, 8)
+    assert splitting.lengths(run({"epochs": 14}, {}, {}), 48.0, 96.0, 120.0) == (14, 10)
 
 
 def test_a_trial_is_trained_for_a_part_of_a_dear_epoch() -> None:
