@@ -24,7 +24,8 @@ _DEAR_S = 3.0
 _SHORT = 12.0
 """Epochs under which a training's length is what its quality lacks most (Diamonds, AdamW: 0.825
 after 4 epochs, 0.856 after 40)."""
-_NEARLY = 0.7
+NEARLY = 0.7
+"""Of the final training: a trial that is so long is its beginning."""
 _LEAST_EPOCHS, _MOST_WHOLE = 0.01, 10.0
 
 
@@ -196,7 +197,7 @@ def lengths(
     """
     epochs = horizon(run, share_s, most_s)
     trial = reach(run, epochs, search_s)
-    return (trial if timed(run) and trial >= _NEARLY * epochs else epochs), trial
+    return (trial if timed(run) and trial >= NEARLY * epochs else epochs), trial
 
 
 def usual_lengths(run: Run) -> tuple[int | float, int | float]:

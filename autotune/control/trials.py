@@ -87,11 +87,11 @@ class Outcome:
 
     @property
     def proxies(self) -> bool:
-        """Whether trials are small trainings of their own, whose schedule ends with them (within a
-        schedule recipes cannot be compared), and the final training starts anew.
+        """Whether trials are small trainings of their own, whose schedule ends with them (early in
+        a schedule recipes cannot be compared), and the final training starts anew.
         """
         whole = self.run.budget.target_quality is not None  # whose cost is that of all of it
-        return self.reach < self.epochs and not whole
+        return self.reach < splitting.NEARLY * self.epochs and not whole
 
     def length(self, recipe: Recipe) -> Length:
         """How long a trial is trained; rungs lie at the same shares of each recipe's own."""

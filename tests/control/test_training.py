@@ -220,6 +220,7 @@ def test_where_time_is_short_trials_are_small_trainings_of_their_own() -> None:
     long = Outcome(run, 2, 2, timed=True)
     assert not long.proxies
     assert long.length(Recipe())[:2] == (2, (0.222, 0.667, 2.0))
+    assert not Outcome(run, 20, 15).proxies
     wanted = simulated.run(Trainer(), splits=splits, budget=Budget(target_quality=0.9))
     assert not Outcome(wanted, 9, 1).proxies
 
