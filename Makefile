@@ -3,8 +3,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# twice the processors: many tests wait for a process or a lock
-WORKERS ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
+# one more than processors: many tests wait for a process or a lock
+WORKERS ?= $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN))
 STAMP := $(VENV)/.installed
 
 .PHONY: install demo test test-all check lint schemas clean
