@@ -241,11 +241,14 @@ def interval(gaps: list[float]) -> tuple[float, float]:
 
 
 def _reach_ratio(rows: dict[tuple[str, str, int], Row], names: tuple[str, ...]) -> float | None:
-    """Geometric mean of found over plain; one that is never reached counts as all of T."""
+    """Geometric mean of found over plain; what is never reached counts as all of T (the plain
+    recipe was there at T, by its own arm, and need not be again).
+    """
     logs = []
     for (name, arm, _), row in rows.items():
-        if arm == "reach" and name in names and row.get("plain_s"):
-            logs.append(math.log((row["found_s"] or row["budget_s"]) / row["plain_s"]))
+        if arm == "reach" and name in names and "target" in row:
+            found_s, plain_s = (row[key] or row["budget_s"] for key in ("found_s", "plain_s"))
+            logs.append(math.log(found_s / plain_s))
     return math.exp(statistics.mean(logs)) if logs else None
 
 

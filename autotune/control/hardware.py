@@ -1,7 +1,7 @@
 """The hardware stage of training, in seconds and without quality: what a step costs here.
 
-    splits at two batch sizes -> batch curve of the fastest -> precisions, loader workers
-                              -> what the step may do (`steps`) -> power limits
+    layout of images -> splits at two batch sizes -> batch curve of the fastest
+                     -> precisions, loader workers -> what the step may do (`steps`) -> power limits
 
 Rows are `Split` records of the survey, which `throughput` reads.  Not known here: which batch
 size learns best.
@@ -28,7 +28,8 @@ _OTHER = ("bf16", "tf32", "fp16")
 def measure(run: Run, budget_s: float) -> tuple[Split, ...]:
     """Everything that the search needs to know of the hardware, within about ``budget_s``."""
     began = run.bridge.now()
-    rows = splitting.measure_splits(run, _SPLITS_SHARE * budget_s)
+    last = steps.channels_last(run)
+    rows = splitting.measure_splits(run, _SPLITS_SHARE * budget_s, channels_last=last)
     if unsteady := dict.fromkeys(name for split in rows for name in split.unsteady):
         run.listener.note(
             f"Not deterministic here: {', '.join(unsteady)}; the same seed may train other weights."

@@ -255,7 +255,11 @@ def _under_load(plan: PlanResult, percentile: float) -> list[tuple[str, str]]:
     return [(named, units.show(tail(plan.response_s, percentile), "s"))]
 
 
-_STEP = {"compile": "compiled", "recompute": "blocks recomputed"}
+_STEP = {
+    "compile": "compiled",
+    "recompute": "blocks recomputed",
+    "channels_last": "channels last",
+}
 
 
 def recipe(found: Recipe | None) -> str:
@@ -279,7 +283,7 @@ def recipe(found: Recipe | None) -> str:
     plural = "" if found.threads == 1 else "s"
     divided = f" in {found.accumulate} parts" if found.accumulate > 1 else ""
     workers = f", {found.workers} loader workers" if found.workers else ""
-    more = [name for name in ("compile", "recompute") if getattr(found, name)]
+    more = [name for name in _STEP if getattr(found, name)]
     step = f", {', '.join(_STEP[name] for name in more)}" if more else ""
     clock = f", {units.show(found.clock_hz, 'Hz')} at most" if found.clock_hz else ""
     watts = f", {found.power_limit_w:g} W at most" if found.power_limit_w else ""

@@ -29,7 +29,7 @@ NEARLY = 0.7
 _LEAST_EPOCHS, _MOST_WHOLE = 0.01, 10.0
 
 
-def measure_splits(run: Run, budget_s: float) -> tuple[Split, ...]:
+def measure_splits(run: Run, budget_s: float, *, channels_last: bool = False) -> tuple[Split, ...]:
     """Throughput of every legal split at a small and a larger batch.
 
     A split that fails is recorded with its reason.  Ranks are started once a batch size, so
@@ -54,6 +54,7 @@ def measure_splits(run: Run, budget_s: float) -> tuple[Split, ...]:
             ranks=ranks,
             threads=threads,
             params=run.survey.task.params,
+            channels_last=channels_last,
         )
         out.append(measured(run, recipe))
     return tuple(out)
@@ -76,6 +77,7 @@ def recipe_of(run: Run, split: Split, **changes: object) -> Recipe:
         "threads": split.threads,
         "batch_size": split.batch_size,
         "params": run.survey.task.params,
+        "channels_last": split.channels_last,
     }
     return msgspec.convert(fields | changes, Recipe)
 
@@ -101,6 +103,7 @@ def measured(run: Run, recipe: Recipe, meter: str | None = None, timeout_s: floa
         workers=recipe.workers,
         compile=recipe.compile,
         recompute=recipe.recompute,
+        channels_last=recipe.channels_last,
         first_s=rate.first_s if rate else None,
         samples_per_s=rate.samples_per_s if rate else None,
         startup_s=rate.startup_s if rate else None,

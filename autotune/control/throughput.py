@@ -107,6 +107,11 @@ def gpu_setting(rows: Sequence[Split]) -> tuple[float | None, float | None]:
     return (best.power_limit_w, best.clock_hz) if best else (None, None)
 
 
+def channels_last(rows: Sequence[Split]) -> bool:
+    """Whether all that was measured had channels last (`steps.channels_last`)."""
+    return any(split.channels_last for split in rows)
+
+
 def recomputed_sizes(survey: Survey, effort: Effort) -> tuple[int, ...]:
     """Batch sizes that are possible with recomputation alone."""
     if not offered(survey, effort, "recompute"):

@@ -38,6 +38,8 @@ WEIGHTS = "weights/dense.safetensors"
 _FINAL_STATE = "weights/final.state"
 _MOST_REPEATS = 30
 _FEW_EPOCHS = 3
+_MOST_OF_IT = 0.8
+"""Of a trial that must fit to be begun: what is not trained to its end cannot win."""
 _BASELINE, _DEFAULT = "the baseline recipe", "the default recipe"
 
 
@@ -87,6 +89,8 @@ def search(outcome: Outcome, until_s: float) -> None:
     plain = Recipe(params=default.params)
     if msgspec.structs.replace(default, threads=1) != plain:
         _pinned(hand, plain, _DEFAULT)
+    if outcome.shorten():
+        hand = hand._replace(halving=Halving(outcome.looks))
     _propose(hand)
     finalists.repeat(outcome, until_s)
     if outcome.proxies and outcome.winner is not None:
@@ -111,11 +115,13 @@ def _propose(hand: _Hand) -> None:
     legal = recipes.splits(run.survey.options, run.profile, run.effort)
     seen = {space.canonical(t.recipe) for t in outcome.trials}
     repeats, limit = 0, run.effort.train_trials or 10_000
-    while _time_left(hand) and repeats < _MOST_REPEATS:
+    first = trials.shares_of(run, outcome.reach)[0]
+    while _time_left(hand, first / 2) and repeats < _MOST_REPEATS:
         promoted = _overdue(hand)
         to_the_end = promoted is not None
         promoted = _promotable(hand) if promoted is None else promoted
-        if promoted is None and len(outcome.trials) >= limit:
+        full = len(outcome.trials) >= limit or not _time_left(hand, _MOST_OF_IT)
+        if promoted is None and full:
             break
         if promoted is not None:
             _promote(hand, promoted, to_the_end=to_the_end)
@@ -131,13 +137,12 @@ def _propose(hand: _Hand) -> None:
         _try(hand, recipe, proposal)
 
 
-def _time_left(hand: _Hand) -> bool:
-    """Whether there is time for most of a trial's way to its first rung."""
+def _time_left(hand: _Hand, share: float) -> bool:
+    """Whether there is time for a ``share`` of a whole trial, beside that of the finalists."""
     outcome = hand.outcome
     reserve_s = finalists.reserve_s(outcome, _length(hand))
-    base = outcome.trials[0].recipe
-    first_s = outcome.expected_s(base) * trials.shares_of(outcome.run, outcome.reach)[0]
-    return outcome.run.bridge.now() + first_s / 2 < hand.until_s - reserve_s
+    whole_s = outcome.expected_s(outcome.trials[0].recipe)
+    return outcome.run.bridge.now() + share * whole_s < hand.until_s - reserve_s
 
 
 def _promotable(hand: _Hand) -> int | None:
@@ -281,8 +286,8 @@ def _tell(hand: _Hand, number: int, trial: TrainTrial) -> None:
 def _pinned(hand: _Hand, recipe: Recipe, why: str) -> None:
     """Train a recipe to the end whatever the others do; tell the study where it lies inside.
 
-    Its split, which changes nothing that is learnt, is the fastest unless the user's recipe has
-    one.
+    Its split and the layout of images, which change nothing that is learnt, are the fastest unless
+    the user's recipe has a split.
     """
     run = hand.outcome.run
     recipe = fitting(run, recipe)
@@ -291,6 +296,8 @@ def _pinned(hand: _Hand, recipe: Recipe, why: str) -> None:
         split = recipes.fastest_split(run.survey.splits, recipe.batch_size, recipe.precision, legal)
         parallel, ranks, threads = split
         recipe = msgspec.structs.replace(recipe, parallel=parallel, ranks=ranks, threads=threads)
+    if throughput.channels_last(run.survey.splits):
+        recipe = msgspec.structs.replace(recipe, channels_last=True)
     new = trials.fresh(hand.outcome, recipe, why)
     trial = trials.go_on(hand.outcome, new, _asks(hand, new, to_the_end=True))
     values = recipes.values_of(recipe, hand.study.space)
@@ -323,7 +330,11 @@ def _recipe(hand: _Hand, proposal: Proposal, legal: tuple[tuple[str, int, int], 
     made = recipes.recipe(proposal.values, split, hand.study.space)
     watts, clock_hz = throughput.gpu_setting(splits)
     return msgspec.structs.replace(
-        made, workers=throughput.workers(splits), power_limit_w=watts, clock_hz=clock_hz
+        made,
+        workers=throughput.workers(splits),
+        channels_last=throughput.channels_last(splits),
+        power_limit_w=watts,
+        clock_hz=clock_hz,
     )
 
 

@@ -125,6 +125,25 @@ class Outcome:
             return 0.0
         return base.wall_s * self.length(recipe).reach / (self.reach * self._times(recipe))
 
+    def shorten(self) -> bool:
+        """Where the length follows from time and the baseline had learnt its rows by heart before
+        its end, no recipe is trained for longer than that; whether it is so.
+        """
+        base = self.baseline
+        if not self.timed or self.proxies or self.run.budget.target_quality is not None:
+            return False
+        if base is None or base.state != "complete":
+            return False
+        needed = base.rungs[-1] if base.rungs else 0.0
+        if not 0 < needed < self.reach - _NO_STEP:
+            return False
+        self.said.append(
+            f"The baseline recipe learnt its rows by heart within {needed:g} of {self.reach} "
+            f"epochs: the others were trained for {needed:g} (of the baseline's)."
+        )
+        self.epochs = self.reach = splitting.count(self.run, needed)
+        return True
+
     def least_rate(self, recipe: Recipe) -> float | None:
         """Samples per second under which a trial would take many times its time, where that follows
         from the horizon: an update rule may cost ten times the model's own work (Muon's on small

@@ -40,7 +40,8 @@ class Recipe(Record, frozen=True, kw_only=True):
     same result but for batch norm, whose statistics are each part's own.
     ``compile``: the step's forward and backward pass run as torch.compile makes them.
     ``recompute``: what lies within the model's blocks is computed again in the backward pass
-    instead of kept (activation checkpointing).
+    instead of kept (activation checkpointing).  ``channels_last``: weights of convolutions, and so
+    what they make, lie with their channels last.
     ``workers`` processes a rank load its batches, 0: the rank itself.  ``power_limit_w`` is the
     GPU's while it trains (None: as it is), and ``clock_hz`` what its clock does not rise above.
     """
@@ -62,6 +63,7 @@ class Recipe(Record, frozen=True, kw_only=True):
     accumulate: Annotated[int, Meta(ge=1)] = 1
     compile: bool = False
     recompute: bool = False
+    channels_last: bool = False
     parallel: str = "single"
     ranks: int = 1
     threads: int = 1

@@ -241,6 +241,7 @@ class Split(Record, frozen=True, kw_only=True):
     workers: int = 0
     compile: bool = False
     recompute: bool = False
+    channels_last: bool = False
     first_s: float | None = None
     waiting: float | None = None
     power_limit_w: float | None = None

@@ -218,11 +218,8 @@ class _Chain:
 
 _OURS = ("load.py", "artifact.json")
 _WORDS = {"module": "the module", "onnx": "an ONNX model", "openvino": "an OpenVINO model"}
-_LEARNING = tuple(
-    name
-    for name in Recipe.__struct_fields__
-    if name not in ("parallel", "ranks", "threads", "compile", "recompute", "clock_hz")
-)
+_HARDWARE = ("parallel", "ranks", "threads", "compile", "recompute", "channels_last", "clock_hz")
+_LEARNING = tuple(name for name in Recipe.__struct_fields__ if name not in _HARDWARE)
 
 
 def _canonical(value: Any) -> Any:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from autotune.errors import JobError
@@ -72,6 +73,8 @@ class Loop:
         self._seed = seed
         seed_all(seed)
         self.model: nn.Module = loaded.make_model().to(group.device)
+        if recipe.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.train()
         share = _share(recipe, group, paired=_has_batch_norm(self.model))
         self._batches = of_task(loaded, rows_of(loaded), share, seed)

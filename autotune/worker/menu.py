@@ -25,7 +25,7 @@ def run(job: Menu, root: Path, channel: Channel) -> Options:
         for name in plugins.names(folder)
     ]
     rules = optimizers(job.context.traits)
-    steps = training_steps(job.context)
+    steps = training_steps(job.context, job.context.traits)
     return Options(options=(*found, *precisions(job.context.profile), *rules, *steps))
 
 
@@ -79,10 +79,16 @@ def optimizers(traits: Traits) -> tuple[Option, ...]:
     )
 
 
-def training_steps(context: Context) -> tuple[Option, ...]:
+_IMAGES = ("Conv2d", "ConvTranspose2d")
+
+
+def training_steps(context: Context, traits: Traits) -> tuple[Option, ...]:
     """What the training step may do; whether it pays is measured (`control.steps`)."""
     reason = plugins.load("runtimes", "compiled").unavailable(context)
+    convolves = any(name in traits.module_types for name in _IMAGES)
+    none = None if convolves else "the model has no two-dimensional convolution"
     return (
+        Option(kind="step", name="channels_last", available=convolves, reason=none),
         Option(kind="step", name="compile", available=reason is None, reason=reason),
         Option(kind="step", name="recompute", available=True),
     )

@@ -187,6 +187,7 @@ def save(model: nn.Module, root: Path, out: str | None) -> str | None:
     path = root / out
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(path.name + ".part")
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     save_model(model.cpu(), str(scratch))
     scratch.replace(path)
     with path.open("rb") as file:

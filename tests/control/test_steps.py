@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from autotune.control import hardware, recipes, splitting, steps, throughput, trials
+from autotune.control import hardware, recipes, splitting, steps, throughput, training, trials
 from autotune.control.run import Run
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
@@ -181,3 +181,35 @@ def test_a_compilation_that_the_stage_has_no_time_for_is_not_begun() -> None:
     rows = splitting.measure_splits(run, 30.0)
     assert not any(s.compile for s in steps.measure(run, rows, run.bridge.now() + 2.0))
     assert any(s.compile for s in steps.measure(run, rows, run.bridge.now() + 30.0))
+
+
+LAYOUT = Option(kind="step", name="channels_last", available=True)
+
+
+@pytest.mark.parametrize(("gain", "pays"), [(1.3, True), (1.02, False), (0.7, False)])
+def test_channels_last_where_it_was_measured_to_pay(gain: float, pays: bool) -> None:
+    def laid(recipe: Recipe) -> jobs.Rate | Failure:
+        found = rate(recipe)
+        assert isinstance(found, jobs.Rate)
+        faster = gain if recipe.channels_last else 1.0
+        return msgspec.structs.replace(found, samples_per_s=faster * found.samples_per_s)
+
+    run = judged(Trainer(rate=laid), options=(*ALL, LAYOUT))
+    assert {s.channels_last for s in run.survey.splits} == {pays}
+    assert throughput.channels_last(run.survey.splits) == pays
+    found = option(run, "channels_last")
+    assert found.available == pays
+    assert pays or "samples/s with it" in (found.reason or "")
+    outcome = trials.Outcome(run, 4, 4)
+    training.search(outcome, run.bridge.now() + 40.0)
+    assert {t.recipe.channels_last for t in outcome.trials} == {pays}
+
+
+def test_a_layout_that_the_model_cannot_have_is_refused_with_its_failure() -> None:
+    def broken(recipe: Recipe) -> jobs.Rate | Failure:
+        failed = Failure(kind="error", message="view size is not compatible")
+        return failed if recipe.channels_last else rate(recipe)
+
+    run = judged(Trainer(rate=broken), options=(*ALL, LAYOUT))
+    assert option(run, "channels_last").reason == "error: view size is not compatible"
+    assert not throughput.channels_last(run.survey.splits)

@@ -256,6 +256,25 @@ def test_a_longer_training_that_is_no_better_gives_way_to_the_trial() -> None:
     assert done.quality_select > better.winner.quality
 
 
+def test_no_recipe_is_trained_for_longer_than_the_baseline_learns() -> None:
+    run = simulated.run(Trainer(), splits=(split(3000.0),))
+    outcome = Outcome(run, 20, 20, timed=True)
+    assert not outcome.shorten()
+    base = TrainTrial(number=0, recipe=Recipe(), state="complete", rungs=(2.0, 6.0, 8.0), epochs=20)
+    outcome.trials.append(base)
+    assert outcome.shorten()
+    assert (outcome.epochs, outcome.reach) == (8, 8)
+    assert outcome.length(Recipe())[:2] == (8, (2.0, 8.0))
+    assert "within 8 of 20 epochs" in outcome.said[0]
+    assert not Outcome(run, 20, 20, trials=[base]).shorten()  # as many as were asked for
+
+
+def test_a_trial_that_cannot_be_trained_to_its_end_is_not_begun() -> None:
+    # the baseline and the first proposal take 9.1 s each; eight tenths of a third must fit
+    assert len(searched(Trainer(), until_s=25.0).trials) == 2
+    assert len(searched(Trainer(), until_s=26.5).trials) > 2
+
+
 def test_the_first_proposal_goes_to_its_end() -> None:
     outcome = searched(Trainer(), until_s=40.0)
     first = next(t for t in outcome.trials if t.why == "seed: adamw, one cycle")
@@ -330,7 +349,7 @@ def whole() -> Outcome:
     return searched(Trainer(), until_s=_SHORT_S)
 
 
-_SHORT_S = 130.0
+_SHORT_S = 150.0
 
 
 @pytest.mark.parametrize("moment", sorted(random.Random(0).sample(range(1, 29), 20)))

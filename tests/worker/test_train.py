@@ -44,6 +44,22 @@ NORMED = """
 def make_model():
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
 """
+IMAGES = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+def make_model():
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.Flatten(),
+        nn.Linear(12, 3),
+    )
+
+def train_data():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 2, 6, 6, generator=g)
+    return TensorDataset(x, x.mean((1, 2, 3)).gt(0).long())
+"""
 TIED = (
     texts.TIED
     + """
@@ -478,3 +494,27 @@ def test_a_training_that_is_far_too_slow_ends_at_once(
     assert error.value.kind == "slow"
     done = train.run(Train(**given, least_samples_per_s=1e-3), tmp_path, NullChannel())
     assert done.epochs == 2
+
+
+def test_channels_last_learns_the_same_and_is_saved_as_usual(tmp_path: Path) -> None:
+    path = tmp_path / "model.py"
+    path.write_text(IMAGES)
+    spec = TaskSpec(kind="file", path=str(path))
+
+    def trained(name: str, channel: NullChannel, rungs: tuple[float, ...], last: bool) -> Any:
+        recipe = Recipe(batch_size=8, optimizer="sgd", lr=0.05, ema=0.9, channels_last=last)
+        job = Train(
+            task=spec, recipe=recipe, epochs=4, rungs=rungs, weights_out=f"{name}.safetensors",
+            checkpoint=f"{name}.state",
+        )  # fmt: skip
+        return train.run(job, tmp_path, channel)
+
+    usual = trained("usual", NullChannel(), (4,), last=False)
+    paused = trained("last", StopsAt(2), (2, 4), last=True)
+    assert paused.stopped
+    done = trained("last", NullChannel(), (4,), last=True)
+    assert done.resumed_epochs == 2
+    assert done.val_losses[-1] == pytest.approx(usual.val_losses[-1], rel=1e-3)
+    ours, theirs = (load_file(tmp_path / f"{n}.safetensors") for n in ("last", "usual"))
+    for name, value in theirs.items():
+        assert torch.allclose(ours[name].float(), value.float(), atol=1e-4), name
