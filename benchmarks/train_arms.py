@@ -78,7 +78,7 @@ def _left(order: Order) -> float:
 
 
 def _autotune(order: Order) -> dict[str, Any]:
-    from autotune.control import hardware, splitting, steps, surveying, training, trials
+    from autotune.control import finishing, hardware, splitting, steps, surveying, training, trials
     from autotune.control.processbridge import ProcessBridge
     from autotune.control.run import Silent
 
@@ -105,11 +105,11 @@ def _autotune(order: Order) -> dict[str, Any]:
             training.search(outcome, until_s)
             winner = outcome.winner
             assert winner is not None
-            _, length = training.last(outcome, winner, until_s - bridge.now())
+            _, length = finishing.last(outcome, winner, until_s - bridge.now())
         finally:
             wall_s = order.budget_s - _left(order)
             bridge.close()
-        quality = _confirm(order, Path(folder) / training.WEIGHTS)
+        quality = _confirm(order, Path(folder) / finishing.WEIGHTS)
     return {
         "quality": quality,
         "wall_s": wall_s,

@@ -6,7 +6,7 @@ for a dry run:     one epoch, one deployment    --measured--> the forecast
 
 import msgspec
 
-from autotune.control import forecast, hardware, outlay, recipes, splitting, training, trials
+from autotune.control import finishing, forecast, hardware, outlay, recipes, splitting, trials
 from autotune.control.deploying import Lab
 from autotune.control.forecast import Costs, Forecast
 from autotune.control.run import Run
@@ -25,10 +25,10 @@ def measured(run: Run) -> Forecast:
         measured = hardware.measure(run, 0.3 * TRAIN_SHARE * run.effort.time_s)
         run.survey = msgspec.structs.replace(run.survey, splits=measured)
         epochs, _ = splitting.usual_lengths(run)
-        evaluation_s, epoch_s = training.one_epoch(run)
+        evaluation_s, epoch_s = finishing.one_epoch(run)
         training_s = epochs * epoch_s + evaluation_s
         recipe_s = _recipe_s(run, epoch_s, evaluation_s)
-        weights = training.WEIGHTS
+        weights = finishing.WEIGHTS
     lab = Lab(run, weights, recipes.baseline(run.survey), 1)
     counts = recipes.thread_counts(run.profile, run.effort)
     tried = lab.baseline(lab.dense(counts[0], lab.batch)).trial

@@ -20,6 +20,7 @@ from autotune.control import (
     earlier,
     echo,
     exploring,
+    finishing,
     hardware,
     recipes,
     reuse,
@@ -151,7 +152,7 @@ def _search(known: Known, folder: store.RunFolder) -> None:
             return
     else:
         echo.say(run, 0)
-    weights = training.WEIGHTS if known.recipe is not None else "weights.safetensors"
+    weights = finishing.WEIGHTS if known.recipe is not None else "weights.safetensors"
     recipe = known.recipe or recipes.fine_tuning(run.survey)
     surveying.look_again(run, recipe)
     lab = Lab(run, weights, recipe, _recovery_epochs(run, known, recipe))
@@ -174,7 +175,7 @@ def _replay_plan(known: Known, plan: Plan, folder: store.RunFolder) -> None:
     if plan.recipe is not None and not run.survey.task.pretrained:
         known.recipe = training.fitting(run, plan.recipe)
         _final(known, known.recipe)
-    weights = training.WEIGHTS if known.recipe is not None else "weights.safetensors"
+    weights = finishing.WEIGHTS if known.recipe is not None else "weights.safetensors"
     recipe = known.recipe or recipes.fine_tuning(run.survey)
     surveying.look_again(run, recipe)
     known.lab = Lab(run, weights, recipe, plan.deployment.recovery_epochs)
@@ -223,9 +224,9 @@ def _final(
     began = run.bridge.now()
     run.listener.phase("final training", FINAL_SHARE * run.effort.time_s)
     if trial is None or known.training is None:
-        known.execution = training.final(run, recipe, known.epochs)
+        known.execution = finishing.final(run, recipe, known.epochs)
     else:
-        known.execution, known.epochs = training.last(known.training, trial, more_s)
+        known.execution, known.epochs = finishing.last(known.training, trial, more_s)
     run.timed("final training", began)
     kept = known.execution.kept_epochs
     if kept is not None and kept < known.epochs:

@@ -5,7 +5,8 @@
    trials of one schedule, in which a promoted trial goes on from its checkpoint (`halving`).
    The user's recipe and the default (Adam 1e-3, batch 32) are always trained to the end.
 3. *Finalists* are repeated with other seeds (`finalists`).
-4. *Final*: the winner goes on to the horizon, to a checkpoint.
+
+The final training is `finishing`'s.
 """
 
 import math
@@ -22,20 +23,16 @@ from autotune.control import (
     target,
     throughput,
     trials,
-    units,
     widths,
 )
 from autotune.control.halving import Halving
-from autotune.control.run import Run, must
+from autotune.control.run import Run
 from autotune.control.search import Proposal, Search
 from autotune.control.trials import Outcome
 from autotune.errors import ContractError
-from autotune.records import job as jobs
 from autotune.records.plan import Recipe, Value
-from autotune.records.report import Execution, Failure, TrainTrial
+from autotune.records.report import Failure, TrainTrial
 
-WEIGHTS = "weights/dense.safetensors"
-_FINAL_STATE = "weights/final.state"
 _MOST_REPEATS = 30
 _FEW_EPOCHS = 3
 _MOST_OF_IT = 0.8
@@ -336,127 +333,6 @@ def _recipe(hand: _Hand, proposal: Proposal, legal: tuple[tuple[str, int, int], 
         power_limit_w=watts,
         clock_hz=clock_hz,
     )
-
-
-def one_epoch(run: Run) -> tuple[float, float]:
-    """Train the baseline recipe for one epoch, to `WEIGHTS`; seconds of one evaluation and of
-    one epoch.
-    """
-    recipe = fitting(run, recipes.baseline(run.survey))
-    job = jobs.Train(
-        task=run.task(recipe),
-        recipe=recipe,
-        epochs=1,
-        rungs=(1,),
-        seed=run.effort.seed,
-        weights_out=WEIGHTS,
-        device=run.effort.device,
-    )
-    result = must(run.bridge, job, 1800.0)
-    assert isinstance(result.answer, jobs.Trained)
-    done = result.answer
-    return max(0.0, result.work_s - done.startup_s - done.train_s), done.train_s
-
-
-# -- 4: final training ---------------------------------------------------------------------
-
-
-def last(
-    outcome: Outcome, winner: TrainTrial, more_s: float = 0.0
-) -> tuple[Execution, int | float]:
-    """The final training with the winner's recipe, and its epochs.
-
-    After small trainings it starts anew and takes ``more_s`` beside its own time; one that turns
-    out no better than the winner's trial gives way to that.
-
-    Raises:
-        ContractError: it fails (it did not in the search).
-    """
-    run, epochs = outcome.run, outcome.final(winner, more_s)
-    if not outcome.proxies:
-        return final(run, winner.recipe, epochs, winner), epochs
-    done = final(run, winner.recipe, epochs)
-    before, after = winner.quality, done.quality_select
-    if before is None or after is None or winner.epochs is None:
-        return done, epochs
-    if trials.signed_quality(run, after) >= trials.signed_quality(run, before):
-        return done, epochs
-    outcome.said.append(
-        f"A training of {epochs} epochs was no better on select than the trial's {winner.epochs} "
-        f"({units.metric(after)} against {units.metric(before)}): the trial's weights are kept."
-    )
-    return final(run, winner.recipe, winner.epochs, winner), winner.epochs
-
-
-def final(
-    run: Run, recipe: Recipe, epochs: int | float, trial: TrainTrial | None = None
-) -> Execution:
-    """Train the winner to the horizon, metered, to `WEIGHTS`; it goes on from its ``trial``'s
-    state.  Interrupted, it goes on from its own.
-
-    Raises:
-        ContractError: it fails (it did not in the search).
-    """
-    own = run.survey.task.own_train
-    state = _FINAL_STATE if trial is None or own else trials.state_of(trial.number)
-    before = trial if trial is not None and not own else None
-    ended = before is not None and (before.rungs[-1:] == (epochs,) or any(before.costs))
-    rungs = _final_rungs(run, before, epochs, ended=ended)
-    job = jobs.Train(
-        task=run.task(recipe),
-        recipe=recipe,
-        epochs=epochs,
-        rungs=rungs,
-        seed=run.effort.seed,
-        step_losses=trials.STEP_LOSSES,
-        weights_out=WEIGHTS,
-        checkpoint=state,
-        save_s=trials.SAVE_S,
-        until_quality=run.budget.target_quality,
-        meter=None if ended else run.meter,
-        device=run.effort.device,
-    )
-    done = must(run.bridge, job, max(600.0, 3 * trials.whole_s(run, epochs) + 60)).answer
-    assert isinstance(done, jobs.Trained)
-    energy, label = _energy(before, done, ended=ended)
-    return Execution(
-        train_s=done.train_s,
-        train_energy_j=energy,
-        train_energy_label=label,
-        train_memory_bytes=max(done.peak_memory_bytes, _memory(before, done)),
-        samples_per_s=done.samples_per_s,
-        train_losses=done.train_losses,
-        step_losses=done.step_losses,
-        quality_select=done.quality,
-        target_cost=target.cost(run, done.train_s, energy) if done.reached else None,
-        kept_epochs=done.kept_epochs,
-    )
-
-
-def _final_rungs(
-    run: Run, before: TrainTrial | None, epochs: float, *, ended: bool
-) -> tuple[float, ...]:
-    """Where the final training is looked at; one that has ended is looked at where it is."""
-    first = before.rungs[-1] if before is not None and before.rungs else 0.0
-    rungs = tuple(r for r in trials.looks(run, (float(epochs),)) if r > first)
-    return (first, *rungs) if ended else rungs
-
-
-def _energy(
-    before: TrainTrial | None, done: jobs.Trained, *, ended: bool
-) -> tuple[float | None, str | None]:
-    """Joules of the whole training: of the trial's part and of what followed."""
-    fresh = TrainTrial(number=0, recipe=Recipe(), state="pruned")
-    if before is None or not done.resumed_epochs:  # its state was gone: trained from the start
-        return trials.added_energy(fresh, done)
-    if ended:
-        return before.energy_j, before.energy_label
-    return trials.added_energy(before, done)
-
-
-def _memory(before: TrainTrial | None, done: jobs.Trained) -> int:
-    known = before is not None and done.resumed_epochs
-    return (before.peak_memory_bytes or 0) if known and before is not None else 0
 
 
 def nothing_trained(tried: Sequence[TrainTrial]) -> ContractError:

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from autotune.control import finalists, target, training, trials
+from autotune.control import finalists, finishing, target, training, trials
 from autotune.control.bridge import Bridge, Recorder, ReplayBridge, load_recording
 from autotune.control.trials import Outcome, best
 from autotune.records import job as jobs
@@ -162,7 +162,7 @@ def test_the_final_training_goes_on_from_the_winners_state() -> None:
     winner = outcome.winner
     assert winner is not None
     before = trainer.trained
-    execution = training.final(outcome.run, winner.recipe, 20, winner)
+    execution = finishing.final(outcome.run, winner.recipe, 20, winner)
     assert trainer.trained - before == pytest.approx(11)
     assert execution.train_s == pytest.approx(20)
 
@@ -243,13 +243,13 @@ def test_a_longer_training_that_is_no_better_gives_way_to_the_trial() -> None:
     outcome = searched(Trainer(curve=peak), epochs=9, reach=2)
     winner = outcome.winner
     assert winner is not None
-    done, epochs = training.last(outcome, winner)
+    done, epochs = finishing.last(outcome, winner)
     assert epochs == winner.epochs == 2
     assert done.quality_select == winner.quality
     assert "the trial's weights are kept" in outcome.said[-1]
     better = searched(Trainer(), epochs=9, reach=2)
     assert better.winner is not None
-    done, epochs = training.last(better, better.winner)
+    done, epochs = finishing.last(better, better.winner)
     assert epochs == 9
     assert done.quality_select is not None
     assert better.winner.quality is not None
@@ -314,7 +314,7 @@ def test_a_target_quality_is_reached_at_the_least_cost() -> None:
     own = [t.costs[0] for t in ended if t.costs[0] is not None and len(t.repeats) >= 2]
     assert min(own) == winner.costs[0]
     assert any("Quality 0.9 on select: the recipe takes" in line for line in outcome.said)
-    execution = training.final(outcome.run, winner.recipe, 30, winner)
+    execution = finishing.final(outcome.run, winner.recipe, 30, winner)
     assert execution.target_cost == pytest.approx(winner.costs[0])
     verdict = target.verdicts(outcome.run, execution)[0]
     assert (verdict.name, verdict.verdict) == ("target_quality", "MET")
@@ -326,7 +326,7 @@ def test_a_target_that_nothing_reaches_is_not_met() -> None:
     assert winner is not None
     assert winner.costs[0] is None
     assert any("does not reach it" in line for line in outcome.said)
-    execution = training.final(outcome.run, winner.recipe, 9, winner)
+    execution = finishing.final(outcome.run, winner.recipe, 9, winner)
     assert target.verdicts(outcome.run, execution)[0].verdict == "NOT_MET"
     assert execution.target_cost is None
 
