@@ -301,7 +301,8 @@ class _Plain:
 
     def phase(self, name: str, share_s: float) -> None:
         self._count = 0
-        self._line(f"[{name}] about {max(share_s, 0.0):.0f} s")
+        about = f" about {share_s:.0f} s" if share_s >= 1 else ""  # none is left, or it is done
+        self._line(f"[{name}]{about}")
 
     def note(self, text: str) -> None:
         self._line(f"  {text}")

@@ -43,18 +43,23 @@ def last(
 ) -> tuple[Execution, int | float]:
     """The final training with the winner's recipe, and its epochs.
 
-    After small trainings it starts anew and takes ``more_s`` beside its own time; one that turns
-    out no better than the winner's trial gives way to that.
+    After small trainings it starts anew and takes ``more_s`` beside its own time.  One that could
+    be no longer than the winner's trial, or turns out no better, gives way to that.
 
     Raises:
         ContractError: it fails (it did not in the search).
     """
     run, epochs = outcome.run, outcome.final(winner, more_s)
-    if not outcome.proxies:
+    if not outcome.proxies or winner.epochs is None:
         return final(run, winner.recipe, epochs, winner), epochs
+    small = "Each recipe was tried in a small training, as the search's time holds no longer ones; "
+    if epochs <= winner.epochs:
+        outcome.said.append(f"{small}nor did the rest: the winner's is the final one.")
+        return final(run, winner.recipe, winner.epochs, winner), winner.epochs
+    outcome.said.append(f"{small}the final one started anew, for {epochs} epochs.")
     done = final(run, winner.recipe, epochs)
     before, after = winner.quality, done.quality_select
-    if before is None or after is None or winner.epochs is None:
+    if before is None or after is None:
         return done, epochs
     if trials.signed_quality(run, after) >= trials.signed_quality(run, before):
         return done, epochs

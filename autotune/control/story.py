@@ -37,7 +37,7 @@ from autotune.control.bridge import Bridge, Recorder, ReplayBridge, load_recordi
 from autotune.control.deploying import Lab
 from autotune.control.processbridge import ProcessBridge, meter_arguments
 from autotune.control.run import Listener, Run
-from autotune.control.shares import DEPLOY_SHARE, FINAL_SHARE, TRAIN_SHARE
+from autotune.control.shares import DEPLOY_SHARE, TRAIN_SHARE
 from autotune.processes import interrupts
 from autotune.records.base import Record
 from autotune.records.budget import Budget, Effort
@@ -222,7 +222,7 @@ def _final(
     """Train a plan's recipe, or the winner's after its search, which left ``more_s``."""
     run = known.run
     began = run.bridge.now()
-    run.listener.phase("final training", FINAL_SHARE * run.effort.time_s)
+    run.listener.phase("final training", _expected_s(run, known.epochs, trial))
     if trial is None or known.training is None:
         known.execution = finishing.final(run, recipe, known.epochs)
     else:
@@ -236,6 +236,14 @@ def _final(
     if echo.apart(run):
         run.apart_s = run.bridge.now() - began
     run.on_progress()
+
+
+def _expected_s(run: Run, epochs: float, trial: TrainTrial | None) -> float:
+    """Seconds of what is still to be trained, by the trial's pace or the measured throughput."""
+    if trial is not None and trial.rungs and trial.train_s:
+        ahead = epochs - (trial.rungs[-1] if trial.epochs == epochs else 0.0)
+        return ahead * trial.train_s / trial.rungs[-1]
+    return epochs * (splitting.one_epoch_s(run) or 0.0)
 
 
 def _recovery_epochs(run: Run, known: Known, recipe: Recipe) -> float:

@@ -90,11 +90,6 @@ def search(outcome: Outcome, until_s: float) -> None:
         hand = hand._replace(halving=Halving(outcome.looks))
     _propose(hand)
     finalists.repeat(outcome, until_s)
-    if outcome.proxies and outcome.winner is not None:
-        outcome.said.append(
-            f"Each recipe was tried in a small training of its own ({outcome.reach} epochs of the "
-            "baseline's), as the search's time holds no longer ones; the final one starts anew."
-        )
     outcome.said += widths.said(run, outcome.winner, outcome.trials)
     if outcome.winner is not None:
         outcome.said += target.said(run, outcome.winner, outcome.baseline)

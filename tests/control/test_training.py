@@ -229,10 +229,21 @@ def test_small_trainings_end_with_their_schedule_and_are_said() -> None:
     trainer = Trainer()
     outcome = searched(trainer, epochs=9, reach=2)
     assert {j.epochs for j in trainer.asked if isinstance(j, jobs.Train)} == {2}
-    (said,) = (text for text in outcome.said if "small training" in text)
-    assert "(2 epochs of the baseline's)" in said
-    assert said.endswith("the final one starts anew.")
-    assert not any("small training" in text for text in searched(Trainer()).said)
+    assert outcome.winner is not None
+    finishing.last(outcome, outcome.winner)
+    assert outcome.said[-1].endswith("the final one started anew, for 9 epochs.")
+
+
+def test_a_final_training_is_never_shorter_than_its_trial() -> None:
+    run = simulated.run(Trainer(), splits=(split(900.0),))
+    outcome = Outcome(run, 4, 2, timed=True)
+    training.search(outcome, 60.0)
+    winner = outcome.winner
+    assert winner is not None
+    done, epochs = finishing.last(outcome, winner, -60.0)  # the search took far too long
+    assert epochs == winner.epochs
+    assert done.train_s == winner.train_s
+    assert outcome.said[-1].endswith("the winner's is the final one.")
 
 
 def test_a_longer_training_that_is_no_better_gives_way_to_the_trial() -> None:
