@@ -6,7 +6,15 @@ for a dry run:     one epoch, one deployment    --measured--> the forecast
 
 import msgspec
 
-from autotune.control import finishing, forecast, hardware, outlay, recipes, splitting, trials
+from autotune.control import (
+    fidelity,
+    finishing,
+    forecast,
+    hardware,
+    outlay,
+    recipes,
+    splitting,
+)
 from autotune.control.deploying import Lab
 from autotune.control.forecast import Costs, Forecast
 from autotune.control.run import Run
@@ -75,8 +83,8 @@ def say(run: Run, epochs: int | float) -> None:
 def _recipe_s(run: Run, epoch_s: float, evaluation_s: float) -> float:
     """Seconds of a trial that nothing cuts short: its epochs, and an evaluation at each look."""
     _, reach = splitting.usual_lengths(run)
-    rungs = tuple(share * reach for share in trials.shares_of(run, reach))
-    return reach * epoch_s + len(trials.looks(run, rungs)) * evaluation_s
+    rungs = tuple(share * reach for share in fidelity.shares_of(run, reach))
+    return reach * epoch_s + len(fidelity.looks(run, rungs)) * evaluation_s
 
 
 def apart(run: Run) -> bool:

@@ -6,8 +6,8 @@
 Interrupted, it goes on from its own state.  Not known here: how the winner was found (`training`).
 """
 
-from autotune.control import recipes, target, trials, units
-from autotune.control.run import Run, must
+from autotune.control import fidelity, recipes, target, trials, units
+from autotune.control.run import Run, first_epoch, must
 from autotune.control.training import fitting
 from autotune.control.trials import Outcome
 from autotune.records import job as jobs
@@ -23,16 +23,7 @@ def one_epoch(run: Run) -> tuple[float, float]:
     one epoch.
     """
     recipe = fitting(run, recipes.baseline(run.survey))
-    job = jobs.Train(
-        task=run.task(recipe),
-        recipe=recipe,
-        epochs=1,
-        rungs=(1,),
-        seed=run.effort.seed,
-        weights_out=WEIGHTS,
-        device=run.effort.device,
-    )
-    result = must(run.bridge, job, 1800.0)
+    result = must(run.bridge, first_epoch(run, recipe, WEIGHTS), 1800.0)
     assert isinstance(result.answer, jobs.Trained)
     done = result.answer
     return max(0.0, result.work_s - done.startup_s - done.train_s), done.train_s
@@ -120,7 +111,7 @@ def _final_rungs(
 ) -> tuple[float, ...]:
     """Where the final training is looked at; one that has ended is looked at where it is."""
     first = before.rungs[-1] if before is not None and before.rungs else 0.0
-    rungs = tuple(r for r in trials.looks(run, (float(epochs),)) if r > first)
+    rungs = tuple(r for r in fidelity.looks(run, (float(epochs),)) if r > first)
     return (first, *rungs) if ended else rungs
 
 

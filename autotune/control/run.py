@@ -11,7 +11,7 @@ from autotune.control.bridge import Bridge
 from autotune.errors import ContractError, WorkerError
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
-from autotune.records.job import Job, Result
+from autotune.records.job import Job, Result, Train
 from autotune.records.measurement import EnergySource
 from autotune.records.plan import Recipe
 from autotune.records.report import DeployTrial, TrainTrial
@@ -119,3 +119,17 @@ _USER_FAULT = {
     "nan": "training gives a loss that is not a number: {}",
     "error": "the model raises: {}",
 }
+
+
+def first_epoch(run: Run, recipe: Recipe, weights: str, limit_s: float | None = None) -> Train:
+    """One epoch of training, or the part of it that ``limit_s`` allows, to the file ``weights``."""
+    return Train(
+        task=run.task(recipe),
+        recipe=recipe,
+        epochs=1,
+        rungs=(1,),
+        seed=run.effort.seed,
+        time_limit_s=limit_s,
+        weights_out=weights,
+        device=run.effort.device,
+    )

@@ -48,15 +48,8 @@ def measure_splits(run: Run, budget_s: float, *, channels_last: bool = False) ->
             break
         if ranks > 1 and budget_s - spent < _START_S:
             continue  # several processes take longer to start than they could save
-        recipe = Recipe(
-            batch_size=batch,
-            parallel=parallel,
-            ranks=ranks,
-            threads=threads,
-            params=run.survey.task.params,
-            channels_last=channels_last,
-        )
-        out.append(measured(run, recipe))
+        recipe = plain_recipe(run, (parallel, ranks, threads), batch)
+        out.append(measured(run, msgspec.structs.replace(recipe, channels_last=channels_last)))
     return tuple(out)
 
 
@@ -67,6 +60,18 @@ def rate(run: Run, recipe: Recipe) -> float | None:
 
 def _nearest(sizes: tuple[int, ...], wanted: int) -> int:
     return min(sizes, key=lambda s: abs(math.log2(s / wanted)))
+
+
+def plain_recipe(run: Run, split: tuple[str, int, int], batch: int) -> Recipe:
+    """The default recipe on a split: to measure, not to learn with."""
+    parallel, ranks, threads = split
+    return Recipe(
+        batch_size=batch,
+        parallel=parallel,
+        ranks=ranks,
+        threads=threads,
+        params=run.survey.task.params,
+    )
 
 
 def recipe_of(run: Run, split: Split, **changes: object) -> Recipe:

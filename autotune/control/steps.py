@@ -17,7 +17,6 @@ import msgspec
 from autotune.control import recipes, splitting, throughput, units
 from autotune.control.run import Run
 from autotune.control.throughput import plain
-from autotune.records.plan import Recipe
 from autotune.records.task import Option, Split
 
 _MEMORY_SHARE = 0.8
@@ -38,15 +37,7 @@ def channels_last(run: Run) -> bool:
     if not throughput.offered(run.survey, run.effort, "channels_last"):
         return False
     legal = recipes.splits(run.survey.options, run.profile, run.effort)
-    parallel, ranks, threads = legal[0]
-    size = recipes.baseline(run.survey).batch_size
-    recipe = Recipe(
-        batch_size=size,
-        parallel=parallel,
-        ranks=ranks,
-        threads=threads,
-        params=run.survey.task.params,
-    )
+    recipe = splitting.plain_recipe(run, legal[0], recipes.baseline(run.survey).batch_size)
     usual = splitting.measured(run, recipe)
     last = splitting.measured(run, msgspec.structs.replace(recipe, channels_last=True))
     reason = _layout_refused(usual, last)

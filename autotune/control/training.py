@@ -16,6 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from autotune.control import (
+    fidelity,
     finalists,
     recipes,
     reuse,
@@ -107,7 +108,7 @@ def _propose(hand: _Hand) -> None:
     legal = recipes.splits(run.survey.options, run.profile, run.effort)
     seen = {space.canonical(t.recipe) for t in outcome.trials}
     repeats, limit = 0, run.effort.train_trials or 10_000
-    first = trials.shares_of(run, outcome.reach)[0]
+    first = fidelity.shares_of(run, outcome.reach)[0]
     while _time_left(hand, first / 2) and repeats < _MOST_REPEATS:
         promoted = _overdue(hand)
         to_the_end = promoted is not None

@@ -10,12 +10,11 @@ which trial deserves to go on (`halving`).
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import msgspec
 
-from autotune.control import cost, splitting, target, throughput, widths
-from autotune.control.halving import REDUCTION
+from autotune.control import cost, fidelity, splitting, target, throughput, widths
+from autotune.control.fidelity import Length
 from autotune.control.run import Run
 from autotune.records import job as jobs
 from autotune.records.plan import Recipe
@@ -27,29 +26,13 @@ SAVE_S = 1.0
 STEP_LOSSES = 50
 SLOW = 3.0
 """Times its expected length from which a trial is not trained further."""
-_FEW, _NO_STEP = 3.0, 1e-6  # epochs
-_LOOKS, _LOOKS_SHARE = 9, 0.1
+_NO_STEP = 1e-6  # of an epoch
 _SLOWEST, _FASTEST = 0.25, 8.0  # epochs of a recipe for one of the baseline's
 _MOST_KEPT_BYTES = 2 << 30
 _SURE = 2  # further seeds
 _LEAST_KEPT, _MOST_KEPT = 3, 12
 
 GoOn = Callable[[float, float], bool]
-
-
-class Length(NamedTuple):
-    """How long one recipe is trained: the horizon of its schedule, the rungs at which halving
-    decides, and all ``looks``.
-    """
-
-    epochs: int | float
-    rungs: tuple[float, ...]
-    looks: tuple[float, ...]
-
-    @property
-    def reach(self) -> float:
-        """Epochs that a trial is trained for."""
-        return self.rungs[-1]
 
 
 @dataclass
@@ -83,7 +66,7 @@ class Outcome:
     @property
     def looks(self) -> int:
         """Rungs of every trial."""
-        return len(shares_of(self.run, self.reach))
+        return len(fidelity.shares_of(self.run, self.reach))
 
     @property
     def proxies(self) -> bool:
@@ -97,9 +80,9 @@ class Outcome:
         """How long a trial is trained; rungs lie at the same shares of each recipe's own."""
         times = self._times(recipe) if self.timed else 1.0
         epochs, reach = (splitting.count(self.run, times * n) for n in (self.epochs, self.reach))
-        raw = [share * reach for share in shares_of(self.run, self.reach)]
-        rungs = (*(_rung(self.run, r) for r in raw[:-1]), float(reach))
-        return Length(reach if self.proxies else epochs, rungs, looks(self.run, rungs))
+        raw = [share * reach for share in fidelity.shares_of(self.run, self.reach)]
+        rungs = (*(fidelity.rung(self.run, r) for r in raw[:-1]), float(reach))
+        return Length(reach if self.proxies else epochs, rungs, fidelity.looks(self.run, rungs))
 
     def final(self, trial: TrainTrial, more_s: float = 0.0) -> int | float:
         """Epochs of the final training with a trial's recipe: the trial's own horizon, or of a
@@ -165,43 +148,6 @@ class Outcome:
         if recipe.compile:
             rate *= throughput.net_gain(run.survey.splits, self.reach * epoch_s) or 1.0
         return min(max(rate * epoch_s / run.survey.task.train_rows, _SLOWEST), _FASTEST)
-
-
-def looks(run: Run, rungs: tuple[float, ...]) -> tuple[float, ...]:
-    """The rungs of a training and further looks at *select*, of which the best is kept: at most
-    one an epoch, and so many that they take a small share of the training, reckoned by rows (a
-    forward pass is a third of a step) so that the same seed keeps the same weights; none where an
-    evaluation was seen to take longer than an epoch.
-    """
-    task = run.survey.task
-    if run.budget.target_quality is not None or task.own_train:
-        return target.looks(run, rungs)
-    whole, epoch_s = rungs[-1], splitting.one_epoch_s(run) or 0.0
-    if run.evaluation_s > epoch_s > 0:
-        return rungs
-    epochs = 3 * task.train_rows / max(1, task.select_rows)  # that cost as much as a look
-    count = min(_LOOKS, int(whole), int(_LOOKS_SHARE * whole * epochs))
-    more = (float(int(whole * n / count)) for n in range(1, count))
-    return tuple(sorted({*rungs, *more}))
-
-
-def _rung(run: Run, epochs: float) -> float:
-    """Where halving decides: after whole epochs, as far as there is one or they are cheap."""
-    cut = epochs < 1 or (splitting.dear(run) and epochs < _FEW)
-    return round(epochs, 3) if cut else float(int(epochs))
-
-
-def shares_of(run: Run, reach: float) -> tuple[float, ...]:
-    """Shares of a trial at which halving decides, the last being its end.
-
-    None lies within the first epoch, unless an epoch is dear and its batches are ours to cut; none
-    so early that evaluating takes over a third of the way (a forward pass is a third of a step).
-    """
-    shares, task = (REDUCTION**-2, REDUCTION**-1, 1.0), run.survey.task
-    if splitting.dear(run):
-        look = task.select_rows / (3 * task.train_rows)  # in epochs
-        return tuple(share for share in shares if share == 1.0 or share * reach >= 3 * look)
-    return tuple(share for share in shares if share * reach >= 1)
 
 
 def fresh(outcome: Outcome, recipe: Recipe, why: str) -> TrainTrial:

@@ -16,7 +16,7 @@ import msgspec
 
 from autotune.control import throughput, units
 from autotune.control.deploying import Lab
-from autotune.control.run import Run
+from autotune.control.run import Run, first_epoch
 from autotune.records import job as jobs
 from autotune.records.budget import Effort
 from autotune.records.plan import Deployment, Recipe, Value
@@ -101,16 +101,7 @@ def _measured(run: Run, width: float) -> Width:
     runtime = next((o.name for o in usable if o.takes == "onnx"), "eager")
     lab = Lab(run, weights, recipe, 0.0)
     deployment = Deployment(runtime=runtime, batch_size=lab.batch)
-    job = jobs.Train(
-        task=run.task(recipe),
-        recipe=recipe,
-        epochs=1,
-        rungs=(1,),
-        seed=run.effort.seed,
-        time_limit_s=_STEP_S,
-        weights_out=weights,
-        device=run.effort.device,
-    )
+    job = first_epoch(run, recipe, weights, _STEP_S)
     latency, failure = None, run.bridge.run(job, timeout_s=_TIMEOUT_S).failure
     if failure is None:
         built = lab.build(deployment)

@@ -12,7 +12,6 @@ import contextlib
 import copy
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -33,14 +32,12 @@ from autotune.worker import (
 from autotune.worker.averaging import Average
 from autotune.worker.batches import Batch, Share, of_task, parts
 from autotune.worker.contract import Loaded
-from autotune.worker.trained import rows_of, seed_all
+from autotune.worker.trained import lay_out, rows_of, seed_all
+from autotune.worker.watching import Climb, Pace
 
 _DRY_ROWS = 4
 NO_STEP = 1e-9  # of an epoch or a step: sums of shares are not exact
 _LONGEST_UNCHECKED_S = 0.25
-_SETTLING = 5  # steps whose mean loss is compared
-_PACE_S = 0.5  # of steps after the first, by which a pace is judged
-_CLIMB = 20.0  # times the loss of the first steps: a training that does not come back
 
 
 class Loop:
@@ -74,7 +71,7 @@ class Loop:
         seed_all(seed)
         self.model: nn.Module = loaded.make_model().to(group.device)
         if recipe.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            lay_out(self.model, torch.channels_last)
         self.model.train()
         share = _share(recipe, group, paired=_has_batch_norm(self.model))
         self._batches = of_task(loaded, rows_of(loaded), share, seed)
@@ -90,8 +87,8 @@ class Loop:
             self._average = Average(self.model, recipe.ema)
         self._wrapped, self._compiled = self._made(loaded.stepped(self.model))
         seed_all(seed + group.rank)  # ranks drop out different units of their different rows
-        self._watch = _Climb() if watch else None
-        self._least_rate = least_rate
+        self._watch = Climb() if watch else None
+        self._pace = Pace(least_rate, recipe, group) if least_rate is not None else None
         self._begin()
 
     def _made(self, stepped: nn.Module) -> tuple[nn.Module, nn.Module | None]:
@@ -200,8 +197,9 @@ class Loop:
             asked = time.perf_counter()
             self.train_s = earlier_s + asked - began
             self.late = self._time_is_up(batch)
-            if self._least_rate is not None:
-                self._mind_the_pace(self._least_rate)
+            if self._pace is not None:
+                spent_s = self.train_s - self.resumed_s - self._first_s
+                self._pace.see(self._own_steps, spent_s, self.samples_per_s)
         if over and self.steps == before and not self._at:
             raise JobError(
                 "unsupported",
@@ -344,27 +342,6 @@ class Loop:
         self._next_check = self.steps + int(gap)
         return gap == 0
 
-    def _mind_the_pace(self, least: float) -> None:
-        """Judge the pace once, as rank 0 sees it, asked at every doubling of the steps.
-
-        Raises:
-            JobError: ``slow``.
-        """
-        steps = self._own_steps
-        if steps < 2 or steps & (steps - 1):
-            return
-        known = self.train_s - self.resumed_s - self._first_s >= _PACE_S
-        rate = self.group.share(self.samples_per_s if known else 0.0)
-        if rate >= least:
-            self._least_rate = None
-        elif rate > 0:
-            recipe = self._recipe
-            raise JobError(
-                "slow",
-                f"{rate:.3g} samples/s where the search allows no less than {least:.3g} "
-                f"({recipe.optimizer}, batch {recipe.batch_size})",
-            )
-
     def _leaves_some_unused(self) -> bool:
         """Whether DDP must look for parameters that got no gradient: tried on a copy, once.
 
@@ -382,34 +359,6 @@ class Loop:
         loss.backward()  # type: ignore[no-untyped-call]
         unused = any(p.requires_grad and p.grad is None for p in model.parameters())
         return bool(self.group.share(float(unused)))
-
-
-class _Climb:
-    """Sees a loss that climbs away: the last steps' mean against the first ones'."""
-
-    def __init__(self) -> None:
-        self._first: list[float] = []
-        self._last: deque[float] = deque(maxlen=_SETTLING)
-
-    def see(self, value: float, step: int, recipe: Recipe) -> None:
-        """Take one step's loss in.
-
-        Raises:
-            JobError: ``diverged``: the last few steps' mean is 20 times the first few's.
-        """
-        if len(self._first) < _SETTLING:
-            self._first.append(abs(value))
-            # the first loss alone is before any step: later ones may be up already
-            self._first[:] = [min(self._first)] * len(self._first)
-            return
-        self._last.append(value)
-        base, mean = self._first[0], sum(self._last) / len(self._last)
-        if len(self._last) == _SETTLING and mean > _CLIMB * max(base, 1e-12):
-            raise JobError(
-                "diverged",
-                f"the training loss climbed from {base:.3g} to {mean:.3g} within {step} steps "
-                f"({recipe.optimizer}, lr {recipe.lr:g}, batch {recipe.batch_size})",
-            )
 
 
 def _share(recipe: Recipe, group: Group, *, paired: bool) -> Share:

@@ -29,6 +29,7 @@ from autotune.worker.channel import Channel
 from autotune.worker.contract import Loaded
 from autotune.worker.nested import to
 from autotune.worker.streams import Stream
+from autotune.worker.trained import lay_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -283,11 +284,11 @@ def _layout(model: nn.Module, inputs: Any, *, fast: bool) -> "Iterator[Callable[
     if not images:
         yield lambda batch: batch
         return
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    lay_out(model, torch.channels_last)
     try:
         yield lambda batch: batch.contiguous(memory_format=torch.channels_last)
     finally:
-        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        lay_out(model, torch.contiguous_format)
 
 
 def _fast(model: nn.Module, loaded: Loaded, inputs: Any, batch_size: int) -> bool:

@@ -178,6 +178,11 @@ def rows_of(loaded: Loaded) -> Any:
     return rows
 
 
+def lay_out(model: nn.Module, form: torch.memory_format) -> None:
+    """How weights of four dimensions lie in memory, and so what convolutions make of images."""
+    model.to(memory_format=form)  # type: ignore[call-overload]  # torch declares it for tensors
+
+
 def save(model: nn.Module, root: Path, out: str | None) -> str | None:
     """Write the state dict (tied weights once, as safetensors does) and hash the file."""
     if out is None:
@@ -187,7 +192,7 @@ def save(model: nn.Module, root: Path, out: str | None) -> str | None:
     path = root / out
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(path.name + ".part")
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    lay_out(model, torch.contiguous_format)
     save_model(model.cpu(), str(scratch))
     scratch.replace(path)
     with path.open("rb") as file:

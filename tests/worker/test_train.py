@@ -487,7 +487,7 @@ def test_a_training_may_end_within_an_epoch(tmp_path: Path) -> None:
 def test_a_training_that_is_far_too_slow_ends_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autotune.worker.loop._PACE_S", 0.0)
+    monkeypatch.setattr("autotune.worker.watching._PACE_S", 0.0)
     given: dict[str, Any] = {"task": task(tmp_path), "recipe": Recipe(batch_size=4), "epochs": 2}
     with pytest.raises(JobError, match=r"allows no less than 1e\+12 \(adam, batch 4\)") as error:
         train.run(Train(**given, least_samples_per_s=1e12), tmp_path, NullChannel())
