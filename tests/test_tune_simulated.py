@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from autotune.control import verifying
 from autotune.control.bridge import (
     FunctionBridge,
     Recorded,
@@ -101,6 +102,24 @@ def test_a_slower_plan_takes_the_place_of_a_baseline_that_breaks_a_limit(
     assert chosen(report).runtime == "onnxruntime"
     text = " ".join(report.why.text)
     assert "It takes the baseline's place as that does not keep the limit on memory." in text
+
+
+def test_a_plan_whose_quality_was_luck_gives_way_to_one_that_compresses_nothing(go: Go) -> None:
+    budget = Budget(latency=Limit(value=0.6, relative=True), goal="latency", max_drop=0.02)
+    report = go(budget, confirm_lost=40)
+    assert report.exit_code == 0
+    assert chosen(report).lossless
+    assert report.chosen is not None
+    assert report.chosen.launches == verifying.LOOKS[0]
+
+
+def test_a_finalist_that_was_left_early_is_launched_in_full_before_it_is_shipped(go: Go) -> None:
+    budget = Budget(latency=Limit(value=0.3, relative=True), goal="latency", max_drop=0.02)
+    report = go(budget, confirm_lost=8)
+    assert verdicts(report) == {"latency": "MET", "quality": "UNDECIDED"}
+    assert chosen(report).compress
+    assert report.chosen is not None
+    assert report.chosen.launches == verifying.LOOKS[0]
 
 
 def test_an_impossible_limit_names_the_least_violating_plan(go: Go) -> None:

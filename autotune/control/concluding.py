@@ -28,11 +28,21 @@ from autotune.records.measurement import Verdict
 from autotune.records.plan import Deployment
 from autotune.records.report import PlanResult
 
+_OVER = 0.05  # of a run's time, that a further finalist may end after it
+
 
 def finalists(lab: Lab) -> list[Deployment]:
-    """The best few distinct deployments; the baseline stands ready after them."""
-    ranked = [t.deployment for t in lab.ranked() if not lab.is_baseline(t.deployment)]
-    return ranked[: figures.finalists(lab.run)]
+    """The best few distinct deployments; the baseline stands ready after them.  Where all of
+    them compress, the last gives its place to the best that does not: whose quality cannot
+    have been luck on *select*.
+    """
+    ranked = [t for t in lab.ranked() if not lab.is_baseline(t.deployment)]
+    best = [t.deployment for t in ranked[: figures.finalists(lab.run)]]
+    safe = (t.deployment for t in ranked if t.deployment.lossless and choose.feasible(t))
+    spare = next(safe, None)
+    if len(best) > 1 and spare is not None and not any(d.lossless for d in best):
+        best[-1] = spare
+    return best
 
 
 def conclude(
@@ -43,17 +53,14 @@ def conclude(
     assert lab is not None
     began = run.bridge.now()
     run.listener.phase("verification", run.left_s)
-    tested: list[Verified] = []
-    for deployment in candidates:
-        found = verifying.verify(lab, deployment, len(candidates), known.execution)
-        if found.failure is not None:
-            known.messages.append(f"a finalist failed verification: {found.failure}")
-            continue
-        tested.append(found)
-        if found.met or _no_other_helps(run, found) or run.left_s < 0.1 * run.effort.time_s:
-            break
+    chosen = _pick(_tested(known, lab, candidates))
+    if chosen is not None and chosen.left:
+        count, done = len(candidates), known.execution
+        chosen = verifying.finish(lab, chosen.side, chosen.reference, count, done)
+        if chosen.failure is not None:
+            known.messages.append(f"a finalist failed verification: {chosen.failure}")
+            chosen = None
     kept: str | None = None
-    chosen = _pick(tested)
     if replace or chosen is None:
         chosen, kept = _against_baseline(known, lab, chosen)
     known.why = assemble.explain(known, chosen, kept, given=not replace)
@@ -63,18 +70,36 @@ def conclude(
     run.timed("verification", began)
 
 
+def _tested(known: Known, lab: Lab, candidates: list[Deployment]) -> list[Verified]:
+    """Finalists in order, until one keeps every limit, none can, or time is over (a little more
+    may be spent on another one that could keep them).
+    """
+    run = known.run
+    tested: list[Verified] = []
+    for place, deployment in enumerate(candidates, start=1):
+        began, others = run.bridge.now(), place < len(candidates)
+        found = verifying.verify(lab, deployment, len(candidates), known.execution, others=others)
+        if found.failure is not None:
+            known.messages.append(f"a finalist failed verification: {found.failure}")
+            continue
+        tested.append(found)
+        launch_s = (run.bridge.now() - began) / len(found.side.launches)
+        over = verifying.LOOKS[0] * launch_s > run.left_s + _OVER * run.effort.time_s
+        if found.met or _no_other_helps(run, found) or over:
+            break
+    return tested
+
+
 def _no_other_helps(run: Run, found: Verified) -> bool:
     """Whether what is not MET does not depend on the deployment: the training's own limits, what
     cannot be measured, and a drop of quality too small for these rows to certify at all.
     """
-    least = run.survey.certifiable_drop
 
     def common(v: Verdict) -> bool:
-        uncertain = v.name == "quality" and v.verdict == "UNDECIDED"
-        too_few = uncertain and least is not None and least > v.limit
-        return v.name.startswith("train_") or v.verdict == "NOT_MEASURED" or too_few
+        told = v.name.startswith("train_") or v.verdict == "NOT_MEASURED"
+        return told or verifying.too_few(run, v)
 
-    return all(common(v) for v in found.verdicts if v.verdict != "MET")
+    return not found.left and all(common(v) for v in found.verdicts if v.verdict != "MET")
 
 
 def _pick(tested: list[Verified]) -> Verified | None:

@@ -8,7 +8,8 @@ Each launch is a new interpreter on fresh samples.  Verdicts are given at two lo
 fixed beforehand, each at half of the error rate: to look after every launch until a
 verdict pleases would multiply it.  A launch that the machine disturbed is taken again, once;
 both are recorded.  Quality is tested on *confirm*, once for each finalist in order, with
-the error rate split over them.
+the error rate split over them; the first launch answers *confirm*, so a finalist that fails
+there is launched no further while another waits.
 """
 
 import math
@@ -59,13 +60,16 @@ class Side:
 
 
 class Verified(NamedTuple):
-    """``failure`` says why a finalist could not be verified at all."""
+    """``failure`` says why a finalist could not be verified at all; ``left`` that its quality
+    failed after the first launch, and that it was left there.
+    """
 
     side: Side
     reference: Side
     verdicts: tuple[Verdict, ...]
     comparison: verdict.Comparison | None
     failure: str | None = None
+    left: bool = False
 
     @property
     def met(self) -> bool:
@@ -78,11 +82,40 @@ def calls_per_launch(percentile: float) -> int:
     return max(verdict.samples_needed(percentile, LATENCY_ALPHA), math.floor(spread + 1e-6))
 
 
-def verify(lab: Lab, deployment: Deployment, finalists: int, execution: Execution) -> Verified:
-    """Verify one deployment against the dense eager baseline at its threads and batch."""
-    run = lab.run
+def verify(
+    lab: Lab, deployment: Deployment, finalists: int, execution: Execution, *, others: bool = False
+) -> Verified:
+    """Verify one deployment against the dense eager baseline at its threads and batch.  Where
+    ``others`` wait, one whose quality fails is left after its first launch.
+    """
     reference = _side(lab, lab.dense(deployment.threads, deployment.batch_size))
     side = reference if deployment == reference.deployment else _side(lab, deployment)
+    if others:
+        failure = _take(lab, side, reference, 1)
+        if failure is not None:
+            return Verified(side, reference, (), None, failure)
+        verdicts = judge(lab.run, side, reference, QUALITY_ALPHA / finalists)
+        if any(_failed(lab.run, v) for v in verdicts):
+            trained = training_verdicts(lab.run.budget, execution, lab.run)
+            return Verified(side, reference, (*verdicts, *trained), None, left=True)
+    return finish(lab, side, reference, finalists, execution)
+
+
+def _failed(run: Run, v: Verdict) -> bool:
+    """Whether a verdict on quality is against a plan, where another plan may be better."""
+    return v.name in ("quality", "min_quality") and v.verdict != "MET" and not too_few(run, v)
+
+
+def too_few(run: Run, v: Verdict) -> bool:
+    """Whether an allowed drop is undecided as these rows could certify it for no plan."""
+    least = run.survey.certifiable_drop
+    uncertain = v.name == "quality" and v.verdict == "UNDECIDED"
+    return uncertain and least is not None and least > v.limit
+
+
+def finish(lab: Lab, side: Side, reference: Side, finalists: int, execution: Execution) -> Verified:
+    """Launch both sides up to the looks, beyond what launches they have, and judge."""
+    run = lab.run
     trained = training_verdicts(run.budget, execution, run)
     verdicts: tuple[Verdict, ...] = ()
     for launches in LOOKS:
