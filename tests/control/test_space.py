@@ -146,8 +146,8 @@ def test_a_recipe_that_would_lose_something_lies_outside(odd: dict[str, Any]) ->
     assert recipes.values_of(Recipe(**odd), searched) is None
 
 
-def _begun(searched: space.Space) -> list[Recipe]:
-    found = recipes.seeds(searched, Recipe())
+def _begun(searched: space.Space, times: int = 4) -> list[Recipe]:
+    found = recipes.seeds(searched, Recipe(), times=times)
     return [recipes.recipe(values, ("single", 1, 1), searched) for values, _ in found]
 
 
@@ -157,7 +157,13 @@ def test_a_search_begins_with_recipes_in_use() -> None:
     assert len({space.canonical(r) for r in begun}) == len(begun) == 7
     assert (begun[0].optimizer, begun[0].schedule) == ("adamw", "one_cycle")
     assert begun[0].lr == pytest.approx(3e-3 * 2**0.5)  # the square-root rule, at twice 32
-    assert begun[1].lr == pytest.approx(2e-3)
+    assert begun[1].optimizer == "adafactor"
+    assert begun[2].lr == pytest.approx(2e-3)
+    assert {r.ema for r in begun} == {families.AVERAGED}
+    own = families.seeds(Recipe(ema=0.9), 64, "fp32")
+    assert {r.ema for r, _ in own} == {0.9}
+    few = _begun(searched, times=2)  # of steps
+    assert (few[1].optimizer, few[1].schedule) == ("adam", "constant")
     assert {r.optimizer for r in begun} == {"adafactor", "adam", "adamw", "muon", "nesterov"}
 
 
