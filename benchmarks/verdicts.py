@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from autotune.control import verdict, verifying
+from autotune.control import judging, verdict, verifying
 
 SEED = 20_240_601
 RUNS = 10_000
@@ -97,9 +97,7 @@ def simulate(scenario: Scenario, seed: int = SEED) -> Outcome:
         for look in looks:
             taken += 1
             runs += list(look)
-            found = verdict.quantile(
-                runs, limit, scenario.percentile, alpha=verifying.LATENCY_ALPHA
-            )
+            found = verdict.quantile(runs, limit, scenario.percentile, alpha=judging.LATENCY_ALPHA)
             if found.verdict != "UNDECIDED":
                 break
         outcome.verdicts[found.verdict] += 1
@@ -134,7 +132,7 @@ def main() -> int:
     looks = " and ".join(map(str, verifying.LOOKS))
     print(f"{RUNS} simulated verifications a row, seed {SEED}.  Looks after {looks} launches, each")
     print(
-        f"at {verifying.LATENCY_ALPHA:g}: 99 % confidence.  False MET allowed: {MOST_FALSE_MET:.2%}"
+        f"at {judging.LATENCY_ALPHA:g}: 99 % confidence.  False MET allowed: {MOST_FALSE_MET:.2%}"
     )
     print(f"observed at the edge; MET at a miss rate of 2.5 %: at least {LEAST_POWER:.0%}.\n")
     print(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from autotune.control import verifying
+from autotune.control import judging
 from autotune.control.bridge import (
     FunctionBridge,
     Recorded,
@@ -110,7 +110,7 @@ def test_a_plan_whose_quality_was_luck_gives_way_to_one_that_compresses_nothing(
     assert report.exit_code == 0
     assert chosen(report).lossless
     assert report.chosen is not None
-    assert report.chosen.launches == verifying.LOOKS[0]
+    assert report.chosen.launches == judging.LOOKS[0]
 
 
 def test_a_finalist_that_was_left_early_is_launched_in_full_before_it_is_shipped(go: Go) -> None:
@@ -119,7 +119,7 @@ def test_a_finalist_that_was_left_early_is_launched_in_full_before_it_is_shipped
     assert verdicts(report) == {"latency": "MET", "quality": "UNDECIDED"}
     assert chosen(report).compress
     assert report.chosen is not None
-    assert report.chosen.launches == verifying.LOOKS[0]
+    assert report.chosen.launches == judging.LOOKS[0]
 
 
 def test_an_impossible_limit_names_the_least_violating_plan(go: Go) -> None:

@@ -16,14 +16,9 @@ import msgspec
 from autotune.control import examples, figures, store, units, verdict
 from autotune.control.bridge import Bridge
 from autotune.control.figures import QUALITY_ALPHA
+from autotune.control.judging import LOOKS, Side, deployment_verdicts, min_quality
 from autotune.control.run import Run, Silent, must
-from autotune.control.verifying import (
-    LOOKS,
-    Side,
-    calls_per_launch,
-    deployment_verdicts,
-    min_quality,
-)
+from autotune.control.verifying import calls_per_launch
 from autotune.errors import UsageError
 from autotune.records import job as jobs
 from autotune.records.base import Record

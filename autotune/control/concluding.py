@@ -15,6 +15,7 @@ from autotune.control import (
     earlier,
     examples,
     figures,
+    judging,
     reasons,
     store,
     verdict,
@@ -84,7 +85,7 @@ def _tested(known: Known, lab: Lab, candidates: list[Deployment]) -> list[Verifi
             continue
         tested.append(found)
         launch_s = (run.bridge.now() - began) / len(found.side.launches)
-        over = verifying.LOOKS[0] * launch_s > run.left_s + _OVER * run.effort.time_s
+        over = judging.LOOKS[0] * launch_s > run.left_s + _OVER * run.effort.time_s
         if found.met or _no_other_helps(run, found) or over:
             break
     return tested
@@ -97,7 +98,7 @@ def _no_other_helps(run: Run, found: Verified) -> bool:
 
     def common(v: Verdict) -> bool:
         told = v.name.startswith("train_") or v.verdict == "NOT_MEASURED"
-        return told or verifying.too_few(run, v)
+        return told or judging.too_few(run, v)
 
     return not found.left and all(common(v) for v in found.verdicts if v.verdict != "MET")
 
@@ -152,8 +153,8 @@ def _baseline_of(known: Known, found: Verified) -> Verified:
     """The baseline as a plan of its own, from the launches that it already had."""
     run, own = known.run, found.reference
     verdicts = (
-        *verifying.judge(run, own, own, figures.QUALITY_ALPHA),
-        *verifying.training_verdicts(run.budget, known.execution, run),
+        *judging.judge(run, own, own, figures.QUALITY_ALPHA),
+        *judging.training_verdicts(run.budget, known.execution, run),
     )
     return Verified(own, own, verdicts, None)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from autotune.control import store, units, verdict, verifying
 from autotune.control.assemble import Known
+from autotune.control.judging import Side
 from autotune.control.run import Run
-from autotune.control.verifying import Side
 from autotune.errors import UsageError
 from autotune.records import job as jobs
 from autotune.records.report import Report

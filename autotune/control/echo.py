@@ -50,6 +50,7 @@ def measured(run: Run) -> Forecast:
         launch_s=max(_LEAST_LAUNCH_S, tried.measure_s - evaluation_s),
         baselines=len(counts),
         epochs=epochs,
+        rungs=_rungs(run) if epochs else 1,
         apart=apart(run),
     )
     found = forecast.forecast(costs, run.effort.time_s)
@@ -72,12 +73,18 @@ def say(run: Run, epochs: int | float) -> None:
         launch_s=_LEAST_LAUNCH_S,
         baselines=len(recipes.thread_counts(run.profile, run.effort)),
         epochs=epochs,
+        rungs=_rungs(run) if epochs else 1,
         apart=apart(run),
     )
     found = forecast.forecast(costs, run.effort.time_s)
     found = msgspec.structs.replace(found, outlay=outlay.of(run, epochs))
     for line in forecast.lines(found, run.effort.time_s):
         run.listener.note(line)
+
+
+def _rungs(run: Run) -> int:
+    """At how many shares of a trial halving decides."""
+    return len(fidelity.shares_of(run, splitting.usual_lengths(run)[1]))
 
 
 def _recipe_s(run: Run, epoch_s: float, evaluation_s: float) -> float:

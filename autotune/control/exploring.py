@@ -21,9 +21,9 @@ from autotune.control import (
 )
 from autotune.control.deploying import CONSTRAINTS, Lab
 from autotune.control.figures import Tried, broken_bound, objective
+from autotune.control.judging import LOOKS
 from autotune.control.search import Proposal, Search
 from autotune.control.space import Values
-from autotune.control.verifying import LOOKS
 from autotune.errors import ContractError
 from autotune.forms import reaches as becomes
 from autotune.records.plan import Deployment, Step

@@ -23,7 +23,7 @@ class Costs(Record, frozen=True, kw_only=True):
 
     ``recipe_s`` is a trial of the train search that nothing cuts short; ``pinned`` ones run
     whatever they cost.  ``training_s`` is the final training; ``apart``: it is not part of
-    ``--time``.  ``spent_s`` is what the survey took.
+    ``--time``.  ``spent_s`` is what the survey took; ``rungs`` are those of a trial.
     """
 
     spent_s: float
@@ -35,6 +35,7 @@ class Costs(Record, frozen=True, kw_only=True):
     launch_s: float = 0.0
     baselines: int = 1
     epochs: int | float = 0
+    rungs: int = 1
     apart: bool = False
 
 
@@ -55,8 +56,8 @@ class Forecast(Record, frozen=True, kw_only=True):
 
 def forecast(costs: Costs, time_s: float) -> Forecast:
     """The whole run under ``--time``."""
-    # successive halving ends two of three trials at a ninth of their epochs
-    usual_s = (0.4 if costs.epochs > 1 else 1.0) * costs.recipe_s
+    # successive halving ends two of three trials at their first rung
+    usual_s = (0.4 if costs.rungs > 1 else 1.0) * costs.recipe_s
     train_s = train_trials = apart_s = 0.0
     if costs.pinned:
         pinned_s = costs.pinned * costs.recipe_s

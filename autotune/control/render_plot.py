@@ -21,6 +21,7 @@ from autotune.records.report import DeployTrial, Report
 
 _WIDTH, _HEIGHT = 860, 430
 _LEFT, _RIGHT, _TOP, _BOTTOM = 74, 26, 24, 56
+_HALF_LABEL = 50
 _SMALLEST, _LARGEST = 1e-30, 1e30  # beyond these no axis can be drawn
 SERIES = 6
 
@@ -186,8 +187,9 @@ def _limits(across: Axis, up: Axis, limit: float | None, floor: float | None) ->
             f'<line class="limit" x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{bottom}">'
             f"<title>{title}</title></line>"
         )
-        anchor, shift = ("end", -6) if x > right - 140 else ("start", 6)
-        out.append(_text(x + shift, _TOP + 12, f"limit {units.show(limit, 's')}", anchor, "note"))
+        within = min(max(x, _LEFT + _HALF_LABEL), right - _HALF_LABEL)
+        text = f"limit {units.show(limit, 's')}"  # above the frame, where no mark can be
+        out.append(_text(within, _TOP - 8, text, "middle", "note"))
     if floor is not None:
         y = up.place(floor)
         title = safe(f"allowed quality {units.metric(floor)}")

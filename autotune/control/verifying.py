@@ -13,50 +13,25 @@ there is launched no further while another waits.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import msgspec
-
-from autotune.control import comparing, disturbed, figures, target, verdict
+from autotune.control import comparing, disturbed, figures, judging, verdict
 from autotune.control.attempts import outputs_of
 from autotune.control.deploying import Lab
 from autotune.control.figures import QUALITY_ALPHA
+from autotune.control.judging import LATENCY_ALPHA, LOOKS, Side
 from autotune.control.run import Run
 from autotune.records import job as jobs
-from autotune.records.budget import Budget
-from autotune.records.measurement import EnergyWindow, Launch, Scores, Verdict
+from autotune.records.measurement import Launch, Verdict
 from autotune.records.plan import Deployment, Plan
 from autotune.records.report import Execution, PlanResult
 
-LOOKS = (3, 6)
-"""Launches of each side after which verdicts are given."""
-LATENCY_ALPHA = 0.01 / len(LOOKS)
-ENERGY_ALPHA = 0.05 / len(LOOKS)
 EXPECTED_SLOW = 100
 """Calls over the limit that a plan at the limit would show by the last look, where time
 allows: 2,000 calls for p95.  A plan that has half as many is then MET almost surely."""
 _LAUNCH_S = 0.7
 _MOST_S = (3.0, 6.0)  # a slow plan gets fewer calls, and more time between the looks
 _MOST_CALLS = 5000
-
-
-@dataclass
-class Side:
-    """One deployment under verification.  ``disturbed`` launches were taken again."""
-
-    deployment: Deployment
-    built: jobs.Built
-    launches: list[Launch] = field(default_factory=list)
-    scores: Scores | None = None
-    disturbed: list[Launch] = field(default_factory=list)
-    always_disturbed: bool = False
-
-    @property
-    def latencies(self) -> list[tuple[float, ...]]:
-        """Service times of every launch."""
-        return [launch.latency_s for launch in self.launches]
 
 
 class Verified(NamedTuple):
@@ -94,29 +69,17 @@ def verify(
         failure = _take(lab, side, reference, 1)
         if failure is not None:
             return Verified(side, reference, (), None, failure)
-        verdicts = judge(lab.run, side, reference, QUALITY_ALPHA / finalists)
-        if any(_failed(lab.run, v) for v in verdicts):
-            trained = training_verdicts(lab.run.budget, execution, lab.run)
+        verdicts = judging.judge(lab.run, side, reference, QUALITY_ALPHA / finalists)
+        if any(judging.failed(lab.run, v) for v in verdicts):
+            trained = judging.training_verdicts(lab.run.budget, execution, lab.run)
             return Verified(side, reference, (*verdicts, *trained), None, left=True)
     return finish(lab, side, reference, finalists, execution)
-
-
-def _failed(run: Run, v: Verdict) -> bool:
-    """Whether a verdict on quality is against a plan, where another plan may be better."""
-    return v.name in ("quality", "min_quality") and v.verdict != "MET" and not too_few(run, v)
-
-
-def too_few(run: Run, v: Verdict) -> bool:
-    """Whether an allowed drop is undecided as these rows could certify it for no plan."""
-    least = run.survey.certifiable_drop
-    uncertain = v.name == "quality" and v.verdict == "UNDECIDED"
-    return uncertain and least is not None and least > v.limit
 
 
 def finish(lab: Lab, side: Side, reference: Side, finalists: int, execution: Execution) -> Verified:
     """Launch both sides up to the looks, beyond what launches they have, and judge."""
     run = lab.run
-    trained = training_verdicts(run.budget, execution, run)
+    trained = judging.training_verdicts(run.budget, execution, run)
     verdicts: tuple[Verdict, ...] = ()
     for launches in LOOKS:
         before = len(side.launches)
@@ -124,13 +87,19 @@ def finish(lab: Lab, side: Side, reference: Side, finalists: int, execution: Exe
         if failure is not None:
             return Verified(side, reference, (), None, failure)
         if len(side.launches) > before:
-            verdicts = judge(run, side, reference, QUALITY_ALPHA / finalists)
+            verdicts = judging.judge(run, side, reference, QUALITY_ALPHA / finalists)
         if not any(v.verdict == "UNDECIDED" and v.name != "quality" for v in verdicts):
             break
     comparison = None
     if side is not reference:
         comparison = verdict.faster(side.latencies, reference.latencies, run.budget.percentile)
     return Verified(side, reference, (*verdicts, *trained), comparison)
+
+
+def unkept(run: Run, found: Verified) -> tuple[str, ...]:
+    """The limits that the baseline, in its own launches, was not shown to keep."""
+    own = judging.judge(run, found.reference, found.reference, QUALITY_ALPHA)
+    return tuple(v.name for v in own if v.verdict != "MET")
 
 
 def in_turn(lab: Lab, side: Side, other: Side) -> str | None:
@@ -217,163 +186,6 @@ def _measure(lab: Lab, side: Side, pair: int, part: str | None) -> jobs.Result:
         load_per_s=run.budget.load_per_s,
     )
     return run.bridge.run(job, timeout_s=150.0 + lab.evaluation_limit_s())
-
-
-def judge(run: Run, side: Side, reference: Side, quality_alpha: float) -> tuple[Verdict, ...]:
-    """A verdict for every deployment budget and for quality."""
-    out = deployment_verdicts(run, side, reference)
-    if side.scores is None or reference.scores is None:
-        return out
-    floor = min_quality(run, side)
-    return (*out, _quality(run, side, reference, quality_alpha), *floor)
-
-
-def unkept(run: Run, found: "Verified") -> tuple[str, ...]:
-    """The limits that the baseline, in its own launches, was not shown to keep."""
-    own = judge(run, found.reference, found.reference, QUALITY_ALPHA)
-    return tuple(v.name for v in own if v.verdict != "MET")
-
-
-def min_quality(run: Run, side: Side) -> tuple[Verdict, ...]:
-    """``--min-quality`` against the 95 % interval of the quality itself."""
-    limit, scores = run.budget.min_quality, side.scores
-    if limit is None or scores is None:
-        return ()
-    return (verdict.floor("min_quality", scores, limit, run.survey.task.higher_is_better),)
-
-
-def deployment_verdicts(run: Run, side: Side, reference: Side | None) -> tuple[Verdict, ...]:
-    """A verdict for every deployment budget; relative limits need the reference."""
-    budget = run.budget
-    base_s = base_bytes = None
-    if reference is not None:
-        calls = [x for one in judged(reference.launches) for x in one if x < math.inf]
-        base_s = verdict.point_quantile(calls, budget.percentile) if calls else None
-        base_bytes = float(max(launch.peak_memory_bytes for launch in reference.launches))
-    out = []
-    limit = figures.resolve(budget.latency, base_s)
-    if budget.latency is not None and limit is None:
-        source = "relative to a baseline that answered no request"
-        out.append(verdict.scalar("latency", "s", None, budget.latency.value, source))
-    elif limit is not None:
-        out.append(_latency(budget, side, reference, limit))
-    if budget.energy is not None:
-        out.append(_energy(run, side, reference))
-    limit = figures.resolve(budget.memory, base_bytes)
-    if limit is not None:
-        own = [launch.peak_memory_bytes for launch in side.launches]
-        out.append(verdict.memory(own, limit))
-    return tuple(out)
-
-
-def judged(launches: Sequence[Launch]) -> list[list[float]]:
-    """What a latency limit is about: response times under load, else service times.  A
-    request that was never answered is infinitely slow.
-    """
-    return [
-        [*(launch.response_s or launch.latency_s), *[math.inf] * launch.timeouts]
-        for launch in launches
-    ]
-
-
-def _latency(budget: Budget, side: Side, reference: Side | None, limit: float) -> Verdict:
-    what = "single calls"
-    if budget.load_per_s is not None:
-        what = f"response times at {budget.load_per_s:g} requests per second"
-    found = verdict.quantile(
-        judged(side.launches),
-        limit,
-        budget.percentile,
-        alpha=LATENCY_ALPHA,
-        what=what,
-        step=disturbed.clock_step_s(side.launches),
-    )
-    notes = [found.note] if found.note else []
-    notes += disturbed.notes(side.launches, side.disturbed, budget.percentile)
-    moved = comparing.drift((reference or side).latencies)
-    if moved is not None and moved.found:
-        notes.append(
-            f"drift: the baseline's last launch took {moved.ratio:.2f}x its first one's time"
-        )
-    return msgspec.structs.replace(found, note="; ".join(notes) or None)
-
-
-def _quality(run: Run, side: Side, reference: Side, alpha: float) -> Verdict:
-    assert side.scores is not None
-    assert reference.scores is not None
-    allowed = figures.max_drop(run, reference.scores.quality)
-    higher = run.survey.task.higher_is_better
-    found = verdict.quality(
-        side.scores, reference.scores, allowed, higher_is_better=higher, alpha=alpha
-    )
-    if side is reference:
-        return msgspec.structs.replace(
-            found, verdict="MET", lower=0.0, upper=0.0, note="the plan is the baseline itself"
-        )
-    return found
-
-
-def _energy(run: Run, side: Side, reference: Side | None) -> Verdict:
-    batch = side.deployment.batch_size
-    windows = [launch.energy for launch in side.launches]
-    base = modelled = None
-    if figures.energy_per_sample(side.launches, batch) is None:
-        modelled = figures.modelled_energy(run, side.launches, side.deployment)
-    if reference is not None:
-        base = figures.energy_per_sample(reference.launches, batch)
-        if base is None and modelled is not None:
-            known = figures.modelled_energy(run, reference.launches, reference.deployment)
-            base = known.value if known is not None else None
-    assert run.budget.energy is not None
-    limit = figures.resolve(run.budget.energy, base)
-    if limit is None:  # relative to a baseline that was not measured
-        limit = run.budget.energy.value
-    per_sample = [
-        (w.uncertainty_j or 0.0) / (launch.window_calls * batch)
-        for launch, w in zip(side.launches, windows, strict=True)
-        if w is not None
-    ]
-    read = [w for w in windows if w is not None]
-    domains = tuple(d.name for d in read[0].domains) if read else ()
-    return verdict.energy(
-        figures.energies(side.launches, batch),
-        limit,
-        label=read[0].label if read else "unavailable",
-        uncertainty=max(per_sample, default=0.0),
-        modelled=modelled,
-        accept_modelled=run.budget.accept_modelled_energy,
-        origin=read[0].domains[0].origin if read and read[0].domains else "local",
-        domains=domains,
-        alpha=ENERGY_ALPHA,
-        reason=_why_no_energy(run, read),
-    )
-
-
-def _why_no_energy(run: Run, windows: list[EnergyWindow]) -> str | None:
-    reasons = [s.reason for s in run.sources if s.reason]
-    remedies = [s.remedy for s in run.sources if s.remedy]
-    if any(w.total_j is not None for w in windows):
-        return None
-    return "; ".join(dict.fromkeys(reasons + remedies)) or "no energy source"
-
-
-def training_verdicts(budget: Budget, done: Execution, run: Run) -> tuple[Verdict, ...]:
-    """Verdicts on the final training, measured once."""
-    source = "the final training"
-    out = []
-    if budget.train_time_s is not None:
-        out.append(verdict.scalar("train_time", "s", done.train_s, budget.train_time_s, source))
-    if budget.train_energy_j is not None:
-        origin = next((s.origin for s in run.sources if s.label.startswith("measured")), None)
-        label = done.train_energy_label or "unavailable"
-        named = f"{source}, {label}" + (f", {origin}" if origin and origin != "local" else "")
-        out.append(
-            verdict.scalar("train_energy", "J", done.train_energy_j, budget.train_energy_j, named)
-        )
-    if budget.train_memory_bytes is not None:
-        found = done.train_memory_bytes
-        out.append(verdict.scalar("train_memory", "B", found, budget.train_memory_bytes, source))
-    return (*out, *target.verdicts(run, done))
 
 
 def result(run: Run, side: Side, plan: Plan) -> PlanResult:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.control import disturbed, verifying
+from autotune.control import disturbed, judging, verifying
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Limit
 from autotune.records.hardware import Profile
@@ -40,9 +40,9 @@ def latency(found: verifying.Verified) -> Any:
 
 
 def test_the_error_is_split_over_two_looks() -> None:
-    assert verifying.LOOKS == (3, 6)
-    assert len(verifying.LOOKS) * verifying.LATENCY_ALPHA == pytest.approx(0.01)
-    assert len(verifying.LOOKS) * verifying.ENERGY_ALPHA == pytest.approx(0.05)
+    assert judging.LOOKS == (3, 6)
+    assert len(judging.LOOKS) * judging.LATENCY_ALPHA == pytest.approx(0.01)
+    assert len(judging.LOOKS) * judging.ENERGY_ALPHA == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(("percentile", "calls"), [(50, 33), (95, 333), (99, 1666)])
@@ -173,7 +173,7 @@ def test_a_baseline_that_answers_nothing_leaves_a_relative_limit_unmeasured(
         verifying.alone(laboratory, deployment) for deployment in (PLAN, laboratory.dense(1, 1))
     )
     assert side is not None
-    (found,) = verifying.deployment_verdicts(laboratory.run, side, base)
+    (found,) = judging.deployment_verdicts(laboratory.run, side, base)
     assert found.verdict == "NOT_MEASURED"
 
 
@@ -206,4 +206,4 @@ def test_a_cause_needs_a_number(tmp_path: Path, profile: Profile) -> None:
     assert side is not None
     assert disturbed.cause(side.launches[0]) is None
     assert disturbed.clock_step_s(side.launches) == 0.0
-    assert math.isfinite(sum(verifying.judged(side.launches)[0]))
+    assert math.isfinite(sum(judging.judged(side.launches)[0]))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.control import comparing, disturbed, tail, verdict, verifying
+from autotune.control import comparing, disturbed, judging, tail, verdict, verifying
 from autotune.control.bridge import FunctionBridge
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort, Limit
@@ -190,8 +190,8 @@ def test_peeking() -> None:
     counts = slow.cumsum(axis=1)[:, sizes - 1]
     most = [_most_slow(int(n), 0.01) for n in sizes]
     peeked = (counts <= np.asarray(most)).any(axis=1).mean()
-    at = np.asarray(verifying.LOOKS) * verifying.calls_per_launch(95)
-    most = [_most_slow(int(n), verifying.LATENCY_ALPHA) for n in at]
+    at = np.asarray(judging.LOOKS) * verifying.calls_per_launch(95)
+    most = [_most_slow(int(n), judging.LATENCY_ALPHA) for n in at]
     scheduled = (slow.cumsum(axis=1)[:, at - 1] <= np.asarray(most)).any(axis=1).mean()
     assert peeked > 0.03
     assert scheduled <= 0.0125
@@ -209,9 +209,9 @@ def test_peeking_is_not_done(
     verified: Callable[..., verifying.Verified], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = []
-    judge = verifying.judge
+    judge = judging.judge
 
-    def counting(run: Any, side: verifying.Side, *rest: Any) -> Any:
+    def counting(run: Any, side: judging.Side, *rest: Any) -> Any:
         looked.append(len(side.launches))
         return judge(run, side, *rest)
 
@@ -219,9 +219,9 @@ def test_peeking_is_not_done(
         order = np.random.default_rng(job.seed).permutation(job.min_calls)
         return {"latency_s": np.where(order % 20 == 0, 1e-3, 0.4e-3)}
 
-    monkeypatch.setattr(verifying, "judge", counting)
+    monkeypatch.setattr(judging, "judge", counting)
     assert latency(verified(at_the_edge)).verdict == "UNDECIDED"
-    assert tuple(looked) == verifying.LOOKS
+    assert tuple(looked) == judging.LOOKS
 
 
 # -- comparing -----------------------------------------------------------------------------
