@@ -7,6 +7,7 @@
     halving   random search over the same space with successive halving (restarts cost nothing:
               a promoted trial is kept in memory)
     autotune  the train search as `autotune run` does it, and the final training
+    target    the same with `--target-quality`: the least time to a given quality on *select*
     reach     seconds of training until a recipe reaches a given quality
 
 All but autotune train in this very process with autotune's own loop, so that a step costs the
@@ -41,7 +42,9 @@ _FINAL = 1.1  # times its planned length that the final training may take
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do: ``target`` and ``recipe`` are for *reach*."""
+    """What to do: ``target`` is for *target* (on *select*) and *reach* (on *confirm*), which trains
+    ``recipe``.
+    """
 
     arm: str
     set: str
@@ -58,7 +61,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 def main(path: Path) -> None:
     """Run one arm and write its row."""
     order = msgspec.json.decode(path.read_bytes(), type=Order)
-    row = {"autotune": _autotune, "reach": _reach}.get(order.arm, _alone)(order)
+    ours = {"autotune": _autotune, "target": _autotune, "reach": _reach}
+    row = ours.get(order.arm, _alone)(order)
     Path(order.out).write_text(json.dumps(row))
 
 
@@ -87,9 +91,8 @@ def _autotune(order: Order) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         bridge = ProcessBridge(Path(folder), started_s=spent)
         try:
-            run = surveying.survey(
-                bridge, _spec(order), Budget(), effort, _profile(order), Silent()
-            )
+            budget = Budget(target_quality=order.target)
+            run = surveying.survey(bridge, _spec(order), budget, effort, _profile(order), Silent())
             search_s = order.budget_s - _LAST_S - bridge.now()
             rows = hardware.measure(run, 0.15 * search_s)
             run.survey = msgspec.structs.replace(run.survey, splits=rows)
@@ -118,6 +121,7 @@ def _autotune(order: Order) -> dict[str, Any]:
         "seeds": 1 + len(winner.repeats),
         "epochs": length,
         "select": winner.quality_mean,
+        "reached": any(cost is not None for cost in winner.costs),
         "recipe": json.loads(codec.encode(winner.recipe)),
     }
 
