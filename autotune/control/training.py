@@ -1,8 +1,9 @@
 """The train search: the recipe, the batch size and the split, under training budgets.
 
 1. *Hardware*: throughput and memory by batch, precision and split are measured (`splitting`).
-2. *Search*: constrained TPE over recipes; successive halving on the validation loss, among
-   trials of one schedule, in which a promoted trial goes on from its checkpoint (`halving`).
+2. *Search*: constrained TPE over recipes; successive halving on quality, or on the validation
+   loss where quality is no rate, among trials of one schedule, in which a promoted trial goes
+   on from its checkpoint (`halving`).
    The user's recipe and the default (Adam 1e-3, batch 32) are always trained to the end.
 3. *Finalists* are repeated with other seeds (`finalists`).
 

@@ -149,8 +149,9 @@ class PowerLimits(Record, frozen=True, kw_only=True, tag=True):
 
 class Train(Record, frozen=True, kw_only=True, tag=True):
     """Train a fresh model.  After each of ``rungs`` (epochs, ascending; below one, or between
-    two, a share of an epoch's steps) the job reports the validation loss and asks whether to go
-    on.  ``epochs`` is the horizon, above 0 and not always whole.
+    two, a share of an epoch's steps) the job reports where it stands and asks whether to go on:
+    the share that is wrong where the metric is such a rate, else the validation loss.  ``epochs``
+    is the horizon, above 0 and not always whole.
 
     ``checkpoint`` is a file of the training's whole state: where it is there the training goes
     on from it, and where the training pauses or ends it is written, with ``save_s`` also after

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import random
 import resource
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ class Look(NamedTuple):
     train_loss: float | None = None
 
 
+_BETWEEN = 1e-4
 _RISE, _FALL, _BY_HEART = 0.2, 0.3, 2
 """The loss on *select* up by this share since the best look, that of training down by this one, in
 so many looks one after the other: the rows are learnt by heart, and no schedule mends that.
@@ -80,8 +82,19 @@ class Judge:
     def report(self, epoch: float, train_losses: Sequence[float] = ()) -> bool:
         """Evaluate and report; whether to go on.  ``train_losses`` are the epochs' so far."""
         self.look(epoch, train_losses)
-        go = self._group.rank != 0 or self._channel.report(epoch, self.losses[-1])
+        go = self._group.rank != 0 or self._channel.report(epoch, self._standing())
         return self._group.agree(go)
+
+    def _standing(self) -> float:
+        """What trainings are compared by on their way, the least being the best: the share that is
+        wrong, where the metric is such a rate (with the loss between equal ones), else the loss,
+        of which a row that is badly wrong may be most.
+        """
+        loss, quality = self.losses[-1], self.qualities[-1]
+        if not self._loaded.info.rate:
+            return loss
+        wrong = 1.0 - quality if self._loaded.higher_is_better else quality
+        return wrong + _BETWEEN * math.tanh(loss)
 
     def reached(self, quality: float | None) -> bool:
         """Whether the last evaluation was as good as ``quality``, on every rank."""

@@ -126,9 +126,18 @@ def test_rungs_are_reported_and_the_horizon_ends_it(tmp_path: Path) -> None:
     channel = NullChannel()
     done = run(tmp_path, channel=channel, epochs=4, rungs=(1, 2, 4))
     assert [step for step, _ in channel.reports] == [1, 2, 4]
-    assert tuple(value for _, value in channel.reports) == done.val_losses
     assert len(done.qualities) == 3
+    seen = zip(done.qualities, done.val_losses, strict=True)  # accuracy, and what breaks ties
+    stands = [1 - quality + 1e-4 * math.tanh(loss) for quality, loss in seen]
+    assert [value for _, value in channel.reports] == pytest.approx(stands)
     assert not done.stopped
+
+
+def test_what_is_no_rate_is_compared_by_its_loss(tmp_path: Path) -> None:
+    channel = NullChannel()
+    own = PLAIN + "\ndef quality(output, target):\n    return float(len(output))\n"
+    done = run(tmp_path, own, channel=channel, epochs=2, rungs=(1, 2))
+    assert tuple(value for _, value in channel.reports) == done.val_losses
 
 
 def test_a_last_epoch_that_is_no_rung_is_evaluated_too(tmp_path: Path) -> None:
