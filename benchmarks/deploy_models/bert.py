@@ -1,10 +1,8 @@
 """A small BERT-like classifier of film reviews' sentences, four layers of 256, trained here."""
 
-import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
-from benchmarks import data
+from benchmarks import data, parts
 
 recipe = {
     "optimizer": "adamw", "lr": 5e-4, "weight_decay": 0.1, "schedule": "one_cycle",
@@ -63,17 +61,4 @@ def make_model() -> nn.Module:
     return Classifier()
 
 
-def _set(part: data.Part) -> TensorDataset:
-    return TensorDataset(*map(torch.from_numpy, data.words(part, VOCABULARY, LENGTH)))
-
-
-def train_data() -> TensorDataset:
-    return _set("train")
-
-
-def eval_data() -> TensorDataset:
-    return _set("select")
-
-
-def confirm_data() -> TensorDataset:
-    return _set("confirm")
+train_data, eval_data, confirm_data = parts.of(lambda part: data.words(part, VOCABULARY, LENGTH))

@@ -6,9 +6,8 @@ import types
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
 
-from benchmarks import data
+from benchmarks import data, parts
 
 recipe = {"optimizer": "adamw", "lr": 2e-4, "batch_size": 32}
 pretrained = True  # the checkpoint is these weights as they are
@@ -35,20 +34,7 @@ def make_model() -> nn.Module:
     return model.eval()
 
 
-def _set(part: data.Part) -> TensorDataset:
-    return TensorDataset(*map(torch.from_numpy, data.tones(part)))
-
-
-def train_data() -> TensorDataset:
-    return _set("train")
-
-
-def eval_data() -> TensorDataset:
-    return _set("select")
-
-
-def confirm_data() -> TensorDataset:
-    return _set("confirm")
+train_data, eval_data, confirm_data = parts.of(data.tones)
 
 
 def score(output: Tensor, target: Tensor) -> Tensor:

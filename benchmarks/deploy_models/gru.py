@@ -1,10 +1,8 @@
 """A GRU on monthly house sales of Texan cities: will more be sold in the month to come?"""
 
-import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
-from benchmarks import data
+from benchmarks import data, parts
 
 recipe = {
     "optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.02, "schedule": "one_cycle",
@@ -32,17 +30,4 @@ def make_model() -> nn.Module:
     return Forecast()
 
 
-def _set(part: data.Part) -> TensorDataset:
-    return TensorDataset(*map(torch.from_numpy, data.houses(part)))
-
-
-def train_data() -> TensorDataset:
-    return _set("train")
-
-
-def eval_data() -> TensorDataset:
-    return _set("select")
-
-
-def confirm_data() -> TensorDataset:
-    return _set("confirm")
+train_data, eval_data, confirm_data = parts.of(data.houses)

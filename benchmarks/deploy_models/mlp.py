@@ -1,10 +1,8 @@
 """An MLP on a table of 53,940 diamonds: in which eighth of the market is the price?"""
 
-import torch
 from torch import nn
-from torch.utils.data import TensorDataset
 
-from benchmarks import data
+from benchmarks import data, parts
 
 recipe = {
     "optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.01, "schedule": "one_cycle",
@@ -25,17 +23,4 @@ def make_model() -> nn.Module:
     )
 
 
-def _set(part: data.Part) -> TensorDataset:
-    return TensorDataset(*map(torch.from_numpy, data.diamonds(part)))
-
-
-def train_data() -> TensorDataset:
-    return _set("train")
-
-
-def eval_data() -> TensorDataset:
-    return _set("select")
-
-
-def confirm_data() -> TensorDataset:
-    return _set("confirm")
+train_data, eval_data, confirm_data = parts.of(data.diamonds)

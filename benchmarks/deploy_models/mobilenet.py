@@ -1,10 +1,8 @@
 """A MobileNetV2-like net on Fashion-MNIST, 28x28: inverted residuals, depthwise, ReLU6."""
 
-import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
-from benchmarks import data
+from benchmarks import data, parts
 
 recipe = {
     "optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.02, "schedule": "one_cycle",
@@ -47,17 +45,4 @@ def make_model() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(640, 10))
 
 
-def _set(part: data.Part) -> TensorDataset:
-    return TensorDataset(*map(torch.from_numpy, data.fashion(part)))
-
-
-def train_data() -> TensorDataset:
-    return _set("train")
-
-
-def eval_data() -> TensorDataset:
-    return _set("select")
-
-
-def confirm_data() -> TensorDataset:
-    return _set("confirm")
+train_data, eval_data, confirm_data = parts.of(data.fashion)

@@ -1,11 +1,9 @@
 """ResNet-18 on Fashion-MNIST, 28x28: the usual four stages, a stem for small images."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
 
-from benchmarks import data
+from benchmarks import data, parts
 
 recipe = {
     "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05, "schedule": "one_cycle",
@@ -43,17 +41,4 @@ def make_model() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
-def _set(part: data.Part) -> TensorDataset:
-    return TensorDataset(*map(torch.from_numpy, data.fashion(part)))
-
-
-def train_data() -> TensorDataset:
-    return _set("train")
-
-
-def eval_data() -> TensorDataset:
-    return _set("select")
-
-
-def confirm_data() -> TensorDataset:
-    return _set("confirm")
+train_data, eval_data, confirm_data = parts.of(data.fashion)

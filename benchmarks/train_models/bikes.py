@@ -3,11 +3,9 @@
 5,500 train, 1,145 select, 2,000 confirm.
 """
 
-import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
-from benchmarks import data
+from benchmarks import data, parts
 
 
 def make_model() -> nn.Module:
@@ -21,17 +19,4 @@ def quality(output: Tensor, target: Tensor) -> float:
     return float(1 - left / (target - target.mean()).square().sum())
 
 
-def _set(part: data.Part) -> TensorDataset:
-    return TensorDataset(*map(torch.from_numpy, data.bikes(part)))
-
-
-def train_data() -> TensorDataset:
-    return _set("train")
-
-
-def eval_data() -> TensorDataset:
-    return _set("select")
-
-
-def confirm_data() -> TensorDataset:
-    return _set("confirm")
+train_data, eval_data, confirm_data = parts.of(data.bikes)

@@ -2,11 +2,9 @@
 select, 10,000 confirm.
 """
 
-import torch
 from torch import nn
-from torch.utils.data import TensorDataset
 
-from benchmarks import data
+from benchmarks import data, parts
 
 
 def make_model() -> nn.Module:
@@ -15,17 +13,4 @@ def make_model() -> nn.Module:
     )
 
 
-def _set(part: data.Part) -> TensorDataset:
-    return TensorDataset(*map(torch.from_numpy, data.diamonds(part)))
-
-
-def train_data() -> TensorDataset:
-    return _set("train")
-
-
-def eval_data() -> TensorDataset:
-    return _set("select")
-
-
-def confirm_data() -> TensorDataset:
-    return _set("confirm")
+train_data, eval_data, confirm_data = parts.of(data.diamonds)

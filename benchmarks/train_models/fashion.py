@@ -1,10 +1,8 @@
 """Fashion-MNIST, 28x28: 60,000 images train, 2,500 select, 5,000 confirm."""
 
-import torch
 from torch import nn
-from torch.utils.data import TensorDataset
 
-from benchmarks import data
+from benchmarks import data, parts
 
 
 def make_model() -> nn.Module:
@@ -15,17 +13,4 @@ def make_model() -> nn.Module:
     )  # fmt: skip
 
 
-def _set(part: data.Part) -> TensorDataset:
-    return TensorDataset(*map(torch.from_numpy, data.fashion(part)))
-
-
-def train_data() -> TensorDataset:
-    return _set("train")
-
-
-def eval_data() -> TensorDataset:
-    return _set("select")
-
-
-def confirm_data() -> TensorDataset:
-    return _set("confirm")
+train_data, eval_data, confirm_data = parts.of(data.fashion)

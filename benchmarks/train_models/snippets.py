@@ -2,9 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
-from benchmarks import data
+from benchmarks import data, parts
 
 VOCABULARY, LENGTH = 5000, 40
 
@@ -29,17 +28,4 @@ def make_model() -> nn.Module:
     return Mean()
 
 
-def _set(part: data.Part) -> TensorDataset:
-    return TensorDataset(*map(torch.from_numpy, data.words(part, VOCABULARY, LENGTH)))
-
-
-def train_data() -> TensorDataset:
-    return _set("train")
-
-
-def eval_data() -> TensorDataset:
-    return _set("select")
-
-
-def confirm_data() -> TensorDataset:
-    return _set("confirm")
+train_data, eval_data, confirm_data = parts.of(lambda part: data.words(part, VOCABULARY, LENGTH))
