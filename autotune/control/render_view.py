@@ -150,11 +150,14 @@ def distance(report: Report) -> Section:
 
 
 def plans(report: Report) -> tuple[tuple[str, PlanResult], ...]:
-    """The verified plans by the name of their column."""
+    """The verified plans by the name of their column; the best lossless one has a column of its
+    own where it is neither the chosen plan nor the baseline.
+    """
+    lossless = report.lossless
     named = (
         ("baseline", report.baseline),
         ("earlier plan", report.earlier),
-        ("best lossless", report.lossless),
+        ("best lossless", None if lossless in (report.chosen, report.baseline) else lossless),
         ("chosen", report.chosen),
     )
     return tuple((name, plan) for name, plan in named if plan is not None)

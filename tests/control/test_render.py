@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from autotune.control import render, units
 from autotune.control.render_plot import plot
+from autotune.control.render_view import plans
 from autotune.records import codec
 from autotune.records.measurement import Verdict
 from autotune.records.report import Report
@@ -96,6 +97,13 @@ def test_html_is_one_file_and_well_formed(report: Report) -> None:
     assert "prefers-color-scheme: dark" in page
     for text in ("NOT MEASURED", "baseline", "best lossless", "chosen", "Pareto front", "ddp"):
         assert text in page
+
+
+def test_a_plan_has_one_column_alone(report: Report) -> None:
+    assert [name for name, _ in plans(report)] == ["baseline", "best lossless", "chosen"]
+    for one in (report.chosen, report.baseline):
+        same = msgspec.structs.replace(report, lossless=one)
+        assert [name for name, _ in plans(same)] == ["baseline", "chosen"]
 
 
 def test_plot(report: Report) -> None:
