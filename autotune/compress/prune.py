@@ -59,7 +59,7 @@ def dims(context: Context) -> tuple[Dim, ...]:
     """
     kinds = ("taylor", "magnitude", *(("bn_scale",) if context.traits.has_batch_norm else ()))
     return (
-        Dim(name="macs_kept", kind="float", low=0.1, high=0.9, step=0.1),
+        Dim(name="macs_kept", kind="float", low=0.05, high=0.95, step=0.05, neutral=1.0),
         Dim(name="importance", kind="choice", choices=kinds),
     )
 

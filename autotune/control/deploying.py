@@ -120,6 +120,22 @@ class Lab:
             job, timeout_s=120.0 + 20 * _SCREEN_S + self.evaluation_limit_s()
         )
 
+    def once_more(self, built: jobs.Built, deployment: Deployment, number: int) -> jobs.Result:
+        """Time it again on other samples of *select*; no outputs."""
+        job = jobs.Measure(
+            artifact=built.artifact,
+            rows="data/select.npz",
+            batch_size=deployment.batch_size,
+            threads=deployment.threads,
+            seed=self.run.effort.seed + 1 + number,
+            min_calls=verdict.samples_needed(self.run.budget.percentile, 0.005),
+            time_s=_SCREEN_S,
+            meter=self.run.meter,
+            boards=deployment.device == "cuda",
+            load_per_s=self.run.budget.load_per_s,
+        )
+        return self.run.bridge.run(job, timeout_s=_MEASURE_TIMEOUT_S)
+
     def more(self, built: jobs.Built, deployment: Deployment, every: int) -> jobs.Result:
         """Its outputs on more rows: no second timing."""
         job = jobs.Measure(
@@ -151,14 +167,15 @@ class Lab:
         """Build, measure and score one candidate; never raises for what the candidate does."""
         attempt = Attempt(self, deployment, why)
         tried = attempt.run(None if baseline else self.baseline(deployment))
-        return tried if baseline else self._constrained(tried)
+        return tried if baseline else self.constrained(tried)
 
     def evaluation_limit_s(self) -> float:
         """What one evaluation may take: a baseline's own, or the survey's guess, with room."""
         known = [t.trial.measure_s for t in self.baselines.values()]
         return 10 * max([*known, self.run.evaluation_s, 0.0 if known else 30.0])
 
-    def _constrained(self, tried: Tried) -> Tried:
+    def constrained(self, tried: Tried) -> Tried:
+        """A trial with its limits' constraints, by its figures."""
         if tried.scores is None:
             return tried
         reference = self.baseline(tried.trial.deployment)
@@ -173,7 +190,7 @@ class Lab:
             raw = self.trial(dense, "the deploy baseline", baseline=True)
             self.baselines[at] = raw
             if raw.scores is not None:
-                self.baselines[at] = self._constrained(raw)
+                self.baselines[at] = self.constrained(raw)
             self.keep(self.baselines[at])
         return self.baselines[at]
 

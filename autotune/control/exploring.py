@@ -4,9 +4,12 @@
                                             every fourth the sampler's own, until the time is up
 
 A seed tries one part: each runtime, each quantizer, one pruning level.  From these the surrogate
-predicts combinations; the sampler (TPE) sees every result and keeps looking elsewhere.
+predicts combinations; the sampler (TPE) sees every result and keeps looking elsewhere.  A runtime
+that needs a compiler and is predicted slower than what was measured waits: its prediction is told
+to the surrogate, and it is tried once nothing else is expected to gain.
 """
 
+import math
 from statistics import median
 
 from autotune.control import (
@@ -20,7 +23,7 @@ from autotune.control import (
     surrogate,
 )
 from autotune.control.deploying import CONSTRAINTS, Lab
-from autotune.control.figures import Tried, broken_bound, objective
+from autotune.control.figures import Tried, broken_bound, guess, objective
 from autotune.control.judging import LOOKS
 from autotune.control.search import Proposal, Search
 from autotune.control.space import Values
@@ -32,8 +35,12 @@ from autotune.records.report import DeployTrial
 _MOST_REPEATS = 40
 _SAMPLED = 4
 """After the seeds each so manieth proposal is the sampler's own."""
+_MOST_REFUSED = 8
+"""Proposals of the sampler in a row that the surrogate may find hopeless."""
 _HOPELESS = 1.5  # a thread count this much slower on the dense model is not searched
 _USUAL_S = 3.0
+_COMPILER_S = 12.0
+"""What the first plan of a runtime that needs a compiler is reckoned to take at least."""
 _LEAST_TRIED = 3
 """Candidates before a run that is short of time turns to verification."""
 _CUT_SHORT = 3.0
@@ -57,7 +64,7 @@ def explore(lab: Lab, until_s: float) -> None:
     ahead = foresight.look(
         lab.run, lab.recipe, batches, counts, [t.trial for t in lab.baselines.values()]
     )
-    ordered = ahead.order([(v, lab.deployment(v)) for v in seeds], batches)
+    ordered, dear = ahead.apart([(v, lab.deployment(v)) for v in seeds], batches)
     donor = reuse.find(lab.run, "deployments")
     first = reuse.seeds(lab.run, donor, searched, ordered)
     run = lab.run
@@ -66,7 +73,7 @@ def explore(lab: Lab, until_s: float) -> None:
     for values, why in first:
         guided.enqueue(values, why)
     lab.until_s = until_s
-    _Exploration(lab, searched, guided, len(first)).run(until_s)
+    _Exploration(lab, searched, guided, len(first), dear).run(until_s)
     lab.until_s = None
 
 
@@ -115,14 +122,22 @@ def _threads(lab: Lab, batch: int) -> tuple[tuple[int, ...], int]:
 
 
 class _Exploration:
-    """One search under way; ``first`` proposals of the study are seeds."""
+    """One search under way; ``first`` proposals of the study are seeds, and ``dear`` ones wait."""
 
-    def __init__(self, lab: Lab, searched: space.Space, study: reuse.Guided, first: int) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        searched: space.Space,
+        study: reuse.Guided,
+        first: int,
+        dear: list[foresight.Seed],
+    ) -> None:
         self._lab = lab
         self._run = lab.run
         self._space = searched
         self._study = study
         self._first = first
+        self._dear = dear
         self._asked = 0
         self._rescued = False
         options = lab.run.survey.options
@@ -183,14 +198,34 @@ class _Exploration:
     # -- proposing -------------------------------------------------------------------------
 
     def _next(self) -> Proposal:
+        if self._asked == self._first:
+            self._release()
         late = self._asked - self._first
         if late >= 0 and late % _SAMPLED != 0:
             self._enqueue_best()
         self._asked += 1
-        return self._study.ask()
+        proposal = self._study.ask()
+        for _ in range(_MOST_REFUSED):
+            if proposal.why != "sampler" or not self._hopeless(proposal.values):
+                break
+            self._study.abandon(proposal.number)
+            proposal = self._study.ask()
+        return proposal
 
-    def _enqueue_best(self) -> None:
-        """What the surrogate expects most of, where it expects anything."""
+    def _release(self) -> None:
+        """Seeds that need a compiler go ahead where they are predicted faster than the best that
+        was measured without compression.
+        """
+        dense = [t.trial for t in self._lab.tried if t.trial.deployment.lossless]
+        fastest = min((t.latency_s.p50 for t in dense if t.latency_s is not None), default=math.inf)
+        soon = [seed for seed in self._dear if seed.predicted_s < fastest]
+        for seed in soon:
+            self._study.enqueue(seed.values, seed.why)
+        self._first += len(soon)
+        self._dear = [seed for seed in self._dear if seed not in soon]
+
+    def _seen(self) -> list[surrogate.Seen]:
+        """What was tried, as the surrogate sees it."""
         seen = []
         for tried in self._lab.tried:
             deployment = tried.trial.deployment
@@ -200,14 +235,37 @@ class _Exploration:
             if values is not None:
                 value = objective(self._run, tried, self._lab.baseline(deployment))
                 seen.append(surrogate.Seen(values, value, tried.trial.constraints))
+        return seen
+
+    def _guesses(self) -> list[surrogate.Seen]:
+        """The predictions of seeds that wait."""
+        guesses = []
+        for seed in self._dear:
+            deployment = self._lab.deployment(seed.values)
+            reference = self._lab.baseline(deployment)
+            value = guess(self._run, seed.predicted_s, deployment.batch_size, reference)
+            if value is not None:
+                guesses.append(surrogate.Seen(seed.values, value, {}))
+        return guesses
+
+    def _hopeless(self, values: Values) -> bool:
+        return surrogate.hopeless(self._space, self._seen(), values, self._guesses())
+
+    def _enqueue_best(self) -> None:
+        """What the surrogate expects most of; where it expects nothing, a seed that waits."""
 
         def cost_s(values: Values) -> float:
-            return self._expected_s(self._lab.deployment(values)) or usual_s
+            deployment = self._lab.deployment(values)
+            first_s = _COMPILER_S if deployment.runtime in foresight.COMPILED else 0.0
+            return self._expected_s(deployment) or max(usual_s, first_s)
 
         usual_s = median([t.trial.wall_s for t in self._lab.tried] or [_USUAL_S])
-        found = surrogate.propose(self._space, seen, cost_s, self._salt())
+        found = surrogate.propose(self._space, self._seen(), cost_s, self._salt(), self._guesses())
         if found is not None:
             self._study.enqueue(found, "surrogate")
+        elif self._dear:
+            seed = self._dear.pop(0)
+            self._study.enqueue(seed.values, seed.why)
 
     def _enqueue_neighbour(self) -> None:
         ranked = self._lab.ranked()

@@ -20,6 +20,8 @@ from autotune.records.report import DeployTrial
 QUALITY_ALPHA = 0.05
 """One-sided error of the test of quality, split over the finalists that may be tested."""
 FINALISTS = 3
+_SPEED_OF_QUALITY = 0.1
+"""What a logarithm of latency weighs beside the allowed drop, where quality is the goal."""
 
 
 class Tried(NamedTuple):
@@ -30,6 +32,8 @@ class Tried(NamedTuple):
     launch: Launch | None = None
     scores: Scores | None = None
     values: Mapping[str, Value] | None = None
+    again: tuple[Launch, ...] = ()
+    """Launches in turn with other leading plans, once the search was over (`runoff`)."""
 
 
 def describe(run: Run, launches: Sequence[Launch], deployment: Deployment) -> dict[str, object]:
@@ -100,7 +104,8 @@ def at_percentile(run: Run, tried: Tried) -> float | None:
     """The latency at the budget's percentile, in seconds (under load that of the responses)."""
     if tried.launch is None:
         return None
-    found = tried.launch.response_s or tried.launch.latency_s
+    launches = tried.again or (tried.launch,)
+    found = [s for launch in launches for s in (launch.response_s or launch.latency_s)]
     return verdict.point_quantile(found, run.budget.percentile)
 
 
@@ -212,7 +217,7 @@ def objective(run: Run, tried: Tried, reference: Tried) -> float | None:
     goal = run.budget.resolved_goal()
     if goal == "quality" and trial.drop is not None and reference.scores is not None:
         scale = max_drop(run, reference.scores.quality) or 1.0
-        return trial.drop / scale + 0.1 * speed
+        return trial.drop / scale + _SPEED_OF_QUALITY * speed
     if goal == "energy":
         energy, other = known_energy(trial), known_energy(base)
         return math.log(energy / other) if energy and other else speed
@@ -221,3 +226,16 @@ def objective(run: Run, tried: Tried, reference: Tried) -> float | None:
     if goal == "memory":
         return math.log(trial.memory_bytes) if trial.memory_bytes else speed
     return speed
+
+
+def guess(run: Run, predicted_s: float, batch: int, reference: Tried) -> float | None:
+    """The `objective` of an uncompressed plan whose call is predicted to take so long; None where
+    the goal does not depend on that.
+    """
+    known = reference.trial.latency_s
+    goal = run.budget.resolved_goal()
+    if known is None or goal == "memory":
+        return None
+    if goal == "throughput":
+        return math.log(predicted_s / batch)
+    return (_SPEED_OF_QUALITY if goal == "quality" else 1.0) * math.log(predicted_s / known.p50)

@@ -3,11 +3,16 @@
     Replay job (seconds) + the measured baselines --estimate--> predicted latency of each seed
 
 Of each group of seeds the fastest predicted come first, and where the batch is searched they start
-at the batch of the highest predicted throughput.  Predictions order; they reject nothing.
+at the batch of the highest predicted throughput.  Predictions order; they reject nothing.  What
+AOTInductor compiles is predicted as `torch.compile` of the same.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from typing import NamedTuple
+
+import msgspec
 
 from autotune.control import estimate, units
 from autotune.control.run import Run
@@ -19,6 +24,18 @@ from autotune.records.report import DeployTrial
 _SHARE = 0.02
 _MOST_S = 10.0
 _LEAST_S = 1.0
+COMPILED = {"compiled": "compiled", "aoti": "compiled"}
+"""Runtimes that a compiler makes, and as what each is predicted."""
+
+
+class Seed(NamedTuple):
+    """Values of the space, why they are tried, and the predicted median of one call in seconds
+    (infinite where nothing is predicted).
+    """
+
+    values: Mapping[str, Value]
+    why: str
+    predicted_s: float
 
 
 class Foresight:
@@ -37,7 +54,21 @@ class Foresight:
         """The predicted median of one call."""
         if not self._replays:
             return None
-        return estimate.deployment_s(self._replays, self._anchors, deployment)
+        alike = COMPILED.get(deployment.runtime, deployment.runtime)
+        same = msgspec.structs.replace(deployment, runtime=alike)
+        return estimate.deployment_s(self._replays, self._anchors, same)
+
+    def apart(
+        self, seeds: Sequence[tuple[Mapping[str, Value], Deployment]], batches: Sequence[int]
+    ) -> tuple[list[tuple[Mapping[str, Value], str]], list[Seed]]:
+        """Seeds in `order`, and apart from them the uncompressed ones that need a compiler, which
+        costs ten times what an export does, where they are predicted: the fastest first.
+        """
+        compiled = [s for s in seeds if s[1].runtime in COMPILED and s[1].lossless]
+        dear = [s for s in self._group(compiled, batches) if s.predicted_s < math.inf]
+        apart = [seed.values["runtime"] for seed in dear]
+        others = [s for s in seeds if s not in compiled or s[0]["runtime"] not in apart]
+        return self.order(others, batches), dear
 
     def order(
         self, seeds: Sequence[tuple[Mapping[str, Value], Deployment]], batches: Sequence[int]
@@ -46,31 +77,29 @@ class Foresight:
         group: the usual order's groups (dense, compressed, dear to build) stay, so that a short
         run still tries a lossless plan.
         """
-        out: list[tuple[Mapping[str, Value], str]] = []
+        out: list[Seed] = []
         for _, group in groupby(seeds, key=lambda seed: seed[1].lossless):
             out += self._group(list(group), batches)
-        return out
+        return [(seed.values, seed.why) for seed in out]
 
     def _group(
         self, seeds: Sequence[tuple[Mapping[str, Value], Deployment]], batches: Sequence[int]
-    ) -> list[tuple[Mapping[str, Value], str]]:
-        out: list[tuple[float, Mapping[str, Value], str]] = []
+    ) -> list[Seed]:
+        out: list[tuple[float, Seed]] = []
         for values, deployment in seeds:
             rates = {b: self._per_sample(deployment, b) for b in batches}
             known = {b: rate for b, rate in rates.items() if rate is not None}
             if not known:
-                out.append((float("inf"), values, "seed"))
+                out.append((math.inf, Seed(values, "seed", math.inf)))
                 continue
             batch = min(known, key=lambda b: known[b])
             at = {**values, "batch_size": batch} if len(batches) > 1 else values
-            text = units.show(known[batch] * batch, "s")
-            out.append((known[batch], at, f"seed, predicted {text}"))
-        out.sort(key=lambda item: item[0])
-        return [(values, why) for _, values, why in out]
+            call_s = known[batch] * batch
+            why = f"seed, predicted {units.show(call_s, 's')}"
+            out.append((known[batch], Seed(at, why, call_s)))
+        return [seed for _, seed in sorted(out, key=lambda item: item[0])]
 
     def _per_sample(self, deployment: Deployment, batch: int) -> float | None:
-        import msgspec
-
         found = self.latency_s(msgspec.structs.replace(deployment, batch_size=batch))
         return found.value / batch if found is not None else None
 

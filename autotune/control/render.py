@@ -219,6 +219,7 @@ _DEPLOY_COLUMNS = (
     "device_memory_bytes",
     "throughput_per_s",
     "size_bytes",
+    "launches",
     "drop",
     "drop_upper",
     "build_s",

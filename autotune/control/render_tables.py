@@ -86,6 +86,8 @@ def outcome(trial: DeployTrial | TrainTrial) -> str:
     """How a trial ended, and why."""
     if trial.failure is not None:
         return f"{trial.state}: {trial.failure.kind}: {trial.failure.message}"
+    if isinstance(trial, DeployTrial) and trial.launches > 1:
+        return f"{trial.state}, {trial.launches} launches"
     reason = trial.bound or getattr(trial, "stopped", None)
     return f"{trial.state}: {reason}" if reason else trial.state
 

@@ -24,6 +24,7 @@ from autotune.control import (
     hardware,
     recipes,
     reuse,
+    runoff,
     splitting,
     steps,
     store,
@@ -161,7 +162,9 @@ def _search(known: Known, folder: store.RunFolder) -> None:
     run.bridge.preload(("onnxscript", "torch_pruning", "onnxruntime.quantization"))
     until = began + DEPLOY_SHARE * run.left_s
     run.listener.phase("deploy search", until - began)
-    exploring.explore(lab, until)
+    exploring.explore(lab, until - runoff.SHARE * run.left_s)
+    said = runoff.run(lab, until)
+    known.messages += [said] if said else []
     run.timed("deploy search", began)
     concluding.conclude(known, concluding.finalists(lab), folder)
 

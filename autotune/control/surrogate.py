@@ -30,8 +30,17 @@ _DETAIL = 0.25
 """That of a step's or runtime's own parameter."""
 _HINGE = 0.6
 _KNOTS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
-_NOISE = 0.03
-_NOISE_OF_CONSTRAINT = 0.15
+_SLOPE, _BEND, _STARTS = 1.5, 0.15, 0.3
+"""Of a level with a value at which its step does nothing: a line from there, what departs from it
+at each knot, and what the step does besides.
+"""
+_NOISES = (0.03, 0.08, 0.2)
+"""Deviations of a logarithm of latency from one launch to the next that are weighed."""
+_VAGUE = 0.35
+"""That of an estimate from the measured value."""
+_ENOUGH = 8
+"""Values from which the noise is told."""
+_NOISE_OF_CONSTRAINT = 0.1
 _CLIP = 3.0
 """Constraints are ``measured / limit - 1``: how far beyond three limits is all the same."""
 _FAILS = "fails"
@@ -43,11 +52,14 @@ _CHEAPEST_S = 0.1
 """No trial is reckoned to cost less."""
 _LEAST = 1e-3
 """Expected gain, as a share, below which nothing is proposed."""
+_HOPELESS = 1e-4
+"""And below which the sampler's own proposal is not worth a trial."""
 
 
 class Seen(NamedTuple):
     """A configuration that was tried.  ``objective`` (to minimise) is None where it failed or
-    was ruled out; ``constraints`` are kept at 0 and below.
+    was ruled out; ``constraints`` are kept at 0 and below.  A guess, of what was not tried, has an
+    objective and no constraints.
     """
 
     values: Values
@@ -60,7 +72,11 @@ class Seen(NamedTuple):
 
 
 def propose(
-    space: Space, seen: Sequence[Seen], cost_s: Callable[[Values], float], seed: int
+    space: Space,
+    seen: Sequence[Seen],
+    cost_s: Callable[[Values], float],
+    seed: int,
+    guesses: Sequence[Seen] = (),
 ) -> dict[str, Value] | None:
     """The untried configuration of the best expected gain for its cost; None where none is
     expected to gain, or nothing has been measured yet.
@@ -70,6 +86,7 @@ def propose(
         seen: everything tried so far.
         cost_s: what a trial would take, in seconds.
         seed: of the random candidates.
+        guesses: what estimates say of configurations that were not tried.
     """
     done = [s for s in seen if s.objective is not None]
     if not done:
@@ -80,7 +97,7 @@ def propose(
     fresh = [values for key, values in options.items() if key not in known]
     if not fresh:
         return None
-    gains = _gains(space, seen, fresh)
+    gains = _gains(space, seen, fresh, guesses)
     best, score = None, 0.0
     for i in sorted(range(len(fresh)), key=lambda i: -gains[i]):
         if gains[i] / math.sqrt(_CHEAPEST_S) <= score:
@@ -89,6 +106,15 @@ def propose(
         if found > score:
             best, score = i, found
     return fresh[best] if best is not None and gains[best] > _LEAST else None
+
+
+def hopeless(
+    space: Space, seen: Sequence[Seen], values: Values, guesses: Sequence[Seen] = ()
+) -> bool:
+    """Whether next to nothing is expected of a configuration, whatever else speaks for it."""
+    if not any(s.feasible for s in seen):
+        return False
+    return _gains(space, seen, [values], guesses)[0] < _HOPELESS
 
 
 def _key(values: Values) -> tuple[tuple[str, Value], ...]:
@@ -149,7 +175,9 @@ def levels(dim: Dim) -> tuple[Value, ...]:
 # -- what they would give ------------------------------------------------------------------
 
 
-def _gains(space: Space, seen: Sequence[Seen], fresh: Sequence[Values]) -> list[float]:
+def _gains(
+    space: Space, seen: Sequence[Seen], fresh: Sequence[Values], guesses: Sequence[Seen]
+) -> list[float]:
     """Expected improvement times the chance of keeping every limit; where nothing keeps them yet,
     that chance alone.
     """
@@ -157,9 +185,10 @@ def _gains(space: Space, seen: Sequence[Seen], fresh: Sequence[Values]) -> list[
     from scipy.special import ndtr
 
     ours = {node.dim.name: node.dim for node in space.nodes}
-    rows = [_features(s.values, ours) for s in seen] + [_features(v, ours) for v in fresh]
+    told = [*seen, *guesses]
+    rows = [_features(s.values, ours) for s in told] + [_features(v, ours) for v in fresh]
     matrix = _matrix(rows)
-    tried, wanted = matrix[: len(seen)], matrix[len(seen) :]
+    tried, wanted = matrix[: len(told)], matrix[len(told) :]
     chance = np.ones(len(fresh))
     for name in sorted({name for s in seen for name in s.constraints} | {_FAILS}):
         found = [(i, c) for i, s in enumerate(seen) if (c := _constraint(s, name)) is not None]
@@ -169,7 +198,9 @@ def _gains(space: Space, seen: Sequence[Seen], fresh: Sequence[Values]) -> list[
     if not kept:
         return [float(c) for c in chance]
     measured = [(i, s.objective) for i, s in enumerate(seen) if s.objective is not None]
-    mean, spread = _posterior(tried, wanted, measured, _NOISE)
+    noise = _noise(tried, measured)
+    guessed = [(len(seen) + i, s.objective or 0.0) for i, s in enumerate(guesses)]
+    mean, spread = _posterior(tried, wanted, measured, noise, guessed)
     z = (min(kept) - mean) / spread
     density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     return [float(g) for g in chance * spread * (z * ndtr(z) + density)]
@@ -184,16 +215,21 @@ def _constraint(seen: Seen, name: str) -> float | None:
 
 
 def _posterior(
-    tried: Any, wanted: Any, found: Sequence[tuple[int, float]], noise: float
+    tried: Any,
+    wanted: Any,
+    found: Sequence[tuple[int, float]],
+    noise: float,
+    guessed: Sequence[tuple[int, float]] = (),
 ) -> tuple[Any, Any]:
-    """Mean and deviation at ``wanted``, after the values ``found`` at rows of ``tried``."""
+    """Mean and deviation at ``wanted``, after the values ``found`` at rows of ``tried``, and those
+    ``guessed``.
+    """
     import numpy as np
 
-    at = tried[[i for i, _ in found]]
-    values = np.array([v for _, v in found])
-    center = float(np.median(values)) if len(values) else 0.0
-    scale = max(float(np.std(values)), 0.1) if len(values) else 1.0
-    kernel = at @ at.T + np.eye(len(at)) * (noise / scale) ** 2
+    _, _, center, scale = _known(tried, found)
+    at, values, _, _ = _known(tried, [*found, *guessed])
+    noises = np.array([noise] * len(found) + [_VAGUE] * len(guessed))
+    kernel = at @ at.T + np.diag((noises / scale) ** 2)
     across = wanted @ at.T
     solved = np.linalg.solve(kernel, across.T)
     mean = center + solved.T @ (values - center)
@@ -201,25 +237,64 @@ def _posterior(
     return mean, scale * np.sqrt(np.maximum(left, 1e-9)) + noise
 
 
+def _known(tried: Any, found: Sequence[tuple[int, float]]) -> tuple[Any, Any, float, float]:
+    """Rows and values of what was found, their middle and their scale."""
+    import numpy as np
+
+    values = np.array([v for _, v in found])
+    center = float(np.median(values)) if len(values) else 0.0
+    scale = max(float(np.std(values)), 0.1) if len(values) else 1.0
+    return tried[[i for i, _ in found]], values, center, scale
+
+
+def _noise(tried: Any, found: Sequence[tuple[int, float]]) -> float:
+    """The deviation under which these values are likeliest (Rasmussen & Williams 2006, eq. 5.8)."""
+    import numpy as np
+
+    if len(found) < _ENOUGH:
+        return _NOISES[0]
+    at, values, center, scale = _known(tried, found)
+    off = (values - center) / scale
+
+    def evidence(noise: float) -> float:
+        kernel = at @ at.T + np.eye(len(at)) * (noise / scale) ** 2
+        _, size = np.linalg.slogdet(kernel)
+        return float(-off @ np.linalg.solve(kernel, off) - size)
+
+    return max(_NOISES, key=evidence)
+
+
 def _features(values: Values, dims: Mapping[str, Dim]) -> dict[str, float]:
     """Parts by name, weighted by their prior deviation."""
     parts: dict[str, float] = {}
-    mains: list[str] = []
+    mains: dict[str, float] = {}
+    slight = {name.split(".")[0] for name in values if dims[name].neutral is not None}
     for name, value in values.items():
         dim = dims[name]
         if dim.kind != "choice":
-            low, high = float(dim.low or 0.0), float(dim.high or 0.0)
-            share = (float(value) - low) / (high - low)
-            parts |= {f"{name}>{k}": _HINGE * (share - k) for k in _KNOTS if share > k}
+            parts |= _level(name, float(value), dim)
         elif "." not in name or _NONE in dim.choices:
-            mains.append(f"{name}={value}")
+            mains[f"{name}={value}"] = _STARTS if value in slight else 1.0
         else:
             parts[f"{name}={value}"] = _DETAIL
-    first = mains[0] if mains else ""
+    first = next(iter(mains), "")
     parts |= {f"{first} and {name}": _PAIR * x for name, x in list(parts.items())}
-    parts |= dict.fromkeys(mains, 1.0)
-    parts |= {f"{a} and {b}": _PAIR for a, b in combinations(mains, 2)}
+    parts |= mains
+    pairs = combinations(mains.items(), 2)
+    parts |= {f"{a} and {b}": _PAIR * x * y for (a, x), (b, y) in pairs}
     return parts
+
+
+def _level(name: str, value: float, dim: Dim) -> dict[str, float]:
+    """A level, from its low end; or, where its step does nothing at a value, from there."""
+    low, high = float(dim.low or 0.0), float(dim.high or 0.0)
+    if dim.neutral is None:
+        share = (value - low) / (high - low)
+        return {f"{name}>{k}": _HINGE * (share - k) for k in _KNOTS if share > k}
+    far = max(abs(dim.neutral - low), abs(dim.neutral - high))
+    share = abs(dim.neutral - value) / far
+    bends = {f"{name}>{k}": _BEND * (share - k) for k in _KNOTS[1:] if share > k}
+    return {name: _SLOPE * share, **bends}
 
 
 def _matrix(rows: Sequence[Mapping[str, float]]) -> Any:

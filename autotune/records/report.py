@@ -81,7 +81,8 @@ class TrainTrial(Record, frozen=True, kw_only=True):
 class DeployTrial(Record, frozen=True, kw_only=True):
     """One deployment tried on *select*.  ``drop`` is against the deploy baseline.
 
-    A ``pruned`` one was clearly worse on a part of the rows already; ``stopped`` says so.
+    A ``pruned`` one was clearly worse on a part of the rows already; ``stopped`` says so.  Figures
+    are of one launch; of ``launches``, in turn with other leading plans, where it led.
     """
 
     number: int
@@ -101,6 +102,7 @@ class DeployTrial(Record, frozen=True, kw_only=True):
     failure: Failure | None = None
     bound: str | None = None
     stopped: str | None = None
+    launches: int = 1
     why: str = "sampler"
     build_s: float = 0.0
     measure_s: float = 0.0

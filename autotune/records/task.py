@@ -43,7 +43,10 @@ class Dynamic(Record, frozen=True, kw_only=True):
 
 
 class Dim(Record, frozen=True, kw_only=True):
-    """One dimension of a search space: ``choices`` if categorical, else ``low``..``high``."""
+    """One dimension of a search space: ``choices`` if categorical, else ``low``..``high``.
+
+    ``neutral`` is the value, in the range or beyond it, at which its step changes nothing.
+    """
 
     name: str
     kind: Literal["float", "int", "choice"]
@@ -52,6 +55,7 @@ class Dim(Record, frozen=True, kw_only=True):
     log: bool = False
     step: float | None = None
     choices: tuple[float | int | str | bool, ...] = ()
+    neutral: float | None = None
 
 
 class Node(Record, frozen=True, kw_only=True):

@@ -140,6 +140,19 @@ def test_dense_seeds_stay_before_compressed_ones() -> None:
     assert [len(values) for values, _ in ordered] == [1, 2]
 
 
+def test_predicted_seeds_that_need_a_compiler_stand_apart() -> None:
+    runtimes = ("eager", "compiled", "onnxruntime", "aoti")
+    seeds = [({"runtime": r}, Deployment(runtime=r)) for r in runtimes]
+    others, dear = Foresight(REPLAYS, ()).apart(seeds, (1,))
+    assert [values["runtime"] for values, _ in others] == ["onnxruntime", "eager"]
+    assert {seed.values["runtime"] for seed in dear} == {"compiled", "aoti"}
+    assert len({seed.predicted_s for seed in dear}) == 1
+    assert all(seed.why.startswith("seed, predicted") for seed in dear)
+    others, dear = Foresight((), ()).apart(seeds, (1,))
+    assert [values["runtime"] for values, _ in others] == list(runtimes)
+    assert not dear
+
+
 def test_intervals_widen_with_the_distance_from_the_anchor() -> None:
     anchor = estimate.Anchor("eager", 1, 1, EAGER)
     wide = []

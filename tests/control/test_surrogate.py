@@ -135,3 +135,68 @@ def test_continuous_dimensions_have_nine_levels_and_whole_numbers_their_own() ->
         0.3,
         0.4,
     )
+
+
+# -- levels that begin where their step does nothing ---------------------------------------
+
+LEVELS = Space(
+    name="deploy",
+    nodes=(
+        Node(dim=choice("runtime", ("a", "b"))),
+        Node(dim=choice("prune", ("none", "prune"))),
+        Node(
+            dim=Dim(name="prune.kept", kind="float", low=0.1, high=0.9, step=0.1, neutral=1.0),
+            parent="prune",
+            values=("prune",),
+        ),
+    ),
+)
+
+
+def pruned(kept: float | None, objective: float, quality: float, runtime: str = "a") -> Seen:
+    values: dict[str, Any] = {"runtime": runtime, "prune": "none" if kept is None else "prune"}
+    if kept is not None:
+        values["prune.kept"] = kept
+    return Seen(values, objective, {"quality": quality})
+
+
+def test_a_level_that_gained_and_cost_no_quality_is_followed_by_a_lower_one() -> None:
+    seen = [pruned(None, 0.0, -0.9), pruned(0.5, -0.5, -0.85)]
+    found = surrogate.propose(LEVELS, seen, free, seed=0)
+    assert found is not None
+    assert found["prune.kept"] <= 0.2  # type: ignore[operator]
+
+
+def test_a_level_that_broke_quality_is_followed_by_one_nearer_to_the_whole_model() -> None:
+    seen = [pruned(None, 0.0, -0.9), pruned(0.5, -0.5, 0.9)]
+    found = surrogate.propose(LEVELS, seen, free, seed=0)
+    assert found is not None
+    assert found["prune.kept"] > 0.5  # type: ignore[operator]
+
+
+def test_noise_is_told_from_values_that_no_model_explains() -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    tried = np.repeat(np.eye(3), 4, axis=0)
+    exact = [(i, float(i // 4)) for i in range(12)]
+    noisy = [(i, value + float(rng.normal(0, 0.4))) for i, value in exact]
+    assert surrogate._noise(tried, exact) == min(surrogate._NOISES)
+    assert surrogate._noise(tried, noisy) == max(surrogate._NOISES)
+    assert surrogate._noise(tried[:4], noisy[:4]) == min(surrogate._NOISES)
+
+
+def test_a_guess_keeps_what_is_predicted_slow_behind() -> None:
+    seen = [
+        pruned(None, 0.0, -0.9),
+        pruned(0.5, -0.9, -0.85),
+        *(pruned(level, -0.9 - 0.01 * i, -0.8) for i, level in enumerate((0.4, 0.3, 0.2, 0.1))),
+    ]
+    dense = pruned(None, 0.0, 0.0, "b").values
+    assert not surrogate.hopeless(LEVELS, seen, dense)
+    assert surrogate.hopeless(LEVELS, seen, dense, [Seen(dense, 2.0, {})])
+
+
+def test_nothing_is_hopeless_while_nothing_keeps_the_limits() -> None:
+    seen = [pruned(None, 0.0, 0.5)]
+    assert not surrogate.hopeless(LEVELS, seen, pruned(0.5, 0.0, 0.0).values)

@@ -42,7 +42,7 @@ UNITLESS = {
     "quality_select", "min_quality", "recovery_epochs", "certifiable_drop", "break_even_inferences",
     "p50", "p95", "p99", "fits", "probability", "bound", "faster", "cheaper", "cost", "decides",
     "error", "price_per_h", "target_quality", "until_quality", "eta", "waiting", "epochs",
-    "resumed_epochs", "target_cost", "apart", "kept_epochs", "kept_quality",
+    "resumed_epochs", "target_cost", "apart", "kept_epochs", "kept_quality", "neutral",
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ which plan is best.  It writes the small files that the story ships and records.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -50,7 +51,7 @@ OPTIONS = (
         trains=True,
         gives="module",
         group="prune",
-        dims=(Dim(name="macs_kept", kind="float", low=0.1, high=0.9, step=0.05),),
+        dims=(Dim(name="macs_kept", kind="float", low=0.1, high=0.9, step=0.05, neutral=1.0),),
     ),
     Option(
         kind="compress",
@@ -113,7 +114,7 @@ class Simulation:
 
     ``fail`` maps a predicate's name (``train:3`` the third training, ``runtime:compiled``) to a
     failure.  ``power_w`` None means that the processor's energy cannot be measured, ``board_w``
-    that there is no board.
+    that there is no board.  ``luck`` is a factor of one launch's latency: for whom, and when.
     """
 
     root: Path
@@ -127,6 +128,7 @@ class Simulation:
     prune_floor: float = 0.0
     int8_lost: int = 1
     confirm_lost: int = 0  # rows of *confirm* that a compressed plan loses beyond those of *select*
+    luck: Callable[[jobs.Build, jobs.Measure], float] = lambda build, job: 1.0
     seen: dict[str, int] = field(default_factory=dict)
     built: dict[str, jobs.Build] = field(default_factory=dict)
 
@@ -273,7 +275,7 @@ class Simulation:
 
     def _measure(self, job: jobs.Measure) -> Result:
         build = self.built[job.artifact]
-        center = self.latency_s(build)
+        center = self.latency_s(build) * self.luck(build, job)
         noise = np.random.default_rng(job.seed).uniform(-self.spread, self.spread, job.min_calls)
         latency = tuple(float(x) for x in center * (1 + noise))
         if job.outputs and job.score_rows:

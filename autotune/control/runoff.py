@@ -1,0 +1,110 @@
+"""The leading plans are measured again, in turn: a lucky launch must not win.
+
+    leading by their one screening launch --rounds, each in another order--> pooled launches
+        -> ranked anew -> whoever leads now without such launches has them too
+
+One launch of half a second differs from the next one by what else the machine does, on a shared one
+by a tenth and at times by half, and the best of thirty claims more than it keeps.  Launches of a
+round lie seconds apart, so a slow minute is in all of them; the screening, which chose who is here,
+does not count.  Verification still judges: this only decides who comes before it first.
+"""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from autotune.control import choose, figures
+from autotune.control.deploying import Lab
+from autotune.control.figures import Tried
+from autotune.records import job as jobs
+from autotune.records.measurement import Launch
+
+SHARE = 0.08
+"""Of the time left after training that is kept for this."""
+ROUNDS = 3
+_MOST = 4
+_NEAR = 1.6
+"""A plan that took this much longer than the best in its screening does not lead."""
+_MOST_GROUPS = 3
+_STARTS_S = 0.5
+"""An interpreter's start, and warming up."""
+_GOALS = ("latency", "quality", "energy", "throughput")
+
+
+def run(lab: Lab, until_s: float) -> str | None:
+    """Measure the leading plans again until the run's clock would pass ``until_s``; what came of
+    it, in a sentence, or None where there was nothing to decide or no time.
+    """
+    first = _leading(lab)[:1]
+    for _ in range(_MOST_GROUPS):
+        group = _leading(lab)
+        if len(group) < 2 or group[0].again:
+            break
+        if not _measured(lab, group, until_s):
+            break
+    return _said(lab, first)
+
+
+def _leading(lab: Lab) -> list[Tried]:
+    """The few best plans within the limits that lie near the first in latency."""
+    if lab.run.budget.resolved_goal() not in _GOALS:
+        return []
+    ranked = [lab.tried[t.number] for t in lab.ranked() if choose.feasible(t)]
+    found = [t for t in ranked if not lab.is_baseline(t.trial.deployment)]
+    if not found:
+        return []
+    times = [figures.at_percentile(lab.run, t) or math.inf for t in found]
+    return [t for t, time_s in zip(found, times, strict=True) if time_s <= _NEAR * times[0]][:_MOST]
+
+
+def _measured(lab: Lab, group: Sequence[Tried], until_s: float) -> bool:
+    """Give as many of a group as fit their rounds, the first at least and one beside it; False
+    where two do not fit, or a launch failed.
+    """
+    left_s = until_s - lab.run.bridge.now()
+    while len(group) > 1 and ROUNDS * math.fsum(map(_launch_s, group)) > left_s:
+        group = group[:-1]
+    if len(group) < 2:
+        return False
+    found: dict[int, list[Launch]] = {one.trial.number: [] for one in group}
+    for number in range(ROUNDS):
+        turn = number % len(group)
+        for one in (*group[turn:], *group[:turn]):
+            assert one.built is not None
+            answer = lab.once_more(one.built, one.trial.deployment, number).answer
+            if isinstance(answer, jobs.Measured):
+                found[one.trial.number].append(answer.launch)
+    for one in group:
+        launches = tuple(found[one.trial.number])
+        if len(launches) == ROUNDS:
+            lab.tried[one.trial.number] = _pooled(lab, one, launches)
+    return all(len(launches) == ROUNDS for launches in found.values())
+
+
+def _launch_s(one: Tried) -> float:
+    """What a launch took in the screening, the scoring of rows not counted."""
+    launch = one.launch
+    assert launch is not None
+    return launch.load_s + launch.first_call_s + launch.window_s + _STARTS_S
+
+
+def _pooled(lab: Lab, one: Tried, launches: tuple[Launch, ...]) -> Tried:
+    """A plan with the figures of these launches, and its limits by them."""
+    fields = figures.describe(lab.run, launches, one.trial.deployment)
+    trial = msgspec.structs.replace(one.trial, launches=len(launches), **fields)
+    return lab.constrained(one._replace(trial=trial, again=launches))
+
+
+def _said(lab: Lab, first: Sequence[Tried]) -> str | None:
+    again = [t for t in lab.tried if t.again]
+    if not again or not first:
+        return None
+    text = f"The {len(again)} leading plans were measured again, {ROUNDS} launches each in turn"
+    now = lab.tried[lab.ranked()[0].number]
+    if now.trial.number == first[0].trial.number:
+        return f"{text}: the best stayed first."
+    return (
+        f"{text}: {choose.describe(now.trial.deployment)} is now first; "
+        f"{choose.describe(first[0].trial.deployment)} was, by one launch."
+    )
