@@ -212,7 +212,7 @@ class Tuned(NamedTuple):
 
 def tuned(model: str, batch: int, setting: Setting) -> Tuned:
     """Run autotune as its user would, for the median that is raced; its report stays beside the
-    peers, with a note of what it was made with, so that a row that was cut off need not search again.
+    peers, with a note of what it was made with, so that a row that was cut off need not search it.
     """
     out = place(model, batch, setting.threads) / OURS
     note, made = out.with_name("autotune.json"), {**setting._asdict(), "code": code()}

@@ -27,6 +27,7 @@ _BUILD_SHARE, _BUILD_LEAST_S = 0.4, 20.0
 """Of what the search has left, the most that one build may take: what a first one of its kind costs
 is not known before, and a plan that is found so late is worth little beside the others not tried.
 """
+_AS_EXPECTED = 1.5
 _MEASURE_TIMEOUT_S = 130.0
 _SCREEN_S = 0.4
 
@@ -41,6 +42,8 @@ class Lab:
     recovery_epochs: float
     until_s: float | None = None
     """When the search ends, by the bridge's clock, while there is one."""
+    expected_s: float = 0.0
+    """What the next build is expected to take, from others like it; 0 where that is not known."""
     tried: list[Tried] = field(default_factory=list)
     on_gpu: bool = field(init=False)
     """Whether the deploy baseline computes on the GPU: where there is one that may be used."""
@@ -97,7 +100,8 @@ class Lab:
         if self.until_s is None or not self.baselines:
             return _BUILD_TIMEOUT_S
         share_s = _BUILD_SHARE * (self.until_s - self.run.bridge.now())
-        return min(_BUILD_TIMEOUT_S, max(_BUILD_LEAST_S, share_s))
+        least_s = max(_BUILD_LEAST_S, _AS_EXPECTED * self.expected_s)
+        return min(_BUILD_TIMEOUT_S, max(least_s, share_s))
 
     def measure(self, built: jobs.Built, deployment: Deployment, every: int = 1) -> jobs.Result:
         """Time it on *select* and write its outputs on ``every`` so manieth row of it."""

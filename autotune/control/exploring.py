@@ -18,6 +18,7 @@ from autotune.control import (
     foresight,
     recipes,
     rescue,
+    reserve,
     reuse,
     space,
     surrogate,
@@ -50,9 +51,10 @@ _FORMS = {
 }
 
 
-def explore(lab: Lab, until_s: float) -> None:
-    """Fill ``lab.tried`` until the run's clock reads ``until_s``, the trials are used up, or the
-    space is exhausted.
+def explore(lab: Lab, until_s: float, kept_s: float = 0.0) -> None:
+    """Fill ``lab.tried`` until the run's clock reads ``until_s``, or later where verification turns
+    out to need less than what is left then (`reserve`); ``kept_s`` before that; or until the trials
+    are used up, or the space is exhausted.
 
     Raises:
         ContractError: the trained model cannot be served even as it stands.
@@ -72,8 +74,8 @@ def explore(lab: Lab, until_s: float) -> None:
     guided = reuse.Guided(study, study.apart() if donor is not None else None, len(first))
     for values, why in first:
         guided.enqueue(values, why)
-    lab.until_s = until_s
-    _Exploration(lab, searched, guided, len(first), dear).run(until_s)
+    lab.until_s = until_s - kept_s
+    _Exploration(lab, searched, guided, len(first), dear).run(until_s, kept_s)
     lab.until_s = None
 
 
@@ -143,9 +145,9 @@ class _Exploration:
         options = lab.run.survey.options
         self._trains = {o.name for o in options if o.kind == "compress" and o.trains}
 
-    def run(self, until_s: float) -> None:
+    def run(self, planned_s: float, kept_s: float) -> None:
         limit = self._run.effort.trials or 10_000
-        repeats = 0
+        repeats, until_s = 0, planned_s - kept_s
         while (
             self._left_s(until_s) > 0 and len(self._lab.tried) < limit and repeats < _MOST_REPEATS
         ):
@@ -165,6 +167,9 @@ class _Exploration:
                 repeats = 0
                 tried = self._tried(proposal, deployment)
                 self._lab.keep(tried)
+                if len(self._lab.tried) >= len(self._lab.baselines) + _LEAST_TRIED:
+                    until_s = reserve.until_s(self._lab, planned_s) - kept_s
+                    self._lab.until_s = until_s
                 self._tell_listener(until_s)
             value = objective(self._run, tried, self._lab.baseline(deployment))
             self._study.tell(proposal.number, value, tried.trial.constraints)
@@ -178,6 +183,7 @@ class _Exploration:
             return False
         self._rescued = True
         if self._expected_s(deployment) < self._left_s(until_s):
+            self._lab.expected_s = self._expected_s(deployment)
             self._lab.keep(self._lab.trial(deployment, rescue.WHY))
             self._tell_listener(until_s)
         return True
@@ -286,6 +292,7 @@ class _Exploration:
             bound = bound or broken_bound(self._run, deployment, self._lab.baseline(deployment))
         if bound:
             return self._skipped(deployment, bound)._replace(values=proposal.values)
+        self._lab.expected_s = self._expected_s(deployment)
         return self._lab.trial(deployment, proposal.why)._replace(values=proposal.values)
 
     def _known(self, deployment: Deployment) -> Tried | None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from autotune.control import choose, figures
+from autotune.control import choose, figures, reserve
 from autotune.control.deploying import Lab
 from autotune.control.figures import Tried
 from autotune.records import job as jobs
@@ -27,8 +27,6 @@ _MOST = 4
 _NEAR = 1.6
 """A plan that took this much longer than the best in its screening does not lead."""
 _MOST_GROUPS = 3
-_STARTS_S = 0.5
-"""An interpreter's start, and warming up."""
 _GOALS = ("latency", "quality", "energy", "throughput")
 
 
@@ -63,7 +61,7 @@ def _measured(lab: Lab, group: Sequence[Tried], until_s: float) -> bool:
     where two do not fit, or a launch failed.
     """
     left_s = until_s - lab.run.bridge.now()
-    while len(group) > 1 and ROUNDS * math.fsum(map(_launch_s, group)) > left_s:
+    while len(group) > 1 and ROUNDS * math.fsum(map(reserve.launch_s, group)) > left_s:
         group = group[:-1]
     if len(group) < 2:
         return False
@@ -80,13 +78,6 @@ def _measured(lab: Lab, group: Sequence[Tried], until_s: float) -> bool:
         if len(launches) == ROUNDS:
             lab.tried[one.trial.number] = _pooled(lab, one, launches)
     return all(len(launches) == ROUNDS for launches in found.values())
-
-
-def _launch_s(one: Tried) -> float:
-    """What a launch took in the screening, the scoring of rows not counted."""
-    launch = one.launch
-    assert launch is not None
-    return launch.load_s + launch.first_call_s + launch.window_s + _STARTS_S
 
 
 def _pooled(lab: Lab, one: Tried, launches: tuple[Launch, ...]) -> Tried:

@@ -223,12 +223,17 @@ def _moved(dim: Dim, value: Value, rng: random.Random) -> Value:
 
 
 def middle(dim: Dim) -> Value:
-    """The first choice, or the middle of the range, on its step."""
+    """The first choice, or the middle of the range, on its step; a third of the range away from the
+    value at which its step does nothing, where there is one.
+    """
     if dim.kind == "choice":
         return dim.choices[0]
     assert dim.low is not None
     assert dim.high is not None
     middle = (dim.low + dim.high) / 2
+    if dim.neutral is not None:
+        away = (dim.high - dim.low) / 3
+        middle = dim.neutral - away if middle < dim.neutral else dim.neutral + away
     if dim.step:
         middle = dim.low + round((middle - dim.low) / dim.step) * dim.step
     return round(middle, 6) if dim.kind == "float" else round(middle)

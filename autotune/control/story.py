@@ -23,6 +23,7 @@ from autotune.control import (
     finishing,
     hardware,
     recipes,
+    reserve,
     reuse,
     runoff,
     splitting,
@@ -162,8 +163,8 @@ def _search(known: Known, folder: store.RunFolder) -> None:
     run.bridge.preload(("onnxscript", "torch_pruning", "onnxruntime.quantization"))
     until = began + DEPLOY_SHARE * run.left_s
     run.listener.phase("deploy search", until - began)
-    exploring.explore(lab, until - runoff.SHARE * run.left_s)
-    said = runoff.run(lab, until)
+    exploring.explore(lab, until, runoff.SHARE * run.left_s)
+    said = runoff.run(lab, reserve.until_s(lab, until))
     known.messages += [said] if said else []
     run.timed("deploy search", began)
     concluding.conclude(known, concluding.finalists(lab), folder)

@@ -30,9 +30,10 @@ _DETAIL = 0.25
 """That of a step's or runtime's own parameter."""
 _HINGE = 0.6
 _KNOTS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
-_SLOPE, _BEND, _STARTS = 1.5, 0.15, 0.3
-"""Of a level with a value at which its step does nothing: a line from there, what departs from it
-at each knot, and what the step does besides.
+_SLOPE, _CURVE, _BEND, _STARTS = 1.5, 2.0, 0.15, 0.3
+"""Of a level with a value at which its step does nothing: speed is a line from there and loss of
+quality a parabola, as the first tenth that goes matters least; what departs from that at each knot,
+and what the step does besides.
 """
 _NOISES = (0.03, 0.08, 0.2)
 """Deviations of a logarithm of latency from one launch to the next that are weighed."""
@@ -186,8 +187,8 @@ def _gains(
 
     ours = {node.dim.name: node.dim for node in space.nodes}
     told = [*seen, *guesses]
-    rows = [_features(s.values, ours) for s in told] + [_features(v, ours) for v in fresh]
-    matrix = _matrix(rows)
+    every = [*(s.values for s in told), *fresh]
+    matrix = _matrix([_features(v, ours, _CURVE, 2) for v in every])
     tried, wanted = matrix[: len(told)], matrix[len(told) :]
     chance = np.ones(len(fresh))
     for name in sorted({name for s in seen for name in s.constraints} | {_FAILS}):
@@ -197,6 +198,8 @@ def _gains(
     kept = [s.objective for s in seen if s.feasible and s.objective is not None]
     if not kept:
         return [float(c) for c in chance]
+    matrix = _matrix([_features(v, ours, _SLOPE, 1) for v in every])
+    tried, wanted = matrix[: len(told)], matrix[len(told) :]
     measured = [(i, s.objective) for i, s in enumerate(seen) if s.objective is not None]
     noise = _noise(tried, measured)
     guessed = [(len(seen) + i, s.objective or 0.0) for i, s in enumerate(guesses)]
@@ -264,15 +267,19 @@ def _noise(tried: Any, found: Sequence[tuple[int, float]]) -> float:
     return max(_NOISES, key=evidence)
 
 
-def _features(values: Values, dims: Mapping[str, Dim]) -> dict[str, float]:
-    """Parts by name, weighted by their prior deviation."""
+def _features(
+    values: Values, dims: Mapping[str, Dim], weight: float, power: int
+) -> dict[str, float]:
+    """Parts by name, weighted by their prior deviation; a level's is ``weight`` times the share of
+    its way from where it does nothing, to this ``power``.
+    """
     parts: dict[str, float] = {}
     mains: dict[str, float] = {}
     slight = {name.split(".")[0] for name in values if dims[name].neutral is not None}
     for name, value in values.items():
         dim = dims[name]
         if dim.kind != "choice":
-            parts |= _level(name, float(value), dim)
+            parts |= _level(name, float(value), dim, weight, power)
         elif "." not in name or _NONE in dim.choices:
             mains[f"{name}={value}"] = _STARTS if value in slight else 1.0
         else:
@@ -285,7 +292,7 @@ def _features(values: Values, dims: Mapping[str, Dim]) -> dict[str, float]:
     return parts
 
 
-def _level(name: str, value: float, dim: Dim) -> dict[str, float]:
+def _level(name: str, value: float, dim: Dim, weight: float, power: int) -> dict[str, float]:
     """A level, from its low end; or, where its step does nothing at a value, from there."""
     low, high = float(dim.low or 0.0), float(dim.high or 0.0)
     if dim.neutral is None:
@@ -294,7 +301,7 @@ def _level(name: str, value: float, dim: Dim) -> dict[str, float]:
     far = max(abs(dim.neutral - low), abs(dim.neutral - high))
     share = abs(dim.neutral - value) / far
     bends = {f"{name}>{k}": _BEND * (share - k) for k in _KNOTS[1:] if share > k}
-    return {name: _SLOPE * share, **bends}
+    return {name: weight * share**power, **bends}
 
 
 def _matrix(rows: Sequence[Mapping[str, float]]) -> Any:

@@ -57,6 +57,12 @@ def calls_per_launch(percentile: float) -> int:
     return max(verdict.samples_needed(percentile, LATENCY_ALPHA), math.floor(spread + 1e-6))
 
 
+def launch_window_s(run: Run, launch: Launch) -> float:
+    """About how long a launch of what was screened so will be timed, before the last look."""
+    call_s = launch.window_s / max(1, launch.window_calls)
+    return min(_MOST_S[0], max(_LAUNCH_S, calls_per_launch(run.budget.percentile) * call_s))
+
+
 def verify(
     lab: Lab, deployment: Deployment, finalists: int, execution: Execution, *, others: bool = False
 ) -> Verified:

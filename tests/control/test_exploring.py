@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from autotune import Task, tune
 from autotune.control.bridge import FunctionBridge
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
 from autotune.records.report import Report
+from autotune.tune import Task, tune
 from tests.support import simulated
 from tests.support.simulated import Simulation
 
