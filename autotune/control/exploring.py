@@ -75,7 +75,7 @@ def explore(lab: Lab, until_s: float, kept_s: float = 0.0) -> None:
     for values, why in first:
         guided.enqueue(values, why)
     lab.until_s = until_s - kept_s
-    _Exploration(lab, searched, guided, len(first), dear).run(until_s, kept_s)
+    _Exploration(lab, searched, guided, dear).run(until_s, kept_s)
     lab.until_s = None
 
 
@@ -124,23 +124,23 @@ def _threads(lab: Lab, batch: int) -> tuple[tuple[int, ...], int]:
 
 
 class _Exploration:
-    """One search under way; ``first`` proposals of the study are seeds, and ``dear`` ones wait."""
+    """One search under way, of a study with its seeds in it; ``dear`` ones wait."""
 
     def __init__(
         self,
         lab: Lab,
         searched: space.Space,
         study: reuse.Guided,
-        first: int,
         dear: list[foresight.Seed],
     ) -> None:
         self._lab = lab
         self._run = lab.run
         self._space = searched
         self._study = study
-        self._first = first
         self._dear = dear
         self._asked = 0
+        self._late = 0
+        """Proposals after the seeds."""
         self._rescued = False
         options = lab.run.survey.options
         self._trains = {o.name for o in options if o.kind == "compress" and o.trains}
@@ -151,7 +151,7 @@ class _Exploration:
         while (
             self._left_s(until_s) > 0 and len(self._lab.tried) < limit and repeats < _MOST_REPEATS
         ):
-            if self._asked >= self._first and not self._rescued and self._rescue(until_s):
+            if not self._study.waiting and not self._rescued and self._rescue(until_s):
                 continue
             proposal = self._next()
             deployment = self._lab.deployment(proposal.values)
@@ -204,12 +204,14 @@ class _Exploration:
     # -- proposing -------------------------------------------------------------------------
 
     def _next(self) -> Proposal:
-        if self._asked == self._first:
-            self._release()
-        late = self._asked - self._first
-        if late >= 0 and late % _SAMPLED != 0:
-            self._enqueue_best()
         self._asked += 1
+        if not self._study.waiting:  # what waits was proposed after the last result
+            if not self._late:
+                self._release()
+            if not self._study.waiting:
+                self._late += 1
+                if self._late % _SAMPLED:
+                    self._enqueue_best()
         proposal = self._study.ask()
         for _ in range(_MOST_REFUSED):
             if proposal.why != "sampler" or not self._hopeless(proposal.values):
@@ -227,7 +229,6 @@ class _Exploration:
         soon = [seed for seed in self._dear if seed.predicted_s < fastest]
         for seed in soon:
             self._study.enqueue(seed.values, seed.why)
-        self._first += len(soon)
         self._dear = [seed for seed in self._dear if seed not in soon]
 
     def _seen(self) -> list[surrogate.Seen]:
@@ -288,7 +289,7 @@ class _Exploration:
     def _tried(self, proposal: Proposal, deployment: Deployment) -> Tried:
         """The trial; a skipped one where it is known beforehand that it cannot be."""
         bound = self._unbuildable(deployment)
-        if self._asked > self._first:
+        if self._late:
             bound = bound or broken_bound(self._run, deployment, self._lab.baseline(deployment))
         if bound:
             return self._skipped(deployment, bound)._replace(values=proposal.values)

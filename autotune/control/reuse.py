@@ -232,6 +232,11 @@ class Guided:
     def enqueue(self, values: Mapping[str, Value], why: str) -> None:
         self._study.enqueue(values, why)
 
+    @property
+    def waiting(self) -> int:
+        """Configurations that stand in front of the study's sampler's own."""
+        return self._study.waiting
+
     def ask(self) -> Proposal:
         """The next configuration; after the ``first`` ones every third is blind."""
         self._asked += 1

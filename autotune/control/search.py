@@ -97,6 +97,11 @@ class Search:
         """Put a configuration in front of the sampler's own."""
         self._waiting.append((dict(values), why))
 
+    @property
+    def waiting(self) -> int:
+        """Configurations that stand in front of the sampler's own."""
+        return len(self._waiting)
+
     def ask(self) -> Proposal:
         """The next configuration."""
         self._study.sampler = self._sampler(self._asked)
