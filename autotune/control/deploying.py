@@ -29,7 +29,7 @@ is not known before, and a plan that is found so late is worth little beside the
 """
 _AS_EXPECTED = 1.5
 _MEASURE_TIMEOUT_S = 130.0
-_SCREEN_S = 0.4
+_SCREEN_S, _AGAIN_S = 0.4, 0.25
 
 
 @dataclass
@@ -133,7 +133,7 @@ class Lab:
             threads=deployment.threads,
             seed=self.run.effort.seed + 1 + number,
             min_calls=verdict.samples_needed(self.run.budget.percentile, 0.005),
-            time_s=_SCREEN_S,
+            time_s=_AGAIN_S,
             meter=self.run.meter,
             boards=deployment.device == "cuda",
             load_per_s=self.run.budget.load_per_s,

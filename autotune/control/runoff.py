@@ -22,7 +22,7 @@ from autotune.records.measurement import Launch
 
 SHARE = 0.08
 """Of the time left after training that is kept for this."""
-ROUNDS = 3
+ROUNDS = 5
 _MOST = 4
 _NEAR = 1.6
 """A plan that took this much longer than the best in its screening does not lead."""

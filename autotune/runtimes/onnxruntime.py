@@ -15,7 +15,8 @@ SESSION = """\
         str(HERE / "model.onnx"), options, providers=["CPUExecutionProvider"]
     )
 """
-LOADER = '''"""Loads this model by itself: ``predict = load()``, then ``y = predict(x)``.
+LOADER = (
+    '''"""Loads this model by itself: ``predict = load()``, then ``y = predict(x)``.
 
 NumPy arrays in (positional, or by name), NumPy out.  Needs onnxruntime; not autotune, not PyTorch.
 """
@@ -27,30 +28,30 @@ import numpy as np
 import onnxruntime as ort
 
 HERE = Path(__file__).resolve().parent
+FREE = NAME_OF_BATCH  # the batch's name in the model, which takes any; None: nothing is fixed
 
 
 def load():
     """predict(*arrays, **arrays) -> array, or tuple or dict of arrays."""
     info = json.loads((HERE / "artifact.json").read_text())
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = info["threads"]
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    session = ort.InferenceSession(
-        str(HERE / "model.onnx"), options, providers=["CPUExecutionProvider"]
-    )
     names, kind, keys = info["input_names"], info["output_kind"], info["output_names"]
+    size = info["batch_size"] if FREE else None
+    session = _session(info, size)
     used = {i.name for i in session.get_inputs()}  # an input the model ignores is not there
     results = [o.name for o in session.get_outputs()]
-    # What run() checks in Python takes as long as a small model does, and holds here by itself.
-    run = getattr(session, "_sess", session).run
+    run, others = _run(session), []
+
+    def other():
+        """Another batch than the plan's: made on first need."""
+        if not others:
+            others.append(_run(_session(info, None)))
+        return others[0]
 
     def predict(*arrays, **named):
         named.update(zip(names, arrays))
         feed = {n: np.ascontiguousarray(a) for n, a in named.items() if n in used}
-        outputs = run(results, feed, None)
+        fits = not size or all(len(a) == size for a in feed.values())
+        outputs = (run if fits else other())(results, feed, None)
         if kind == "dict":
             return dict(zip(keys, outputs))
         return outputs[0] if kind == "tensor" else tuple(outputs)
@@ -59,12 +60,36 @@ def load():
 
     def single(*arrays, **named):
         (array,) = arrays or (named[name],)
-        return run(results, {name: np.ascontiguousarray(array)}, None)[0]
+        fits = not size or len(array) == size
+        feed = {name: np.ascontiguousarray(array)}
+        return (run if fits else other())(results, feed, None)[0]
 
     if kind == "tensor" and used == set(names) == {name}:
         predict = single  # the same, with less to do around the model
     return PREDICT
+
+
+def _session(info, size):
+    """The model for exactly ``size`` rows, whose shapes are then known beforehand, or for any."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = info["threads"]
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    if size:
+        options.add_free_dimension_override_by_name(FREE, size)
 '''
+    + SESSION
+    + '''\
+    return session
+
+
+def _run(session):
+    """Its run(): what that checks in Python takes as long as a small model does."""
+    return getattr(session, "_sess", session).run
+'''
+)
 
 
 def unavailable(context: Context) -> str | None:
@@ -80,6 +105,25 @@ def dims(context: Context) -> tuple[Dim, ...]:
 
 
 def write(form: Form, out: Path, tools: Tools) -> None:
-    """Write ``model.onnx`` and a loader."""
-    loader = _artifact.for_its_batch(LOADER, form)
+    """Write ``model.onnx`` and a loader, which fixes the batch to the plan's: shapes known
+    beforehand save a small recurrent model or transformer a seventh of its time.
+    """
+    loader = named(LOADER, _batch(form.folder / "model.onnx"))
+    loader = _artifact.for_its_batch(loader, form)
     _artifact.write(form, out, tools, runtime="onnxruntime", loader=loader)
+
+
+def named(loader: str, batch: str | None) -> str:
+    """The loader, told the name of the free batch."""
+    return loader.replace("NAME_OF_BATCH", repr(batch))
+
+
+def _batch(path: Path) -> str | None:
+    """The name of the inputs' free first dimension; None where they have none or several."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    shapes = [i.type.tensor_type.shape.dim for i in graph.input if i.name not in weights]
+    found = {dims[0].dim_param if dims else "" for dims in shapes}
+    return (found.pop() or None) if len(found) == 1 else None

@@ -68,7 +68,8 @@ def write(form: Form, out: Path, tools: Tools) -> None:
     if precision == "bf16" or form.about.exact:
         why = "TensorRT chooses the precision of each layer by itself: fp32 or fp16 for all"
         raise JobError("unsupported", why)
-    text = onnxruntime.LOADER.replace(onnxruntime.SESSION, _SESSION)
+    text = onnxruntime.named(onnxruntime.LOADER, None)
+    text = text.replace(onnxruntime.SESSION, _SESSION)
     text = text.replace("import json\n", "import json\nimport os\n", 1)
     text = text.replace("FP16", str(precision == "fp16"))
     text = text.replace('"TF32"', '"0"' if precision == "fp32" else '"1"')

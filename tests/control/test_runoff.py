@@ -66,7 +66,7 @@ def test_whoever_led_by_one_launch_falls_back(go: Go) -> None:
     report = go(lucky, **ONLY)
     assert [s.name for s in chosen(report).compress] == ["int8_static"]
     assert len(again(report)) >= 2
-    assert all(t.launches == 3 for t in again(report))
+    assert all(t.launches == 5 for t in again(report))
     (said,) = [m for m in report.messages if "measured again" in m]
     assert "was, by one launch" in said
 
@@ -87,7 +87,7 @@ def test_figures_of_the_screening_do_not_count(go: Go) -> None:
     )
     assert plain.latency_s is not None
     assert plain.latency_s.p50 == pytest.approx(0.4e-3, rel=0.15)
-    assert plain.latency_s.samples >= 3 * 104
+    assert plain.latency_s.samples >= 5 * 104
 
 
 def test_one_plan_near_the_best_is_not_raced(go: Go) -> None:
