@@ -7,7 +7,9 @@ One range serves all channels of an activation, so that a few large ones leave t
 of its 256 steps.  Transformers have such channels (Xiao et al., arXiv 2211.10438).  The scale
 is ``sqrt(largest activation / largest weight)`` a channel.  Only inputs whose largest channel
 is many times the middle one are scaled: the Mul costs some microseconds a call.  (A scale a
-channel in QuantizeLinear needs no Mul, but ran 50 to 100 times slower.)
+channel in QuantizeLinear needs no Mul, but ran 50 to 100 times slower.)  Before a Relu, which
+keeps positive factors, the Mul costs less: behind it it keeps the product before from being
+computed in int8 (ONNX Runtime fuses product and Relu in fp32, 400 us in place of 80 for an MLP).
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -48,7 +50,8 @@ def smooth(
             continue
         strong = np.max([np.abs(weight).max(1) for weight in weights], axis=0)
         scale = np.sqrt(np.maximum(channels, 1e-5) / np.maximum(strong, 1e-5)).astype(np.float32)
-        before[nodes[0].name] = _scale(model.graph, name, nodes, weights, scale)
+        scaling, first = _scale(model.graph, name, nodes, weights, scale)
+        before[first] = scaling
     if not before:
         return False
     ordered: list[Any] = []
@@ -117,10 +120,14 @@ def _weight(graph: Any, node: Any) -> Any:
 
 
 def _scale(graph: Any, name: str, nodes: list[Any], weights: list[Any], scale: Any) -> Any:
-    """Point the nodes at the scaled activation and weights; returns the node that scales."""
+    """Point the nodes at the scaled activation and weights; returns the node that scales, and
+    before which node it belongs.
+    """
     from onnx import helper, numpy_helper
 
-    made = f"{name}_smoothed"
+    relu = _relu(graph, name, nodes)
+    source = relu.input[0] if relu is not None else name
+    made = f"{source}_smoothed"
     by = f"{made}_by"  # not "_scale": the quantizer gives that name to its own
     graph.initializer.append(numpy_helper.from_array(1 / scale, by))
     for node, weight in zip(nodes, weights, strict=True):
@@ -128,10 +135,25 @@ def _scale(graph: Any, name: str, nodes: list[Any], weights: list[Any], scale: A
         scaled = np.ascontiguousarray(scaled.T if _turned(node, "transB") else scaled)
         held = f"{node.input[1]}_{node.name}_smoothed"
         graph.initializer.append(numpy_helper.from_array(scaled, held))
-        node.input[0], node.input[1] = made, held
+        node.input[1] = held
+        if relu is None:
+            node.input[0] = made
+    if relu is not None:
+        relu.input[0] = made
     used = {each for node in graph.node for each in node.input}
     left = [value for value in graph.initializer if value.name in used or "_smoothed" in value.name]
     copies = [type(value).FromString(value.SerializeToString()) for value in left]
     del graph.initializer[:]
     graph.initializer.extend(copies)
-    return helper.make_node("Mul", [name, by], [made], name=f"{made}_mul")
+    first = relu if relu is not None else nodes[0]
+    return helper.make_node("Mul", [source, by], [made], name=f"{made}_mul"), first.name
+
+
+def _relu(graph: Any, name: str, nodes: list[Any]) -> Any:
+    """The Relu that gives an activation to these nodes alone."""
+    own = {node.name for node in nodes}
+    shown = {value.name for value in graph.output}
+    others = [n for n in graph.node if name in n.input and n.name not in own]
+    made_by = [n for n in graph.node if n.op_type == "Relu" and name in n.output]
+    alone = made_by and made_by[0].name and not others and name not in shown
+    return made_by[0] if alone else None

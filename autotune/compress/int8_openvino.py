@@ -28,7 +28,7 @@ RUNTIMES = ("openvino",)
 
 _NEEDS = ("openvino", "nncf")
 _HEAVY = ("Convolution", "GroupConvolution", "MatMul")
-_ATTENTION = ("MultiheadAttention", "TransformerEncoderLayer", "Attention")
+_ATTENTION, _REACH = "ScaledDotProductAttention", 4
 _ROWS = 128  # each is a run of the instrumented model; how few would do was not measured
 
 
@@ -42,15 +42,12 @@ def unavailable(context: Context) -> str | None:
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """``mixed`` has asymmetric ranges for activations.  ``restored`` layers stay in fp32.  What
-    processor and model decide has one choice, and stands in the plan.
+    """``mixed`` has asymmetric ranges for activations.  ``restored`` layers stay in fp32.  What the
+    processor decides has one choice, and stands in the plan; attention is found in the graph.
     """
-    types = context.traits.module_types
-    transformer = any(word in name for name in types for word in _ATTENTION)
     return (
         Dim(name="preset", kind="choice", choices=("mixed", "performance")),
         Dim(name="restored", kind="choice", choices=(0, 2, 4)),
-        Dim(name="transformer", kind="choice", choices=(transformer,)),
         _int8.reduce_range(context),
     )
 
@@ -131,7 +128,7 @@ def _quantize(
         model,
         nncf.Dataset(rows),
         preset=nncf.QuantizationPreset(str(params.get("preset", "mixed"))),
-        model_type=nncf.ModelType.TRANSFORMER if params.get("transformer") else None,
+        model_type=nncf.ModelType.TRANSFORMER if _attends(model) else None,
         subset_size=len(rows),
         fast_bias_correction=True,
         ignored_scope=nncf.IgnoredScope(names=sorted(kept), validate=False),
@@ -139,6 +136,22 @@ def _quantize(
             overflow_fix=OverflowFix.ENABLE if reduced else OverflowFix.DISABLE
         ),
     )
+
+
+def _attends(model: Any) -> bool:
+    """Whether it has attention, by its operations, as modules may be named anything: a softmax that
+    reaches a product of two activations.
+    """
+    ops = model.get_ordered_ops()
+    if any(node.get_type_name() == _ATTENTION for node in ops):
+        return True
+    near = [node for node in ops if node.get_type_name() == "Softmax"]
+    for _ in range(_REACH):
+        near = [t.get_node() for n in near for out in n.outputs() for t in out.get_target_inputs()]
+        products = [n.input_values() for n in near if n.get_type_name() == "MatMul"]
+        if any(not any(v.get_node().get_type_name() == "Constant" for v in p) for p in products):
+            return True
+    return False
 
 
 def _worst(model: Any, batch: Mapping[str, Any], count: int) -> list[str]:

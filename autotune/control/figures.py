@@ -167,8 +167,9 @@ def constraints(run: Run, tried: Tried, reference: Tried) -> dict[str, object]:
             higher_is_better=higher,
             alpha=alpha,
         )
-        drop, upper = found.estimate, found.upper
-        judged = upper if _certifiable(run, allowed, alpha) else drop
+        drop, upper, judged = found.estimate, found.upper, found.estimate
+        if _certifiable(run, allowed, alpha) and drop is not None and upper is not None:
+            upper = judged = _on_confirm(run, drop, upper, tried.scores.rows)
         if judged is not None and allowed > 0:
             out["quality"] = judged / allowed - 1
         elif judged is not None:
@@ -177,9 +178,16 @@ def constraints(run: Run, tried: Tried, reference: Tried) -> dict[str, object]:
 
 
 def _certifiable(run: Run, allowed: float, alpha: float) -> bool:
-    """Whether *select* has rows enough to certify the allowed drop at all."""
-    least = verdict.smallest_certifiable_drop(run.survey.task.select_rows, alpha)
+    """Whether *confirm* has rows enough to certify the allowed drop at all."""
+    least = verdict.smallest_certifiable_drop(run.survey.task.confirm_rows, alpha)
     return run.survey.task.binary and least is not None and least < allowed
+
+
+def _on_confirm(run: Run, drop: float, upper: float, rows: int) -> float:
+    """The upper bound that *confirm* would give for the drop seen on ``rows`` of *select*: its
+    distance from the drop shrinks, or grows, with the root of their number.
+    """
+    return drop + (upper - drop) * math.sqrt(rows / run.survey.task.confirm_rows)
 
 
 def broken_bound(run: Run, deployment: Deployment, reference: Tried) -> str | None:

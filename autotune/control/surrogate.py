@@ -53,7 +53,7 @@ _CHEAPEST_S = 0.1
 """No trial is reckoned to cost less."""
 _LEAST = 1e-3
 """Expected gain, as a share, below which nothing is proposed."""
-_HOPELESS = 1e-4
+_HOPELESS = 1e-3
 """And below which the sampler's own proposal is not worth a trial."""
 
 

@@ -79,7 +79,8 @@ class TrainTrial(Record, frozen=True, kw_only=True):
 
 
 class DeployTrial(Record, frozen=True, kw_only=True):
-    """One deployment tried on *select*.  ``drop`` is against the deploy baseline.
+    """One deployment tried on *select*.  ``drop`` is against the deploy baseline; ``drop_upper`` is
+    its upper bound by as many rows as *confirm* has, where they can certify the allowed drop.
 
     A ``pruned`` one was clearly worse on a part of the rows already; ``stopped`` says so.  Figures
     are of one launch; of ``launches``, in turn with other leading plans, where it led.

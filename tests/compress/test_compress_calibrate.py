@@ -105,6 +105,21 @@ def test_an_outlying_channel_is_scaled_and_the_product_stays_the_same(tmp_path):
     assert max(-low, high) < 0.2 * np.abs(rows).max()
 
 
+def test_before_a_relu_the_product_ahead_of_it_stays_one_that_int8_can_have(tmp_path):
+    path = chain(tmp_path, [np.eye(8, dtype=np.float32)] * 2)
+    model, target = onnx.load(path), str(tmp_path / "scaled.onnx")
+    relu = helper.make_node("Relu", ["x1"], ["r1"], name="relu")
+    model.graph.node[1].input[0] = "r1"
+    model.graph.node.insert(1, relu)
+    onnx.save(model, path)
+    rows = np.abs(RNG.standard_normal((16, 8)).astype(np.float32))
+    rows[:, 3] *= 100
+    assert _smooth.smooth(path, target, iter([{"x0": rows}]), ("m0",))
+    nodes = onnx.load(target).graph.node
+    assert [node.op_type for node in nodes] == ["MatMul", "Mul", "Relu", "MatMul"]
+    np.testing.assert_allclose(answers(target, rows), answers(path, rows), rtol=1e-5, atol=1e-5)
+
+
 def test_the_layer_with_an_outlier_comes_first(tmp_path):
     weights = [RNG.standard_normal((8, 8)).astype(np.float32) for _ in range(3)]
     path = chain(tmp_path, weights)

@@ -10,7 +10,6 @@ from torch import nn
 from autotune.compress import Tools, int8_openvino
 from autotune.errors import JobError
 from autotune.forms import Form, Interface, flat, onnx_file, openvino_ir
-from tests.support import made
 
 ROWS = np.random.default_rng(0).standard_normal((32, 20)).astype(np.float32)
 NAMES = (("input",), ("output",))
@@ -60,7 +59,7 @@ def apply(form: Form, workdir: Path, rows: np.ndarray = ROWS, **params) -> dict[
         recover=refuse,
         calibration=calibration,
     )
-    given = {"preset": "mixed", "reduce_range": False, "transformer": False} | params
+    given = {"preset": "mixed", "reduce_range": False} | params
     made_form = int8_openvino.apply(form, given, tools)
     return {"outputs": outputs(made_form), "rounded": rounded(made_form)}
 
@@ -101,8 +100,25 @@ def test_no_calibration_rows_is_unsupported(form, tmp_path):
         apply(form, tmp_path, ROWS[:0])
 
 
-def test_a_transformer_is_told_apart():
-    for name, expected in (("Conv2d", False), ("BertSelfAttention", True)):
-        context = made.context(of=made.traits(module_types={name: 1}), on=made.profile())
-        dims = {dim.name: dim.choices for dim in int8_openvino.dims(context)}
-        assert dims["transformer"] == (expected,)
+class Attends(nn.Module):
+    """Attention by hand, in a module of no telling name."""
+
+    def forward(self, x):
+        weights = torch.softmax(x @ x.transpose(1, 2), -1)
+        return weights @ x
+
+
+def test_attention_is_told_by_operations_and_a_softmax_at_the_end_is_none(tmp_path):
+    import openvino
+
+    head = nn.Sequential(nn.Linear(4, 4), nn.Softmax(-1))
+    models = {
+        "attends": (Attends(), True),
+        "head": (head, False),
+        "follows": (nn.Sequential(head, nn.Linear(4, 2)), False),
+    }
+    for name, (model, expected) in models.items():
+        path = tmp_path / f"{name}.onnx"
+        wrapped = flat.Flat(model, "tensor", ("input",)).eval()
+        onnx_file.export(wrapped, [torch.randn(2, 4, 4)], path, NAMES, dynamic=True)
+        assert int8_openvino._attends(openvino.Core().read_model(path)) == expected, name

@@ -85,3 +85,11 @@ def test_an_input_of_the_wrong_shape_is_still_an_error(built: tuple[Any, nn.Modu
     loader, _ = built
     with pytest.raises(Exception, match=r"(?i)invalid|dimension"):
         loader.load()(np.zeros((2, 5, 4), np.float32))
+
+
+def test_fusions_that_hide_products_from_int8_are_left_out_of_quantized_models(
+    built: tuple[Any, nn.Module],
+) -> None:
+    loader, _ = built
+    assert loader.LEFT_OUT == []
+    assert runtime.named("x = NAMES_OF_FUSIONS, NAME_OF_BATCH", "n", ("A",)) == "x = ['A'], 'n'"
