@@ -36,15 +36,16 @@ from autotune.records.report import DeployTrial
 _MOST_REPEATS = 40
 _SAMPLED = 4
 """After the seeds each so manieth proposal is the sampler's own."""
-_MOST_REFUSED = 8
-"""Proposals of the sampler in a row that the surrogate may find hopeless."""
 _HOPELESS = 1.5  # a thread count this much slower on the dense model is not searched
 _USUAL_S = 3.0
+_WORTH = 1.3
+"""So much faster a plan that needs a compiler has to be predicted to be tried among the first."""
 _COMPILER_S = 12.0
 """What the first plan of a runtime that needs a compiler is reckoned to take at least."""
 _LEAST_TRIED = 3
 """Candidates before a run that is short of time turns to verification."""
 _CUT_SHORT = 3.0
+_NEIGHBOUR = "neighbour of the best"
 _FORMS = {
     "onnx": "an ONNX model, which this model cannot become",
     "openvino": "an OpenVINO model, which this model cannot become",
@@ -74,7 +75,6 @@ def explore(lab: Lab, until_s: float, kept_s: float = 0.0) -> None:
     guided = reuse.Guided(study, study.apart() if donor is not None else None, len(first))
     for values, why in first:
         guided.enqueue(values, why)
-    lab.until_s = until_s - kept_s
     _Exploration(lab, searched, guided, dear).run(until_s, kept_s)
     lab.until_s = None
 
@@ -138,28 +138,32 @@ class _Exploration:
         self._space = searched
         self._study = study
         self._dear = dear
+        self._until_s = math.inf
         self._asked = 0
         self._late = 0
         """Proposals after the seeds."""
         self._rescued = False
+        self._repeats: list[Tried] = []
+        """Other values of what was tried: they mean the same deployment."""
         options = lab.run.survey.options
         self._trains = {o.name for o in options if o.kind == "compress" and o.trains}
 
     def run(self, planned_s: float, kept_s: float) -> None:
         limit = self._run.effort.trials or 10_000
-        repeats, until_s = 0, planned_s - kept_s
-        while (
-            self._left_s(until_s) > 0 and len(self._lab.tried) < limit and repeats < _MOST_REPEATS
-        ):
-            if not self._study.waiting and not self._rescued and self._rescue(until_s):
+        repeats = 0
+        self._until_s = self._lab.until_s = planned_s - kept_s
+        while self._left_s() > 0 and len(self._lab.tried) < limit and repeats < _MOST_REPEATS:
+            if not self._study.waiting and not self._rescued and self._rescue():
                 continue
             proposal = self._next()
             deployment = self._lab.deployment(proposal.values)
             tried = self._known(deployment)
-            if tried is not None:  # a repeat buys an unseen neighbour of the best
+            if tried is not None:  # a repeat buys a neighbour of the best, unless it was one
                 repeats += 1
-                self._enqueue_neighbour()
-            elif self._asked > 1 and self._expected_s(deployment) > self._left_s(until_s):
+                self._repeats.append(tried._replace(values=proposal.values))
+                if proposal.why != _NEIGHBOUR:
+                    self._enqueue_neighbour()
+            elif self._asked > 1 and self._expected_s(deployment) > self._left_s():
                 repeats += 1
                 self._study.abandon(proposal.number)
                 continue
@@ -169,12 +173,12 @@ class _Exploration:
                 self._lab.keep(tried)
                 if len(self._lab.tried) >= len(self._lab.baselines) + _LEAST_TRIED:
                     until_s = reserve.until_s(self._lab, planned_s) - kept_s
-                    self._lab.until_s = until_s
-                self._tell_listener(until_s)
+                    self._until_s = self._lab.until_s = until_s
+                self._tell_listener()
             value = objective(self._run, tried, self._lab.baseline(deployment))
             self._study.tell(proposal.number, value, tried.trial.constraints)
 
-    def _rescue(self, until_s: float) -> bool:
+    def _rescue(self) -> bool:
         """Train for int8, once, where that could change the plan and there is time; whether the
         question has come up.
         """
@@ -182,17 +186,17 @@ class _Exploration:
         if deployment is None:
             return False
         self._rescued = True
-        if self._expected_s(deployment) < self._left_s(until_s):
+        if self._expected_s(deployment) < self._left_s():
             self._lab.expected_s = self._expected_s(deployment)
             self._lab.keep(self._lab.trial(deployment, rescue.WHY))
-            self._tell_listener(until_s)
+            self._tell_listener()
         return True
 
-    def _left_s(self, until_s: float) -> float:
+    def _left_s(self) -> float:
         """Until the search ends: once some candidates were tried sooner, where launches of the best
         and of its baseline, in turn until a first look, would need longer than what is set aside.
         """
-        left_s = until_s - self._run.bridge.now()
+        left_s = self._until_s - self._run.bridge.now()
         ranked = self._lab.ranked()
         if not ranked or len(self._lab.tried) < len(self._lab.baselines) + _LEAST_TRIED:
             return left_s
@@ -213,20 +217,19 @@ class _Exploration:
                 if self._late % _SAMPLED:
                     self._enqueue_best()
         proposal = self._study.ask()
-        for _ in range(_MOST_REFUSED):
-            if proposal.why != "sampler" or not self._hopeless(proposal.values):
-                break
+        if proposal.why == "sampler" and self._hopeless(proposal.values):
             self._study.abandon(proposal.number)
+            self._enqueue_best()
             proposal = self._study.ask()
         return proposal
 
     def _release(self) -> None:
-        """Seeds that need a compiler go ahead where they are predicted faster than the best that
-        was measured without compression.
+        """Seeds that need a compiler go ahead where they are predicted faster, by what that costs,
+        than the best that was measured without compression.
         """
         dense = [t.trial for t in self._lab.tried if t.trial.deployment.lossless]
         fastest = min((t.latency_s.p50 for t in dense if t.latency_s is not None), default=math.inf)
-        soon = [seed for seed in self._dear if seed.predicted_s < fastest]
+        soon = [seed for seed in self._dear if _WORTH * seed.predicted_s < fastest]
         for seed in soon:
             self._study.enqueue(seed.values, seed.why)
         self._dear = [seed for seed in self._dear if seed not in soon]
@@ -234,7 +237,7 @@ class _Exploration:
     def _seen(self) -> list[surrogate.Seen]:
         """What was tried, as the surrogate sees it."""
         seen = []
-        for tried in self._lab.tried:
+        for tried in (*self._lab.tried, *self._repeats):
             deployment = tried.trial.deployment
             values = tried.values or deployments.values_of(
                 deployment, self._space, self._run.survey.options
@@ -264,8 +267,10 @@ class _Exploration:
         def cost_s(values: Values) -> float:
             deployment = self._lab.deployment(values)
             first_s = _COMPILER_S if deployment.runtime in foresight.COMPILED else 0.0
-            return self._expected_s(deployment) or max(usual_s, first_s)
+            expected_s = self._expected_s(deployment) or max(usual_s, first_s)
+            return expected_s if expected_s <= left_s else math.inf
 
+        left_s = self._left_s()
         usual_s = median([t.trial.wall_s for t in self._lab.tried] or [_USUAL_S])
         found = surrogate.propose(self._space, self._seen(), cost_s, self._salt(), self._guesses())
         if found is not None:
@@ -279,7 +284,7 @@ class _Exploration:
         best = self._lab.tried[ranked[0].number] if ranked else None
         if best is not None and best.values is not None:
             found = space.neighbour(self._space, best.values, self._salt())
-            self._study.enqueue(found, "neighbour of the best")
+            self._study.enqueue(found, _NEIGHBOUR)
 
     def _salt(self) -> int:
         return self._run.effort.seed * 7919 + self._asked
@@ -375,8 +380,8 @@ class _Exploration:
         stages = tried.built.stages if tried.built is not None else ()
         return sum(s.wall_s for s in stages if s.name in self._trains and not s.cached)
 
-    def _tell_listener(self, until_s: float) -> None:
+    def _tell_listener(self) -> None:
         ranked = self._lab.ranked()
         text = choose.describe(ranked[0].deployment) if ranked else "none yet"
-        self._run.listener.trial(self._lab.tried[-1].trial, text, self._left_s(until_s))
+        self._run.listener.trial(self._lab.tried[-1].trial, text, self._left_s())
         self._run.on_progress()

@@ -187,9 +187,8 @@ def _gains(
 
     ours = {node.dim.name: node.dim for node in space.nodes}
     told = [*seen, *guesses]
-    every = [*(s.values for s in told), *fresh]
-    matrix = _matrix([_features(v, ours, _CURVE, 2) for v in every])
-    tried, wanted = matrix[: len(told)], matrix[len(told) :]
+    speed, loss = _matrices([_features(v, ours) for v in (*(s.values for s in told), *fresh)])
+    tried, wanted = loss[: len(told)], loss[len(told) :]
     chance = np.ones(len(fresh))
     for name in sorted({name for s in seen for name in s.constraints} | {_FAILS}):
         found = [(i, c) for i, s in enumerate(seen) if (c := _constraint(s, name)) is not None]
@@ -198,8 +197,7 @@ def _gains(
     kept = [s.objective for s in seen if s.feasible and s.objective is not None]
     if not kept:
         return [float(c) for c in chance]
-    matrix = _matrix([_features(v, ours, _SLOPE, 1) for v in every])
-    tried, wanted = matrix[: len(told)], matrix[len(told) :]
+    tried, wanted = speed[: len(told)], speed[len(told) :]
     measured = [(i, s.objective) for i, s in enumerate(seen) if s.objective is not None]
     noise = _noise(tried, measured)
     guessed = [(len(seen) + i, s.objective or 0.0) for i, s in enumerate(guesses)]
@@ -267,49 +265,62 @@ def _noise(tried: Any, found: Sequence[tuple[int, float]]) -> float:
     return max(_NOISES, key=evidence)
 
 
-def _features(
-    values: Values, dims: Mapping[str, Dim], weight: float, power: int
-) -> dict[str, float]:
-    """Parts by name, weighted by their prior deviation; a level's is ``weight`` times the share of
-    its way from where it does nothing, to this ``power``.
+class _Parts(NamedTuple):
+    """A configuration's parts by name, weighted by their prior deviation: for speed, and what is
+    different of them for the loss of quality.
     """
+
+    speed: dict[str, float]
+    loss: dict[str, float]
+
+
+def _features(values: Values, dims: Mapping[str, Dim]) -> _Parts:
     parts: dict[str, float] = {}
+    curved: dict[str, float] = {}
     mains: dict[str, float] = {}
     slight = {name.split(".")[0] for name in values if dims[name].neutral is not None}
     for name, value in values.items():
         dim = dims[name]
         if dim.kind != "choice":
-            parts |= _level(name, float(value), dim, weight, power)
+            levels = _level(name, float(value), dim)
+            parts |= levels.speed
+            curved |= levels.loss
         elif "." not in name or _NONE in dim.choices:
             mains[f"{name}={value}"] = _STARTS if value in slight else 1.0
         else:
             parts[f"{name}={value}"] = _DETAIL
     first = next(iter(mains), "")
     parts |= {f"{first} and {name}": _PAIR * x for name, x in list(parts.items())}
+    curved |= {f"{first} and {name}": _PAIR * x for name, x in list(curved.items())}
     parts |= mains
     pairs = combinations(mains.items(), 2)
     parts |= {f"{a} and {b}": _PAIR * x * y for (a, x), (b, y) in pairs}
-    return parts
+    return _Parts(parts, curved)
 
 
-def _level(name: str, value: float, dim: Dim, weight: float, power: int) -> dict[str, float]:
+def _level(name: str, value: float, dim: Dim) -> _Parts:
     """A level, from its low end; or, where its step does nothing at a value, from there."""
     low, high = float(dim.low or 0.0), float(dim.high or 0.0)
     if dim.neutral is None:
         share = (value - low) / (high - low)
-        return {f"{name}>{k}": _HINGE * (share - k) for k in _KNOTS if share > k}
+        return _Parts({f"{name}>{k}": _HINGE * (share - k) for k in _KNOTS if share > k}, {})
     far = max(abs(dim.neutral - low), abs(dim.neutral - high))
     share = abs(dim.neutral - value) / far
     bends = {f"{name}>{k}": _BEND * (share - k) for k in _KNOTS[1:] if share > k}
-    return {name: weight * share**power, **bends}
+    return _Parts({name: _SLOPE * share, **bends}, {name: _CURVE * share**2})
 
 
-def _matrix(rows: Sequence[Mapping[str, float]]) -> Any:
+def _matrices(rows: Sequence[_Parts]) -> tuple[Any, Any]:
+    """A row for each configuration, a column for each part: for speed, and for the loss."""
     import numpy as np
 
-    columns = {name: i for i, name in enumerate(dict.fromkeys(n for row in rows for n in row))}
-    matrix = np.zeros((len(rows), len(columns)))
+    names = dict.fromkeys(name for row in rows for name in row.speed)
+    columns = {name: i for i, name in enumerate(names)}
+    speed = np.zeros((len(rows), len(columns)))
     for i, row in enumerate(rows):
-        for name, value in row.items():
-            matrix[i, columns[name]] = value
-    return matrix
+        speed[i, [columns[name] for name in row.speed]] = list(row.speed.values())
+    loss = speed.copy()
+    for i, row in enumerate(rows):
+        for name, value in row.loss.items():
+            loss[i, columns[name]] = value
+    return speed, loss

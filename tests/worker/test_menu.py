@@ -44,7 +44,7 @@ def test_every_plugin_is_on_the_menu_and_a_refusal_has_a_reason():
     assert found["compress", "prune"].group == "prune"
     assert found["compress", "int8_static"].gives == "onnx"
     level, importance = found["compress", "prune"].dims
-    assert (level.name, level.low, level.high, level.step) == ("macs_kept", 0.1, 0.9, 0.1)
+    assert (level.name, level.low, level.high, level.step) == ("macs_kept", 0.05, 0.95, 0.05)
     assert importance.choices == ("taylor", "magnitude")
 
 
