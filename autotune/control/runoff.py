@@ -20,14 +20,21 @@ from autotune.control.figures import Tried
 from autotune.records import job as jobs
 from autotune.records.measurement import Launch
 
-SHARE = 0.08
-"""Of the time left after training that is kept for this."""
+_SHARE, _LEAST_S = 0.08, 60.0
+"""Of the time left after training that is kept for this; nothing of a search shorter than that,
+which tries few plans: they race only where time is left over.
+"""
 ROUNDS = 5
 _MOST = 4
 _NEAR = 1.6
 """A plan that took this much longer than the best in its screening does not lead."""
 _MOST_GROUPS = 3
 _GOALS = ("latency", "quality", "energy", "throughput")
+
+
+def kept_s(left_s: float, search_s: float) -> float:
+    """What is kept of the time that is left after training, by how long the search is."""
+    return _SHARE * left_s if search_s >= _LEAST_S else 0.0
 
 
 def run(lab: Lab, until_s: float) -> str | None:

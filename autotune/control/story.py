@@ -163,7 +163,7 @@ def _search(known: Known, folder: store.RunFolder) -> None:
     run.bridge.preload(("onnxscript", "torch_pruning", "onnxruntime.quantization"))
     until = began + DEPLOY_SHARE * run.left_s
     run.listener.phase("deploy search", until - began)
-    exploring.explore(lab, until, runoff.SHARE * run.left_s)
+    exploring.explore(lab, until, runoff.kept_s(run.left_s, until - began))
     said = runoff.run(lab, reserve.until_s(lab, until))
     known.messages += [said] if said else []
     run.timed("deploy search", began)

@@ -118,8 +118,8 @@ def hopeless(
     return _gains(space, seen, [values], guesses)[0] < _HOPELESS
 
 
-def _key(values: Values) -> tuple[tuple[str, Value], ...]:
-    return tuple(sorted(values.items()))
+def _key(values: Values) -> frozenset[tuple[str, Value]]:
+    return frozenset(values.items())
 
 
 # -- candidates ----------------------------------------------------------------------------
