@@ -52,7 +52,7 @@ class JobError(AutotuneError):
     """A job cannot go on.  ``kind`` is that of `records.report.Failure` (nan, unsupported, ...).
 
     ``least`` maps ``step.parameter`` to the value below which no build can succeed either.
-    ``never`` is a form that the model cannot become.
+    ``never`` is a form that the model cannot become, or a step that it cannot have.
     """
 
     def __init__(

@@ -83,7 +83,8 @@ def find(
 def unsupported(error: Exception) -> JobError:
     """What a model that cannot be pruned is refused with."""
     text = (str(error).strip().splitlines() or [""])[0]
-    return JobError("unsupported", f"this model cannot be pruned: {type(error).__name__}: {text}")
+    told = f"this model cannot be pruned: {type(error).__name__}: {text}"
+    return JobError("unsupported", told, never="prune")
 
 
 def _traced(

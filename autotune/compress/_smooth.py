@@ -7,9 +7,9 @@ One range serves all channels of an activation, so that a few large ones leave t
 of its 256 steps.  Transformers have such channels (Xiao et al., arXiv 2211.10438).  The scale
 is ``sqrt(largest activation / largest weight)`` a channel.  Only inputs whose largest channel
 is many times the middle one are scaled: the Mul costs some microseconds a call.  (A scale a
-channel in QuantizeLinear needs no Mul, but ran 50 to 100 times slower.)  Before a Relu, which
-keeps positive factors, the Mul costs less: behind it it keeps the product before from being
-computed in int8 (ONNX Runtime fuses product and Relu in fp32, 400 us in place of 80 for an MLP).
+channel in QuantizeLinear needs no Mul, but ran 50 to 100 times slower.)  It goes before a Relu,
+which keeps positive factors: behind one, ONNX Runtime fuses Relu and the product ahead of it in
+fp32, and that product is none in int8 (400 us in place of 80 for an MLP).
 """
 
 from collections.abc import Collection, Iterator, Mapping

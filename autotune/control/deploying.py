@@ -44,8 +44,7 @@ class Lab:
     recovery_epochs: float
     until_s: float | None = None
     """When the search ends, by the bridge's clock, while there is one."""
-    expected_s: float = 0.0
-    """What the next build is expected to take, from others like it; 0 where that is not known."""
+    _expected_s: float = 0.0
     tried: list[Tried] = field(default_factory=list)
     on_gpu: bool = field(init=False)
     """Whether the deploy baseline computes on the GPU: where there is one that may be used."""
@@ -99,25 +98,16 @@ class Lab:
         if self.until_s is None or not self.baselines:
             return _BUILD_TIMEOUT_S
         share_s = _BUILD_SHARE * (self.until_s - self.run.bridge.now())
-        least_s = max(_BUILD_LEAST_S, _AS_EXPECTED * self.expected_s)
+        least_s = max(_BUILD_LEAST_S, _AS_EXPECTED * self._expected_s)
         return min(_BUILD_TIMEOUT_S, max(least_s, share_s))
 
     def measure(self, built: jobs.Built, deployment: Deployment, every: int = 1) -> jobs.Result:
         """Time it on *select* and write its outputs on ``every`` so manieth row of it."""
-        job = jobs.Measure(
-            artifact=built.artifact,
-            rows="data/select.npz",
-            batch_size=deployment.batch_size,
-            threads=deployment.threads,
-            seed=self.run.effort.seed,
-            min_calls=verdict.samples_needed(self.run.budget.percentile, 0.005),
-            time_s=_SCREEN_S,
+        job = msgspec.structs.replace(
+            self._timing(built, deployment, _SCREEN_S, seed=self.run.effort.seed),
             score_rows="data/select.npz",
             every=every,
             outputs=outputs_of(built, "select"),
-            meter=self.run.meter,
-            boards=deployment.device == "cuda",
-            load_per_s=self.run.budget.load_per_s,
         )
         usual_s = 120.0 + 20 * _SCREEN_S + self.evaluation_limit_s()
         if deployment.runtime not in _BUILT_WHEN_CALLED or self.until_s is None:
@@ -128,19 +118,25 @@ class Lab:
 
     def once_more(self, built: jobs.Built, deployment: Deployment, number: int) -> jobs.Result:
         """Time it again on other samples of *select*; no outputs."""
-        job = jobs.Measure(
+        seed = self.run.effort.seed + 1 + number
+        job = self._timing(built, deployment, _AGAIN_S, seed=seed)
+        return self.run.bridge.run(job, timeout_s=_MEASURE_TIMEOUT_S)
+
+    def _timing(
+        self, built: jobs.Built, deployment: Deployment, time_s: float, *, seed: int
+    ) -> jobs.Measure:
+        return jobs.Measure(
             artifact=built.artifact,
             rows="data/select.npz",
             batch_size=deployment.batch_size,
             threads=deployment.threads,
-            seed=self.run.effort.seed + 1 + number,
+            seed=seed,
             min_calls=verdict.samples_needed(self.run.budget.percentile, 0.005),
-            time_s=_AGAIN_S,
+            time_s=time_s,
             meter=self.run.meter,
             boards=deployment.device == "cuda",
             load_per_s=self.run.budget.load_per_s,
         )
-        return self.run.bridge.run(job, timeout_s=_MEASURE_TIMEOUT_S)
 
     def more(self, built: jobs.Built, deployment: Deployment, every: int) -> jobs.Result:
         """Its outputs on more rows: no second timing."""
@@ -169,10 +165,16 @@ class Lab:
         )
         return self.run.bridge.run(job, timeout_s=_MEASURE_TIMEOUT_S + self.evaluation_limit_s())
 
-    def trial(self, deployment: Deployment, why: str, *, baseline: bool = False) -> Tried:
-        """Build, measure and score one candidate; never raises for what the candidate does."""
-        attempt = Attempt(self, deployment, why)
-        tried = attempt.run(None if baseline else self.baseline(deployment))
+    def trial(
+        self, deployment: Deployment, why: str, *, baseline: bool = False, expected_s: float = 0.0
+    ) -> Tried:
+        """Build, measure and score one candidate; never raises for what the candidate does.
+
+        ``expected_s`` is what others like it took: its build may take as long and half as much.
+        """
+        reference = None if baseline else self.baseline(deployment)
+        self._expected_s = expected_s
+        tried = Attempt(self, deployment, why).run(reference)
         return tried if baseline else self.constrained(tried)
 
     def evaluation_limit_s(self) -> float:

@@ -138,7 +138,6 @@ class _Exploration:
         self._space = searched
         self._study = study
         self._dear = dear
-        self._until_s = math.inf
         self._asked = 0
         self._late = 0
         """Proposals after the seeds."""
@@ -151,7 +150,7 @@ class _Exploration:
     def run(self, planned_s: float, kept_s: float) -> None:
         limit = self._run.effort.trials or 10_000
         repeats = 0
-        self._until_s = self._lab.until_s = planned_s - kept_s
+        self._lab.until_s = planned_s - kept_s
         while self._left_s() > 0 and len(self._lab.tried) < limit and repeats < _MOST_REPEATS:
             if not self._study.waiting and not self._rescued and self._rescue():
                 continue
@@ -172,8 +171,7 @@ class _Exploration:
                 tried = self._tried(proposal, deployment)
                 self._lab.keep(tried)
                 if len(self._lab.tried) >= len(self._lab.baselines) + _LEAST_TRIED:
-                    until_s = reserve.until_s(self._lab, planned_s) - kept_s
-                    self._until_s = self._lab.until_s = until_s
+                    self._lab.until_s = reserve.until_s(self._lab, planned_s) - kept_s
                 self._tell_listener()
             value = objective(self._run, tried, self._lab.baseline(deployment))
             self._study.tell(proposal.number, value, tried.trial.constraints)
@@ -186,9 +184,9 @@ class _Exploration:
         if deployment is None:
             return False
         self._rescued = True
-        if self._expected_s(deployment) < self._left_s():
-            self._lab.expected_s = self._expected_s(deployment)
-            self._lab.keep(self._lab.trial(deployment, rescue.WHY))
+        expected_s = self._expected_s(deployment)
+        if expected_s < self._left_s():
+            self._lab.keep(self._lab.trial(deployment, rescue.WHY, expected_s=expected_s))
             self._tell_listener()
         return True
 
@@ -196,7 +194,8 @@ class _Exploration:
         """Until the search ends: once some candidates were tried sooner, where launches of the best
         and of its baseline, in turn until a first look, would need longer than what is set aside.
         """
-        left_s = self._until_s - self._run.bridge.now()
+        assert self._lab.until_s is not None
+        left_s = self._lab.until_s - self._run.bridge.now()
         ranked = self._lab.ranked()
         if not ranked or len(self._lab.tried) < len(self._lab.baselines) + _LEAST_TRIED:
             return left_s
@@ -298,8 +297,9 @@ class _Exploration:
             bound = bound or broken_bound(self._run, deployment, self._lab.baseline(deployment))
         if bound:
             return self._skipped(deployment, bound)._replace(values=proposal.values)
-        self._lab.expected_s = self._expected_s(deployment)
-        return self._lab.trial(deployment, proposal.why)._replace(values=proposal.values)
+        expected_s = self._expected_s(deployment)
+        tried = self._lab.trial(deployment, proposal.why, expected_s=expected_s)
+        return tried._replace(values=proposal.values)
 
     def _known(self, deployment: Deployment) -> Tried | None:
         same = space.canonical(deployment)
@@ -311,7 +311,9 @@ class _Exploration:
         for tried in self._lab.tried:
             failure = tried.trial.failure
             never = failure.never if failure is not None else None
-            if never and self._needs(deployment, never) and not self._altered(tried):
+            if never in {step.name for step in deployment.compress}:
+                return f"this model cannot have {never}: see trial {tried.trial.number}"
+            if never in _FORMS and self._needs(deployment, never) and not self._altered(tried):
                 return f"needs {_FORMS[never]}: see trial {tried.trial.number}"
             for name, least in failure.least.items() if failure else ():
                 step, _, parameter = name.partition(".")

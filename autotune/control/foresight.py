@@ -65,10 +65,9 @@ class Foresight:
         costs ten times what an export does, where they are predicted: the fastest first.
         """
         compiled = [s for s in seeds if s[1].runtime in COMPILED and s[1].lossless]
-        dear = [s for s in self._group(compiled, batches) if s.predicted_s < math.inf]
-        apart = [seed.values["runtime"] for seed in dear]
-        others = [s for s in seeds if s not in compiled or s[0]["runtime"] not in apart]
-        return self.order(others, batches), dear
+        dear = [s for s in compiled if self.latency_s(s[1]) is not None]
+        others = [s for s in seeds if s not in dear]
+        return self.order(others, batches), self._group(dear, batches)
 
     def order(
         self, seeds: Sequence[tuple[Mapping[str, Value], Deployment]], batches: Sequence[int]

@@ -227,8 +227,8 @@ def _posterior(
     """
     import numpy as np
 
-    _, _, center, scale = _known(tried, found)
-    at, values, _, _ = _known(tried, [*found, *guessed])
+    center, scale = _middle(found)
+    at, values = _known(tried, [*found, *guessed])
     noises = np.array([noise] * len(found) + [_VAGUE] * len(guessed))
     kernel = at @ at.T + np.diag((noises / scale) ** 2)
     across = wanted @ at.T
@@ -238,14 +238,19 @@ def _posterior(
     return mean, scale * np.sqrt(np.maximum(left, 1e-9)) + noise
 
 
-def _known(tried: Any, found: Sequence[tuple[int, float]]) -> tuple[Any, Any, float, float]:
-    """Rows and values of what was found, their middle and their scale."""
+def _known(tried: Any, found: Sequence[tuple[int, float]]) -> tuple[Any, Any]:
+    """Rows and values of what was found."""
     import numpy as np
 
-    values = np.array([v for _, v in found])
-    center = float(np.median(values)) if len(values) else 0.0
-    scale = max(float(np.std(values)), 0.1) if len(values) else 1.0
-    return tried[[i for i, _ in found]], values, center, scale
+    return tried[[i for i, _ in found]], np.array([v for _, v in found])
+
+
+def _middle(found: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """The values' middle and scale."""
+    import numpy as np
+
+    values = [v for _, v in found]
+    return (float(np.median(values)), max(float(np.std(values)), 0.1)) if values else (0.0, 1.0)
 
 
 def _noise(tried: Any, found: Sequence[tuple[int, float]]) -> float:
@@ -254,7 +259,8 @@ def _noise(tried: Any, found: Sequence[tuple[int, float]]) -> float:
 
     if len(found) < _ENOUGH:
         return _NOISES[0]
-    at, values, center, scale = _known(tried, found)
+    at, values = _known(tried, found)
+    center, scale = _middle(found)
     off = (values - center) / scale
 
     def evidence(noise: float) -> float:

@@ -14,7 +14,7 @@ class Failure(Record, frozen=True, kw_only=True):
     """Why something ended badly.  ``kind``: oom, crash, hang, slow, nan, unsupported, error,
     exit, killed, contract.  ``log`` holds the last lines of its output.  ``least``: by
     ``step.parameter``, the value below which no deployment of this model can be built.
-    ``never``: a form (`forms.ROAD`) that the model cannot become.
+    ``never``: a form (`forms.ROAD`) that the model cannot become, or a step that it cannot have.
     """
 
     kind: str

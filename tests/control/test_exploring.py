@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from autotune.control.bridge import FunctionBridge
+from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
-from autotune.records.report import Report
+from autotune.records.report import Failure, Report
 from autotune.tune import Task, tune
 from tests.support import simulated
 from tests.support.simulated import Simulation
@@ -22,9 +23,11 @@ def go(tmp_path: Path, profile: Profile) -> Go:
     model = tmp_path / "model.py"
     model.write_text("raise SystemExit('never loaded here')\n")
 
-    def run(trials: int, time_s: float = 240, **effort: Any) -> Report:
+    def run(
+        trials: int, time_s: float = 240, machine: type[Simulation] = Simulation, **effort: Any
+    ) -> Report:
         def make(work: Path) -> FunctionBridge:
-            return FunctionBridge(Simulation(work, profile).answer)
+            return FunctionBridge(machine(work, profile).answer)
 
         report, _ = tune(
             Task.from_file(model),
@@ -56,3 +59,22 @@ def test_it_is_tried_where_it_is_predicted_faster(go: Go, monkeypatch: pytest.Mo
 def test_it_is_tried_in_the_end_where_nothing_else_is_expected_to_gain(go: Go) -> None:
     tried = runtimes(go(30))
     assert "compiled" in tried[11:]
+
+
+class Unprunable(Simulation):
+    """No build with pruning succeeds."""
+
+    def _build(self, job: jobs.Build) -> jobs.Result:
+        if any(step.name == "prune" for step in job.compress):
+            failure = Failure(kind="unsupported", message="cannot be pruned", never="prune")
+            return jobs.Result(failure=failure, wall_s=0.2, work_s=0.2)
+        return super()._build(job)
+
+
+def test_a_model_that_cannot_be_pruned_fails_once(go: Go) -> None:
+    report = go(14, machine=Unprunable)
+    pruned = [
+        t for t in report.deploy_trials if any(s.name == "prune" for s in t.deployment.compress)
+    ]
+    assert [t.state for t in pruned][:2] == ["failed", "skipped"]
+    assert sum(t.state == "failed" for t in pruned) == 1
