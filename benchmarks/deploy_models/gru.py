@@ -1,4 +1,4 @@
-"""A GRU on monthly house sales of Texan cities: will more be sold in the month to come?"""
+"""A GRU on hourly weather at three airports: will it be warmer in three hours?"""
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ HIDDEN = 96
 
 
 class Forecast(nn.Module):
-    """Months ``[batch, 24, 7]`` to falls or rises."""
+    """Days ``[batch, 24, 7]`` to colder or warmer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,4 +30,4 @@ def make_model() -> nn.Module:
     return Forecast()
 
 
-train_data, eval_data, confirm_data = parts.of(data.houses)
+train_data, eval_data, confirm_data = parts.of(data.weather)
