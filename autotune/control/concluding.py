@@ -38,7 +38,7 @@ def finalists(lab: Lab) -> list[Deployment]:
     have been luck on *select*.
     """
     ranked = [t for t in lab.ranked() if not lab.is_baseline(t.deployment)]
-    best = [t.deployment for t in ranked[: figures.finalists(lab.run)]]
+    best = [t.deployment for t in ranked[: len(figures.quality_alphas(lab.run))]]
     safe = (t.deployment for t in ranked if t.deployment.lossless and choose.feasible(t))
     spare = next(safe, None)
     if len(best) > 1 and spare is not None and not any(d.lossless for d in best):
@@ -56,8 +56,9 @@ def conclude(
     run.listener.phase("verification", run.left_s)
     chosen = _pick(_tested(known, lab, candidates))
     if chosen is not None and chosen.left:
-        count, done = len(candidates), known.execution
-        chosen = verifying.finish(lab, chosen.side, chosen.reference, count, done)
+        place = candidates.index(chosen.side.deployment)
+        alpha, done = figures.quality_alphas(run, len(candidates))[place], known.execution
+        chosen = verifying.finish(lab, chosen.side, chosen.reference, alpha, done)
         if chosen.failure is not None:
             known.messages.append(f"a finalist failed verification: {chosen.failure}")
             chosen = None
@@ -77,9 +78,10 @@ def _tested(known: Known, lab: Lab, candidates: list[Deployment]) -> list[Verifi
     """
     run = known.run
     tested: list[Verified] = []
-    for place, deployment in enumerate(candidates, start=1):
+    alphas = figures.quality_alphas(run, len(candidates)) if candidates else ()
+    for place, (deployment, alpha) in enumerate(zip(candidates, alphas, strict=True), start=1):
         began, others = run.bridge.now(), place < len(candidates)
-        found = verifying.verify(lab, deployment, len(candidates), known.execution, others=others)
+        found = verifying.verify(lab, deployment, alpha, known.execution, others=others)
         if found.failure is not None:
             known.messages.append(f"a finalist failed verification: {found.failure}")
             continue
@@ -123,7 +125,9 @@ def _against_baseline(
 ) -> tuple[Verified, str | None]:
     """The winner replaces the baseline only if it beats it beyond noise."""
     if chosen is None:
-        own = verifying.verify(lab, lab.dense(_fastest_threads(lab), lab.batch), 1, known.execution)
+        own = verifying.verify(
+            lab, lab.dense(_fastest_threads(lab), lab.batch), figures.QUALITY_ALPHA, known.execution
+        )
         tried = any(not lab.is_baseline(t.trial.deployment) for t in lab.tried)
         what = "could be verified" if tried else "was tried, as time was short"
         return own, f"No candidate {what}: the baseline is the plan."

@@ -20,6 +20,8 @@ from autotune.records.report import DeployTrial
 QUALITY_ALPHA = 0.05
 """One-sided error of the test of quality, split over the finalists that may be tested."""
 FINALISTS = 3
+_SPLITS = ((0.6, 0.25, 0.15), (1 / 3,) * 3, (0.7, 0.3), (0.5, 0.5), (1.0,))
+"""Most of it is for the first: it is the fastest, and seldom are the others needed."""
 _SPEED_OF_QUALITY = 0.1
 """What a logarithm of latency weighs beside the allowed drop, where quality is the goal."""
 
@@ -122,19 +124,22 @@ def known_energy(trial: DeployTrial) -> float | None:
     return trial.energy_modelled.value if trial.energy_modelled else None
 
 
-def finalists(run: Run) -> int:
-    """How many plans may be tried on *confirm*: the error rate is split among them, so no more
-    than its rows can certify the allowed drop for, where one plan alone could be certified.
+def quality_alphas(run: Run, most: int = FINALISTS) -> tuple[float, ...]:
+    """The error rates of the finalists' tests of quality on *confirm*, in their order: a weighted
+    Bonferroni split, so that the chance that any of them passes wrongly is `QUALITY_ALPHA` at most.
+
+    Of no more finalists than ``most``, and than its rows can certify the allowed drop for, where
+    one plan alone could be certified; in equal parts where the last part would be too small.
     """
     rows, allowed = run.survey.task.confirm_rows, run.max_drop
+    splits = [tuple(QUALITY_ALPHA * x for x in split) for split in _SPLITS if len(split) <= most]
     if not run.survey.task.binary or allowed is None:
-        return FINALISTS
-    for count in range(FINALISTS, 1, -1):
-        least = verdict.smallest_certifiable_drop(rows, QUALITY_ALPHA / count)
+        return splits[0]
+    for split in splits:
+        least = verdict.smallest_certifiable_drop(rows, split[-1])
         if least is not None and least < allowed:
-            return count
-    least = verdict.smallest_certifiable_drop(rows)
-    return 1 if least is not None and least < allowed else FINALISTS
+            return split
+    return splits[0]
 
 
 def constraints(run: Run, tried: Tried, reference: Tried) -> dict[str, object]:
@@ -158,7 +163,7 @@ def constraints(run: Run, tried: Tried, reference: Tried) -> dict[str, object]:
     drop = upper = None
     if tried.scores is not None and reference.scores is not None:
         allowed = max_drop(run, reference.scores.quality)
-        alpha = QUALITY_ALPHA / finalists(run)
+        alpha = quality_alphas(run)[0]
         higher = run.survey.task.higher_is_better
         found = verdict.quality(
             tried.scores,

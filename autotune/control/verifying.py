@@ -8,7 +8,7 @@ Each launch is a new interpreter on fresh samples.  Verdicts are given at two lo
 fixed beforehand, each at half of the error rate: to look after every launch until a
 verdict pleases would multiply it.  A launch that the machine disturbed is taken again, once;
 both are recorded.  Quality is tested on *confirm*, once for each finalist in order, with
-the error rate split over them; the first launch answers *confirm*, so a finalist that fails
+most of the error rate for the first; the first launch answers *confirm*, so a finalist that fails
 there is launched no further while another waits.
 """
 
@@ -64,10 +64,11 @@ def launch_window_s(run: Run, launch: Launch) -> float:
 
 
 def verify(
-    lab: Lab, deployment: Deployment, finalists: int, execution: Execution, *, others: bool = False
+    lab: Lab, deployment: Deployment, alpha: float, execution: Execution, *, others: bool = False
 ) -> Verified:
-    """Verify one deployment against the dense eager baseline at its threads and batch.  Where
-    ``others`` wait, one whose quality fails is left after its first launch.
+    """Verify one deployment against the dense eager baseline at its threads and batch, its quality
+    at the error rate ``alpha``.  Where ``others`` wait, one whose quality fails is left after its
+    first launch.
     """
     reference = _side(lab, lab.dense(deployment.threads, deployment.batch_size))
     side = reference if deployment == reference.deployment else _side(lab, deployment)
@@ -75,14 +76,14 @@ def verify(
         failure = _take(lab, side, reference, 1)
         if failure is not None:
             return Verified(side, reference, (), None, failure)
-        verdicts = judging.judge(lab.run, side, reference, QUALITY_ALPHA / finalists)
+        verdicts = judging.judge(lab.run, side, reference, alpha)
         if any(judging.failed(lab.run, v) for v in verdicts):
             trained = judging.training_verdicts(lab.run.budget, execution, lab.run)
             return Verified(side, reference, (*verdicts, *trained), None, left=True)
-    return finish(lab, side, reference, finalists, execution)
+    return finish(lab, side, reference, alpha, execution)
 
 
-def finish(lab: Lab, side: Side, reference: Side, finalists: int, execution: Execution) -> Verified:
+def finish(lab: Lab, side: Side, reference: Side, alpha: float, execution: Execution) -> Verified:
     """Launch both sides up to the looks, beyond what launches they have, and judge."""
     run = lab.run
     trained = judging.training_verdicts(run.budget, execution, run)
@@ -94,7 +95,7 @@ def finish(lab: Lab, side: Side, reference: Side, finalists: int, execution: Exe
         if failure is not None:
             return Verified(side, reference, (), None, failure)
         if len(side.launches) > before:
-            verdicts = judging.judge(run, side, reference, QUALITY_ALPHA / finalists)
+            verdicts = judging.judge(run, side, reference, alpha)
         if side is not reference:
             comparison = verdict.faster(side.latencies, reference.latencies, run.budget.percentile)
         open_ = any(v.verdict == "UNDECIDED" and v.name != "quality" for v in verdicts)
