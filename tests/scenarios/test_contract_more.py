@@ -42,7 +42,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, measured: Path) -> Ran:
     torch.save(saved, root / "last.ckpt")
     (root / "model.py").write_text(CHECKPOINT)
     done = command(
-        "run", "model.py", "--weights", "last.ckpt", "--out", "report", "--time", "60s",
+        "run", "model.py", "--weights", "last.ckpt", "--out", "report", "--time", "120s",
         "--trials", "3", "--only", "runtime=onnxruntime", "--without", "prune,int8_dynamic",
         "--keep-fp32", "2", "--threads", "1", "--max-drop", "0.05", "--latency", "5ms",
         "--profile", measured, "--", "--hidden", "32", cwd=root,
