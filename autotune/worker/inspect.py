@@ -13,7 +13,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from autotune import members
 from autotune.errors import ContractError
 from autotune.records.job import Inspect, Inspection
 from autotune.records.task import Floor, TaskInfo, TaskSpec
-from autotune.worker import adapters, answers, chance, defaults, dynamic, rows, samples
+from autotune.worker import adapters, answers, chance, defaults, dynamic, keeper, rows, samples
 from autotune.worker.blame import broken, guard
 from autotune.worker.channel import Channel
 from autotune.worker.contract import ABOUT, Loaded, load
@@ -49,7 +49,7 @@ def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
     """
     from autotune.worker.traits import count
 
-    before = set(sys.modules)
+    before = keeper.modules_before()
     loaded = load(job.task, pretrained=job.pretrained)
     torch.manual_seed(job.task.seed)
     model = loaded.trained_model() if loaded.info.pretrained else loaded.make_model()
@@ -121,11 +121,15 @@ def write_rows(loaded: Loaded, root: Path) -> None:
     rows.save(root / "data" / "calibrate.npz", _rows(loaded, part, spread.tolist()))
 
 
-def _rows(loaded: Loaded, part: str, numbers: Iterable[int]) -> rows.Rows:
-    found = []
-    for number in numbers:
-        inputs, _ = loaded.collate([loaded.sample(part, number)])
-        found.append([array[0] for array in loaded.input_arrays(inputs)])
+def _rows(loaded: Loaded, part: str, numbers: Sequence[int]) -> rows.Rows:
+    """Inputs of these rows, taken apart from batches (of one where the shapes may differ)."""
+    size = 1 if loaded.info.ragged or loaded.has_own_collate else _SCORED_ROWS
+    found: list[list[Any]] = []
+    for start in range(0, len(numbers), size):
+        samples_ = [loaded.sample(part, number) for number in numbers[start : start + size]]
+        inputs, _ = loaded.collate(samples_)
+        arrays = loaded.input_arrays(inputs)
+        found += [[array[i] for array in arrays] for i in range(len(samples_))]
     info = loaded.info
     names = info.input_names if info.input_kind == "dict" else ("",) * len(info.input_names)
     return rows.from_samples(info.input_kind, names, found)

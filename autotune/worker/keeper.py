@@ -5,7 +5,8 @@
 
 Loading takes a fifth of a second to seconds, which is as long as many a trial.  Only what a fork
 can share is kept: where loading leaves a thread, a file, a process or a device behind, or fails,
-there is no keeper, and each job loads the task by itself.
+there is no keeper, and each job loads the task by itself.  The first to share it is the inspection,
+which otherwise says why loading fails.
 
 What this does not know: state outside the process that loading changes (a temporary folder is
 shared by all jobs).
@@ -29,7 +30,8 @@ from autotune.records.task import TaskSpec
 
 _SHARE, _MOST_S = 0.5, 60.0
 """Of a job's time that loading may take before it is left to the job itself."""
-_PASSED_ON = ("Build", "Footprint", "Replay", "Score", "Throughput", "Train")
+_PASSED_ON = ("Build", "Footprint", "Inspect", "Replay", "Score", "Throughput", "Train")
+_before: set[str] = set()
 Loop = Callable[[Lines, TextIO], None]
 """(requests, answers): what a server does until its requests end."""
 
@@ -113,9 +115,22 @@ def _stamp(task: Any) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_size
 
 
+def note_modules() -> None:
+    """Remember what is imported now, before anything is for a task."""
+    if not _before:
+        _before.update(sys.modules)
+
+
+def modules_before() -> set[str]:
+    """What was imported before anything was for a task."""
+    return set(_before or sys.modules)
+
+
 def task_of(message: dict[str, Any]) -> Any:
     """The task of a job that needs it loaded; None for any other job."""
     job = message["job"]
+    if job.get("pretrained") is not None:  # an inspection that overrides what the file says
+        return None
     return job.get("task") if job["type"] in _PASSED_ON else None
 
 
@@ -161,6 +176,7 @@ def _loaded(task: Any) -> str | None:
     from autotune.worker import contract
 
     spec = codec.decode(json.dumps({"task": task}).encode(), _Envelope).task
+    note_modules()
     threads, files = torch.get_num_threads(), _files()
     torch.set_num_threads(1)  # a pool of threads cannot be forked
     # else a mere `torch.cuda.is_available()` in the user's file bars all forks from the device

@@ -9,8 +9,8 @@ Lines in:  {"job": ..., "timeout_s": ..., "log": ..., "memory_bytes": ..., "alon
 Lines out: {"event": "ready" | "report" | "done", ...}
 
 The first task that a job needs loaded is loaded once, below (`keeper`).
-What the user's file will import is imported while the first job runs, but for one that is to be
-``alone``, as what is timed must be.
+What the user's file imports is imported before that: threads that it leaves do not outlive a fork.
+(Not for a first job that is to be ``alone``, as what is timed must be.)
 
 The server does no tensor work and touches no device before it forks: a forked child of a
 process that has used OpenMP or CUDA hangs.  It is a child-subreaper, so whatever a job
@@ -100,6 +100,7 @@ class _Loop:
             self._keeps = False
             below = _Loop(self._root, keeps=False)
             self._no_spare()  # whose end of a pipe a fork would hold open
+            self._foresee(message)
             self._keeper = keeper.kept(message, below.run)
         found = self._keeper
         return found if found is not None and found.keeps(task) else None
@@ -107,9 +108,7 @@ class _Loop:
     def _answer(self, message: dict[str, Any], started: float, owner: Lines, out: TextIO) -> None:
         child = self._spare or _fork(self._root)
         child.begin(message)
-        if self._fresh and not message["alone"]:
-            _preload(_likely(message["job"]))
-        self._fresh = False
+        self._foresee(message)
         others = set()
         if self._keeper is None or not self._keeper.alive:
             self._spare = _fork(self._root)  # while the job runs, so that nobody waits for a fork
@@ -119,6 +118,13 @@ class _Loop:
             others.add(self._keeper.pid)
         _job(message, started, child, owner, out)
         child.end(others)
+
+    def _foresee(self, message: dict[str, Any]) -> None:
+        """Import what the first job's file will, for all that are forked later."""
+        if self._fresh and not message["alone"]:
+            keeper.note_modules()
+            _preload(_likely(message["job"]))
+        self._fresh = False
 
 
 def _likely(job: dict[str, Any]) -> tuple[str, ...]:
