@@ -11,7 +11,7 @@ each of a convolution's groups, or the channels of one attention head.
 import copy
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -106,7 +106,7 @@ def _traced(
             output_transform=lambda outputs: [o for o in outputs if o.grad_fn is not None],
         )
         parameters = {id(p): name for p, name in graph._param_to_name.items()}
-        for items in graph.get_all_groups(ignored_layers=left, root_module_types=_ROOTS):
+        for items in _followed(graph, left):
             scores = rank(items)
             if scores is None:
                 continue
@@ -115,6 +115,38 @@ def _traced(
             units = torch.arange(len(scores)) % (len(scores) // size)
             found.append(Group(tuple(members), scores.float(), units))
     return found
+
+
+def _followed(graph: Any, ignored: Sequence[nn.Module]) -> Iterator[Any]:
+    """The groups that begin at each layer's output, each once, but those with an ignored layer.  A
+    layer from which the walk fails stays whole: elsewhere the model can be pruned all the same.
+
+    Raises:
+        Exception: what torch-pruning raised, where it could follow nothing at all.
+    """
+    seen: set[nn.Module] = set()
+    whole = {*ignored, *graph.IGNORED_LAYERS_IN_TRACING}
+    failed: Exception | None = None
+    reached = False
+    for layer in list(graph.module2node):
+        if not isinstance(layer, tuple(_ROOTS)) or layer in whole or layer in seen:
+            continue
+        pruner = graph.get_pruner_of_module(layer)
+        channels = pruner.get_out_channels(layer) if pruner is not None else None
+        if channels is None:
+            continue
+        try:
+            group = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(channels)))
+        except Exception as error:
+            failed = error
+            continue
+        reached = True
+        out = {d.target.module for d, _ in group if graph.is_out_channel_pruning_fn(d.handler)}
+        seen |= out
+        if not out & whole:
+            yield group
+    if failed is not None and not reached:
+        raise failed
 
 
 def _recurring(model: Flat, inputs: Sequence[Tensor], rank: Importance) -> list[Group]:

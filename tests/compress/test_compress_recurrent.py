@@ -87,3 +87,25 @@ def test_a_layer_with_other_readers_is_left(make):
     assert _recurrent.readers(model, (X,)) == {}
     with pytest.raises(JobError, match="cannot be pruned"):
         _channels.prune(model, (X,), 0.5)
+
+
+class Attentive(nn.Module):
+    """The last state asks all states: torch-pruning cannot follow a channel through that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.ask = nn.GRU(6, 24, batch_first=True), nn.Linear(24, 24)
+        self.head = nn.Sequential(nn.Linear(24, 256), nn.ReLU(), nn.Linear(256, 3))
+
+    def forward(self, x):
+        states, last = self.cell(x)
+        weights = torch.softmax(states @ self.ask(last[-1]).unsqueeze(-1), 1)
+        return self.head((states * weights).sum(1))
+
+
+def test_what_cannot_be_followed_stays_whole_and_the_rest_is_pruned():
+    pruned = _channels.prune(Flat(Attentive().eval(), "tensor", ("input",)), (X,), 0.9)
+    assert pruned.model.head[0].out_features < 256
+    assert pruned.model.ask.out_features == 24
+    with torch.inference_mode():
+        assert pruned(X)[0].shape == (len(X), 3)
