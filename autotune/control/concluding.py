@@ -16,6 +16,7 @@ from autotune.control import (
     examples,
     figures,
     judging,
+    lineup,
     reasons,
     store,
     verdict,
@@ -33,17 +34,8 @@ _OVER = 0.05  # of a run's time, that a further finalist may end after it
 
 
 def finalists(lab: Lab) -> list[Deployment]:
-    """The best few distinct deployments; the baseline stands ready after them.  Where all of
-    them compress, the last gives its place to the best that does not: whose quality cannot
-    have been luck on *select*.
-    """
-    ranked = [t for t in lab.ranked() if not lab.is_baseline(t.deployment)]
-    best = [t.deployment for t in ranked[: len(figures.quality_alphas(lab.run))]]
-    safe = (t.deployment for t in ranked if t.deployment.lossless and choose.feasible(t))
-    spare = next(safe, None)
-    if len(best) > 1 and spare is not None and not any(d.lossless for d in best):
-        best[-1] = spare
-    return best
+    """The few that are verified, in their order; the baseline stands ready after them."""
+    return [t.trial.deployment for t in lineup.chosen(lab)]
 
 
 def conclude(

@@ -216,7 +216,9 @@ class _Exploration:
                 if self._late % _SAMPLED:
                     self._enqueue_best()
         proposal = self._study.ask()
-        if proposal.why == "sampler" and self._hopeless(proposal.values):
+        if proposal.why == "sampler" and (
+            self._waits(self._lab.deployment(proposal.values)) or self._hopeless(proposal.values)
+        ):
             self._study.abandon(proposal.number)
             self._enqueue_best()
             proposal = self._study.ask()
@@ -232,6 +234,10 @@ class _Exploration:
         for seed in soon:
             self._study.enqueue(seed.values, seed.why)
         self._dear = [seed for seed in self._dear if seed not in soon]
+
+    def _waits(self, deployment: Deployment) -> bool:
+        """Whether its runtime waits: then what compresses the model for it waits too."""
+        return any(self._lab.deployment(s.values).runtime == deployment.runtime for s in self._dear)
 
     def _seen(self) -> list[surrogate.Seen]:
         """What was tried, as the surrogate sees it."""
@@ -265,6 +271,8 @@ class _Exploration:
 
         def cost_s(values: Values) -> float:
             deployment = self._lab.deployment(values)
+            if self._waits(deployment):
+                return math.inf
             first_s = _COMPILER_S if deployment.runtime in foresight.COMPILED else 0.0
             expected_s = self._expected_s(deployment) or max(usual_s, first_s)
             return expected_s if expected_s <= left_s else math.inf

@@ -173,7 +173,7 @@ def constraints(run: Run, tried: Tried, reference: Tried) -> dict[str, object]:
             alpha=alpha,
         )
         drop, upper, judged = found.estimate, found.upper, found.estimate
-        if _certifiable(run, allowed, alpha) and drop is not None and upper is not None:
+        if certifiable(run, allowed, alpha) and drop is not None and upper is not None:
             upper = judged = _on_confirm(run, drop, upper, tried.scores.rows)
         if judged is not None and allowed > 0:
             out["quality"] = judged / allowed - 1
@@ -182,7 +182,7 @@ def constraints(run: Run, tried: Tried, reference: Tried) -> dict[str, object]:
     return {"constraints": out, "drop": drop, "drop_upper": upper}
 
 
-def _certifiable(run: Run, allowed: float, alpha: float) -> bool:
+def certifiable(run: Run, allowed: float, alpha: float) -> bool:
     """Whether *confirm* has rows enough to certify the allowed drop at all."""
     least = verdict.smallest_certifiable_drop(run.survey.task.confirm_rows, alpha)
     return run.survey.task.binary and least is not None and least < allowed

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from autotune.control import choose, figures, reserve
+from autotune.control import choose, figures, lineup, reserve
 from autotune.control.deploying import Lab
 from autotune.control.figures import Tried
 from autotune.records import job as jobs
@@ -24,7 +24,7 @@ _SHARE, _LEAST_S = 0.08, 60.0
 """Of the time left after training that is kept for this; nothing of a search shorter than that,
 which tries few plans: they race only where time is left over.
 """
-ROUNDS = 5
+ROUNDS, _FEWEST = 5, 3
 _MOST = 4
 _NEAR = 1.6
 """A plan that took this much longer than the best in its screening does not lead."""
@@ -43,7 +43,7 @@ def run(lab: Lab, until_s: float) -> str | None:
     """
     first = _leading(lab)[:1]
     for _ in range(_MOST_GROUPS):
-        group = _leading(lab)
+        group = _group(lab)
         if len(group) < 2 or group[0].again:
             break
         if not _measured(lab, group, until_s):
@@ -63,17 +63,34 @@ def _leading(lab: Lab) -> list[Tried]:
     return [t for t, time_s in zip(found, times, strict=True) if time_s <= _NEAR * times[0]][:_MOST]
 
 
+def _group(lab: Lab) -> list[Tried]:
+    """The leading plans; and, where there are several, those that would be verified after the
+    first and whoever is next in line for their places.
+    """
+    leading = _leading(lab)
+    if len(leading) < 2:
+        return leading
+    line = lineup.chosen(lab)
+    behind = [*line[1:], *lineup.chosen(lab, without=line[1:])[1:]]
+    good = [t for t in behind if choose.feasible(t.trial)]
+    return list({t.trial.number: t for t in (*leading, *good)}.values())
+
+
 def _measured(lab: Lab, group: Sequence[Tried], until_s: float) -> bool:
-    """Give as many of a group as fit their rounds, the first at least and one beside it; False
-    where two do not fit, or a launch failed.
+    """Give as many of a group as fit their rounds, the first at least and one beside it; fewer
+    rounds before fewer plans.  False where two do not fit, or a launch failed.
     """
     left_s = until_s - lab.run.bridge.now()
-    while len(group) > 1 and ROUNDS * math.fsum(map(reserve.launch_s, group)) > left_s:
-        group = group[:-1]
+    rounds = ROUNDS
+    while len(group) > 1 and rounds * math.fsum(map(reserve.launch_s, group)) > left_s:
+        if rounds > _FEWEST:
+            rounds -= 1
+        else:
+            group = group[:-1]
     if len(group) < 2:
         return False
     found: dict[int, list[Launch]] = {one.trial.number: [] for one in group}
-    for number in range(ROUNDS):
+    for number in range(rounds):
         turn = number % len(group)
         for one in (*group[turn:], *group[:turn]):
             assert one.built is not None
@@ -82,9 +99,9 @@ def _measured(lab: Lab, group: Sequence[Tried], until_s: float) -> bool:
                 found[one.trial.number].append(answer.launch)
     for one in group:
         launches = tuple(found[one.trial.number])
-        if len(launches) == ROUNDS:
+        if len(launches) == rounds:
             lab.tried[one.trial.number] = _pooled(lab, one, launches)
-    return all(len(launches) == ROUNDS for launches in found.values())
+    return all(len(launches) == rounds for launches in found.values())
 
 
 def _pooled(lab: Lab, one: Tried, launches: tuple[Launch, ...]) -> Tried:
@@ -98,7 +115,8 @@ def _said(lab: Lab, first: Sequence[Tried]) -> str | None:
     again = [t for t in lab.tried if t.again]
     if not again or not first:
         return None
-    text = f"The {len(again)} leading plans were measured again, {ROUNDS} launches each in turn"
+    fewest = min(len(t.again) for t in again)
+    text = f"The {len(again)} leading plans were measured again, {fewest} launches each in turn"
     now = lab.tried[lab.ranked()[0].number]
     if now.trial.number == first[0].trial.number:
         return f"{text}: the best stayed first."

@@ -9,28 +9,13 @@ from autotune.control.attempts import Attempt
 from autotune.control.figures import Tried
 from autotune.records import job as jobs
 from autotune.records.budget import Budget
-from autotune.records.measurement import Launch, Scores
+from autotune.records.measurement import Scores
 from autotune.records.plan import Deployment
 from autotune.records.report import DeployTrial, Failure
 from tests.support import made
 
 ROWS = 1600
 DENSE = Deployment()
-
-
-def launch(seconds: float, work_s: float = 20.0) -> Launch:
-    return Launch(
-        latency_s=(seconds,) * 100,
-        load_s=0.1,
-        first_call_s=0.1,
-        warmup_calls=1,
-        settled=True,
-        window_s=1.0,
-        window_calls=100,
-        cpu_s=1.0,
-        peak_memory_bytes=1,
-        work_s=work_s,
-    )
 
 
 class Bench:
@@ -55,10 +40,10 @@ class Bench:
         return self._answer("build", 1, built)
 
     def measure(self, built: jobs.Built, deployment: Deployment, every: int) -> jobs.Result:
-        return self._answer("measure", every, jobs.Measured(launch=launch(self._seconds)))
+        return self._answer("measure", every, jobs.Measured(launch=made.launch(self._seconds)))
 
     def more(self, built: jobs.Built, deployment: Deployment, every: int) -> jobs.Result:
-        return self._answer("more", every, jobs.Measured(launch=launch(self._seconds)))
+        return self._answer("more", every, jobs.Measured(launch=made.launch(self._seconds)))
 
     def score(self, built: jobs.Built, part: str, every: int) -> jobs.Result:
         values = tuple(0.0 if self._wrong(row) else 1.0 for row in range(0, ROWS, every))
@@ -71,7 +56,7 @@ def baseline(seconds: float = 0.01, work_s: float = 20.0) -> Tried:
     scores = Scores(quality=sum(values) / ROWS, rows=ROWS, per_sample=values)
     latency = verdict.quantiles([(seconds,) * 100], 95.0)
     trial = DeployTrial(number=0, deployment=DENSE, state="complete", latency_s=latency)
-    return Tried(trial, None, launch(seconds, work_s), scores)
+    return Tried(trial, None, made.launch(seconds, work_s), scores)
 
 
 def test_rows_that_are_scored_faster_than_a_process_starts_are_taken_at_once() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from autotune.control import disturbed, judging, verifying
+from autotune.control.figures import QUALITY_ALPHA
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Limit
 from autotune.records.hardware import Profile
@@ -22,7 +23,7 @@ def verified(
     root: Path, profile: Profile, script: Script, budget: Budget = BUDGET, time_s: float = 600.0
 ) -> tuple[verifying.Verified, Scripted]:
     laboratory, machine = lab(root, profile, script, budget, time_s)
-    return verifying.verify(laboratory, PLAN, 1, Execution()), machine
+    return verifying.verify(laboratory, PLAN, QUALITY_ALPHA, Execution()), machine
 
 
 def plain(job: jobs.Measure, number: int, baseline: bool) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def test_the_baseline_verifies_against_itself(tmp_path: Path, profile: Profile) 
     laboratory, machine = lab(
         tmp_path, profile, plain, Budget(latency=Limit(value=1.5, relative=True))
     )
-    found = verifying.verify(laboratory, laboratory.dense(1, 1), 1, Execution())
+    found = verifying.verify(laboratory, laboratory.dense(1, 1), QUALITY_ALPHA, Execution())
     assert found.side is found.reference
     assert found.comparison is None
     assert len(machine.measured) == 3

@@ -17,6 +17,7 @@ import pytest
 
 from autotune.control import comparing, disturbed, judging, tail, verdict, verifying
 from autotune.control.bridge import FunctionBridge
+from autotune.control.figures import QUALITY_ALPHA
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort, Limit
 from autotune.records.hardware import Profile
@@ -81,7 +82,7 @@ def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Timing:
 def verified(tmp_path: Path, profile: Profile) -> Callable[..., verifying.Verified]:
     def run(script: Script, budget: Budget = BUDGET) -> verifying.Verified:
         laboratory, _ = lab(tmp_path, profile, script, budget)
-        return verifying.verify(laboratory, PLAN, 1, Execution())
+        return verifying.verify(laboratory, PLAN, QUALITY_ALPHA, Execution())
 
     return run
 

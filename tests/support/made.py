@@ -7,6 +7,7 @@ from autotune.control.run import Run, Silent
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Cpu, Leaf, Profile
 from autotune.records.job import Context, Job, Result
+from autotune.records.measurement import Launch
 from autotune.records.task import Split, Survey, TaskInfo, TaskSpec, Traits
 
 
@@ -95,3 +96,19 @@ def run(*, task: TaskInfo | None = None, splits: tuple[Split, ...] = (), **given
 
 def _unasked(job: Job) -> Result:
     raise AssertionError(f"no {type(job).__name__} was expected")
+
+
+def launch(seconds: float, work_s: float = 20.0) -> Launch:
+    """A hundred calls that take so long each."""
+    return Launch(
+        latency_s=(seconds,) * 100,
+        load_s=0.1,
+        first_call_s=0.1,
+        warmup_calls=1,
+        settled=True,
+        window_s=1.0,
+        window_calls=100,
+        cpu_s=1.0,
+        peak_memory_bytes=1,
+        work_s=work_s,
+    )

@@ -1,0 +1,122 @@
+"""Which plans are verified: a bold one in front where something good and sure stands behind it."""
+
+import msgspec
+import pytest
+
+from autotune.control import lineup, verdict
+from autotune.control.deploying import Lab
+from autotune.control.figures import Tried
+from autotune.records.budget import Budget
+from autotune.records.measurement import Scores
+from autotune.records.plan import Deployment, Recipe, Step
+from autotune.records.report import DeployTrial
+from tests.support import made
+from tests.support.simulated import OPTIONS
+
+ROWS = 1000
+PRUNED = Step(name="prune", params={"macs_kept": 0.4})
+LESS = Step(name="prune", params={"macs_kept": 0.7})
+STATIC, DYNAMIC = Step(name="int8_static"), Step(name="int8_dynamic")
+
+
+@pytest.fixture
+def lab() -> Lab:
+    run = made.run(
+        task=made.info(select_rows=ROWS, confirm_rows=2600),
+        budget=Budget(goal="latency", max_drop=0.01),
+    )
+    run.survey = msgspec.structs.replace(run.survey, options=OPTIONS)
+    found = Lab(run, "weights", Recipe(), 1.0)
+    scores = Scores(quality=0.7, rows=ROWS)
+    found.baselines[1, 1] = tried(found, 8.0, scores=scores, runtime="eager")
+    found.tried.append(found.baselines[1, 1])
+    return found
+
+
+def tried(
+    lab: Lab,
+    seconds: float,
+    *steps: Step,
+    drop: float = 0.0,
+    wide: float = 0.001,
+    scores: Scores | None = None,
+    runtime: str = "onnxruntime",
+) -> Tried:
+    """A plan whose drop on *select* was bounded at ``drop + wide``, by as many rows as *confirm*
+    has.
+    """
+    launch = made.launch(seconds)
+    trial = DeployTrial(
+        number=len(lab.tried),
+        deployment=Deployment(runtime=runtime, compress=steps),
+        state="complete",
+        latency_s=verdict.quantiles([launch.latency_s], 95.0),
+        drop=drop,
+        drop_upper=drop + wide,
+        constraints={"quality": (drop + wide) / 0.01 - 1},
+    )
+    return Tried(trial, None, launch, scores)
+
+
+def lined(lab: Lab, *plans: Tried) -> list[tuple[str, ...]]:
+    for number, plan in enumerate(plans, start=1):
+        lab.tried.append(plan._replace(trial=msgspec.structs.replace(plan.trial, number=number)))
+    return [tuple(s.name for s in t.trial.deployment.compress) for t in lineup.chosen(lab)]
+
+
+def test_a_bold_plan_goes_first_and_what_is_sure_behind_it(lab: Lab) -> None:
+    plans = (
+        tried(lab, 1.2, PRUNED, DYNAMIC, drop=-0.012, wide=0.0144),
+        tried(lab, 1.3, PRUNED, STATIC, drop=-0.010, wide=0.0144),
+        tried(lab, 1.4, PRUNED, drop=-0.010, wide=0.0144),
+        tried(lab, 2.1, DYNAMIC, drop=-0.001, wide=0.003),
+        tried(lab, 3.6),
+    )
+    assert lined(lab, *plans)[0] == ("prune", "int8_dynamic")
+    assert lined(lab)[-1] in (("int8_dynamic",), ())
+    assert ("int8_dynamic",) in lined(lab)
+
+
+def test_of_plans_that_are_all_sure_the_fastest_goes_first(lab: Lab) -> None:
+    plans = (tried(lab, 1.0, STATIC), tried(lab, 2.0, DYNAMIC), tried(lab, 3.0, runtime="openvino"))
+    assert lined(lab, *plans)[0] == ("int8_static",)
+
+
+def test_a_plan_that_is_hardly_faster_and_unsure_does_not_go_first(lab: Lab) -> None:
+    plans = (
+        tried(lab, 2.0, LESS, drop=0.004, wide=0.005),
+        tried(lab, 2.05, DYNAMIC, wide=0.001),
+    )
+    assert lined(lab, *plans)[0] == ("prune",)  # it costs little to ask, with another behind it
+    assert lined(lab)[1] == ("int8_dynamic",)
+
+
+def test_the_same_steps_are_not_asked_twice_while_there_is_another(lab: Lab) -> None:
+    plans = (
+        tried(lab, 1.0, PRUNED, drop=0.0, wide=0.009),
+        tried(lab, 1.01, PRUNED, drop=0.0, wide=0.009, runtime="openvino"),
+        tried(lab, 2.0, DYNAMIC, drop=0.0, wide=0.009),
+        tried(lab, 4.0),
+    )
+    assert lined(lab, *plans) == [("prune",), ("int8_dynamic",), ()]
+
+
+def test_chance_follows_the_rows_and_the_error_rate(lab: Lab) -> None:
+    sure, unsure = tried(lab, 1.0, DYNAMIC), tried(lab, 1.0, PRUNED, drop=0.0, wide=0.0099)
+    assert lineup.chance(lab, sure, 0.03) > 0.99
+    assert 0.3 < lineup.chance(lab, unsure, 0.03) < 0.7
+    assert lineup.chance(lab, unsure, 0.0075) < lineup.chance(lab, unsure, 0.03)
+
+
+def test_where_quality_cannot_be_weighed_the_last_place_is_for_what_compresses_nothing(
+    lab: Lab,
+) -> None:
+    few = made.info(select_rows=ROWS, confirm_rows=100)
+    lab.run.survey = msgspec.structs.replace(lab.run.survey, task=few)
+    plans = (
+        tried(lab, 1.0, PRUNED),
+        tried(lab, 1.1, STATIC),
+        tried(lab, 1.2, DYNAMIC),
+        tried(lab, 3.0),
+    )
+    assert lined(lab, *plans) == [("prune",), ("int8_static",), ()]
