@@ -17,7 +17,7 @@ from autotune.control import examples, figures, store, units, verdict
 from autotune.control.bridge import Bridge
 from autotune.control.figures import QUALITY_ALPHA
 from autotune.control.judging import LOOKS, Side, deployment_verdicts, min_quality
-from autotune.control.run import Run, Silent, must
+from autotune.control.run import INSPECT_S, Run, Silent, must
 from autotune.control.verifying import calls_per_launch
 from autotune.errors import UsageError
 from autotune.records import job as jobs
@@ -88,7 +88,7 @@ def _measure(
     scored_part = None
     task = spec or TaskSpec(kind="file", path="")
     if spec is not None:
-        found = must(bridge, jobs.Inspect(task=spec), 120.0).answer
+        found = must(bridge, jobs.Inspect(task=spec), INSPECT_S).answer
         assert isinstance(found, jobs.Inspection)
         if found.info.source_sha256 != report.survey.task.source_sha256:
             raise UsageError(f"{spec.path} is not the model file that this report was made from")

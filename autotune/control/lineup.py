@@ -6,10 +6,9 @@
 Verification takes the first of a sequence whose quality passes, so a bold plan in front costs
 little where something good and sure comes behind it.  Plans that share a step that trains (their
 quality is what varies) pass or fail together to some extent; those with all steps in common
-entirely.  A drop that was seen on few rows
-says little: it is shrunk towards none (normal prior, the allowed drop its deviation).  One of the
-sequence compresses nothing, where there is such a plan: *confirm* may differ from *select* in what
-compression loses there.
+entirely.  A drop that was seen on few rows says little: it is shrunk towards none (normal prior,
+the allowed drop its deviation).  One of the sequence compresses nothing, where there is such a
+plan: *confirm* may differ from *select* in what compression loses there.
 """
 
 import itertools

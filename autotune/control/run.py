@@ -90,6 +90,10 @@ class Run:
         self.phases[name] = self.phases.get(name, 0.0) + self.bridge.now() - since_s
 
 
+INSPECT_S = 180.0
+"""For an inspection: a third of it is the keeper's try at loading the task for all jobs."""
+
+
 def must(bridge: Bridge, job: Job, timeout_s: float) -> Result:
     """Run a job that nothing can go on without.
 

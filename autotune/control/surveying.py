@@ -7,7 +7,7 @@ import msgspec
 from autotune import patterns
 from autotune.control import deployments, library, recipes, space, verdict
 from autotune.control.bridge import Bridge
-from autotune.control.run import Listener, Run, must
+from autotune.control.run import INSPECT_S, Listener, Run, must
 from autotune.errors import UsageError
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
@@ -26,7 +26,7 @@ def survey(
 ) -> Run:
     """What is there, what is legal, what it can cost at least."""
     listener.phase("survey", 20.0)
-    found = must(bridge, jobs.Inspect(task=spec, batch_size=budget.batch or 1), 120.0).answer
+    found = must(bridge, jobs.Inspect(task=spec, batch_size=budget.batch or 1), INSPECT_S).answer
     assert isinstance(found, jobs.Inspection)
     bridge.preload(found.imports)
     sources = must(bridge, jobs.Sources(), 30.0).answer
@@ -58,7 +58,7 @@ def look_again(run: Run, recipe: Recipe) -> None:
     """
     if recipe.params == run.survey.task.params:
         return
-    found = must(run.bridge, jobs.Inspect(task=run.task(recipe)), 120.0).answer
+    found = must(run.bridge, jobs.Inspect(task=run.task(recipe)), INSPECT_S).answer
     assert isinstance(found, jobs.Inspection)
     context = jobs.Context(info=found.info, traits=found.traits, profile=run.profile)
     menu = must(run.bridge, jobs.Menu(context=context), 60.0).answer
