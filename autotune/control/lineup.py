@@ -22,8 +22,10 @@ from autotune.control.figures import Tried
 
 _CONSIDERED = 12
 """Plans, by the goal."""
-_KIN = 0.5
-"""What the chance of a plan is multiplied with after one that shares a training step has failed."""
+_KIN = 0.2
+"""What the chance of a plan is multiplied with after one that shares a training step has failed:
+the same rows of *select* flattered both.
+"""
 _LEAST = 1e-6
 _NORMAL = NormalDist()
 

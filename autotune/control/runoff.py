@@ -64,16 +64,17 @@ def _leading(lab: Lab) -> list[Tried]:
 
 
 def _group(lab: Lab) -> list[Tried]:
-    """The leading plans; and, where there are several, those that would be verified after the
-    first and whoever is next in line for their places.
+    """The leading plan, and where there are several those that would be verified after it, the
+    others that lead, and whoever is next in line for a place.
     """
     leading = _leading(lab)
     if len(leading) < 2:
         return leading
-    line = lineup.chosen(lab)
-    behind = [*line[1:], *lineup.chosen(lab, without=line[1:])[1:]]
-    good = [t for t in behind if choose.feasible(t.trial)]
-    return list({t.trial.number: t for t in (*leading, *good)}.values())
+    line = lineup.chosen(lab)[1:]
+    behind = lineup.chosen(lab, without=line)[1:]
+    wanted = (*leading[:1], *line, *leading[1:], *behind)
+    good = [t for t in wanted if choose.feasible(t.trial)]
+    return list({t.trial.number: t for t in good}.values())
 
 
 def _measured(lab: Lab, group: Sequence[Tried], until_s: float) -> bool:
