@@ -91,8 +91,8 @@ class Lab:
         result = self.run.bridge.run(job, timeout_s=limit_s)
         if limit_s >= _BUILD_TIMEOUT_S:
             return result
-        said = f"the build took more than {limit_s:.0f} s, {_BUILD_SHARE:.0%} of what was left"
-        return _slow(result, said)
+        share = f", {_BUILD_SHARE:.0%} of what was left" if limit_s > _BUILD_LEAST_S else ""
+        return _slow(result, f"the build took more than {limit_s:.0f} s{share}")
 
     def _build_limit_s(self) -> float:
         if self.until_s is None or not self.baselines:

@@ -40,7 +40,7 @@ _HOPELESS = 1.5  # a thread count this much slower on the dense model is not sea
 _USUAL_S = 3.0
 _WORTH = 1.3
 """So much faster a plan that needs a compiler has to be predicted to be tried among the first."""
-_COMPILER_S = 12.0
+_COMPILER_S = 20.0
 """What the first plan of a runtime that needs a compiler is reckoned to take at least."""
 _LEAST_TRIED = 3
 """Candidates before a run that is short of time turns to verification."""
@@ -273,8 +273,7 @@ class _Exploration:
             deployment = self._lab.deployment(values)
             if self._waits(deployment):
                 return math.inf
-            first_s = _COMPILER_S if deployment.runtime in foresight.COMPILED else 0.0
-            expected_s = self._expected_s(deployment) or max(usual_s, first_s)
+            expected_s = self._expected_s(deployment) or usual_s
             return expected_s if expected_s <= left_s else math.inf
 
         left_s = self._left_s()
@@ -356,9 +355,9 @@ class _Exploration:
 
     def _expected_s(self, deployment: Deployment) -> float:
         """What a trial like this took at most so far (same runtime, same kind of compression; the
-        first of its kind at least what measuring its runtime takes), and the longest recovery where
-        its own is not in the cache; 0 where nothing is known.  A build that was cut short would
-        have taken longer.
+        first of its kind at least what measuring its runtime takes, or a compiler), and the
+        longest recovery where its own is not in the cache; 0 where nothing is known.  A build that
+        was cut short would have taken longer.
         """
         kinds = [step.name for step in deployment.compress]
         training = self._training(deployment)
@@ -369,7 +368,8 @@ class _Exploration:
         recovery_s = max((self._recovery_s(t) for t in self._lab.tried), default=0.0)
         runtime = [t for t in self._lab.tried if t.trial.deployment.runtime == deployment.runtime]
         like = [t for t in runtime if [s.name for s in t.trial.deployment.compress] == kinds]
-        least_s = min((t.trial.measure_s for t in runtime), default=0.0)
+        unknown_s = _COMPILER_S if deployment.runtime in foresight.COMPILED else 0.0
+        least_s = min((t.trial.measure_s for t in runtime), default=unknown_s)
         took_s = max((self._took_s(t) for t in like), default=least_s)
         return took_s + (0.0 if cached else recovery_s)
 

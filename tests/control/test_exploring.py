@@ -61,6 +61,18 @@ def test_it_is_tried_in_the_end_where_nothing_else_is_expected_to_gain(go: Go) -
     assert "compiled" in tried[11:]
 
 
+def test_what_compresses_for_a_compiler_that_waits_waits_too(go: Go) -> None:
+    tried = [t.deployment for t in go(30).deploy_trials if t.deployment.runtime == "compiled"]
+    assert tried
+    assert tried[0].lossless
+
+
+def test_a_compiler_is_not_begun_in_the_time_that_is_kept_for_the_race(go: Go) -> None:
+    report = go(30, time_s=45)
+    assert len(report.deploy_trials) > 6
+    assert "compiled" not in runtimes(report)
+
+
 class Unprunable(Simulation):
     """No build with pruning succeeds."""
 
