@@ -106,10 +106,7 @@ def _traced(
             output_transform=lambda outputs: [o for o in outputs if o.grad_fn is not None],
         )
         parameters = {id(p): name for p, name in graph._param_to_name.items()}
-        for items in _followed(graph, left):
-            scores = rank(items)
-            if scores is None:
-                continue
+        for items, scores in _followed(graph, left, rank):
             members = [m for item in items if (m := _member(item, names, parameters)) is not None]
             size = _grouped(model, members)
             units = torch.arange(len(scores)) % (len(scores) // size)
@@ -117,9 +114,12 @@ def _traced(
     return found
 
 
-def _followed(graph: Any, ignored: Sequence[nn.Module]) -> Iterator[Any]:
-    """The groups that begin at each layer's output, each once, but those with an ignored layer.  A
-    layer from which the walk fails stays whole: elsewhere the model can be pruned all the same.
+def _followed(
+    graph: Any, ignored: Sequence[nn.Module], rank: Callable[[Any], Tensor | None]
+) -> Iterator[tuple[Any, Tensor]]:
+    """The groups that begin at each layer's output, each once, with their channels' scores, but
+    those with an ignored layer.  A layer from which the walk fails, or finds channels that there
+    are not, stays whole: elsewhere the model can be pruned all the same.
 
     Raises:
         Exception: what torch-pruning raised, where it could follow nothing at all.
@@ -137,14 +137,15 @@ def _followed(graph: Any, ignored: Sequence[nn.Module]) -> Iterator[Any]:
             continue
         try:
             group = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(channels)))
+            out = {d.target.module for d, _ in group if graph.is_out_channel_pruning_fn(d.handler)}
+            seen |= out
+            scores = None if out & whole else rank(group)
         except Exception as error:
             failed = error
             continue
         reached = True
-        out = {d.target.module for d, _ in group if graph.is_out_channel_pruning_fn(d.handler)}
-        seen |= out
-        if not out & whole:
-            yield group
+        if scores is not None:
+            yield group, scores
     if failed is not None and not reached:
         raise failed
 

@@ -283,3 +283,28 @@ def test_convolutions_in_groups_keep_like_groups(kind):
     assert pruned[1].out_channels % 4 == pruned[1].in_channels % 4 == 0
     assert pruned[3].groups == pruned[3].out_channels == pruned[3].in_channels
     assert parameters(pruned) < parameters(net)
+
+
+class Mixer(nn.Module):
+    """Layers over tokens and over channels by turns: torch-pruning takes one for the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.norm = nn.Conv2d(1, 48, 2, 2), nn.LayerNorm(48)
+        self.tokens = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16))
+        self.channels = nn.Sequential(nn.Linear(48, 256), nn.GELU(), nn.Linear(256, 48))
+        self.head = nn.Linear(48, 10)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = x + self.tokens(self.norm(x).transpose(1, 2)).transpose(1, 2)
+        return self.head((x + self.channels(x)).mean(1))
+
+
+def test_channels_that_there_are_not_leave_their_layer_whole():
+    inputs = (torch.randn(1, 1, 8, 8),)
+    pruned = _channels.prune(Flat(Mixer().eval(), "tensor", ("input",)), inputs, 0.7)
+    assert pruned.model.patch.out_channels == 48
+    assert pruned.model.channels[0].out_features < 256
+    with torch.inference_mode():
+        assert pruned(*inputs)[0].shape == (1, 10)
