@@ -22,6 +22,7 @@ __all__ = [
     "describe",
     "feasible",
     "latency_of",
+    "lossless_first",
     "order",
     "pareto",
     "violation",
@@ -109,11 +110,11 @@ def order(
         kept = {id(trial) for trial in same}
         good = [*same, *(trial for trial in good if id(trial) not in kept)]
     about: Goal = "latency" if goal == "quality" else goal
-    good = _lossless_first(good, lambda trial: _worseness(trial, about, higher_is_better))
+    good = lossless_first(good, lambda trial: _worseness(trial, about, higher_is_better))
     return (*good, *bad)
 
 
-def _lossless_first(
+def lossless_first(
     ranked: list[DeployTrial], value: Callable[[DeployTrial], float]
 ) -> list[DeployTrial]:
     """The best lossless plan brought to the front where it is close to the first."""

@@ -75,7 +75,9 @@ def explore(lab: Lab, until_s: float, kept_s: float = 0.0) -> None:
     guided = reuse.Guided(study, study.apart() if donor is not None else None, len(first))
     for values, why in first:
         guided.enqueue(values, why)
-    _Exploration(lab, searched, guided, dear).run(until_s, kept_s)
+    exploration = _Exploration(lab, searched, guided, dear)
+    exploration.run(until_s, kept_s)
+    exploration.settle()
     lab.until_s = None
 
 
@@ -176,6 +178,13 @@ class _Exploration:
             value = objective(self._run, tried, self._lab.baseline(deployment))
             self._study.tell(proposal.number, value, tried.trial.constraints)
 
+    def settle(self) -> None:
+        """Note each plan's objective as all trials together have it."""
+        known = [(i, s) for i, t in enumerate(self._lab.tried) if (s := self._as_seen(t))]
+        values = surrogate.steadied(self._space, [s for _, s in known], self._guesses())
+        for (i, _), value in zip(known, values, strict=True):
+            self._lab.tried[i] = self._lab.tried[i]._replace(steady=value)
+
     def _rescue(self) -> bool:
         """Train for int8, once, where that could change the plan and there is time; whether the
         question has come up.
@@ -241,16 +250,18 @@ class _Exploration:
 
     def _seen(self) -> list[surrogate.Seen]:
         """What was tried, as the surrogate sees it."""
-        seen = []
-        for tried in (*self._lab.tried, *self._repeats):
-            deployment = tried.trial.deployment
-            values = tried.values or deployments.values_of(
-                deployment, self._space, self._run.survey.options
-            )
-            if values is not None:
-                value = objective(self._run, tried, self._lab.baseline(deployment))
-                seen.append(surrogate.Seen(values, value, tried.trial.constraints))
-        return seen
+        both = (self._as_seen(tried) for tried in (*self._lab.tried, *self._repeats))
+        return [seen for seen in both if seen is not None]
+
+    def _as_seen(self, tried: Tried) -> surrogate.Seen | None:
+        deployment = tried.trial.deployment
+        values = tried.values or deployments.values_of(
+            deployment, self._space, self._run.survey.options
+        )
+        if values is None:
+            return None
+        value = objective(self._run, tried, self._lab.baseline(deployment))
+        return surrogate.Seen(values, value, tried.trial.constraints)
 
     def _guesses(self) -> list[surrogate.Seen]:
         """The predictions of seeds that wait."""

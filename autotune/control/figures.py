@@ -34,6 +34,8 @@ class Tried(NamedTuple):
     launch: Launch | None = None
     scores: Scores | None = None
     values: Mapping[str, Value] | None = None
+    steady: float | None = None
+    """The `objective` as all trials together have it (`surrogate.steadied`)."""
     again: tuple[Launch, ...] = ()
     """Launches in turn with other leading plans, once the search was over (`runoff`)."""
 
@@ -239,6 +241,14 @@ def objective(run: Run, tried: Tried, reference: Tried) -> float | None:
     if goal == "memory":
         return math.log(trial.memory_bytes) if trial.memory_bytes else speed
     return speed
+
+
+def standing(run: Run, tried: Tried, reference: Tried) -> float | None:
+    """The `objective` by which plans are compared once the search is over: by launches in turn
+    where it had them, else as all trials together have it.
+    """
+    own = objective(run, tried, reference)
+    return own if own is None or tried.again or tried.steady is None else tried.steady
 
 
 def guess(run: Run, predicted_s: float, batch: int, reference: Tried) -> float | None:

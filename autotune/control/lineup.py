@@ -34,9 +34,8 @@ def chosen(lab: Lab, without: Sequence[Tried] = ()) -> list[Tried]:
     """Up to as many plans as *confirm* can bear, in the order of verification; the baseline, which
     stands ready behind them, is none of them.  Some may be left out of consideration.
     """
-    ranked = [lab.tried[t.number] for t in lab.ranked() if not lab.is_baseline(t.deployment)]
     gone = {t.trial.number for t in without}
-    ranked = [t for t in ranked if t.trial.number not in gone]
+    ranked = [t for t in standing(lab) if t.trial.number not in gone]
     most = len(figures.quality_alphas(lab.run))
     good = [t for t in ranked if choose.feasible(t.trial)]
     if not good or not _weighable(lab, good[0]):
@@ -47,6 +46,32 @@ def chosen(lab: Lab, without: Sequence[Tried] = ()) -> list[Tried]:
     best = _best(lab, pool, most)
     named = {t.trial.number for t in best}
     return [*best, *(t for t in ranked if t.trial.number not in named)][:most]
+
+
+def standing(lab: Lab) -> list[Tried]:
+    """Every completed plan but the baseline, those within the limits first, by the goal: by their
+    launches in turn, or by what all trials say of one that had none (`figures.standing`).
+    """
+    ranked = [t for t in lab.ranked() if not lab.is_baseline(t.deployment)]
+    if lab.run.budget.resolved_goal() != "quality":
+        good = [t for t in ranked if choose.feasible(t)]
+        cost = {t.number: relative(lab, lab.tried[t.number]) for t in good}
+        good.sort(key=lambda t: cost[t.number])
+        good = choose.lossless_first(good, lambda t: cost[t.number])
+        ranked = [*good, *(t for t in ranked if not choose.feasible(t))]
+    return [lab.tried[t.number] for t in ranked]
+
+
+def relative(lab: Lab, tried: Tried) -> float:
+    """What the goal minimises, as a share of the baseline's, as `standing` has it (of quality, the
+    latency that it takes); infinite where it is not known.
+    """
+    reference = lab.baseline(tried.trial.deployment)
+    if lab.run.budget.resolved_goal() == "quality":
+        own, base = (figures.at_percentile(lab.run, t) for t in (tried, reference))
+        return own / base if own and base else math.inf
+    found = figures.standing(lab.run, tried, reference)
+    return math.inf if found is None else math.exp(found)
 
 
 def _with_a_safe_one(best: list[Tried], good: Sequence[Tried]) -> list[Tried]:
@@ -103,7 +128,7 @@ def _left(failed: Tried, other: Tried, trains: Set[str]) -> float:
 def _gain(lab: Lab, tried: Tried) -> float:
     """How much better than the baseline, by the goal, as a logarithm."""
     reference = lab.baseline(tried.trial.deployment)
-    own = figures.objective(lab.run, tried, reference)
+    own = figures.standing(lab.run, tried, reference)
     base = figures.objective(lab.run, reference, reference)
     return max(0.0, (base or 0.0) - own) if own is not None else 0.0
 

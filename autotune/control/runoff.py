@@ -1,6 +1,6 @@
 """The leading plans are measured again, in turn: a lucky launch must not win.
 
-    leading by their one screening launch --rounds, each in another order--> pooled launches
+    leading by their screening launches --rounds, each in another order--> pooled launches
         -> ranked anew -> whoever leads now without such launches has them too
 
 One launch of half a second differs from the next one by what else the machine does, on a shared one
@@ -27,7 +27,7 @@ which tries few plans: they race only where time is left over.
 ROUNDS, _FEWEST = 5, 3
 _MOST = 4
 _NEAR = 1.6
-"""A plan that took this much longer than the best in its screening does not lead."""
+"""A plan that took this much longer than the best, as far as is known, does not lead."""
 _MOST_GROUPS = 3
 _GOALS = ("latency", "quality", "energy", "throughput")
 
@@ -52,15 +52,14 @@ def run(lab: Lab, until_s: float) -> str | None:
 
 
 def _leading(lab: Lab) -> list[Tried]:
-    """The few best plans within the limits that lie near the first in latency."""
+    """The few best plans within the limits that lie near the first."""
     if lab.run.budget.resolved_goal() not in _GOALS:
         return []
-    ranked = [lab.tried[t.number] for t in lab.ranked() if choose.feasible(t)]
-    found = [t for t in ranked if not lab.is_baseline(t.trial.deployment)]
+    found = [t for t in lineup.standing(lab) if choose.feasible(t.trial)]
     if not found:
         return []
-    times = [figures.at_percentile(lab.run, t) or math.inf for t in found]
-    return [t for t, time_s in zip(found, times, strict=True) if time_s <= _NEAR * times[0]][:_MOST]
+    costs = [lineup.relative(lab, t) for t in found]
+    return [t for t, cost in zip(found, costs, strict=True) if cost <= _NEAR * costs[0]][:_MOST]
 
 
 def _group(lab: Lab) -> list[Tried]:
@@ -118,10 +117,10 @@ def _said(lab: Lab, first: Sequence[Tried]) -> str | None:
         return None
     fewest = min(len(t.again) for t in again)
     text = f"The {len(again)} leading plans were measured again, {fewest} launches each in turn"
-    now = lab.tried[lab.ranked()[0].number]
+    now = lineup.standing(lab)[0]
     if now.trial.number == first[0].trial.number:
         return f"{text}: the best stayed first."
     return (
         f"{text}: {choose.describe(now.trial.deployment)} is now first; "
-        f"{choose.describe(first[0].trial.deployment)} was, by one launch."
+        f"{choose.describe(first[0].trial.deployment)} was before."
     )

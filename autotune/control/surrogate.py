@@ -118,6 +118,22 @@ def hopeless(
     return _gains(space, seen, [values], guesses)[0] < _HOPELESS
 
 
+def steadied(
+    space: Space, seen: Sequence[Seen], guesses: Sequence[Seen] = ()
+) -> list[float | None]:
+    """Each objective as all trials together have it: one launch's luck is shrunk towards what its
+    parts did elsewhere, by how much launches vary.  None where there is no objective.
+    """
+    ours = {node.dim.name: node.dim for node in space.nodes}
+    speed, _ = _matrices([_features(s.values, ours) for s in (*seen, *guesses)])
+    measured = [(i, s.objective) for i, s in enumerate(seen) if s.objective is not None]
+    if not measured:
+        return [None] * len(seen)
+    guessed = [(len(seen) + i, s.objective or 0.0) for i, s in enumerate(guesses)]
+    mean, _ = _posterior(speed, speed[: len(seen)], measured, _noise(speed, measured), guessed)
+    return [None if s.objective is None else float(m) for s, m in zip(seen, mean, strict=True)]
+
+
 def _key(values: Values) -> frozenset[tuple[str, Value]]:
     return frozenset(values.items())
 

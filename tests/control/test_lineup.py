@@ -1,5 +1,7 @@
 """Which plans are verified: a bold one in front where something good and sure stands behind it."""
 
+import math
+
 import msgspec
 import pytest
 
@@ -78,6 +80,19 @@ def test_a_bold_plan_goes_first_and_what_is_sure_behind_it(lab: Lab) -> None:
 def test_of_plans_that_are_all_sure_the_fastest_goes_first(lab: Lab) -> None:
     plans = (tried(lab, 1.0, STATIC), tried(lab, 2.0, DYNAMIC), tried(lab, 3.0, runtime="openvino"))
     assert lined(lab, *plans)[0] == ("int8_static",)
+
+
+def test_what_all_trials_say_of_a_plan_goes_before_its_one_launch(lab: Lab) -> None:
+    """One launch has the static one in front; its other trials say that it is slower."""
+    lucky = tried(lab, 1.0, STATIC)._replace(steady=math.log(1.5 / 8.0))
+    assert lined(lab, lucky, tried(lab, 1.2, DYNAMIC))[:2] == [("int8_dynamic",), ("int8_static",)]
+
+
+def test_launches_in_turn_go_before_what_all_trials_say(lab: Lab) -> None:
+    raced = tried(lab, 1.0, STATIC)._replace(
+        steady=math.log(1.5 / 8.0), again=(made.launch(1.0),) * 5
+    )
+    assert lined(lab, raced, tried(lab, 1.2, DYNAMIC))[:2] == [("int8_static",), ("int8_dynamic",)]
 
 
 def test_a_plan_that_is_hardly_faster_and_unsure_does_not_go_first(lab: Lab) -> None:

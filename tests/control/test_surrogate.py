@@ -137,6 +137,44 @@ def test_continuous_dimensions_have_nine_levels_and_whole_numbers_their_own() ->
     )
 
 
+# -- what all trials together say of one ---------------------------------------------------
+
+
+def grid(luck: float) -> list[Seen]:
+    """Two runtimes at five levels, each with and without int8; in the first launch of one of them
+    the logarithm of its time was off by ``luck``.
+    """
+    found = [
+        result(complete(SPACE, {"runtime": r, "prune": "prune", "prune.kept": k, **q}))
+        for r in ("b", "c")
+        for k in (0.4, 0.5, 0.6, 0.7, 0.8)
+        for q in ({}, {"b+c.quantize": "int8"})
+    ]
+    return [found[0]._replace(objective=(found[0].objective or 0.0) + luck), *found[1:]]
+
+
+def test_a_lucky_launch_is_shrunk_towards_what_its_parts_do_elsewhere() -> None:
+    truth = grid(0.0)[0].objective
+    assert truth is not None
+    steady = surrogate.steadied(SPACE, grid(-0.4))[0]
+    assert steady is not None
+    assert abs(steady - truth) < 0.3 * 0.4
+
+
+def test_plain_launches_stay_nearly_as_they_were() -> None:
+    seen = grid(0.0)
+    for one, steady in zip(seen, surrogate.steadied(SPACE, seen), strict=True):
+        assert one.objective is not None
+        assert steady is not None
+        assert abs(steady - one.objective) < 0.03
+
+
+def test_what_failed_has_no_objective_then_either() -> None:
+    failed = Seen(complete(SPACE, {"runtime": "a"}), None, {"failed": 1.0})
+    assert surrogate.steadied(SPACE, [failed]) == [None]
+    assert surrogate.steadied(SPACE, [*seeds(), failed])[-1] is None
+
+
 # -- levels that begin where their step does nothing ---------------------------------------
 
 LEVELS = Space(
