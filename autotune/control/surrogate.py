@@ -41,6 +41,8 @@ _VAGUE = 0.35
 """That of an estimate from the measured value."""
 _ENOUGH = 8
 """Values from which the noise is told."""
+_OWN = 0.5
+"""Of what a launch departs from the parts' prediction, how much is the plan's own and no luck."""
 _NOISE_OF_CONSTRAINT = 0.1
 _CLIP = 3.0
 """Constraints are ``measured / limit - 1``: how far beyond three limits is all the same."""
@@ -121,8 +123,8 @@ def hopeless(
 def steadied(
     space: Space, seen: Sequence[Seen], guesses: Sequence[Seen] = ()
 ) -> list[float | None]:
-    """Each objective as all trials together have it: one launch's luck is shrunk towards what its
-    parts did elsewhere, by how much launches vary.  None where there is no objective.
+    """Each objective as all trials together have it: where one launch departs from what its parts
+    did elsewhere, part is taken for luck.  None where there is no objective.
     """
     ours = {node.dim.name: node.dim for node in space.nodes}
     speed, _ = _matrices([_features(s.values, ours) for s in (*seen, *guesses)])
@@ -131,7 +133,10 @@ def steadied(
         return [None] * len(seen)
     guessed = [(len(seen) + i, s.objective or 0.0) for i, s in enumerate(guesses)]
     mean, _ = _posterior(speed, speed[: len(seen)], measured, _noise(speed, measured), guessed)
-    return [None if s.objective is None else float(m) for s, m in zip(seen, mean, strict=True)]
+    return [
+        None if s.objective is None else float(m) + _OWN * (s.objective - float(m))
+        for s, m in zip(seen, mean, strict=True)
+    ]
 
 
 def _key(values: Values) -> frozenset[tuple[str, Value]]:

@@ -153,12 +153,12 @@ def grid(luck: float) -> list[Seen]:
     return [found[0]._replace(objective=(found[0].objective or 0.0) + luck), *found[1:]]
 
 
-def test_a_lucky_launch_is_shrunk_towards_what_its_parts_do_elsewhere() -> None:
+def test_half_of_a_lucky_launch_is_taken_for_luck() -> None:
     truth = grid(0.0)[0].objective
     assert truth is not None
     steady = surrogate.steadied(SPACE, grid(-0.4))[0]
     assert steady is not None
-    assert abs(steady - truth) < 0.3 * 0.4
+    assert abs(steady - truth) < 0.7 * 0.4
 
 
 def test_plain_launches_stay_nearly_as_they_were() -> None:
