@@ -243,7 +243,8 @@ class Exact(NamedTuple):
 
     @property
     def source(self) -> str:
-        return f"exact paired test, {self.worse} rows worse and {self.better} better of {self.rows}"
+        worse = f"{self.worse} row{'' if self.worse == 1 else 's'} worse"
+        return f"exact paired test, {worse} and {self.better} better of {self.rows}"
 
     def bounds(self, alpha: float) -> Bounds:
         return exact_bounds(self.worse, self.better, self.rows, alpha)
