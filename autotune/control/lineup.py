@@ -55,23 +55,40 @@ def standing(lab: Lab) -> list[Tried]:
     ranked = [t for t in lab.ranked() if not lab.is_baseline(t.deployment)]
     if lab.run.budget.resolved_goal() != "quality":
         good = [t for t in ranked if choose.feasible(t)]
-        cost = {t.number: relative(lab, lab.tried[t.number]) for t in good}
-        good.sort(key=lambda t: cost[t.number])
-        good = choose.lossless_first(good, lambda t: cost[t.number])
+        costs = {t.number: cost(lab, lab.tried[t.number]) for t in good}
+        good.sort(key=lambda t: costs[t.number])
+        good = choose.lossless_first(good, lambda t: costs[t.number])
         ranked = [*good, *(t for t in ranked if not choose.feasible(t))]
     return [lab.tried[t.number] for t in ranked]
 
 
-def relative(lab: Lab, tried: Tried) -> float:
-    """What the goal minimises, as a share of the baseline's, as `standing` has it (of quality, the
-    latency that it takes); infinite where it is not known.
+def cost(lab: Lab, tried: Tried) -> float:
+    """What the goal minimises, as `standing` has it: seconds (of quality too), joules or bytes, or
+    seconds a sample; infinite where it is not known.  It does not depend on which baseline a plan
+    has, of those at other threads or batches.
     """
+    run, trial = lab.run, tried.trial
+    goal = run.budget.resolved_goal()
+    value: float | None
+    if goal == "energy":
+        value = figures.known_energy(trial)
+    elif goal == "memory":
+        value = trial.memory_bytes
+    elif goal == "throughput":
+        value = 1 / trial.throughput_per_s if trial.throughput_per_s else None
+    else:
+        value = figures.at_percentile(run, tried)
+    return value * math.exp(_luck(lab, tried)) if value else math.inf
+
+
+def _luck(lab: Lab, tried: Tried) -> float:
+    """What its one launch is taken to have been faster by, as a logarithm."""
     reference = lab.baseline(tried.trial.deployment)
-    if lab.run.budget.resolved_goal() == "quality":
-        own, base = (figures.at_percentile(lab.run, t) for t in (tried, reference))
-        return own / base if own and base else math.inf
-    found = figures.standing(lab.run, tried, reference)
-    return math.inf if found is None else math.exp(found)
+    own = figures.objective(lab.run, tried, reference)
+    stands = figures.standing(lab.run, tried, reference)
+    if own is None or stands is None or lab.run.budget.resolved_goal() == "quality":
+        return 0.0
+    return stands - own
 
 
 def _with_a_safe_one(best: list[Tried], good: Sequence[Tried]) -> list[Tried]:
@@ -126,11 +143,9 @@ def _left(failed: Tried, other: Tried, trains: Set[str]) -> float:
 
 
 def _gain(lab: Lab, tried: Tried) -> float:
-    """How much better than the baseline, by the goal, as a logarithm."""
-    reference = lab.baseline(tried.trial.deployment)
-    own = figures.standing(lab.run, tried, reference)
-    base = figures.objective(lab.run, reference, reference)
-    return max(0.0, (base or 0.0) - own) if own is not None else 0.0
+    """How much better than the best baseline, by the goal, as a logarithm."""
+    own, base = cost(lab, tried), min(cost(lab, t) for t in lab.baselines.values())
+    return max(0.0, math.log(base / own)) if math.isfinite(own) and math.isfinite(base) else 0.0
 
 
 def chance(lab: Lab, tried: Tried, alpha: float) -> float:

@@ -58,7 +58,7 @@ def _leading(lab: Lab) -> list[Tried]:
     found = [t for t in lineup.standing(lab) if choose.feasible(t.trial)]
     if not found:
         return []
-    costs = [lineup.relative(lab, t) for t in found]
+    costs = [lineup.cost(lab, t) for t in found]
     return [t for t, cost in zip(found, costs, strict=True) if cost <= _NEAR * costs[0]][:_MOST]
 
 

@@ -88,6 +88,19 @@ def test_what_all_trials_say_of_a_plan_goes_before_its_one_launch(lab: Lab) -> N
     assert lined(lab, lucky, tried(lab, 1.2, DYNAMIC))[:2] == [("int8_dynamic",), ("int8_static",)]
 
 
+def test_plans_of_other_threads_are_compared_by_their_time(lab: Lab) -> None:
+    """On two threads the baseline is faster too, so that a ratio to it would hide the gain."""
+    scores = Scores(quality=0.7, rows=ROWS)
+    dense = tried(lab, 4.0, scores=scores, runtime="eager")
+    two = msgspec.structs.replace(dense.trial.deployment, threads=2)
+    lab.baselines[2, 1] = dense._replace(trial=msgspec.structs.replace(dense.trial, deployment=two))
+    fast = tried(lab, 1.0, STATIC)
+    static = msgspec.structs.replace(fast.trial.deployment, threads=2)
+    fast = fast._replace(trial=msgspec.structs.replace(fast.trial, deployment=static))
+    assert lined(lab, tried(lab, 1.2, DYNAMIC), fast)[0] == ("int8_static",)
+    assert lineup.cost(lab, fast) < lineup.cost(lab, tried(lab, 1.2, DYNAMIC))
+
+
 def test_launches_in_turn_go_before_what_all_trials_say(lab: Lab) -> None:
     raced = tried(lab, 1.0, STATIC)._replace(
         steady=math.log(1.5 / 8.0), again=(made.launch(1.0),) * 5
