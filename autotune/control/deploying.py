@@ -57,6 +57,14 @@ class Lab:
     def batch(self) -> int:
         return self.run.budget.batch or 1
 
+    @property
+    def reference(self) -> Tried:
+        """The baseline that objectives are relative to: the first measured, whatever the threads
+        and batch of a plan, so that all of them compare.
+        """
+        known = (t for t in self.baselines.values() if t.trial.latency_s is not None)
+        return next(known, next(iter(self.baselines.values())))
+
     def dense(self, threads: int, batch: int) -> Deployment:
         """The deploy baseline at these threads and this batch; a GPU is fed by one thread."""
         if self.on_gpu:

@@ -175,7 +175,7 @@ class _Exploration:
                 if len(self._lab.tried) >= len(self._lab.baselines) + _LEAST_TRIED:
                     self._lab.until_s = reserve.until_s(self._lab, planned_s) - kept_s
                 self._tell_listener()
-            value = objective(self._run, tried, self._lab.baseline(deployment))
+            value = objective(self._run, tried, self._lab.reference)
             self._study.tell(proposal.number, value, tried.trial.constraints)
 
     def settle(self) -> None:
@@ -260,7 +260,7 @@ class _Exploration:
         )
         if values is None:
             return None
-        value = objective(self._run, tried, self._lab.baseline(deployment))
+        value = objective(self._run, tried, self._lab.reference)
         return surrogate.Seen(values, value, tried.trial.constraints)
 
     def _guesses(self) -> list[surrogate.Seen]:
@@ -268,8 +268,8 @@ class _Exploration:
         guesses = []
         for seed in self._dear:
             deployment = self._lab.deployment(seed.values)
-            reference = self._lab.baseline(deployment)
-            value = guess(self._run, seed.predicted_s, deployment.batch_size, reference)
+            batch, reference = deployment.batch_size, self._lab.reference
+            value = guess(self._run, seed.predicted_s, batch, reference)
             if value is not None:
                 guesses.append(surrogate.Seen(seed.values, value, {}))
         return guesses

@@ -83,9 +83,8 @@ def cost(lab: Lab, tried: Tried) -> float:
 
 def _luck(lab: Lab, tried: Tried) -> float:
     """What its one launch is taken to have been faster by, as a logarithm."""
-    reference = lab.baseline(tried.trial.deployment)
-    own = figures.objective(lab.run, tried, reference)
-    stands = figures.standing(lab.run, tried, reference)
+    own = figures.objective(lab.run, tried, lab.reference)
+    stands = figures.standing(lab.run, tried, lab.reference)
     if own is None or stands is None or lab.run.budget.resolved_goal() == "quality":
         return 0.0
     return stands - own

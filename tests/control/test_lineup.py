@@ -5,7 +5,7 @@ import math
 import msgspec
 import pytest
 
-from autotune.control import lineup, verdict
+from autotune.control import figures, lineup, verdict
 from autotune.control.deploying import Lab
 from autotune.control.figures import Tried
 from autotune.records.budget import Budget
@@ -98,7 +98,12 @@ def test_plans_of_other_threads_are_compared_by_their_time(lab: Lab) -> None:
     static = msgspec.structs.replace(fast.trial.deployment, threads=2)
     fast = fast._replace(trial=msgspec.structs.replace(fast.trial, deployment=static))
     assert lined(lab, tried(lab, 1.2, DYNAMIC), fast)[0] == ("int8_static",)
-    assert lineup.cost(lab, fast) < lineup.cost(lab, tried(lab, 1.2, DYNAMIC))
+    other = tried(lab, 1.2, DYNAMIC)
+    assert lineup.cost(lab, fast) < lineup.cost(lab, other)
+    ours, theirs = (figures.objective(lab.run, t, lab.reference) for t in (fast, other))
+    assert ours is not None
+    assert theirs is not None
+    assert ours < theirs
 
 
 def test_launches_in_turn_go_before_what_all_trials_say(lab: Lab) -> None:
