@@ -47,7 +47,8 @@ def notes(launches: Sequence[Launch], disturbed: Sequence[Launch], percentile: f
     if unsettled:
         out.append(f"{unsettled} of {len(launches)} launches did not settle in the warm-up")
     if disturbed:
-        out.append(f"{len(disturbed)} disturbed launches ({cause(disturbed[0])}) were taken again")
+        were = "launch was" if len(disturbed) == 1 else "launches were"
+        out.append(f"{len(disturbed)} {were} disturbed ({cause(disturbed[0])}) and taken again")
     still = [found for launch in launches if (found := cause(launch))]
     if still:
         out.append(

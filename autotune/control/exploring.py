@@ -16,6 +16,7 @@ from autotune.control import (
     choose,
     deployments,
     foresight,
+    precedents,
     recipes,
     rescue,
     reserve,
@@ -29,8 +30,7 @@ from autotune.control.judging import LOOKS
 from autotune.control.search import Proposal, Search
 from autotune.control.space import Values
 from autotune.errors import ContractError
-from autotune.forms import reaches as becomes
-from autotune.records.plan import Deployment, Step
+from autotune.records.plan import Deployment
 from autotune.records.report import DeployTrial
 
 _MOST_REPEATS = 40
@@ -40,16 +40,9 @@ _HOPELESS = 1.5  # a thread count this much slower on the dense model is not sea
 _USUAL_S = 3.0
 _WORTH = 1.3
 """So much faster a plan that needs a compiler has to be predicted to be tried among the first."""
-_COMPILER_S = 20.0
-"""What the first plan of a runtime that needs a compiler is reckoned to take at least."""
 _LEAST_TRIED = 3
 """Candidates before a run that is short of time turns to verification."""
-_CUT_SHORT = 3.0
 _NEIGHBOUR = "neighbour of the best"
-_FORMS = {
-    "onnx": "an ONNX model, which this model cannot become",
-    "openvino": "an OpenVINO model, which this model cannot become",
-}
 
 
 def explore(lab: Lab, until_s: float, kept_s: float = 0.0) -> None:
@@ -146,8 +139,6 @@ class _Exploration:
         self._rescued = False
         self._repeats: list[Tried] = []
         """Other values of what was tried: they mean the same deployment."""
-        options = lab.run.survey.options
-        self._trains = {o.name for o in options if o.kind == "compress" and o.trains}
 
     def run(self, planned_s: float, kept_s: float) -> None:
         limit = self._run.effort.trials or 10_000
@@ -164,7 +155,7 @@ class _Exploration:
                 self._repeats.append(tried._replace(values=proposal.values))
                 if proposal.why != _NEIGHBOUR:
                     self._enqueue_neighbour()
-            elif self._asked > 1 and self._expected_s(deployment) > self._left_s():
+            elif self._asked > 1 and precedents.expected_s(self._lab, deployment) > self._left_s():
                 repeats += 1
                 self._study.abandon(proposal.number)
                 continue
@@ -193,7 +184,7 @@ class _Exploration:
         if deployment is None:
             return False
         self._rescued = True
-        expected_s = self._expected_s(deployment)
+        expected_s = precedents.expected_s(self._lab, deployment)
         if expected_s < self._left_s():
             self._lab.keep(self._lab.trial(deployment, rescue.WHY, expected_s=expected_s))
             self._tell_listener()
@@ -284,7 +275,7 @@ class _Exploration:
             deployment = self._lab.deployment(values)
             if self._waits(deployment):
                 return math.inf
-            expected_s = self._expected_s(deployment) or usual_s
+            expected_s = precedents.expected_s(self._lab, deployment) or usual_s
             return expected_s if expected_s <= left_s else math.inf
 
         left_s = self._left_s()
@@ -310,12 +301,12 @@ class _Exploration:
 
     def _tried(self, proposal: Proposal, deployment: Deployment) -> Tried:
         """The trial; a skipped one where it is known beforehand that it cannot be."""
-        bound = self._unbuildable(deployment)
+        bound = precedents.unbuildable(self._lab, deployment)
         if self._late:
             bound = bound or broken_bound(self._run, deployment, self._lab.baseline(deployment))
         if bound:
             return self._skipped(deployment, bound)._replace(values=proposal.values)
-        expected_s = self._expected_s(deployment)
+        expected_s = precedents.expected_s(self._lab, deployment)
         tried = self._lab.trial(deployment, proposal.why, expected_s=expected_s)
         return tried._replace(values=proposal.values)
 
@@ -323,35 +314,6 @@ class _Exploration:
         same = space.canonical(deployment)
         found = (t for t in self._lab.tried if space.canonical(t.trial.deployment) == same)
         return next(found, None)
-
-    def _unbuildable(self, deployment: Deployment) -> str | None:
-        """What a failed build has told of every build like it."""
-        for tried in self._lab.tried:
-            failure = tried.trial.failure
-            never = failure.never if failure is not None else None
-            if never in {step.name for step in deployment.compress}:
-                return f"this model cannot have {never}: see trial {tried.trial.number}"
-            if never in _FORMS and self._needs(deployment, never) and not self._altered(tried):
-                return f"needs {_FORMS[never]}: see trial {tried.trial.number}"
-            for name, least in failure.least.items() if failure else ():
-                step, _, parameter = name.partition(".")
-                for asked in deployment.compress:
-                    value = asked.params.get(parameter)
-                    if asked.name == step and isinstance(value, float) and value < least:
-                        return f"{parameter} {value:g} cannot be built: trial {tried.trial.number}"
-        return None
-
-    def _needs(self, deployment: Deployment, form: str) -> bool:
-        """Whether the way to it leads through ``form``."""
-        names = {deployment.runtime, *(step.name for step in deployment.compress)}
-        takes = {o.takes for o in self._run.survey.options if o.name in names and o.takes}
-        return any(becomes(form, t) for t in takes)
-
-    def _altered(self, tried: Tried) -> bool:
-        """Whether a step changed the module: that, and not the model, may be what failed."""
-        names = {step.name for step in tried.trial.deployment.compress}
-        options = self._run.survey.options
-        return any(o.takes == "module" for o in options if o.name in names)
 
     def _skipped(self, deployment: Deployment, bound: str) -> Tried:
         """A trial that is ruled out unmeasured."""
@@ -363,43 +325,6 @@ class _Exploration:
             constraints={"bound": 1.0},
         )
         return Tried(trial)
-
-    def _expected_s(self, deployment: Deployment) -> float:
-        """What a trial like this took at most so far (same runtime, same kind of compression; the
-        first of its kind at least what measuring its runtime takes, or a compiler), and the
-        longest recovery where its own is not in the cache; 0 where nothing is known.  A build that
-        was cut short would have taken longer.
-        """
-        kinds = [step.name for step in deployment.compress]
-        training = self._training(deployment)
-        cached = not training or any(
-            t.built is not None and self._training(t.trial.deployment) == training
-            for t in self._lab.tried
-        )
-        recovery_s = max((self._recovery_s(t) for t in self._lab.tried), default=0.0)
-        runtime = [t for t in self._lab.tried if t.trial.deployment.runtime == deployment.runtime]
-        like = [t for t in runtime if [s.name for s in t.trial.deployment.compress] == kinds]
-        unknown_s = _COMPILER_S if deployment.runtime in foresight.COMPILED else 0.0
-        least_s = min((t.trial.measure_s for t in runtime), default=unknown_s)
-        took_s = max((self._took_s(t) for t in like), default=least_s)
-        return took_s + (0.0 if cached else recovery_s)
-
-    def _took_s(self, tried: Tried) -> float:
-        failure = tried.trial.failure
-        if failure is not None and failure.kind == "slow":
-            return _CUT_SHORT * tried.trial.wall_s
-        return tried.trial.wall_s - self._recovery_s(tried)
-
-    def _training(self, deployment: Deployment) -> tuple[Step, ...]:
-        """The steps up to the last one that trains."""
-        steps = deployment.compress
-        last = max((i for i, s in enumerate(steps) if s.name in self._trains), default=-1)
-        return steps[: last + 1]
-
-    def _recovery_s(self, tried: Tried) -> float:
-        """What training took in a trial's own build."""
-        stages = tried.built.stages if tried.built is not None else ()
-        return sum(s.wall_s for s in stages if s.name in self._trains and not s.cached)
 
     def _tell_listener(self) -> None:
         ranked = self._lab.ranked()
