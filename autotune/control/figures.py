@@ -243,14 +243,6 @@ def objective(run: Run, tried: Tried, reference: Tried) -> float | None:
     return speed
 
 
-def standing(run: Run, tried: Tried, reference: Tried) -> float | None:
-    """The `objective` by which plans are compared once the search is over: by launches in turn
-    where it had them, else as all trials together have it.
-    """
-    own = objective(run, tried, reference)
-    return own if own is None or tried.again or tried.steady is None else tried.steady
-
-
 def guess(run: Run, predicted_s: float, batch: int, reference: Tried) -> float | None:
     """The `objective` of an uncompressed plan whose call is predicted to take so long; None where
     the goal does not depend on that.

@@ -50,7 +50,7 @@ def chosen(lab: Lab, without: Sequence[Tried] = ()) -> list[Tried]:
 
 def standing(lab: Lab) -> list[Tried]:
     """Every completed plan but the baseline, those within the limits first, by the goal: by their
-    launches in turn, or by what all trials say of one that had none (`figures.standing`).
+    launches in turn, or by what all trials say of one that had none.
     """
     ranked = [t for t in lab.ranked() if not lab.is_baseline(t.deployment)]
     if lab.run.budget.resolved_goal() != "quality":
@@ -84,10 +84,11 @@ def cost(lab: Lab, tried: Tried) -> float:
 def _luck(lab: Lab, tried: Tried) -> float:
     """What its one launch is taken to have been faster by, as a logarithm."""
     own = figures.objective(lab.run, tried, lab.reference)
-    stands = figures.standing(lab.run, tried, lab.reference)
-    if own is None or stands is None or lab.run.budget.resolved_goal() == "quality":
+    if own is None or tried.steady is None:
         return 0.0
-    return stands - own
+    if tried.again or lab.run.budget.resolved_goal() == "quality":
+        return 0.0
+    return tried.steady - own
 
 
 def _with_a_safe_one(best: list[Tried], good: Sequence[Tried]) -> list[Tried]:
