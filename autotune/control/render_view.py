@@ -210,7 +210,6 @@ def figures(plan: PlanResult, percentile: float) -> tuple[tuple[str, str], ...]:
         ("quality (confirm)", units.metric(plan.quality)),
         ("quality 95 % interval", quality_interval(plan)),
         *_balanced(plan),
-        ("worst class recall", units.metric(plan.worst_class_recall)),
         ("energy per sample", units.show(plan.energy_j_per_sample, "J")),
         ("energy, modelled", modelled(plan.energy_modelled)),
         ("throughput", units.per_second(plan.throughput_per_s)),
@@ -234,10 +233,12 @@ def _on_gpu(plan: PlanResult) -> list[tuple[str, str]]:
 
 
 def _balanced(plan: PlanResult) -> list[tuple[str, str]]:
-    """Beside the metric, whichever it is: one that sees only the majority stands out here."""
-    if plan.balanced_accuracy is None:
-        return []
-    return [("balanced accuracy", units.metric(plan.balanced_accuracy))]
+    """Beside the metric, where there are classes: one that sees only the majority stands out."""
+    rows = [
+        ("balanced accuracy", plan.balanced_accuracy),
+        ("worst class recall", plan.worst_class_recall),
+    ]
+    return [(name, units.metric(value)) for name, value in rows if value is not None]
 
 
 def _rates(interval: Interval | None) -> str:
