@@ -14,6 +14,7 @@ What this does not know: allocation, frequency under long load, and what else a 
 
 import math
 from collections.abc import Sequence
+from statistics import median
 from typing import NamedTuple
 
 from autotune.records.job import Footprinted
@@ -40,6 +41,10 @@ errors, not fitted; ``benchmarks.cost_model --calibrate`` tests them on other mo
 """
 _PER_LOG_BATCH, _OTHER_THREADS = 0.05, 0.05
 _SIGMA_UNANCHORED = 0.35
+_OF_MIDDLES = 0.67
+"""The deviation between the middles of two triples, each 0.67 of one reading's, over the root mean
+square between two readings, 1.41 of it (normal log-times).
+"""
 _KEPT, _KEPT_SPREAD, _BASE_SPREAD = 1.35, 0.25, 0.03
 """Resident over tracked bytes of activations, and the half-widths of 90 % intervals."""
 
@@ -137,11 +142,12 @@ def latency_s(
 
 
 def _unsteady(replays: Sequence[OpReplay], threads: int) -> float:
-    """Log-deviation of what is timed at so many threads: the root mean square of what two passes
-    differed by, once for the replay and once for what is predicted.
+    """Log-deviation between the replay and what it predicts, each a middle of several timings, as
+    far as the machine's unsteadiness at so many threads makes it.  Of the settings the middle one
+    tells: a pass that was disturbed once moves ``apart`` there, but not the middle of the passes.
     """
     found = [r.apart for r in replays if r.apart is not None and r.threads == threads]
-    return math.sqrt(math.fsum(x * x for x in found) / len(found)) if found else 0.0
+    return _OF_MIDDLES * median(found) if found else 0.0
 
 
 def _sigma(anchor: Anchor, batch: int, threads: int) -> float:

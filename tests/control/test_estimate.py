@@ -3,6 +3,7 @@
 import math
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,9 +65,16 @@ def test_two_passes_that_lie_apart_widen_the_interval_at_their_threads() -> None
 
     apart = [msgspec.structs.replace(r, apart=a) for r, a in zip(REPLAYS, (0.3, 0.4), strict=True)]
     assert width(*REPLAYS) == pytest.approx(0.06)
-    assert width(*apart) == pytest.approx(math.hypot(0.06, math.sqrt(0.125)))
+    assert width(*apart) == pytest.approx(math.hypot(0.06, 0.67 * 0.35))
     elsewhere = [msgspec.structs.replace(r, threads=2) for r in apart]
     assert width(*REPLAYS, *elsewhere) == pytest.approx(0.06)
+
+
+def test_the_middles_of_three_differ_by_two_thirds_of_what_two_readings_do() -> None:
+    readings = np.random.default_rng(0).normal(size=(20_000, 2, 3))
+    middles = np.median(readings, axis=2)
+    two = readings[:, 0, 0] - readings[:, 1, 0]
+    assert np.std(middles[:, 0] - middles[:, 1]) / np.std(two) == pytest.approx(0.67, abs=0.01)
 
 
 def test_one_run_fixes_the_scale_and_narrows_the_interval() -> None:
