@@ -26,9 +26,18 @@ class Bench(Protocol):
     """What times: see `probes.Bench`."""
 
     def scaled(
-        self, name: str, unit: str, call: Callable[[], object], work: float, counts: Sequence[int]
+        self,
+        name: str,
+        unit: str,
+        call: Callable[[], object],
+        work: float,
+        counts: Sequence[int],
+        *,
+        may_slow: bool = False,
     ) -> dict[str, Leaf]:
-        """The same call at several thread counts, ``{}`` in ``name``."""
+        """The same call at several thread counts, ``{}`` in ``name``, of which more may be slower
+        only where they ``may_slow`` it.
+        """
         ...
 
     def leaf(
@@ -148,16 +157,12 @@ def packed_linear(rows: int, depth: int, width: int) -> Callable[[], object] | N
 
 def _thin(bench: Bench, counts: Sequence[int]) -> dict[str, Leaf]:
     """Linear layers as eager PyTorch does them, with few rows."""
-    import torch
-
     found: dict[str, Leaf] = {}
-    for threads in counts:
-        torch.set_num_threads(threads)
-        for rows in ROWS:
-            depth, width = _LONG if rows <= _FEW else _SQUARE
-            name = f"linear_rows{rows}_fp32_{threads}t_flop_per_s"
-            work = 2.0 * _TIMES * rows * depth * width
-            found |= bench.leaf(name, "FLOP/s", _linear(rows, depth, width), work)
+    for rows in ROWS:
+        depth, width = _LONG if rows <= _FEW else _SQUARE
+        name, work = f"linear_rows{rows}_fp32_{{}}t_flop_per_s", 2.0 * _TIMES * rows * depth * width
+        call = _linear(rows, depth, width)
+        found |= bench.scaled(name, "FLOP/s", call, work, counts, may_slow=True)
     return found
 
 

@@ -10,13 +10,14 @@
 bf16 and int8 start small, and the first call over its budget is the last.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 from autotune.records.hardware import Leaf
-from autotune.worker import power, quiet
+from autotune.worker import foreign, power, quiet
 
 _SAMPLES = 7
 _SPREAD = 0.15
@@ -24,7 +25,12 @@ _NOISE = 0.95
 """Two thread counts that share one limit, such as the memory's, may differ this little."""
 _COLLAPSED = 0.5
 """More threads under this share of fewer ones' rate were not measured: others held the cores."""
+_HARDLY = 1.5
+"""More threads that raise a rate less are looked at a second time."""
+_GOOD = (False, False, _SPREAD)
+"""Under the floor, disturbed, and spread: the most of samples that stay without a warning."""
 _REPEATS = 2
+_PAUSE_S = 0.05
 _GEMM_N = 512
 """Large enough for the full rate, and short enough to be done within one time slice."""
 _LADDER = (32, 64, 128, 256, 512, 1024)
@@ -48,13 +54,16 @@ class Bench:
         *,
         clock: Callable[[], float] = time.monotonic,
         timer: Timer = time.perf_counter,
+        pause: Callable[[float], object] = time.sleep,
     ) -> None:
         self._deadline_s = deadline_s
         self._threads = threads
         self._clock = clock
         self._timer = timer
+        self._pause = pause
         self._told: list[str] = []
         self._doubted: dict[str, str] = {}
+        self._flat: dict[str, tuple[int, Callable[[], object], float]] = {}
 
     def extend(self, seconds: float) -> None:
         """Move the deadline."""
@@ -93,7 +102,7 @@ class Bench:
         if thorough:
             found |= paths.thorough(self, counts, buffer_bytes, own_cache_bytes)
             found |= self._narrow(counts[1:], found)
-        return found
+        return found | self._looked_again(found)
 
     def _narrow(self, counts: Sequence[int], fewer: Mapping[str, Leaf]) -> dict[str, Leaf]:
         """Matrix products of the narrower types, as eager PyTorch does them; more threads must
@@ -125,21 +134,26 @@ class Bench:
     ) -> tuple[list[float], bool]:
         """``work`` per second of single calls, and whether foreign load spoiled them.
 
-        Samples are spoiled if they spread over 15 %, or if their median lies under
-        ``floor`` (more threads slower than fewer).  Spoiled ones are discarded and taken
-        again, twice; the least spread set is kept.  A sample that was disturbed (`quiet`)
-        gives way to the undisturbed ones.
+        Samples are spoiled if hardly one was undisturbed (`quiet`), if they spread over 15 %, or
+        if their median lies under ``floor`` (more threads slower than fewer).  Spoiled ones are
+        discarded and taken again, twice, after a pause in which threads that were put on one
+        core part; the best set is kept.  Of a set, disturbed samples give way to others.
         """
         call()
         best: list[float] = []
-        for _ in range(1 + _REPEATS):
+        doubt = (True, True, math.inf)
+        for again in range(1 + _REPEATS):
+            if again:
+                self._pause(_PAUSE_S)
             taken = [self._sample(call) for _ in range(_SAMPLES)]
             samples = [work / seconds for seconds in quiet.best(taken)]
-            if not best or _spoilt(samples, floor) < _spoilt(best, floor):
-                best = samples
-            if _spoilt(best, floor) <= _SPREAD or self.over():
+            under = floor is not None and median(samples) < floor
+            spoilt = (under, not quiet.enough(taken), _spread(samples))
+            if not best or spoilt < doubt:
+                best, doubt = samples, spoilt
+            if doubt <= _GOOD or self.over():
                 break
-        return best, _spoilt(best, floor) > _SPREAD
+        return best, doubt > _GOOD
 
     def over(self) -> bool:
         """True when the time for probing is spent."""
@@ -194,19 +208,52 @@ class Bench:
         return self.scaled("copy_{}t_bytes_per_s", "B/s", call, 2.0 * size, counts)
 
     def scaled(
-        self, name: str, unit: str, call: Callable[[], object], work: float, counts: Sequence[int]
+        self,
+        name: str,
+        unit: str,
+        call: Callable[[], object],
+        work: float,
+        counts: Sequence[int],
+        *,
+        may_slow: bool = False,
     ) -> dict[str, Leaf]:
-        """The same call at several thread counts; more threads must not be slower."""
+        """The same call at several thread counts; more threads must not be slower, unless they
+        ``may_slow`` it.
+        """
         import torch
 
         found: dict[str, Leaf] = {}
         floor: float | None = None
         for threads in counts:
             torch.set_num_threads(threads)
-            found |= self.leaf(name.format(threads), unit, call, work, floor)
-            leaf = found.get(name.format(threads))
-            floor = _value(leaf) or floor
+            named = name.format(threads)
+            found |= self.leaf(named, unit, call, work, None if may_slow else floor)
+            value = _value(found.get(named))
+            if floor and value and value < _HARDLY * floor:
+                self._flat[named] = (threads, call, work)
+            floor = value or floor
         return found
+
+    def _looked_again(self, found: Mapping[str, Leaf]) -> dict[str, Leaf]:
+        """What more threads hardly raised, a second time after all else; the faster look counts.
+
+        Who shares a core with another machine of the same host for a second is slowed down there
+        unseen by any counter here, and then all threads wait for the slowest.
+        """
+        import torch
+
+        looks: dict[str, Leaf] = {}
+        for name, (threads, call, work) in self._flat.items():
+            if self.over():
+                break
+            torch.set_num_threads(threads)
+            samples, _ = self.rates(call, work)
+            leaf = foreign.faster(found[name], as_leaf(samples, found[name].unit))
+            self._doubted.pop(name, None)
+            if leaf.low and leaf.high and leaf.high > (1 + _SPREAD) * leaf.low:
+                self.doubt(name, (leaf.low, leaf.high), leaf.unit)
+            looks[name] = leaf
+        return looks
 
     def _overhead(self) -> dict[str, Leaf]:
         """Seconds of one eager operator on one element."""
@@ -322,9 +369,6 @@ def _value(leaf: Leaf | None) -> float | None:
     return _NOISE * leaf.value if leaf and leaf.value else None
 
 
-def _spoilt(samples: Sequence[float], floor: float | None) -> float:
-    """Relative spread; infinite for samples that contradict the floor."""
-    middle = median(samples)
-    if floor is not None and middle < floor:
-        return float("inf")
-    return (max(samples) - min(samples)) / middle
+def _spread(samples: Sequence[float]) -> float:
+    """Relative."""
+    return (max(samples) - min(samples)) / median(samples)

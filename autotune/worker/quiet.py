@@ -10,12 +10,13 @@ What this does not know: a neighbour on the other thread of the same core, and a
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 _BUSY = 0.9
 _SHORT_S = 20e-6
 """Under this, the clock of CPU time is too coarse to tell."""
+_LEAST = 3
 
 
 class Sample(NamedTuple):
@@ -36,9 +37,13 @@ def timed(call: Callable[[], object]) -> Sample:
     return Sample(max(seconds, 1e-9), same and (seconds < _SHORT_S or worked > _BUSY * seconds))
 
 
-def best(samples: list[Sample], least: int = 3) -> list[float]:
+def enough(samples: Sequence[Sample]) -> bool:
+    """Whether so many were clean that the others can be left."""
+    return sum(s.clean for s in samples) >= _LEAST
+
+
+def best(samples: Sequence[Sample]) -> list[float]:
     """The clean ones; where they are too few, the fastest half of all."""
-    clean = [s.seconds for s in samples if s.clean]
-    if len(clean) >= least:
-        return clean
+    if enough(samples):
+        return [s.seconds for s in samples if s.clean]
     return sorted(s.seconds for s in samples)[: max(1, (len(samples) + 1) // 2)]

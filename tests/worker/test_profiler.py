@@ -16,7 +16,7 @@ import torch
 from autotune.records import codec, profiles
 from autotune.records.hardware import Cpu, Gpu, Leaf
 from autotune.records.job import Probe
-from autotune.worker import devices, paths, power, probes, profiler
+from autotune.worker import devices, paths, power, probes, profiler, quiet
 from autotune.worker.channel import NullChannel
 
 ANCHORS = {"gemm_fp32_1t_flop_per_s", "copy_1t_bytes_per_s", "op_overhead_s"}
@@ -38,7 +38,7 @@ class Steps:
 
 
 def bench(timer: Callable[[], float], deadline: float = 1e9, threads: int = 2) -> probes.Bench:
-    return probes.Bench(deadline, threads, clock=lambda: 0.0, timer=timer)
+    return probes.Bench(deadline, threads, clock=lambda: 0.0, timer=timer, pause=lambda s: None)
 
 
 def cpu(**changes: object) -> Cpu:
@@ -83,6 +83,36 @@ def test_lasting_load_is_a_warning_and_a_wide_interval() -> None:
     tester.leaf("y", "B/s", nothing, 1.0)
     (line,) = tester.warnings
     assert line.startswith("uncertain: x (0.5 to 1 B/s), y (0.5 to 1 B/s); other work")
+
+
+@pytest.mark.parametrize(("sets", "rate", "doubted"), [(2, 0.5, False), (3, 1.0, True)])
+def test_a_set_that_hardly_one_call_was_undisturbed_in_is_taken_again(
+    monkeypatch: pytest.MonkeyPatch, sets: int, rate: float, doubted: bool
+) -> None:
+    """Two threads on one core: all calls alike, and each one interrupted."""
+    disturbed = [quiet.Sample(1.0, False)] * 7 * (sets - 1 + doubted)
+    samples = iter([*disturbed, *[quiet.Sample(2.0, True)] * 7])
+    monkeypatch.setattr(quiet, "timed", lambda call: next(samples))
+    paused: list[float] = []
+    found = probes.Bench(1.0, 2, clock=lambda: 0.0, pause=paused.append)
+    assert found.rates(nothing, 1.0) == ([rate] * (4 if doubted else 7), doubted)
+    assert len(paused) == sets - 1
+
+
+def test_what_more_threads_hardly_raise_is_looked_at_again_at_the_end() -> None:
+    """A core at half its speed for a second makes two threads no faster than one."""
+    found = bench(Steps(*[1.0] * 16, *[0.5] * 8))
+    first = found.scaled("rate_{}t", "1/s", nothing, 1.0, (1, 2))
+    assert first["rate_2t"].value == 1.0
+    again = found._looked_again(first)
+    assert list(again) == ["rate_2t"], "one thread has nothing to share"
+    assert (again["rate_2t"].value, again["rate_2t"].low, again["rate_2t"].high) == (2.0, 1.0, 2.0)
+    assert found.warnings[0].startswith("uncertain: rate_2t (1 to 2 1/s)")
+
+
+def test_what_two_threads_double_is_not_looked_at_again() -> None:
+    found = bench(Steps(*[1.0] * 8, 0.5))
+    assert found._looked_again(found.scaled("rate_{}t", "1/s", nothing, 1.0, (1, 2))) == {}
 
 
 def test_more_threads_that_are_slower_are_spoilt() -> None:
