@@ -229,13 +229,14 @@ class Bench:
             named = name.format(threads)
             found |= self.leaf(named, unit, call, work, None if may_slow else floor)
             value = _value(found.get(named))
-            if floor and value and value < _HARDLY * floor:
+            if floor and value and value < _HARDLY * floor and named not in self._doubted:
                 self._flat[named] = (threads, call, work)
             floor = value or floor
         return found
 
     def _looked_again(self, found: Mapping[str, Leaf]) -> dict[str, Leaf]:
         """What more threads hardly raised, a second time after all else; the faster look counts.
+        Doubtful rates were taken again before.
 
         Who shares a core with another machine of the same host for a second is slowed down there
         unseen by any counter here, and then all threads wait for the slowest.
