@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from autotune.errors import ContractError
 from autotune.worker import defaults
-from autotune.worker.contract import Loaded, reinitialise
+from autotune.worker.contract import Loaded
 from autotune.worker.evaluate import evaluating, fitting
+from autotune.worker.maker import reinitialise
 from autotune.worker.nested import size_of
 
 ROWS = 1000

@@ -7,7 +7,6 @@
 What this does not do: run a forward (that is ``worker.inspect``), or train.
 """
 
-import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from autotune.worker.blame import broken, guard
 from autotune.worker.functions import RATES, Functions
 from autotune.worker.hyperparameters import Hook
 from autotune.worker.inputs import Array, as_array, fields, kind_of
+from autotune.worker.maker import Maker
 from autotune.worker.names import no_model
 from autotune.worker.parts import Parts, collect
 from autotune.worker.samples import LABELS, Pair, seeded
@@ -52,7 +52,7 @@ class Loaded:
         self._origin = origin
         self._names = origin.names
         self._pretrained = pretrained
-        self._prototype: nn.Module | None = None
+        self._makes = Maker(origin)
         self.source, self.root = origin.text, origin.root
         self.notes: tuple[str, ...] = ()
         self.functions = Functions(origin)
@@ -133,11 +133,11 @@ class Loaded:
         Raises:
             ContractError: no model, it raises, or it is no `torch.nn.Module`.
         """
-        return self._adapted(self._made(fresh=not self._pretrained))
+        return self._adapted(self._makes.model(fresh=not self._pretrained))
 
     def given_model(self) -> nn.Module:
         """The model with whatever weights the user's code gives it."""
-        return self._adapted(self._made(fresh=False))
+        return self._adapted(self._makes.model(fresh=False))
 
     def trained_model(self) -> nn.Module:
         """The model with its trained weights, of a task that came pretrained.
@@ -300,34 +300,9 @@ class Loaded:
             shapes |= {samples.describe(part[row][0]) for row in range(rows)}  # type: ignore[index]
         return len(shapes) > 1
 
-    def _made(self, *, fresh: bool) -> nn.Module:
-        make = self._names.get("make_model")
-        if make is None:
-            return self._copy_of(self._names.get("model"), fresh=fresh)
-        if not callable(make):
-            raise no_model(self._origin, f"make_model is a {type(make).__name__}")
-        params = script.taken(self._names, self._origin.params)
-        listed = ", ".join(f"{name}={value!r}" for name, value in params.items())
-        with guard(self.where, f"make_model({listed})", self._origin.path):
-            model = make(**params)
-        if not isinstance(model, nn.Module):
-            raise no_model(self._origin, f"make_model() returned a {type(model).__name__}")
-        return model
-
     def _adapted(self, model: nn.Module) -> nn.Module:
         self.functions.shifted = adapters.shifts_labels(model)
         return adapters.prepared(model)
-
-    def _copy_of(self, model: Any, *, fresh: bool) -> nn.Module:
-        if not isinstance(model, nn.Module):
-            found = None if model is None else f"model is a {type(model).__name__}"
-            raise no_model(self._origin, found)
-        if self._prototype is None:
-            self._prototype = model
-        copied = copy.deepcopy(self._prototype)
-        if fresh:
-            reinitialise(copied)
-        return copied
 
     def _uncollated(self, items: Sequence[Pair], error: Exception) -> ContractError:
         shapes = sorted({samples.describe(item[0]) for item in items[:64]})
@@ -391,16 +366,6 @@ def _comes_trained(spec: TaskSpec, asked: bool | None, own: bool) -> bool:
     if spec.retrain:
         return False
     return own if spec.pretrained is None else spec.pretrained
-
-
-def reinitialise(model: nn.Module) -> None:
-    """Draw new weights wherever a module knows how to."""
-    for module in model.modules():
-        reset = getattr(module, "reset_parameters", None) or getattr(
-            module, "_reset_parameters", None
-        )
-        if callable(reset):
-            reset()
 
 
 def _length(value: Any) -> int:
