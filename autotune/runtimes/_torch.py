@@ -224,6 +224,9 @@ _SPARSE = """\
             weight = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
             layer.weight = torch.nn.Parameter(weight, requires_grad=False)
 """
+_NO_FAST_PATH = """\
+    torch.backends.mha.set_fastpath_enabled(False)  # its kernel is unknown to autocast
+"""
 _TWO_OF_FOUR = '''
 
 def _two_of_four(weight):
@@ -330,7 +333,7 @@ def _moved(form: Form, device: str) -> str:
         return text + (_MOVED_PROGRAM if device == "cuda" else "")
     if dtype is not None:
         narrow = _SPARED if about.exact else _NARROW
-        text += narrow.format(dtype=dtype, exact=list(about.exact))
+        text += _NO_FAST_PATH + narrow.format(dtype=dtype, exact=list(about.exact))
     text += _MOVED if device == "cuda" else ""
     return text + (_SPARSE if about.sparse else "")
 

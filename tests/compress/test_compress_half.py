@@ -58,9 +58,11 @@ def loaded(form: Form, out: Path) -> Callable[[np.ndarray], np.ndarray]:
     out.mkdir()
     (form.folder / "model.py").write_text(SOURCE)
     eager.write(form, out, RuntimeTools(threads=1, batch_size=1))
-    threads = torch.get_num_threads()
+    threads, fast = torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()
     predict: Callable[[np.ndarray], np.ndarray] = stages.loader(out).load()
+    assert not torch.backends.mha.get_fastpath_enabled(), "autocast does not know its kernel"
     torch.set_num_threads(threads)
+    torch.backends.mha.set_fastpath_enabled(fast)
     return predict
 
 
