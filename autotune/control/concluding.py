@@ -46,7 +46,7 @@ def conclude(
     assert lab is not None
     began = run.bridge.now()
     run.listener.phase("verification", run.left_s)
-    chosen = _pick(_tested(known, lab, candidates))
+    chosen = _pick(known.run, _tested(known, lab, candidates))
     if chosen is not None and chosen.left:
         place = candidates.index(chosen.side.deployment)
         alpha, done = figures.quality_alphas(run, len(candidates))[place], known.execution
@@ -97,19 +97,29 @@ def _no_other_helps(run: Run, found: Verified) -> bool:
     return not found.left and all(common(v) for v in found.verdicts if v.verdict != "MET")
 
 
-def _pick(tested: list[Verified]) -> Verified | None:
+def _pick(run: Run, tested: list[Verified]) -> Verified | None:
     """The first that met everything, else the least violating."""
     met = [v for v in tested if v.met]
     if met:
         return met[0]
-    return min(tested, key=_distance, default=None)
+    return min(tested, key=lambda v: _distance(run, v), default=None)
 
 
-def _distance(found: Verified) -> tuple[int, float]:
+def _distance(run: Run, found: Verified) -> tuple[int, float]:
     """How far from every limit: first the exit code's severity, then the relative excess."""
     code = verdict.exit_code(found.verdicts)
-    excess = sum(max(0.0, -(reasons.slack(v) or 0.0)) for v in found.verdicts if v.verdict != "MET")
-    return {0: 0, 4: 1}.get(code, 2), excess
+    return {0: 0, 4: 1}.get(code, 2), sum(_excess(run, v) for v in found.verdicts)
+
+
+def _excess(run: Run, v: Verdict) -> float:
+    """By what decides; by the drop seen where the rows are too few for any plan, since their
+    number says nothing against this one.
+    """
+    if v.verdict == "MET":
+        return 0.0
+    if judging.too_few(run, v):
+        v = msgspec.structs.replace(v, lower=None, upper=None)
+    return max(0.0, -(reasons.slack(v) or 0.0))
 
 
 def _against_baseline(
@@ -130,7 +140,7 @@ def _against_baseline(
         why = "does not beat it beyond noise" if chosen.met else _unkept(chosen)
         named = choose.describe(chosen.side.deployment)
         return own, f"The baseline keeps every limit; the best candidate ({named}) {why}."
-    if chosen.met or _distance(chosen) <= _distance(own):
+    if chosen.met or _distance(known.run, chosen) <= _distance(known.run, own):
         return chosen, None
     return own, "The baseline comes closer to the limits than any candidate."
 

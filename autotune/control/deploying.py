@@ -14,7 +14,7 @@ import msgspec
 
 from autotune.control import choose, deployments, space, verdict
 from autotune.control.attempts import Attempt, outputs_of, part_of
-from autotune.control.figures import Tried, constraints
+from autotune.control.figures import Tried, constraints, say_certifiable
 from autotune.control.run import Run
 from autotune.control.space import Values
 from autotune.records import job as jobs
@@ -206,6 +206,7 @@ class Lab:
             raw = self.trial(dense, "the deploy baseline", baseline=True)
             self.baselines[at] = raw
             if raw.scores is not None:
+                say_certifiable(self.run, raw.scores)
                 self.baselines[at] = self.constrained(raw)
             self.keep(self.baselines[at])
         return self.baselines[at]

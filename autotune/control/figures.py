@@ -6,11 +6,15 @@ launches --describe--> figures        measured / budget - 1 --constraints--> sea
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import pstdev
 from typing import NamedTuple
 
+import msgspec
+
 from autotune import plugins
-from autotune.control import cost, verdict
+from autotune.control import cost, paired, verdict
 from autotune.control.run import Run
+from autotune.control.units import metric
 from autotune.records import job as jobs
 from autotune.records.budget import Limit
 from autotune.records.measurement import Interval, Launch, Scores
@@ -188,6 +192,26 @@ def certifiable(run: Run, allowed: float, alpha: float) -> bool:
     """Whether *confirm* has rows enough to certify the allowed drop at all."""
     least = verdict.smallest_certifiable_drop(run.survey.task.confirm_rows, alpha)
     return run.survey.task.binary and least is not None and least < allowed
+
+
+def say_certifiable(run: Run, scores: Scores) -> None:
+    """What *confirm* can certify of real scores, once the baseline's tell how far they spread."""
+    task, values = run.survey.task, scores.per_sample
+    if run.survey.certifiable_drop is not None or not values or paired.binary(values):
+        return
+    spread, rows = pstdev(values), task.confirm_rows
+    least = verdict.smallest_certifiable_drop(rows, spread=spread)
+    run.survey = msgspec.structs.replace(run.survey, certifiable_drop=least)
+    allowed = max_drop(run, scores.quality)
+    if least is None or least <= allowed:
+        return
+    needed = verdict.rows_needed(allowed, spread=spread)
+    remedy = f"would need {needed} rows" if needed else "can be certified by no number of rows"
+    run.listener.note(
+        f"{rows} rows to confirm: the smallest drop of {task.metric} they can certify is "
+        f"{metric(least)}. One of {metric(allowed)} {remedy}: quality will be UNDECIDED; "
+        f"--max-drop {1.5 * least:.2g} is wide enough."
+    )
 
 
 def _on_confirm(run: Run, drop: float, upper: float, rows: int) -> float:

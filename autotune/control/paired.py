@@ -150,20 +150,26 @@ def exact_bounds(b: int, c: int, n: int, alpha: float) -> Bounds:
     return Bounds(-upper_drop(c, b, n, alpha), upper_drop(b, c, n, alpha))
 
 
+def unseen_drop(n: int, spread: float, alpha: float) -> float:
+    """What ``n`` rows cannot rule out where none of them changed: rows that never showed up may
+    differ, at a rate of at most ``1 - alpha**(1/n)``, by about ``spread``.
+    """
+    return float((1 - alpha ** (1 / n)) * spread)
+
+
 @lru_cache(maxsize=1024)
 def real_bounds(values: tuple[float, ...], spread: float, alpha: float) -> Bounds:
     """One-sided bounds of the mean of ``values`` [n].
 
     ``spread`` is the standard deviation of the scores themselves.  Equal values carry no
-    variance of their own; rows that never showed up may still differ, at a rate of at most
-    ``1 - alpha**(1/n)``, by about ``spread``.
+    variance of their own: see `unseen_drop`.
     """
     import numpy as np
     from scipy.special import stdtrit
 
     drops = np.asarray(values, dtype=float)
     n, mean = len(drops), float(drops.mean())
-    unseen = (1 - alpha ** (1 / n)) * spread
+    unseen = unseen_drop(n, spread, alpha)
     if n < 2:
         return Bounds(mean - spread, mean + spread)
     error = float(drops.std(ddof=1)) / math.sqrt(n)

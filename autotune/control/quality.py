@@ -104,21 +104,29 @@ def interval(scores: Scores) -> tuple[float, float] | None:
     return None
 
 
-def smallest_certifiable_drop(rows: int, alpha: float = 0.05) -> float | None:
-    """The smallest ``max_drop`` that ``rows`` 0/1 scores can certify when no row changes;
-    None under 30 rows.
+def smallest_certifiable_drop(
+    rows: int, alpha: float = 0.05, spread: float | None = None
+) -> float | None:
+    """The smallest ``max_drop`` that ``rows`` scores, 0/1 ones or real ones with this standard
+    deviation, can certify when no row changes; None under 30 rows.
     """
-    return paired.upper_drop(0, 0, rows, alpha) if rows >= paired.MIN_ROWS else None
+    if rows < paired.MIN_ROWS:
+        return None
+    if spread is None:
+        return paired.upper_drop(0, 0, rows, alpha)
+    return paired.unseen_drop(rows, spread, alpha)
 
 
-def rows_needed(drop: float, alpha: float = 0.05) -> int | None:
-    """Rows of 0/1 scores with which ``drop`` can be certified when no row changes; None
-    where no number can (``drop`` is 0 or less).
+def rows_needed(drop: float, alpha: float = 0.05, spread: float | None = None) -> int | None:
+    """Rows of such scores (`smallest_certifiable_drop`) with which ``drop`` can be certified when
+    no row changes; None where no number can (``drop`` is 0 or less).
     """
     if drop <= 0:
         return None
-    if drop >= 1:
+    if drop >= (1 if spread is None else spread):
         return paired.MIN_ROWS
+    if spread is not None:
+        return max(paired.MIN_ROWS, math.ceil(math.log(alpha) / math.log1p(-drop / spread)))
     rows = math.ceil(math.log(alpha - paired.GAMMA) / math.log1p(-drop))
     rows = max(paired.MIN_ROWS, rows)
     while rows < _MAX_ROWS and paired.upper_drop(0, 0, rows, alpha) > drop:

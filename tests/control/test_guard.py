@@ -1,9 +1,11 @@
 """The quality guard's error rate: how many plans *confirm* can bear."""
 
+import msgspec
 import pytest
 
-from autotune.control import figures
+from autotune.control import concluding, figures, judging, verdict
 from autotune.records.budget import Budget
+from autotune.records.measurement import Scores, Verdict
 from tests.support import made
 
 
@@ -34,3 +36,50 @@ def test_a_metric_without_an_exact_test_splits_as_ever() -> None:
     assert len(figures.quality_alphas(run)) == figures.FINALISTS
     exact = made.run(budget=Budget(max_drop=0.0))
     assert len(figures.quality_alphas(exact)) == figures.FINALISTS
+
+
+@pytest.mark.parametrize("allowed", [0.02, 0.1])
+def test_what_real_scores_can_certify_is_said_once_their_spread_is_known(
+    allowed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 rows rule out changes of 0.6 % of them: of scores that spread by 10, a drop of 0.06."""
+    task = made.info(confirm_rows=500, binary=False, rate=False, metric="mse")
+    run = made.run(task=task, budget=Budget(max_drop=allowed))
+    notes: list[str] = []
+    monkeypatch.setattr(run.listener, "note", notes.append)
+    scores = Scores(quality=-10.0, rows=100, per_sample=(-20.0, 0.0) * 50)
+    for _ in range(2):
+        figures.say_certifiable(run, scores)
+    assert run.survey.certifiable_drop == pytest.approx(10 * (1 - 0.05 ** (1 / 500)))
+    text = (
+        "500 rows to confirm: the smallest drop of mse they can certify is 0.05974. One of "
+        "0.02 would need 1497 rows: quality will be UNDECIDED; --max-drop 0.09 is wide enough."
+    )
+    assert notes == ([text] if allowed < 0.06 else [])
+
+
+def test_rows_of_real_scores() -> None:
+    rows = verdict.rows_needed(0.02, spread=10.0)
+    assert rows is not None
+    least = verdict.smallest_certifiable_drop(rows, spread=10.0)
+    fewer = verdict.smallest_certifiable_drop(rows - 1, spread=10.0)
+    assert least is not None
+    assert fewer is not None
+    assert least <= 0.02 < fewer
+    assert verdict.rows_needed(10.0, spread=10.0) == 30
+    assert verdict.rows_needed(0.0, spread=10.0) is None
+
+
+def test_too_few_rows_say_nothing_against_a_plan() -> None:
+    """What no plan could certify counts by the drop that was seen, else by the bound."""
+    run = made.run(task=made.info(confirm_rows=500, binary=False, rate=False))
+    drop = Verdict(
+        name="quality", unit="mse", limit=0.02, estimate=0.01, lower=-0.1, upper=0.1,
+        confidence=0.95, samples=500, verdict="UNDECIDED", source="paired bootstrap",
+    )  # fmt: skip
+    assert concluding._excess(run, drop) == pytest.approx(4.0)
+    run.survey = msgspec.structs.replace(run.survey, certifiable_drop=0.06)
+    assert judging.too_few(run, drop)
+    assert concluding._excess(run, drop) == 0.0
+    seen = msgspec.structs.replace(drop, estimate=0.03)
+    assert concluding._excess(run, seen) == pytest.approx(0.5)
