@@ -85,7 +85,7 @@ def device_leaves(
         target.copy_(source)
         wait()
 
-    found = bench.leaf("copy_bytes_per_s", "B/s", copy, 2.0 * copy_bytes)
+    found = bench.leaf("copy_bytes_per_s", "B/s", copy, 2.0 * copy_bytes, waits=True)
     if device.type == "cuda":
         found |= _host_copies(bench, source, wait)
         found |= _launches(bench, source[:1], wait)
@@ -99,7 +99,9 @@ def device_leaves(
             wait()
 
         with _products("high" if kind == "tf32" else "highest"):
-            found |= bench.leaf(f"gemm_{kind}_flop_per_s", "FLOP/s", multiply, 2.0 * size**3)
+            found |= bench.leaf(
+                f"gemm_{kind}_flop_per_s", "FLOP/s", multiply, 2.0 * size**3, waits=True
+            )
     return found
 
 
@@ -139,8 +141,8 @@ def _host_copies(
         wait()
 
     return {
-        **bench.leaf("host_to_device_bytes_per_s", "B/s", down, size),
-        **bench.leaf("device_to_host_bytes_per_s", "B/s", up, size),
+        **bench.leaf("host_to_device_bytes_per_s", "B/s", down, size, waits=True),
+        **bench.leaf("device_to_host_bytes_per_s", "B/s", up, size, waits=True),
     }
 
 
@@ -155,7 +157,7 @@ def _launches(
             torch.add(one, one)
         wait()
 
-    samples, spoilt = bench.rates(launch, float(probes.DISPATCHES))
+    samples, spoilt = bench.rates(launch, float(probes.DISPATCHES), waits=True)
     seconds = [1 / rate for rate in samples]
     if spoilt:
         bench.doubt("launch_overhead_s", seconds, "s")

@@ -130,14 +130,20 @@ class Bench:
             watts.processor(threads, lambda: torch.mm(left, right, out=out))
 
     def rates(
-        self, call: Callable[[], object], work: float, *, floor: float | None = None
+        self,
+        call: Callable[[], object],
+        work: float,
+        *,
+        floor: float | None = None,
+        waits: bool = False,
     ) -> tuple[list[float], bool]:
         """``work`` per second of single calls, and whether foreign load spoiled them.
 
         Samples are spoiled if hardly one was undisturbed (`quiet`), if they spread over 15 %, or
         if their median lies under ``floor`` (more threads slower than fewer).  Spoiled ones are
         discarded and taken again, twice, after a pause in which threads that were put on one
-        core part; the best set is kept.  Of a set, disturbed samples give way to others.
+        core part; the best set is kept.  Of a set, disturbed samples give way to others.  Of a
+        call that ``waits`` for a device, time off the core says nothing.
         """
         call()
         best: list[float] = []
@@ -148,7 +154,8 @@ class Bench:
             taken = [self._sample(call) for _ in range(_SAMPLES)]
             samples = [work / seconds for seconds in quiet.best(taken)]
             under = floor is not None and median(samples) < floor
-            spoilt = (under, not quiet.enough(taken), _spread(samples))
+            disturbed = not waits and not quiet.enough(taken)
+            spoilt = (under, disturbed, _spread(samples))
             if not best or spoilt < doubt:
                 best, doubt = samples, spoilt
             if doubt <= _GOOD or self.over():
@@ -161,13 +168,13 @@ class Bench:
 
     def leaf(
         self, name: str, unit: str, call: Callable[[], object], work: float,
-        floor: float | None = None,
+        floor: float | None = None, *, waits: bool = False,
     ) -> dict[str, Leaf]:  # fmt: skip
         """One rate as a leaf; empty, with a warning, when there is no time left."""
         if self.over():
             self._told.append(f"{name} was not measured: the time for probing was spent")
             return {}
-        samples, spoilt = self.rates(call, work, floor=floor)
+        samples, spoilt = self.rates(call, work, floor=floor, waits=waits)
         return self._judged(name, unit, samples, spoilt, floor)
 
     def _judged(

@@ -99,6 +99,14 @@ def test_a_set_that_hardly_one_call_was_undisturbed_in_is_taken_again(
     assert len(paused) == sets - 1
 
 
+def test_a_call_that_waits_for_a_device_is_not_disturbed_by_its_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quiet, "timed", lambda call: quiet.Sample(1.0, False))
+    found = probes.Bench(1.0, 2, clock=lambda: 0.0, pause=lambda s: pytest.fail("taken again"))
+    assert found.rates(nothing, 1.0, waits=True) == ([1.0] * 4, False)
+
+
 def test_what_more_threads_hardly_raise_is_looked_at_again_at_the_end() -> None:
     """A core at half its speed for a second makes two threads no faster than one."""
     found = bench(Steps(*[1.0] * 16, *[0.5] * 8))
