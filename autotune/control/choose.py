@@ -195,7 +195,7 @@ def why(
         _chosen_text(chosen, picked, goal, len(ranked), kept_baseline) if chosen else None,
         binding,
         f"Runner-up: {describe(better.deployment)}: {margin}." if better and margin else None,
-        *(f"{name}: {line}." for name, line in knobs.items()),
+        *reasons.told(knobs),
         looser,
         *(f"Rejected for its quality: {line}." for line in lost[:_SHOWN]),
         f"And for theirs {len(lost) - _SHOWN} more kinds." if len(lost) > _SHOWN else None,

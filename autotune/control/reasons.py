@@ -1,6 +1,6 @@
 """Sentences about plans: what one is, what binds it, what each of its parts is worth."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -132,6 +132,18 @@ def knobs(
             best = without[0]
             out[label] = f"best without it: {describe(best.deployment)}: {margin(picked, best)}"
     return out
+
+
+def told(knobs: Mapping[str, str]) -> list[str]:
+    """Knobs in sentences, those of which the same is to be said in one."""
+    alike: dict[str, list[str]] = {}
+    for name, line in knobs.items():
+        alike.setdefault(line, []).append(name)
+    return [
+        f"{', '.join(names)}: "
+        f"{line if len(names) == 1 else line.replace('without it', 'without any one of them')}."
+        for line, names in alike.items()
+    ]
 
 
 def _settings(

@@ -22,6 +22,8 @@ from autotune.records.report import DeployTrial, Report
 _WIDTH, _HEIGHT = 860, 430
 _LEFT, _RIGHT, _TOP, _BOTTOM = 74, 26, 24, 56
 _HALF_LABEL = 50
+_REACH = 2.0
+"""Of the span of what must be seen: how far above and below it the axis goes."""
 _SMALLEST, _LARGEST = 1e-30, 1e30  # beyond these no axis can be drawn
 SERIES = 6
 
@@ -47,7 +49,7 @@ def plot(report: Report) -> str:
     runtimes = sorted({dot.trial.deployment.runtime for dot in dots})
     limit, floor = _limit(report), _floor(report, dots)
     xs = [dot.x for dot in dots] + ([limit] if limit else [])
-    ys = [dot.y for dot in dots] + ([floor] if floor is not None else [])
+    ys = _in_view(report, dots, floor)
     across = _axis(xs, _LEFT, _WIDTH - _RIGHT, log=max(xs) > 6 * min(xs))
     up = _axis(ys, _HEIGHT - _BOTTOM, _TOP, log=False)
     parts = [
@@ -96,6 +98,22 @@ def _floor(report: Report, dots: Sequence[Dot]) -> float | None:
     if not base or not drop:
         return None
     return base[0] - drop[0] if report.survey.task.higher_is_better else base[0] + drop[0]
+
+
+def _in_view(report: Report, dots: Sequence[Dot], floor: float | None) -> list[float]:
+    """Qualities that the axis spans: those of plans within the limits or on the front, of the
+    chosen one and the baseline, and what lies near them; one ruined model must not flatten these.
+    """
+    named = [_deployment(report, name) for name in ("chosen", "baseline")]
+    shown = [
+        d.y
+        for d in dots
+        if feasible(d.trial) or d.trial.number in report.pareto or d.trial.deployment in named
+    ]
+    shown = (shown or [d.y for d in dots]) + ([floor] if floor is not None else [])
+    low, high = min(shown), max(shown)
+    reach = _REACH * ((high - low) or 0.05 * abs(high) or 1.0)
+    return shown + [d.y for d in dots if low - reach <= d.y <= high + reach]
 
 
 # -- axes ----------------------------------------------------------------------------------
@@ -212,7 +230,7 @@ def _front(report: Report, dots: Sequence[Dot], across: Axis, up: Axis) -> list[
 
 def _mark(report: Report, dot: Dot, across: Axis, up: Axis, runtimes: Sequence[str]) -> str:
     trial = dot.trial
-    x, y = across.place(dot.x), up.place(dot.y)
+    x, y = across.place(dot.x), min(max(up.place(dot.y), _TOP), _HEIGHT - _BOTTOM)
     within = feasible(trial)
     title = f"trial {trial.number}: {brief(trial)}; {'within' if within else 'breaks'} the limits"
     style = f"series-{runtimes.index(trial.deployment.runtime) % SERIES}"
@@ -225,6 +243,8 @@ def _mark(report: Report, dot: Dot, across: Axis, up: Axis, runtimes: Sequence[s
         out += f'<circle class="ring {style}" cx="{x:.1f}" cy="{y:.1f}" r="11"/>'
         above = y - 17 if y > _TOP + 30 else y + 27
         out += _text(x, above, " = ".join(names), "middle", "callout")
+    elif abs(y - up.place(dot.y)) > 1:  # off the scale, so at its edge
+        out += _text(x, y + 22 if y == _TOP else y - 12, units.metric(dot.y), "middle", "note")
     out += f'<circle class="{kind} {style}" cx="{x:.1f}" cy="{y:.1f}" r="6"/>'
     return f"<g><title>{safe(title)}</title>{out}</g>"
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.control import choose
+from autotune.control import choose, reasons
 from autotune.records.budget import Goal
 from autotune.records.measurement import Interval, Verdict
 from autotune.records.plan import Deployment, Step
@@ -246,6 +246,14 @@ def test_why() -> None:
     assert "10 % looser quality limit" in found.looser
     assert "1.00 ms" in found.looser
     assert any("Chosen: prune" in line for line in found.text)
+
+
+def test_knobs_of_which_the_same_is_to_be_said_share_a_sentence() -> None:
+    found = {"prune": "best without it: x", "bf16": "best without it: x", "threads 1": "nothing"}
+    assert reasons.told(found) == [
+        "prune, bf16: best without any one of them: x.",
+        "threads 1: nothing.",
+    ]
 
 
 def test_why_when_nothing_is_feasible() -> None:

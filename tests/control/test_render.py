@@ -3,6 +3,7 @@
 import csv as csv_file
 import functools
 import io
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,24 @@ def test_plot(report: Report) -> None:
     assert len([e for e in root.iter("line") if e.get("class") == "limit"]) == 2
     assert any(e.text and e.text.startswith("trial 0:") for e in root.iter("title"))
     assert plot(replace(report, deploy_trials=())) == ""
+
+
+def test_one_ruined_model_does_not_flatten_the_plot(report: Report) -> None:
+    """It stands at the edge, with its value."""
+    complete = next(t for t in report.deploy_trials if t.state == "complete")
+    ruined = replace(
+        complete,
+        number=99,
+        quality=-455.0,
+        constraints={"quality": 9.0},
+        deployment=replace(complete.deployment, runtime="openvino", threads=7),
+    )
+    drawn = plot(replace(report, deploy_trials=(*report.deploy_trials, ruined)))
+    ticks = re.findall(r'class="tick"[^>]*>([^<]+)<', drawn)
+    assert ">-455<" in drawn
+    assert ticks
+    assert not [tick for tick in ticks if tick.startswith("-")], "no axis down to it"
+    assert ">-455<" not in plot(report)
 
 
 def test_summary_shape(report: Report) -> None:
