@@ -153,8 +153,8 @@ def explain(known: Known, verified: Verified, kept_baseline: str | None, given: 
         c = verified.comparison
         sure = "beyond noise" if c.beyond_noise else "within noise"
         extra.append(
-            f"Measured side by side it takes {c.ratio:.2f}x the baseline's time "
-            f"(95 % interval {c.low:.2f} to {c.high:.2f}): {sure}."
+            f"Measured side by side it takes {c.ratio:.3g}x the baseline's time "
+            f"(95 % interval {c.low:.3g} to {c.high:.3g}): {sure}."
         )
         unkept = verifying.unkept(run, verified) if verified.met else ()
         if unkept and not (c.beyond_noise and c.ratio < 1):
