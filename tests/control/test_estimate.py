@@ -74,7 +74,9 @@ def test_the_middles_of_three_differ_by_two_thirds_of_what_two_readings_do() -> 
     readings = np.random.default_rng(0).normal(size=(20_000, 2, 3))
     middles = np.median(readings, axis=2)
     two = readings[:, 0, 0] - readings[:, 1, 0]
-    assert np.std(middles[:, 0] - middles[:, 1]) / np.std(two) == pytest.approx(0.67, abs=0.01)
+    assert np.std(middles[:, 0] - middles[:, 1]) / np.std(two) == pytest.approx(
+        estimate._OF_MIDDLES, abs=0.01
+    )
 
 
 def test_one_run_fixes_the_scale_and_narrows_the_interval() -> None:
