@@ -200,7 +200,8 @@ def _run(arm: str, name: str, seed: int, budget_s: float, **more: Any) -> Row:
 def report(rows: dict[tuple[str, str, int], Row], names: tuple[str, ...]) -> int:
     """Print the tables and the verdicts; 1 where one is missed."""
     print(
-        f"\n{'set':10} {'arm':9} {'seeds':>5} {'mean':>8} {'sd':>7} {'autotune - arm (95 %)':>26}"
+        f"\n{'set':10} {'arm':9} {'seeds':>5} {'wall s':>6} {'mean':>8} {'sd':>7} "
+        f"{'autotune - arm (95 %)':>26}"
     )
     missed = [line for name in names for line in _set_lines(rows, name)]
     halves = [gap for name in names for gap in _gaps(rows, name, "half", "optuna")]
@@ -227,13 +228,11 @@ def _budget(row: Row) -> float:
 def _set_lines(rows: dict[tuple[str, str, int], Row], name: str) -> list[str]:
     missed = []
     for arm in ARMS:
-        values = [
-            row["quality"]
-            for (s, a, _), row in rows.items()
-            if (s, a) == (name, arm) and "quality" in row
-        ]
-        if not values:
+        these = [r for (s, a, _), r in rows.items() if (s, a) == (name, arm) and "quality" in r]
+        if not these:
             continue
+        values = [row["quality"] for row in these]
+        wall_s = statistics.mean(row["wall_s"] for row in these)
         spread = statistics.stdev(values) if len(values) > 1 else math.nan
         gaps = _gaps(rows, name, "autotune", arm) if arm in OTHERS else []
         text = ""
@@ -242,7 +241,7 @@ def _set_lines(rows: dict[tuple[str, str, int], Row], name: str) -> list[str]:
             text = f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})"
             if mean + half < 0:
                 missed.append(f"{name}: autotune is below {arm} beyond noise")
-        shown = f"{statistics.mean(values):8.4f} {spread:7.4f} {text:>26}"
+        shown = f"{wall_s:6.1f} {statistics.mean(values):8.4f} {spread:7.4f} {text:>26}"
         print(f"{name:10} {arm:9} {len(values):5} {shown}")
     return missed
 

@@ -189,9 +189,17 @@ def constraints(run: Run, tried: Tried, reference: Tried) -> dict[str, object]:
 
 
 def certifiable(run: Run, allowed: float, alpha: float) -> bool:
-    """Whether *confirm* has rows enough to certify the allowed drop at all."""
-    least = verdict.smallest_certifiable_drop(run.survey.task.confirm_rows, alpha)
-    return run.survey.task.binary and least is not None and least < allowed
+    """Whether *confirm* has rows enough to certify the allowed drop at all; of real scores, as far
+    as `say_certifiable` knows how they spread.
+    """
+    rows, known = run.survey.task.confirm_rows, run.survey.certifiable_drop
+    least = verdict.smallest_certifiable_drop(rows, alpha)
+    if not run.survey.task.binary:
+        of_one = verdict.smallest_certifiable_drop(rows, spread=1.0)
+        if known is None or not of_one:
+            return False
+        least = verdict.smallest_certifiable_drop(rows, alpha, spread=known / of_one)
+    return least is not None and least < allowed
 
 
 def say_certifiable(run: Run, scores: Scores) -> None:

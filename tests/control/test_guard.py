@@ -1,11 +1,15 @@
 """The quality guard's error rate: how many plans *confirm* can bear."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
 from autotune.control import concluding, figures, judging, verdict
 from autotune.records.budget import Budget
 from autotune.records.measurement import Scores, Verdict
+from autotune.records.plan import Deployment
+from autotune.records.report import DeployTrial
 from tests.support import made
 
 
@@ -56,6 +60,28 @@ def test_what_real_scores_can_certify_is_said_once_their_spread_is_known(
         "0.02 would need 1497 rows: quality will be UNDECIDED; --max-drop 0.09 is wide enough."
     )
     assert notes == ([text] if allowed < 0.06 else [])
+
+
+def test_real_scores_are_judged_by_what_confirm_would_certify_where_it_can() -> None:
+    """Rows that differ by 0.1 either way: none in the mean, and 500 of them certify 0.02 of it."""
+    task = made.info(confirm_rows=500, binary=False, rate=False)
+    run = made.run(task=task, budget=Budget(max_drop=0.05))
+    dense = Deployment(runtime="eager", threads=1, batch_size=1)
+    trial = DeployTrial(number=0, deployment=dense, state="complete")
+    theirs = (-1.0, 0.0) * 50
+    ours = tuple(x + (0.1 if i % 4 < 2 else -0.1) for i, x in enumerate(theirs))
+    base = figures.Tried(trial, scores=Scores(quality=-0.5, rows=100, per_sample=theirs))
+    mine = figures.Tried(trial, scores=Scores(quality=-0.5, rows=100, per_sample=ours))
+    seen: Any = figures.constraints(run, mine, base)
+    assert seen["constraints"]["quality"] == pytest.approx(-1.0)  # by the drop: none
+    assert base.scores is not None
+    figures.say_certifiable(run, base.scores)
+    found: Any = figures.constraints(run, mine, base)
+    assert found["drop_upper"] == pytest.approx(seen["drop_upper"] * 0.2**0.5)
+    assert found["constraints"]["quality"] == pytest.approx(found["drop_upper"] / 0.05 - 1)
+    run.budget = msgspec.structs.replace(run.budget, max_drop=0.001)  # 0.006 is the least
+    few: Any = figures.constraints(run, mine, base)
+    assert few["constraints"]["quality"] == pytest.approx(-1.0)
 
 
 def test_rows_of_real_scores() -> None:
