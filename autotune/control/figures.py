@@ -6,7 +6,6 @@ launches --describe--> figures        measured / budget - 1 --constraints--> sea
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import pstdev
 from typing import NamedTuple
 
 import msgspec
@@ -207,7 +206,7 @@ def say_certifiable(run: Run, scores: Scores) -> None:
     task, values = run.survey.task, scores.per_sample
     if run.survey.certifiable_drop is not None or not values or paired.binary(values):
         return
-    spread, rows = pstdev(values), task.confirm_rows
+    spread, rows = paired.differ_by(values), task.confirm_rows
     least = verdict.smallest_certifiable_drop(rows, spread=spread)
     run.survey = msgspec.structs.replace(run.survey, certifiable_drop=least)
     allowed = max_drop(run, scores.quality)

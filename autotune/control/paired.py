@@ -7,14 +7,17 @@
 (Statistics in Medicine 17, 1998, 891) and the tail is summed over the trinomial, at the
 worst rate of discordant rows inside a Clopper-Pearson set of level 1 - gamma, with gamma
 added to p (Berger and Boos, JASA 89, 1994, 1012).  b - c alone as the statistic is exact
-too, but needs half as many rows again.  Real scores: a studentised bootstrap that is never
-narrower than Student's t.  All seeded.  Does not know about groups or time in the rows.
+too, but needs half as many rows again.  Rates weighted by class (balanced accuracy: 0 or the
+class's weight): bounds of weighted counts (`weighted`).  Other real scores: a studentised
+bootstrap that is never narrower than Student's t.  All seeded.  Does not know about groups or time
+in the rows.
 """
 
 import math
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
+from autotune.control import weighted
 from autotune.records.measurement import Scores
 
 GAMMA = 1e-3
@@ -152,7 +155,7 @@ def exact_bounds(b: int, c: int, n: int, alpha: float) -> Bounds:
 
 def unseen_drop(n: int, spread: float, alpha: float) -> float:
     """What ``n`` rows cannot rule out where none of them changed: rows that never showed up may
-    differ, at a rate of at most ``1 - alpha**(1/n)``, by about ``spread``.
+    differ, at a rate of at most ``1 - alpha**(1/n)``, by about ``spread`` (`differ_by`).
     """
     return float((1 - alpha ** (1 / n)) * spread)
 
@@ -199,6 +202,15 @@ def _studentised(values: Any, alpha: float) -> tuple[float, float]:
     return float(np.quantile(pooled, alpha)), float(np.quantile(pooled, 1 - alpha))
 
 
+def differ_by(values: tuple[float, ...]) -> float:
+    """What a row that never showed up may differ by: of scores of few values the largest (a rare
+    class that is lost is lost in rows of its weight), of others about their standard deviation.
+    """
+    import numpy as np
+
+    return max(values) if weighted.may_be(values) else float(np.std(values))
+
+
 def replicate_bounds(drops: Any, alpha: float) -> Bounds:
     """Percentile bounds of paired bootstrap replicates [r], rounded outwards."""
     import numpy as np
@@ -231,7 +243,12 @@ def pair(candidate: Scores, baseline: Scores, sign: float) -> Pairing | None:
             c = sum(sign * (t - o) < 0 for o, t in zip(ours, theirs, strict=True))
             return Exact(b, c, len(ours))
         fell = tuple(sign * (t - o) for o, t in zip(ours, theirs, strict=True))
-        return Real(fell, float(np.std(theirs)))
+        changed = ((o, t) for o, t in zip(ours, theirs, strict=True) if o != t)
+        few = weighted.may_be(theirs) and weighted.may_be(ours)
+        if few and all(0.0 in pair for pair in changed):
+            worse, better = (tuple(s * f for f in fell if s * f > 0) for s in (1, -1))
+            return Weighted(worse, better, len(ours), max(*ours, *theirs))
+        return Real(fell, differ_by(theirs))
     if candidate.replicates and baseline.replicates:
         if len(candidate.replicates) != len(baseline.replicates):
             raise ValueError("replicates of different number do not pair")
@@ -265,6 +282,36 @@ class Exact(NamedTuple):
         variance = (self.worse + self.better) / self.rows - drop**2
         unseen = math.log(alpha - GAMMA) / math.log1p(-min(slack, 0.99))
         return math.ceil(max(unseen, variance * (_normal(alpha) / slack) ** 2))
+
+
+class Weighted(NamedTuple):
+    """Rates weighted by class: the weights of the rows that are ``worse`` and ``better``, of
+    ``rows``, and the heaviest class's.
+    """
+
+    worse: tuple[float, ...]
+    better: tuple[float, ...]
+    rows: int
+    heaviest: float
+
+    @property
+    def source(self) -> str:
+        worse = f"{len(self.worse)} row{'' if len(self.worse) == 1 else 's'} worse"
+        return f"paired, weighted by class, {worse} and {len(self.better)} better of {self.rows}"
+
+    def bounds(self, alpha: float) -> Bounds:
+        up = weighted.excess(self.worse, self.better, self.heaviest, alpha)
+        down = weighted.excess(self.better, self.worse, self.heaviest, alpha)
+        return Bounds(-down / self.rows, up / self.rows)
+
+    def keeps(self, max_drop: float, alpha: float) -> bool:
+        return self.bounds(alpha).upper <= max_drop
+
+    def rows_for(self, max_drop: float, drop: float, alpha: float) -> int:
+        slack = max(max_drop - drop, _LEAST_SLACK)
+        unseen = -math.log(alpha) * self.heaviest / slack
+        squares = math.fsum(w * w for w in (*self.worse, *self.better)) / self.rows
+        return math.ceil(max(unseen, (squares - drop**2) * (_normal(alpha) / slack) ** 2))
 
 
 class Real(NamedTuple):
