@@ -164,8 +164,8 @@ def unseen_drop(n: int, spread: float, alpha: float) -> float:
 def real_bounds(values: tuple[float, ...], spread: float, alpha: float) -> Bounds:
     """One-sided bounds of the mean of ``values`` [n].
 
-    ``spread`` is the standard deviation of the scores themselves.  Equal values carry no
-    variance of their own: see `unseen_drop`.
+    ``spread`` is what a row that never showed up may differ by (`differ_by`); equal values carry
+    no variance of their own.
     """
     import numpy as np
     from scipy.special import stdtrit
@@ -257,6 +257,10 @@ def pair(candidate: Scores, baseline: Scores, sign: float) -> Pairing | None:
     return None
 
 
+def _counted(worse: int, better: int, rows: int) -> str:
+    return f"{worse} row{'' if worse == 1 else 's'} worse and {better} better of {rows}"
+
+
 class Exact(NamedTuple):
     """0/1 scores: ``worse`` and ``better`` rows of ``rows``."""
 
@@ -266,8 +270,7 @@ class Exact(NamedTuple):
 
     @property
     def source(self) -> str:
-        worse = f"{self.worse} row{'' if self.worse == 1 else 's'} worse"
-        return f"exact paired test, {worse} and {self.better} better of {self.rows}"
+        return f"exact paired test, {_counted(self.worse, self.better, self.rows)}"
 
     def bounds(self, alpha: float) -> Bounds:
         return exact_bounds(self.worse, self.better, self.rows, alpha)
@@ -296,8 +299,8 @@ class Weighted(NamedTuple):
 
     @property
     def source(self) -> str:
-        worse = f"{len(self.worse)} row{'' if len(self.worse) == 1 else 's'} worse"
-        return f"paired, weighted by class, {worse} and {len(self.better)} better of {self.rows}"
+        counted = _counted(len(self.worse), len(self.better), self.rows)
+        return f"paired, weighted by class, {counted}"
 
     def bounds(self, alpha: float) -> Bounds:
         up = weighted.excess(self.worse, self.better, self.heaviest, alpha)
@@ -315,7 +318,7 @@ class Weighted(NamedTuple):
 
 
 class Real(NamedTuple):
-    """Real scores: ``drops`` [rows], and the scores' own standard deviation."""
+    """Real scores: ``drops`` [rows], and what a row may differ by (`differ_by`)."""
 
     drops: tuple[float, ...]
     spread: float
