@@ -313,7 +313,7 @@ class _Plain:
             said = trial.failure.message.splitlines() or [""]
             self._line(f"  trial {trial.number}: {trial.failure.kind}: {said[0]}")
         elif self._count % 10 == 1:
-            self._line(f"  trial {trial.number}, {left_s:.0f} s left, best: {best}")
+            self._line(f"  trial {trial.number}, {max(0.0, left_s):.0f} s left, best: {best}")
 
 
 class _Bar(_Plain):
