@@ -63,7 +63,7 @@ def test_what_real_scores_can_certify_is_said_once_their_spread_is_known(
 
 
 def test_real_scores_are_judged_by_what_confirm_would_certify_where_it_can() -> None:
-    """Rows that differ by 0.1 either way: none in the mean, and 500 of them certify 0.02 of it."""
+    """Rows that differ by 0.1 either way, in the mean by nothing: 500 bound the drop at 0.009."""
     task = made.info(confirm_rows=500, binary=False, rate=False)
     run = made.run(task=task, budget=Budget(max_drop=0.05))
     dense = Deployment(runtime="eager", threads=1, batch_size=1)
@@ -79,7 +79,7 @@ def test_real_scores_are_judged_by_what_confirm_would_certify_where_it_can() -> 
     found: Any = figures.constraints(run, mine, base)
     assert found["drop_upper"] == pytest.approx(seen["drop_upper"] * 0.2**0.5)
     assert found["constraints"]["quality"] == pytest.approx(found["drop_upper"] / 0.05 - 1)
-    run.budget = msgspec.structs.replace(run.budget, max_drop=0.001)  # 0.006 is the least
+    run.budget = msgspec.structs.replace(run.budget, max_drop=0.001)  # 0.0035 is the least
     few: Any = figures.constraints(run, mine, base)
     assert few["constraints"]["quality"] == pytest.approx(-1.0)
 
