@@ -22,7 +22,7 @@ def correct(
     target: str,
     batches: Iterator[Mapping[str, Any]],
     kept: Collection[str],
-    levels: int,
+    rounding: _int8.Rounding,
 ) -> bool:
     """Write the corrected graph to ``target``; False, and nothing written, where none has a bias.
 
@@ -31,7 +31,7 @@ def correct(
         target: where the corrected one goes.
         batches: calibration rows.
         kept: names of nodes that stay in fp32.
-        levels: of a rounded weight, on either side of 0.
+        rounding: of the weights.
     """
     import onnx
 
@@ -39,7 +39,7 @@ def correct(
     places = _places(model.graph, kept)
     if not places:
         return False
-    means = _means(model, list(places), batches, levels)
+    means = _means(model, list(places), batches, rounding)
     held = {value.name: value for value in model.graph.initializer}
     for name, (node, place) in places.items():
         if name in means:
@@ -81,7 +81,7 @@ def _plain(node: Any) -> bool:
 
 
 def _means(
-    model: Any, names: list[str], batches: Iterator[Mapping[str, Any]], levels: int
+    model: Any, names: list[str], batches: Iterator[Mapping[str, Any]], rounding: _int8.Rounding
 ) -> dict[str, Any]:
     """By layer, the mean of what the weights lose by rounding, a channel of the output each."""
     import onnx
@@ -93,7 +93,7 @@ def _means(
     axes: dict[str, int] = {}
     for node in [n for n in graph.node if n.name in set(names)]:
         weight = onnx.numpy_helper.to_array(held[node.input[1]])
-        lost = (weight - rounded_weight(node, 1, held[node.input[1]], levels)).astype(np.float32)
+        lost = (weight - rounded_weight(node, held[node.input[1]], rounding)).astype(np.float32)
         twin = type(node).FromString(node.SerializeToString())
         del twin.input[2:]
         twin.name = outputs[node.name] = twin.output[0] = f"{node.name}_lost"

@@ -27,6 +27,7 @@ def order(
     nodes: Sequence[str],
     ranges: Mapping[str, Range],
     flops_per_row: float | None,
+    rounding: _int8.Rounding,
 ) -> list[str]:
     """``nodes`` by name, the most sensitive first; ties in the graph's order.
 
@@ -36,12 +37,13 @@ def order(
         nodes: layers that are to be quantized.
         ranges: of their activations.
         flops_per_row: bounds the rows that are run.
+        rounding: of the weights.
     """
     import onnx
 
     model = onnx.load(path)
     chosen = [node for node in model.graph.node if node.name in set(nodes)]
-    _switched(model, chosen, ranges)
+    _switched(model, chosen, ranges, rounding)
     session = session_of(model)
     cost = (flops_per_row or 0.0) * (len(chosen) + 1)
     rows = max(1, min(_ROWS, int(_FLOPS / cost) if cost else _ROWS))
@@ -72,7 +74,9 @@ def _error(found: Sequence[Any], exact: Sequence[Any]) -> float:
     )
 
 
-def _switched(model: Any, chosen: Sequence[Any], ranges: Mapping[str, Range]) -> None:
+def _switched(
+    model: Any, chosen: Sequence[Any], ranges: Mapping[str, Range], rounding: _int8.Rounding
+) -> None:
     """Give each chosen node a switch between its exact and its rounded inputs."""
     from onnx import TensorProto, helper
 
@@ -87,7 +91,7 @@ def _switched(model: Any, chosen: Sequence[Any], ranges: Mapping[str, Range]) ->
             name = node.input[place]
             rounded = f"{switch}_rounded_{place}"
             if name in held:
-                _hold(graph, rounded, rounded_weight(node, place, held[name]))
+                _hold(graph, rounded, rounded_weight(node, held[name], rounding))
             elif name in ranges:
                 added += _rounding(graph, name, rounded, ranges[name])
             else:
@@ -124,15 +128,15 @@ def _rounding(graph: Any, name: str, out: str, span: Range) -> list[Any]:
     ]
 
 
-def rounded_weight(node: Any, place: int, value: Any, levels: int = 127) -> Any:
-    """Each output channel to ``levels`` of its own on either side of 0, and back."""
+def rounded_weight(node: Any, value: Any, rounding: _int8.Rounding) -> Any:
+    """A node's weight as int8 has it, in fp32."""
     from onnx import numpy_helper
 
     weight = numpy_helper.to_array(value)
-    if weight.ndim < 2:
+    if weight.ndim < 2 or not rounding.per_channel:
         axes: tuple[int, ...] = tuple(range(weight.ndim))
     else:
         axes = tuple(a for a in range(weight.ndim) if a != _int8.channel(node, weight.ndim))
-    scale = np.abs(weight).max(axis=axes, keepdims=True) / levels
+    scale = np.abs(weight).max(axis=axes, keepdims=True) / rounding.levels
     scale = np.where(scale > 0, scale, 1.0)
     return (np.rint(weight / scale) * scale).astype(np.float32)

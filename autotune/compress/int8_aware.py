@@ -5,10 +5,11 @@
 
 Rounding has no slope, so its gradient is passed straight through where nothing was clipped
 (Bengio et al., arXiv 1308.3432; Jacob et al., arXiv 1712.05877).  Weights have a scale for each
-output channel, activations one range each, as the quantizers after it have.  It gives the module
-back in fp32, so it is of no use alone: the search tries it where static int8 would be the best plan
-but for its quality (`control.rescue`).  Does not know layers that are called by name of their
-weights alone, such as those inside an ``nn.MultiheadAttention``: their inputs are not rounded.
+output channel or one, activations one range each, as the quantizers after it have.  It gives the
+module back in fp32, so it is of no use alone: the search tries it where static int8 would be the
+best plan but for its quality (`control.rescue`).  Does not know layers that are called by name of
+their weights alone, such as those inside an ``nn.MultiheadAttention``: their inputs are not
+rounded.
 """
 
 from collections.abc import Iterator
@@ -46,7 +47,9 @@ def unavailable(context: Context) -> str | None:
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """``reduce_range``: 7-bit weights, as the quantizer that follows."""
+    """``reduce_range``: 7-bit weights, as the quantizer that follows; as its ``per_channel``, which
+    stands in the plan where that has it.
+    """
     return (_int8.reduce_range(context),)
 
 
@@ -67,7 +70,7 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
     if not layers:
         raise JobError("unsupported", "no linear or convolutional layer is left to round")
     spans = _spans(Flat(model, about.input_kind, about.input_names), layers, tools)
-    with rounding(layers, spans, _int8.LEVELS[bool(params.get("reduce_range", True))]):
+    with rounding(layers, spans, _int8.rounding(params)):
         seconds = tools.recover(model)
     model.eval()
     module.save(model, tools.fresh(), tools.workdir)
@@ -104,16 +107,18 @@ def _spans(flat: Any, layers: list[Any], tools: Tools) -> dict[int, tuple[float,
 
 @contextmanager
 def rounding(
-    layers: list[Any], spans: dict[int, tuple[float, float]], levels: int
+    layers: list[Any], spans: dict[int, tuple[float, float]], how: _int8.Rounding
 ) -> Iterator[None]:
-    """Within, weights are rounded to ``-levels .. levels`` and inputs to 8 bits of their span."""
+    """Within, weights are rounded as ``how`` says and inputs to 8 bits of their span."""
     from torch import nn
     from torch.nn.utils import parametrize
 
     class Weight(nn.Module):
         def forward(self, weight: Any) -> Any:
-            largest = weight.detach().abs().amax(tuple(range(1, weight.dim())), keepdim=True)
-            return _straight(weight, largest.clamp(min=1e-8) / levels, 0, (-levels, levels))
+            axes = tuple(range(1 if how.per_channel else 0, weight.dim()))
+            largest = weight.detach().abs().amax(axes, keepdim=True)
+            ends = (-how.levels, how.levels)
+            return _straight(weight, largest.clamp(min=1e-8) / how.levels, 0, ends)
 
     def enter(layer: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
         low, high = spans[id(layer)]

@@ -43,13 +43,15 @@ def unavailable(context: Context) -> str | None:
 
 def dims(context: Context) -> tuple[Dim, ...]:
     """``method``: how ranges are found.  ``restored``: how many of the most sensitive layers
-    stay in fp32.  The processor decides ``reduce_range``, and it stands in the plan.
+    stay in fp32.  ``per_channel``: a scale for each output channel, or one for each weight, where
+    no layer is a convolution.  The processor decides ``reduce_range``, and it stands in the plan.
     """
     layers = _int8.layers(context)
     restored = tuple(n for n in _RESTORED if n == 0 or n < layers)
     return (
         Dim(name="method", kind="choice", choices=_RULES),
         Dim(name="restored", kind="choice", choices=restored),
+        *_int8.per_channel(context),
         _int8.reduce_range(context),
     )
 
@@ -61,6 +63,7 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
         JobError: unsupported, or there are no calibration rows; nan: an activation is not finite.
     """
     method = str(params.get("method", _RULES[0]))
+    rounding = _int8.rounding(params)
 
     def quantize(source: str, target: str, shared: dict[str, Any]) -> None:
         from autotune.compress import _bias, _calibrate, _sensitive, _smooth
@@ -79,13 +82,11 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
             flops = form.about.flops_per_sample
             nodes = [name for name in _int8.weighted(source, _int8.HEAVY) if name not in kept]
             spans = {name: histogram.range(_RULES[0]) for name, histogram in seen.items()}
-            ask = functools.partial(_sensitive.order, source, rows(), nodes, spans, flops)
-            kept |= set(_ranked(form, tools, sorted(kept), ask)[:restored])
+            ask = functools.partial(_sensitive.order, source, rows(), nodes, spans, flops, rounding)
+            kept |= set(_ranked(form, tools, sorted(kept), rounding, ask)[:restored])
         corrected = tools.workdir / "corrected.onnx"
         # at 8 bits biases are moved by less than what else is rounded (docs/decisions.md, 22)
-        if shared["reduce_range"] and _bias.correct(
-            source, str(corrected), rows(), kept, _int8.LEVELS[True]
-        ):
+        if shared["reduce_range"] and _bias.correct(source, str(corrected), rows(), kept, rounding):
             source = str(corrected)
         _quantize(source, target, ranges, sorted(kept), shared)
         for path in (scaled, corrected):
@@ -94,13 +95,20 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
     return _int8.run(form, tools, params, quantize)
 
 
-def _ranked(form: Form, tools: Tools, kept: list[str], rank: Callable[[], list[str]]) -> list[str]:
-    """The layers by sensitivity, under one rule: other levels and rules ask for the same, so it
-    is kept beside the forms.
+def _ranked(
+    form: Form,
+    tools: Tools,
+    kept: list[str],
+    rounding: _int8.Rounding,
+    rank: Callable[[], list[str]],
+) -> list[str]:
+    """The layers by sensitivity, under one rule: others ask for the same, so it is kept beside the
+    forms, one order for each rounding of weights.
     """
     if tools.shared is None:
         return rank()
-    path = tools.shared / f"{form.folder.name}.sensitive.json"
+    by = f"sensitive-{rounding.levels}-{'channel' if rounding.per_channel else 'tensor'}"
+    path = tools.shared / f"{form.folder.name}.{by}.json"
     if path.is_file():
         found = json.loads(path.read_text())
         if found["kept"] == kept:

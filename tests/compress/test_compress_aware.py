@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from autotune.compress import Tools, int8_aware
+from autotune.compress._int8 import Rounding
 from autotune.errors import JobError
 from autotune.forms import Form, module
 from autotune.worker import optimizers
@@ -30,7 +31,7 @@ def test_within_layers_see_rounded_values_and_gradients_pass_where_nothing_was_c
         layer.bias.zero_()
     raw = layer.weight
     x = torch.tensor([[0.5, 0.501, 9.0]], requires_grad=True)
-    with int8_aware.rounding([layer], {id(layer): (0.0, 2.55)}, 127):
+    with int8_aware.rounding([layer], {id(layer): (0.0, 2.55)}, Rounding()):
         expected = torch.tensor([[1.27, 0.63, 0.0], [127.0, 1.0, -2.0]])
         torch.testing.assert_close(layer.weight, expected)
         rounded = torch.tensor([[0.5, 0.5, 2.55]])  # the last is clipped
@@ -46,10 +47,19 @@ def test_within_layers_see_rounded_values_and_gradients_pass_where_nothing_was_c
     assert sorted(layer.state_dict()) == ["bias", "weight"]
 
 
+def test_one_scale_for_a_weight_rounds_small_channels_by_the_largest() -> None:
+    layer = nn.Linear(3, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.27, 0.634, -0.003], [127.0, 1.4, -1.6]]))
+    with int8_aware.rounding([layer], {}, Rounding(per_channel=False)):
+        expected = torch.tensor([[1.0, 1.0, 0.0], [127.0, 1.0, -2.0]])
+        torch.testing.assert_close(layer.weight, expected)
+
+
 def test_muon_finds_the_same_matrices_within() -> None:
     network = model()
     raw = network.get_parameter("0.weight")
-    with int8_aware.rounding([network.get_submodule(n) for n in ("0", "2")], {}, 127):
+    with int8_aware.rounding([network.get_submodule(n) for n in ("0", "2")], {}, Rounding()):
         assert [id(p) for p in optimizers.hidden_matrices(network)] == [id(raw)]
 
 

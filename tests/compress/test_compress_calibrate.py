@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from autotune.compress import _calibrate, _sensitive, _smooth
+from autotune.compress._int8 import Rounding
 from autotune.errors import JobError
 
 RNG = np.random.default_rng(0)
@@ -128,6 +129,21 @@ def test_the_layer_with_an_outlier_comes_first(tmp_path):
     ranges = {name: histogram.range("minmax") for name, histogram in histograms.items()}
     assert set(ranges) == {"x0", "x1", "x2", "x3"}
     ranges["x1"] = (-1e3, 1e3)  # as one huge value in it would make it
-    order = _sensitive.order(path, iter([{"x0": rows}]), ["m0", "m1", "m2"], ranges, None)
+    names = ["m0", "m1", "m2"]
+    order = _sensitive.order(path, iter([{"x0": rows}]), names, ranges, None, Rounding())
     assert order[0] == "m1"
-    assert sorted(order) == ["m0", "m1", "m2"]
+    assert sorted(order) == names
+
+
+def test_one_scale_rounds_all_channels_of_a_weight_as_coarsely_as_its_largest(tmp_path):
+    weight = RNG.standard_normal((8, 8)).astype(np.float32)
+    weight[:, 5] *= 300
+    graph = onnx.load(chain(tmp_path, [weight])).graph
+    node, held = graph.node[0], {value.name: value for value in graph.initializer}
+
+    def error(per_channel: bool) -> float:
+        rounding = Rounding(per_channel=per_channel)
+        found = _sensitive.rounded_weight(node, held[node.input[1]], rounding)
+        return float(np.abs(found - weight)[:, :5].max())
+
+    assert error(per_channel=False) > 50 * error(per_channel=True)

@@ -30,6 +30,7 @@ from autotune.records.job import Context
 from autotune.records.plan import Value
 from tests.support import made, stages
 
+SEVEN = _int8.Rounding(levels=64)
 RNG = np.random.default_rng(0)
 ROWS = RNG.standard_normal((64, 20)).astype(np.float32)
 
@@ -85,6 +86,8 @@ def outputs(folder: Path) -> np.ndarray:
         (int8_static, {"method": "minmax"}),
         (int8_static, {"method": "mse"}),
         (int8_dynamic, {"reduce_range": True}),
+        (int8_static, {"per_channel": False}),
+        (int8_dynamic, {"per_channel": False}),
     ],
 )
 def test_int8_is_near_smaller_and_silent(form, tmp_path, capfd, step, params):
@@ -151,6 +154,29 @@ def test_int8_is_refused_where_its_own_product_was_measured_as_slower(int8, refu
 )
 def test_the_range_is_reduced_where_the_product_would_saturate(isa, machine, reduced):
     assert _int8.reduce_range(context(isa, machine)).choices == (reduced,)
+
+
+@pytest.mark.parametrize("step", [int8_static, int8_dynamic])
+def test_weights_have_a_scale_for_each_channel_or_one(form: Form, tmp_path: Path, step) -> None:
+    for per_channel, scales in ((True, [256, 3]), (False, [1, 1])):
+        made = step.apply(form, {"per_channel": per_channel}, tools(tmp_path))
+        graph = onnx.load(made.folder / "model.onnx").graph
+        sizes = [
+            int(np.prod(value.dims))
+            for value in graph.initializer
+            if "weight" in value.name and value.name.endswith("_scale")
+        ]
+        assert sizes == scales
+
+
+@pytest.mark.parametrize("step", [int8_static, int8_dynamic])
+def test_one_scale_for_a_weight_is_a_choice_where_no_layer_is_a_convolution(step) -> None:
+    def choices(**types: int) -> list[tuple]:
+        found = step.dims(context(**types))
+        return [dim.choices for dim in found if dim.name == "per_channel"]
+
+    assert choices(Linear=2) == choices(Linear=2, Conv1D=2) == [(True, False)]
+    assert choices(Linear=2, Conv2d=1) == choices(Linear=1, ConvTranspose1d=1) == []
 
 
 @pytest.mark.parametrize("step", [int8_dynamic, int4_weights])
@@ -224,14 +250,14 @@ def test_biases_take_back_what_seven_bit_weights_lose_on_average(
     shifted = np.abs(ROWS) + 0.5  # errors of weights do not average out
     source, target = form.folder / "model.onnx", tmp_path / "corrected.onnx"
     prepared = _int8._prepare(source, tmp_path / "prepared.onnx")
-    assert _bias.correct(str(prepared), str(target), iter([{"input": shifted}]), [], 64)
+    assert _bias.correct(str(prepared), str(target), iter([{"input": shifted}]), [], SEVEN)
 
     def means(corrected: bool) -> np.ndarray:
         model = onnx.load(target if corrected else prepared)
         for node in model.graph.node:
             for value in model.graph.initializer:
                 if node.op_type in ("Gemm", "MatMul") and value.name == node.input[1]:
-                    rounded = _sensitive.rounded_weight(node, 1, value, 64)
+                    rounded = _sensitive.rounded_weight(node, value, SEVEN)
                     value.CopyFrom(onnx.numpy_helper.from_array(rounded, value.name))
         hidden = next(n for n in model.graph.node if n.op_type == "Relu").input[0]
         model.graph.output.append(onnx.ValueInfoProto(name=hidden))
@@ -247,5 +273,5 @@ def test_biases_take_back_what_seven_bit_weights_lose_on_average(
 def test_layers_that_are_kept_keep_their_bias(form: Form, tmp_path: Path) -> None:
     source = form.folder / "model.onnx"
     names = [node.name for node in onnx.load(source).graph.node]
-    assert not _bias.correct(str(source), str(tmp_path / "none"), iter([]), names, 64)
+    assert not _bias.correct(str(source), str(tmp_path / "none"), iter([]), names, SEVEN)
     assert not (tmp_path / "none").exists()
