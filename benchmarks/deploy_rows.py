@@ -47,7 +47,7 @@ class Setting(NamedTuple):
     """How a row is made; rows of another setting do not answer for this one."""
 
     threads: int = 2
-    time_s: float = 300.0
+    time_s: float = 240.0
     trials: int = 60
     launches: int = 5
     cycles: int = 4

@@ -5,7 +5,7 @@ Values that mean the same deployment are made equal, so that a repeat can be rec
 
 import msgspec
 
-from autotune.control import joint
+from autotune.control import estimate, joint
 from autotune.control.space import Space, Values, choice, complete, fix, located, middle
 from autotune.errors import UsageError
 from autotune.forms import ROAD
@@ -180,8 +180,9 @@ def values_of(
 def seeds(space: Space, options: tuple[Option, ...], threads: int) -> list[dict[str, Value]]:
     """Each part by itself, from which the surrogate predicts what they do together: each runtime
     dense, each compression without training where it can be served, and one that trains, alone
-    and under the first quantizer.  What is cheap to build and promising comes first: a GPU before
-    the processor, and a compiler, which costs ten times what an export does, last.
+    and under the quantizer that is guessed the fastest.  What is cheap to build and promising comes
+    first: a GPU before the processor, and a compiler, which costs ten times what an export does,
+    last.
     """
     usable = [o for o in options if o.available]
     runtimes = sorted((o for o in usable if o.kind == "runtime"), key=lambda r: not _on_gpu(r))
@@ -195,12 +196,16 @@ def seeds(space: Space, options: tuple[Option, ...], threads: int) -> list[dict[
     for step in (o for o in steps if o.trains):
         first = next((r for r in fast if reaches(step, r)), None)
         if first is not None:
-            late = [o for r, o in alone if r is first]
+            late = sorted((o for r, o in alone if r is first), key=_left)
             wanted.append({"runtime": first.name, **_with(step)})
             wanted += [{"runtime": first.name, **_with(step), **_with(o)} for o in late[:1]]
     wanted += [{"runtime": r.name} for r in slow]
     whole = [complete(space, _everywhere(space, v) | {"threads": threads}) for v in wanted]
     return [v for i, v in enumerate(whole) if v not in whole[:i]]
+
+
+def _left(step: Option) -> float:
+    return estimate.left(Step(name=step.name))
 
 
 def _on_gpu(runtime: Option) -> bool:

@@ -226,11 +226,18 @@ class _Exploration:
 
     def _release(self) -> None:
         """Seeds that need a compiler go ahead where they are predicted faster, by what that costs,
-        than the best that was measured without compression.
+        than the best that was measured and keeps its quality; one without compression, than the
+        best that has none.
         """
-        dense = [t.trial for t in self._lab.tried if t.trial.deployment.lossless]
-        fastest = min((t.latency_s.p50 for t in dense if t.latency_s is not None), default=math.inf)
-        soon = [seed for seed in self._dear if _WORTH * seed.predicted_s < fastest]
+        tried = [t.trial for t in self._lab.tried if t.trial.constraints.get("quality", 0.0) <= 0]
+
+        def worth_it(seed: foresight.Seed) -> bool:
+            lossless = self._lab.deployment(seed.values).lossless
+            rivals = [t for t in tried if t.deployment.lossless or not lossless]
+            times = [t.latency_s.p50 for t in rivals if t.latency_s is not None]
+            return _WORTH * seed.predicted_s < min(times, default=math.inf)
+
+        soon = [seed for seed in self._dear if worth_it(seed)]
         for seed in soon:
             self._study.enqueue(seed.values, seed.why)
         self._dear = [seed for seed in self._dear if seed not in soon]
@@ -255,10 +262,12 @@ class _Exploration:
         return surrogate.Seen(values, value, tried.trial.constraints)
 
     def _guesses(self) -> list[surrogate.Seen]:
-        """The predictions of seeds that wait."""
+        """The predictions of uncompressed seeds that wait."""
         guesses = []
         for seed in self._dear:
             deployment = self._lab.deployment(seed.values)
+            if not deployment.lossless:
+                continue
             batch, reference = deployment.batch_size, self._lab.reference
             value = guess(self._run, seed.predicted_s, batch, reference)
             if value is not None:

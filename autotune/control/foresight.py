@@ -4,7 +4,7 @@
 
 Of each group of seeds the fastest predicted come first, and where the batch is searched they start
 at the batch of the highest predicted throughput.  Predictions order; they reject nothing.  What
-AOTInductor compiles is predicted as `torch.compile` of the same.
+AOTInductor compiles is predicted as `torch.compile` of the same, OpenVINO's as ONNX Runtime's.
 """
 
 import math
@@ -24,8 +24,10 @@ from autotune.records.report import DeployTrial
 _SHARE = 0.02
 _MOST_S = 10.0
 _LEAST_S = 1.0
-COMPILED = {"compiled": "compiled", "aoti": "compiled"}
-"""Runtimes that a compiler makes, and as what each is predicted."""
+COMPILED = ("compiled", "aoti")
+"""Runtimes that a compiler makes."""
+_ALIKE = {"aoti": "compiled", "openvino": "onnxruntime"}
+"""Runtimes that are predicted as another."""
 
 
 class Seed(NamedTuple):
@@ -54,17 +56,17 @@ class Foresight:
         """The predicted median of one call."""
         if not self._replays:
             return None
-        alike = COMPILED.get(deployment.runtime, deployment.runtime)
+        alike = _ALIKE.get(deployment.runtime, deployment.runtime)
         same = msgspec.structs.replace(deployment, runtime=alike)
         return estimate.deployment_s(self._replays, self._anchors, same)
 
     def apart(
         self, seeds: Sequence[tuple[Mapping[str, Value], Deployment]], batches: Sequence[int]
     ) -> tuple[list[tuple[Mapping[str, Value], str]], list[Seed]]:
-        """Seeds in `order`, and apart from them the uncompressed ones that need a compiler, which
-        costs ten times what an export does, where they are predicted: the fastest first.
+        """Seeds in `order`, and apart from them those that need a compiler, which costs ten times
+        what an export does, where they are predicted: the fastest first.
         """
-        compiled = [s for s in seeds if s[1].runtime in COMPILED and s[1].lossless]
+        compiled = [s for s in seeds if s[1].runtime in COMPILED]
         dear = [s for s in compiled if self.latency_s(s[1]) is not None]
         others = [s for s in seeds if s not in dear]
         return self.order(others, batches), self._group(dear, batches)

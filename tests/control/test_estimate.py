@@ -163,6 +163,34 @@ def test_predicted_seeds_that_need_a_compiler_stand_apart() -> None:
     assert not dear
 
 
+def test_what_compresses_for_a_compiler_stands_apart_too() -> None:
+    half = (Step(name="bf16"),)
+    seeds = [
+        ({"runtime": r, "precision": "bf16"}, Deployment(runtime=r, compress=half))
+        for r in ("eager", "compiled")
+    ]
+    others, dear = Foresight(REPLAYS, ()).apart(seeds, (1,))
+    assert [values["runtime"] for values, _ in others] == ["eager"]
+    assert [seed.values["runtime"] for seed in dear] == ["compiled"]
+
+
+def test_quantizers_are_ordered_by_what_they_leave_and_openvino_goes_as_onnx_runtime() -> None:
+    runtimes = {"int4_weights": "onnxruntime", "int8_dynamic": "onnxruntime"}
+    runtimes |= {"int8_openvino": "openvino", "int8_static": "onnxruntime"}
+    seeds = [
+        ({"quantize": name}, Deployment(runtime=runtime, compress=(Step(name=name),)))
+        for name, runtime in runtimes.items()
+    ]
+    ordered = Foresight(REPLAYS, ()).order(seeds, (1,))
+    assert [values["quantize"] for values, _ in ordered] == [
+        "int8_openvino",
+        "int8_static",
+        "int8_dynamic",
+        "int4_weights",
+    ]
+    assert len({why for _, why in ordered[:2]}) == 1
+
+
 def test_intervals_widen_with_the_distance_from_the_anchor() -> None:
     anchor = estimate.Anchor("eager", 1, 1, EAGER)
     wide = []
