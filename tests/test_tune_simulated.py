@@ -111,6 +111,13 @@ def test_a_plan_whose_quality_was_luck_gives_way_to_one_that_compresses_nothing(
     assert chosen(report).lossless
     assert report.chosen is not None
     assert report.chosen.launches == judging.LOOKS[0]
+    told = "Verification turned down "
+    turned = [line.removeprefix(told) for line in report.why.text if line.startswith(told)]
+    assert turned
+    assert all("(upper bound) of 0.02 allowed." in line for line in turned)
+    rival = report.why.runner_up  # what verification turned down is none
+    assert rival is not None
+    assert not any(line.startswith(rival) for line in turned)
 
 
 def test_a_finalist_that_was_left_early_is_launched_in_full_before_it_is_shipped(go: Go) -> None:

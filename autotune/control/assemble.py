@@ -5,13 +5,14 @@ interrupted one and a failed one, so that a report is valid at every moment.
 import platform
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
 import msgspec
 
 from autotune import plugins
-from autotune.control import choose, store, verdict, verifying
+from autotune.control import choose, reasons, store, verdict, verifying
 from autotune.control.deploying import Lab
 from autotune.control.run import Run
 from autotune.control.trials import Outcome
@@ -144,8 +145,17 @@ def _break_even(known: Known, energy: float | None) -> float | None:
     return energy / (before - after)
 
 
-def explain(known: Known, verified: Verified, kept_baseline: str | None, given: bool) -> Why:
-    """Why this plan, in fields and words; a ``given`` one was not searched for."""
+def explain(
+    known: Known,
+    verified: Verified,
+    kept_baseline: str | None,
+    tested: Sequence[Verified],
+    *,
+    given: bool,
+) -> Why:
+    """Why this plan, in fields and words, of those ``tested``; a ``given`` one was not searched
+    for.
+    """
     run, lab = known.run, known.lab
     assert lab is not None
     extra = [kept_baseline] if kept_baseline else []
@@ -172,6 +182,12 @@ def explain(known: Known, verified: Verified, kept_baseline: str | None, given: 
         run.survey.options,
         goal=run.budget.resolved_goal(),
         higher_is_better=run.survey.task.higher_is_better,
+        fallen=[
+            (other.side.deployment, limits)
+            for other in tested
+            if other.side.deployment != verified.side.deployment
+            and (limits := reasons.broken(other.verdicts))
+        ],
     )
     return msgspec.structs.replace(
         why, text=(*extra, *why.text), kept_baseline=kept_baseline is not None

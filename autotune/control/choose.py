@@ -171,12 +171,17 @@ def why(
     higher_is_better: bool = True,
     indistinguishable: Same | None = None,
     kept_baseline: bool = False,
+    fallen: Sequence[tuple[Deployment, str]] = (),
 ) -> Why:
     """Explain the choice from what was tried.
 
     ``text`` holds plain sentences, the same facts as the fields.  ``kept_baseline`` says that
-    nothing beat the baseline beyond noise.
+    nothing beat the baseline beyond noise.  ``fallen`` are plans that verification turned down,
+    each with the limits that it broke: they are no rivals of the chosen one.
     """
+    measured = sum(trial.state == "complete" for trial in trials)
+    fell = [deployment for deployment, _ in fallen]
+    trials = [trial for trial in trials if trial.deployment not in fell]
 
     def rank(some: Sequence[DeployTrial]) -> tuple[DeployTrial, ...]:
         return order(some, goal, higher_is_better, indistinguishable=indistinguishable)
@@ -192,7 +197,8 @@ def why(
     limit = next((v.limit for v in verdicts if v.name == "quality"), None)
     lost = reasons.guarded(trials, picked, limit)
     text = [
-        _chosen_text(chosen, picked, goal, len(ranked), kept_baseline) if chosen else None,
+        _chosen_text(chosen, picked, goal, measured, kept_baseline) if chosen else None,
+        *(f"Verification turned down {describe(plan)}: {limits}." for plan, limits in fallen),
         binding,
         f"Runner-up: {describe(better.deployment)}: {margin}." if better and margin else None,
         *reasons.told(knobs),

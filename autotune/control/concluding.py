@@ -46,7 +46,8 @@ def conclude(
     assert lab is not None
     began = run.bridge.now()
     run.listener.phase("verification", run.left_s)
-    chosen = _pick(known.run, _tested(known, lab, candidates))
+    tested = _tested(known, lab, candidates)
+    chosen = _pick(known.run, tested)
     if chosen is not None and chosen.left:
         place = candidates.index(chosen.side.deployment)
         alpha, done = figures.quality_alphas(run, len(candidates))[place], known.execution
@@ -57,7 +58,7 @@ def conclude(
     kept: str | None = None
     if replace or chosen is None:
         chosen, kept = _against_baseline(known, lab, chosen)
-    known.why = assemble.explain(known, chosen, kept, given=not replace)
+    known.why = assemble.explain(known, chosen, kept, tested, given=not replace)
     if run.effort.baseline is not None:
         earlier.race(known, Path(run.effort.baseline), chosen.side, folder.work)
     _ship(known, chosen, folder)

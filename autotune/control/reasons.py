@@ -78,14 +78,25 @@ def binding(verdicts: Sequence[Verdict]) -> str | None:
     if not known:
         return None
     least, verdict = min(known, key=lambda pair: pair[0])
+    share = units.percent(round(abs(least), 2) if abs(least) >= 0.1 else abs(least))
+    slackness = f"missed by {share}" if least < 0 else f"{share} to spare"
+    name = verdict.name.replace("_", " ")
+    return f"The nearest limit is that on {name}: {_sides(verdict)}, {slackness}."
+
+
+def broken(verdicts: Sequence[Verdict]) -> str:
+    """The limits that are not kept, or not surely, with what decides."""
+    open_ = (v for v in verdicts if v.verdict in ("NOT_MET", "UNDECIDED"))
+    return ", ".join(f"{v.name.replace('_', ' ')} {_sides(v)}" for v in open_)
+
+
+def _sides(verdict: Verdict) -> str:
+    """What decides beside its limit."""
     decides = deciding(verdict)
     side = "lower" if verdict.at_least else "upper"
     kind = f" ({side} bound)" if decides != verdict.estimate else ""
     what = "required" if verdict.at_least else "allowed"
-    sides = f"{quantity(decides, verdict)}{kind} of {quantity(verdict.limit, verdict)} {what}"
-    share = units.percent(round(abs(least), 2) if abs(least) >= 0.1 else abs(least))
-    slackness = f"missed by {share}" if least < 0 else f"{share} to spare"
-    return f"The nearest limit is that on {verdict.name.replace('_', ' ')}: {sides}, {slackness}."
+    return f"{quantity(decides, verdict)}{kind} of {quantity(verdict.limit, verdict)} {what}"
 
 
 def quantity(value: float | None, verdict: Verdict) -> str:
