@@ -13,7 +13,7 @@ from autotune.records.task import Dim
 
 _MATRIX = ("MultiheadAttention", "Conv1D")  # Conv1D: transformers' name for a Linear
 _LAYERS = ("Linear", "Conv1D", "Conv1d", "Conv2d", "Conv3d", "MultiheadAttention")
-PER_CHANNEL = "per_channel"
+_PER_CHANNEL = "per_channel"
 
 
 def reduce_range(context: Context) -> Dim:
@@ -36,7 +36,7 @@ def per_channel(context: Context) -> tuple[Dim, ...]:
     a model that has any keeps its channels.
     """
     convolves = any("Conv" in name and name not in _MATRIX for name in context.traits.module_types)
-    return () if convolves else (Dim(name=PER_CHANNEL, kind="choice", choices=(True, False)),)
+    return () if convolves else (Dim(name=_PER_CHANNEL, kind="choice", choices=(True, False)),)
 
 
 def slower(context: Context) -> str | None:
@@ -77,7 +77,7 @@ def run(
             prepared = _prepare(form.folder / "model.onnx", tools.workdir / "prepared.onnx")
             original = str(form.folder / "model.onnx")
             shared = {
-                PER_CHANNEL: bool(params.get(PER_CHANNEL, True)),
+                _PER_CHANNEL: rounding(params).per_channel,
                 "reduce_range": bool(params.get("reduce_range", True)),
                 "nodes_to_exclude": _kept.nodes(
                     original, str(prepared), str(params.get("keep_fp32", ""))
@@ -119,7 +119,7 @@ class Rounding(NamedTuple):
 def rounding(params: Mapping[str, Value]) -> Rounding:
     """As a step's parameters say."""
     return Rounding(
-        _LEVELS[bool(params.get("reduce_range", True))], bool(params.get(PER_CHANNEL, True))
+        _LEVELS[bool(params.get("reduce_range", True))], bool(params.get(_PER_CHANNEL, True))
     )
 
 

@@ -47,8 +47,8 @@ def unavailable(context: Context) -> str | None:
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """``reduce_range``: 7-bit weights, as the quantizer that follows; as its ``per_channel``, which
-    stands in the plan where that has it.
+    """``reduce_range``: 7-bit weights, as the quantizer that follows.  Where that has a
+    ``per_channel``, the plan gives this step the same (`control.rescue`).
     """
     return (_int8.reduce_range(context),)
 

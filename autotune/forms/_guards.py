@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-_MOVES = ("Cast", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+_MOVES = ("Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 """What only moves the numbers of its first input."""
 _PRODUCTS = ("MatMul", "Gemm", "Einsum")
 
@@ -42,20 +42,27 @@ class _Known:
     """What a graph's values are made by, and what is known of them."""
 
     def __init__(self, graph: Any) -> None:
-        from onnx import numpy_helper
-
         self.made = {name: node for node in graph.node for name in node.output}
-        self._constants = {v.name: numpy_helper.to_array(v) for v in graph.initializer}
+        self._held = {value.name: value for value in graph.initializer}
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
-                self._constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+                self._held[node.output[0]] = node.attribute[0].t
+
+    def _constant(self, name: str) -> Any:
+        """A constant as an array; None for what is none, or lies in a file of its own."""
+        from onnx import TensorProto, numpy_helper
+
+        value = self._held.get(name)
+        if value is None or value.data_location == TensorProto.EXTERNAL:
+            return None
+        return numpy_helper.to_array(value)
 
     def guarded(self, node: Any) -> str | None:
         """The softmax that a node guards against a case that cannot come up; else None."""
         if node.op_type != "Where":
             return None
         asked, instead, given = node.input
-        zero = self._constants.get(instead)
+        zero = self._constant(instead)
         if zero is None or zero.size != 1 or zero.item() != 0:
             return None
         asking, softmax = self.made.get(asked), self.made.get(given)
@@ -70,8 +77,8 @@ class _Known:
         """Whether each row surely has a finite number."""
         if self._finite(name):
             return True
-        if name in self._constants:
-            values = self._constants[name]
+        values = self._constant(name)
+        if values is not None:
             return bool(values.ndim and np.isfinite(values).any(axis=-1).all())
         node = self.made.get(name)
         if node is None or node.op_type != "Add":
@@ -83,8 +90,9 @@ class _Known:
 
     def _finite(self, name: str) -> bool:
         """Whether all of it surely is finite, where products are."""
-        if name in self._constants:
-            return bool(np.isfinite(self._constants[name]).all())
+        values = self._constant(name)
+        if values is not None:
+            return bool(np.isfinite(values).all())
         node = self.made.get(name)
         if node is None:
             return False

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from autotune.control.bridge import FunctionBridge
@@ -75,15 +76,7 @@ class Halved(Simulation):
 
     options: tuple[Option, ...] = (
         *simulated.OPTIONS,
-        Option(
-            kind="compress",
-            name="bf16",
-            available=True,
-            takes="module",
-            gives="module",
-            group="precision",
-            runtimes=("compiled",),
-        ),
+        msgspec.structs.replace(simulated.GPU_OPTIONS[-1], name="bf16", runtimes=("compiled",)),
     )
 
 

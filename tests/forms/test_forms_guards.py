@@ -70,8 +70,21 @@ def test_what_is_no_guard_stays() -> None:
     assert _guards.remove(graph("chosen", axis=1)) == 0
 
 
+def test_weights_in_a_file_of_their_own_are_not_read() -> None:
+    made = graph("chosen")
+    weight = TensorProto(name="k", data_type=TensorProto.FLOAT, dims=[3, 3])
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="not-there.data")
+    made.initializer.append(weight)
+    assert _guards.remove(made) == 1
+    mask = graph("input")
+    weight.name = "mask"
+    mask.initializer.append(weight)
+    assert _guards.remove(mask) == 0  # what it holds is not known
+
+
 class Attention(nn.Module):
-    """Masked attention; rows of the mask may be False throughout."""
+    """Attention under a mask of booleans."""
 
     def __init__(self) -> None:
         super().__init__()
