@@ -96,11 +96,17 @@ class Attention(nn.Module):
         return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).squeeze(1)
 
 
-def test_an_exported_boolean_mask_has_no_guard_and_the_same_answers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [onnx_file._PROTOBUF_LIMIT, 0])
+def test_an_exported_boolean_mask_has_no_guard_and_the_same_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """Also where weights are too large for the graph's file."""
+    monkeypatch.setattr(onnx_file, "_PROTOBUF_LIMIT", limit)
     torch.manual_seed(0)
     model = Flat(Attention(), "tuple", ("x", "seen")).eval()
     inputs = [torch.randn(3, 5, 8), torch.tensor([[1.0, 1, 1, 0, 0]]).repeat(3, 1)]
     path, names = tmp_path / "model.onnx", (("x", "seen"), ("output",))
     onnx_file.export(model, inputs, path, names, dynamic=True)
+    assert (tmp_path / "model.onnx.data").exists() == (limit == 0)
     assert "IsNaN" not in [node.op_type for node in onnx.load(path).graph.node]
     onnx_file.check(model, path, [inputs], names)
