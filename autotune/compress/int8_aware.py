@@ -48,7 +48,7 @@ def unavailable(context: Context) -> str | None:
 
 def dims(context: Context) -> tuple[Dim, ...]:
     """``reduce_range``: 7-bit weights, as the quantizer that follows.  Where that has a
-    ``per_channel``, the plan gives this step the same (`control.rescue`).
+    ``per_tensor``, the plan gives this step the same (`control.rescue`).
     """
     return (_int8.reduce_range(context),)
 

@@ -28,10 +28,10 @@ def unavailable(context: Context) -> str | None:
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """``per_channel``: a scale for each output channel, or one for each weight.  The processor
-    decides ``reduce_range``, and it stands in the plan.
+    """``per_tensor``: one scale for a weight, in place of one for each output channel.  The
+    processor decides ``reduce_range``, and it stands in the plan.
     """
-    return (*_int8.per_channel(context), _int8.reduce_range(context))
+    return (*_int8.per_tensor(context), _int8.reduce_range(context))
 
 
 def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:

@@ -43,15 +43,16 @@ def unavailable(context: Context) -> str | None:
 
 def dims(context: Context) -> tuple[Dim, ...]:
     """``method``: how ranges are found.  ``restored``: how many of the most sensitive layers
-    stay in fp32.  ``per_channel``: a scale for each output channel, or one for each weight, where
-    no layer is a convolution.  The processor decides ``reduce_range``, and it stands in the plan.
+    stay in fp32.  ``per_tensor``: one scale for a weight, in place of one for each output channel,
+    where no layer is a convolution.  The processor decides ``reduce_range``, and it stands in the
+    plan.
     """
     layers = _int8.layers(context)
     restored = tuple(n for n in _RESTORED if n == 0 or n < layers)
     return (
         Dim(name="method", kind="choice", choices=_RULES),
         Dim(name="restored", kind="choice", choices=restored),
-        *_int8.per_channel(context),
+        *_int8.per_tensor(context),
         _int8.reduce_range(context),
     )
 

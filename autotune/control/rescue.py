@@ -55,7 +55,7 @@ def _kept(trial: DeployTrial) -> DeployTrial:
 
 def _with_training(deployment: Deployment, lab: Lab) -> Deployment:
     *before, quantizer = deployment.compress
-    shared = ("reduce_range", "per_channel", "keep_fp32")
+    shared = ("reduce_range", "per_tensor", "keep_fp32")
     params = {name: value for name, value in quantizer.params.items() if name in shared}
     return msgspec.structs.replace(
         deployment,

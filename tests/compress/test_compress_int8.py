@@ -86,8 +86,8 @@ def outputs(folder: Path) -> np.ndarray:
         (int8_static, {"method": "minmax"}),
         (int8_static, {"method": "mse"}),
         (int8_dynamic, {"reduce_range": True}),
-        (int8_static, {"per_channel": False}),
-        (int8_dynamic, {"per_channel": False}),
+        (int8_static, {"per_tensor": True}),
+        (int8_dynamic, {"per_tensor": True}),
     ],
 )
 def test_int8_is_near_smaller_and_silent(form, tmp_path, capfd, step, params):
@@ -158,8 +158,8 @@ def test_the_range_is_reduced_where_the_product_would_saturate(isa, machine, red
 
 @pytest.mark.parametrize("step", [int8_static, int8_dynamic])
 def test_weights_have_a_scale_for_each_channel_or_one(form: Form, tmp_path: Path, step) -> None:
-    for per_channel, scales in ((True, [256, 3]), (False, [1, 1])):
-        made = step.apply(form, {"per_channel": per_channel}, tools(tmp_path))
+    for per_tensor, scales in ((False, [256, 3]), (True, [1, 1])):
+        made = step.apply(form, {"per_tensor": per_tensor}, tools(tmp_path))
         graph = onnx.load(made.folder / "model.onnx").graph
         sizes = [
             int(np.prod(value.dims))
@@ -173,9 +173,9 @@ def test_weights_have_a_scale_for_each_channel_or_one(form: Form, tmp_path: Path
 def test_one_scale_for_a_weight_is_a_choice_where_no_layer_is_a_convolution(step) -> None:
     def choices(**types: int) -> list[tuple]:
         found = step.dims(context(**types))
-        return [dim.choices for dim in found if dim.name == "per_channel"]
+        return [dim.choices for dim in found if dim.name == "per_tensor"]
 
-    assert choices(Linear=2) == choices(Linear=2, Conv1D=2) == [(True, False)]
+    assert choices(Linear=2) == choices(Linear=2, Conv1D=2) == [(False, True)]
     assert choices(Linear=2, Conv2d=1) == choices(Linear=1, ConvTranspose1d=1) == []
 
 
