@@ -91,8 +91,8 @@ def _unpacked(name: str, archive: Path) -> Path:
 
 def _pip_source(wanted: str) -> list[str]:
     """The command that fetches a source archive."""
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
-    return [*pip, "--dest", ".", wanted]
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", "."]
+    return [*pip, "--no-binary", wanted.partition("==")[0], wanted]
 
 
 def wheel(name: str, version: str) -> Path:

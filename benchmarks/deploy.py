@@ -25,7 +25,7 @@ from benchmarks.deploy_peers import software
 from benchmarks.deploy_rows import FOLDER, MODELS, RowError, Setting
 
 QUICK = ("mlp", "crepe", "gru")
-QUICK_SETTING = Setting(time_s=60.0, cycles=2, block_s=0.1)
+QUICK_SETTING = Setting(time_s=45.0, cycles=1, block_s=0.1, rows=2000)
 HOLDS, FAILS, MISSING = 0, 1, 4
 Job = tuple[str, int]
 
@@ -75,7 +75,7 @@ def estimate_s(job: Job, setting: Setting) -> float:
     """About how long a row takes: what is cached takes no time."""
     model, batch = job
     peers = deploy_rows.place(model, batch, setting.threads)
-    ready = (peers / "openvino-int8.scores.npy").is_file()
+    ready = (peers / "openvino-int8" / "peer.json").is_file()
     trained = deploy_rows.weights(model).is_file()
     blocks = 2 * setting.cycles * setting.block_s * 10
     race = setting.launches * (15 + blocks)
@@ -147,8 +147,8 @@ def alone(wanted: list[Job], setting: Setting, raced: bool) -> None:
             row = deploy_rows.row(model, batch, setting, search=False)
             print("\n".join(deploy_judge.table(row)), end="\n\n", flush=True)
             continue
-        deploy_rows.trained(model, setting.threads)
-        found = deploy_rows.peers(model, batch, setting.threads)
+        deploy_rows.trained(model, setting.threads, setting.rows)
+        found = deploy_rows.peers(model, batch, setting)
         print(f"{model} batch {batch}: peers ready", flush=True)
         for one in found.values():
             said = one.get("failure") or "quality {:.4f}, drop {:+.4f}".format(*one["quality"])

@@ -27,6 +27,10 @@ from autotune.control import comparing
 ROOT = Path(__file__).resolve().parents[1]
 PAUSE_S = 0.02
 """Between blocks: threads that spin on after a call are asleep by then."""
+UNTIMED = {"GOMP_SPINCOUNT": "50000"}
+"""Where speed is not judged: threads that wait for each other soon sleep, for something else may
+need the core.  Not to spin at all takes a small model twice as long (a GRU's training, 2 cores).
+"""
 _PATIENCE_S = 600.0
 Launches = Sequence[Sequence[float]]
 """Of one contestant: for each launch, for each cycle, the median of its calls in seconds."""
@@ -48,13 +52,12 @@ class Entry(NamedTuple):
 class Contestant:
     """One process, `benchmarks.deploy_worker`; ``ready`` waits for it to have loaded.
 
-    ``untimed``: its threads do not spin while they wait for each other, which takes minutes where
-    something else runs beside it.
+    ``untimed``: its threads do not spin for long (`UNTIMED`).
     """
 
     def __init__(self, entry: Entry, untimed: bool = False) -> None:
         env = dict(os.environ, PYTHONPATH=str(ROOT))
-        env |= {"OMP_WAIT_POLICY": "PASSIVE"} if untimed else {}
+        env |= UNTIMED if untimed else {}
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - `end` closes it
         self._process = subprocess.Popen(
             [

@@ -2,7 +2,7 @@
 
     .cache/benchmarks/deploy/MODEL/weights.safetensors          trained once
                                    confirm.npz                   rows that no search sees
-                                   b1t2/PEER/  scores.npy        built and scored once a version
+                                   b1t2/PEER/  PEER.scores.npy   built and scored once a version
                                    b1t2/autotune/                the report folder of the search
 
 Scoring is by the same process and loader that is timed, at the deployment's batch.  Each step that
@@ -17,13 +17,23 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import data, deploy_judge
 from benchmarks.deploy_judge import BASE, OURS, Quality
 from benchmarks.deploy_peers import PEERS, software
-from benchmarks.deploy_race import ROOT, Contestant, ContestantError, Entry, race, typical
+from benchmarks.deploy_race import (
+    ROOT,
+    UNTIMED,
+    Contestant,
+    ContestantError,
+    Entry,
+    race,
+    typical,
+)
 
 MODELS = {
     "resnet": 32,
@@ -44,7 +54,10 @@ _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16
 
 
 class Setting(NamedTuple):
-    """How a row is made; rows of another setting do not answer for this one."""
+    """How a row is made; rows of another setting do not answer for this one.
+
+    ``rows``: how many of *confirm*, evenly spread, are scored; None for all.
+    """
 
     threads: int = 2
     time_s: float = 240.0
@@ -52,6 +65,7 @@ class Setting(NamedTuple):
     launches: int = 5
     cycles: int = 4
     block_s: float = 0.12
+    rows: int | None = None
 
 
 class RowError(Exception):
@@ -68,9 +82,13 @@ def weights(model: str) -> Path:
     return FOLDER / model / "weights.safetensors"
 
 
-def confirm(model: str) -> Path:
+def confirm(model: str, rows: int | None = None) -> Path:
     """The place of the rows that are scored and served."""
-    return FOLDER / model / "confirm.npz"
+    return FOLDER / model / f"confirm{_of(rows)}.npz"
+
+
+def _of(rows: int | None) -> str:
+    return "" if rows is None else f"-{rows}"
 
 
 def place(model: str, batch: int, threads: int) -> Path:
@@ -113,7 +131,7 @@ def _run(command: list[str], limit_s: float, **variables: str) -> str | None:
     return said[0]
 
 
-def trained(model: str, threads: int) -> None:
+def trained(model: str, threads: int, rows: int | None = None) -> None:
     """Make the checkpoint and the file of *confirm*, where they are not there.
 
     Raises:
@@ -121,44 +139,63 @@ def trained(model: str, threads: int) -> None:
     """
     if not weights(model).is_file():
         command = ["-m", "benchmarks.deploy_train", str(source(model)), str(weights(model))]
-        why = _run(command, _TRAIN_S, OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE")
+        why = _run(command, _TRAIN_S, OMP_NUM_THREADS=str(threads), **UNTIMED)
         if why is not None:
             raise RowError(f"{model} could not be trained: {why}")
-    if not confirm(model).is_file():
+    if not confirm(model, rows).is_file():
         import numpy as np
-        from torch.utils.data import DataLoader
 
-        from benchmarks.deploy_train import module
+        inputs, _ = _served(model, rows)
+        scratch = confirm(model, rows).with_suffix(".part.npz")
+        np.savez(scratch, *(column.numpy() for column in inputs))
+        scratch.replace(confirm(model, rows))
 
-        loader = DataLoader(module(source(model)).confirm_data(), 512)
-        parts = [i if isinstance(i, list | tuple) else [i] for i, _ in loader]
-        arrays = [
-            np.concatenate([p.numpy() for p in column]) for column in zip(*parts, strict=True)
-        ]
-        scratch = confirm(model).with_suffix(".part.npz")
-        np.savez(scratch, *arrays)
-        scratch.replace(confirm(model))
+
+def spread(count: int, wanted: int | None) -> list[int]:
+    """So many of ``count`` row numbers, evenly spread, or all where that is None or more.
+
+    Rows may be ordered (the weather's are, by airport and date): the first ones are no sample.
+    """
+    taken = count if wanted is None else min(wanted, count)
+    return [number * count // taken for number in range(taken)]
+
+
+@lru_cache(maxsize=1)
+def _served(model: str, rows: int | None) -> tuple[list[Any], Any]:
+    """The inputs and the targets of *confirm*, or of so many rows of it, evenly spread."""
+    import torch
+    from torch.utils.data import DataLoader, Subset
+
+    from benchmarks.deploy_train import module
+
+    data = module(source(model)).confirm_data()
+    inputs, targets = [], []
+    for given, target in DataLoader(Subset(data, spread(len(data), rows)), 512):
+        inputs.append(given if isinstance(given, list | tuple) else [given])
+        targets.append(target)
+    return [torch.cat(column) for column in zip(*inputs, strict=True)], torch.cat(targets)
 
 
 def scored(
-    model: str, folder: Path, batch: int, threads: int, name: str | None = None
+    model: str, folder: Path, batch: int, setting: Setting, name: str | None = None
 ) -> list[float]:
-    """Scores of a contestant on every row of *confirm*, by its own process; kept beside it.
+    """Scores of a contestant on *confirm*, row by row, by its own process; kept beside it.
 
     Raises:
         ContestantError: it does not load, or does not answer.
     """
     import numpy as np
 
-    kept = place(model, batch, threads) / f"{name or folder.name}.scores.npy"
+    stem = f"{name or folder.name}.scores{_of(setting.rows)}"
+    kept = place(model, batch, setting.threads) / f"{stem}.npy"
     if not kept.is_file():
         import torch
-        from torch.utils.data import DataLoader
 
         from benchmarks.deploy_train import module, score
 
         out = kept.with_name(kept.name.replace("scores", "outputs"))
-        one = Contestant(Entry(folder, confirm(model), batch, threads), untimed=True)
+        rows = confirm(model, setting.rows)
+        one = Contestant(Entry(folder, rows, batch, setting.threads), untimed=True)
         try:
             one.ready()
             one.ask(score=str(out))
@@ -167,9 +204,9 @@ def scored(
         file = module(source(model))
         outputs = torch.from_numpy(np.load(out))
         out.unlink()
-        targets = torch.cat([target for _, target in DataLoader(file.confirm_data(), 512)])
-        scores = [score(file, o, t) for o, t in zip(outputs.split(512), targets.split(512),
-                                                     strict=True)]  # fmt: skip
+        _, targets = _served(model, setting.rows)
+        pieces = zip(torch.split(outputs, 512), torch.split(targets, 512), strict=True)
+        scores = [score(file, output, target) for output, target in pieces]
         np.save(kept, torch.cat(scores).numpy())
     return [float(value) for value in np.load(kept)]
 
@@ -190,7 +227,7 @@ def built(model: str, batch: int, threads: int, peer: str) -> Path:
     if marker.is_file() and json.loads(marker.read_text())["software"] == software():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
-    folder.with_name(f"{peer}.scores.npy").unlink(missing_ok=True)
+    _forget_scores(folder.parent, peer)
     why = _run(
         [*("-m", "benchmarks.deploy_peers", peer, str(source(model)), str(weights(model))),
          *(str(batch), str(threads), str(folder))],
@@ -201,6 +238,11 @@ def built(model: str, batch: int, threads: int, peer: str) -> Path:
         failed.write_text(json.dumps({"failure": why, "software": software()}))
         raise ContestantError(why)
     return folder
+
+
+def _forget_scores(folder: Path, name: str) -> None:
+    for stale in folder.glob(f"{name}.scores*.npy"):
+        stale.unlink()
 
 
 class Tuned(NamedTuple):
@@ -220,8 +262,8 @@ def tuned(model: str, batch: int, setting: Setting) -> Tuned:
         known = json.loads(note.read_text())
         if known["made"] == made:
             return Tuned(out / "artifact" if known["artifact"] else None, known["facts"])
-    for stale in (note, out.with_name(f"{OURS}.scores.npy")):
-        stale.unlink(missing_ok=True)
+    note.unlink(missing_ok=True)
+    _forget_scores(out.parent, OURS)
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     found = _searched(model, batch, setting, out)
@@ -267,15 +309,21 @@ def _told(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def peers(model: str, batch: int, threads: int) -> dict[str, dict[str, Any]]:
-    """Every peer, built and scored: its folder and quality, or its failure."""
+def peers(model: str, batch: int, setting: Setting) -> dict[str, dict[str, Any]]:
+    """Every peer, built (on one core each) and then scored: its folder and quality, or its
+    failure.
+    """
     found: dict[str, dict[str, Any]] = {}
     scores: dict[str, list[float]] = {}
+    with ThreadPoolExecutor(setting.threads) as pool:
+        folders: dict[str, Future[Path]] = {
+            name: pool.submit(built, model, batch, setting.threads, name) for name in PEERS
+        }
     for name, (_, _, title) in PEERS.items():
         found[name] = {"title": title}
         try:
-            folder = built(model, batch, threads, name)
-            scores[name] = scored(model, folder, batch, threads)
+            folder = folders[name].result()
+            scores[name] = scored(model, folder, batch, setting)
         except ContestantError as error:
             found[name]["failure"] = str(error)
             if name == BASE:
@@ -298,8 +346,8 @@ def row(model: str, batch: int, setting: Setting, search: bool = True) -> dict[s
         benchmarks.data.DataError: a package cannot be had.
     """
     began = time.monotonic()
-    trained(model, setting.threads)
-    contestants = peers(model, batch, setting.threads)
+    trained(model, setting.threads, setting.rows)
+    contestants = peers(model, batch, setting)
     facts: dict[str, Any] = {}
     if search:
         ours = tuned(model, batch, setting)
@@ -319,7 +367,7 @@ def row(model: str, batch: int, setting: Setting, search: bool = True) -> dict[s
 def scored_base(model: str, batch: int, setting: Setting) -> list[float]:
     """The dense model's scores, which every drop is from."""
     folder = place(model, batch, setting.threads) / BASE
-    return scored(model, folder, batch, setting.threads)
+    return scored(model, folder, batch, setting)
 
 
 def judged(model: str, batch: int, setting: Setting, ours: Tuned) -> dict[str, Any]:
@@ -327,7 +375,7 @@ def judged(model: str, batch: int, setting: Setting, ours: Tuned) -> dict[str, A
     if ours.folder is None:
         return {"title": OURS, "failure": ours.facts["failure"]}
     try:
-        mine = scored(model, ours.folder, batch, setting.threads, OURS)
+        mine = scored(model, ours.folder, batch, setting, OURS)
     except ContestantError as error:
         return {"title": OURS, "failure": str(error)}
     quality = deploy_judge.quality(mine, scored_base(model, batch, setting))
@@ -339,7 +387,7 @@ def judged(model: str, batch: int, setting: Setting, ours: Tuned) -> dict[str, A
 def timed(model: str, batch: int, setting: Setting, contestants: dict[str, dict[str, Any]]) -> None:
     """Race those that have a folder, and note what each took."""
     entries = {
-        name: Entry(one["folder"], confirm(model), batch, setting.threads)
+        name: Entry(one["folder"], confirm(model, setting.rows), batch, setting.threads)
         for name, one in contestants.items()
         if "folder" in one
     }

@@ -152,6 +152,12 @@ def test_rows_of_another_source_or_setting_are_not_taken(
     assert not deploy.stored(setting._replace(time_s=60.0))
 
 
+def test_rows_to_score_are_spread_over_all_of_them() -> None:
+    spread = deploy.deploy_rows.spread
+    assert spread(10, 4) == [0, 2, 5, 7]
+    assert spread(4, None) == spread(4, 9) == [0, 1, 2, 3]
+
+
 def test_what_a_search_tells_hides_no_setting() -> None:
     plan = {"deployment": {"compress": [], "runtime": "eager"}}
     report = {"chosen": {"plan": plan}, "search_cost": {"trials": 7}, "verdicts": []}
