@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import unicodedata
 import zipfile
 from collections import Counter
@@ -49,15 +50,18 @@ def _fetched(pattern: str, command: list[str]) -> Path:
     found = sorted(folder.glob(pattern))
     if not found:
         said = "took over five minutes"
-        try:
-            done = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, timeout=_PATIENCE_S
-            )
-            said = " ".join(done.stderr.split()[-40:])
-        except FileNotFoundError:
-            said = f"{command[0]} is not on this machine"
-        except subprocess.TimeoutExpired:
-            pass
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # another process may fetch it too
+            try:
+                done = subprocess.run(
+                    command, cwd=scratch, capture_output=True, text=True, timeout=_PATIENCE_S
+                )
+                said = " ".join(done.stderr.split()[-40:])
+            except FileNotFoundError:
+                said = f"{command[0]} is not on this machine"
+            except subprocess.TimeoutExpired:
+                pass
+            for fetched in Path(scratch).glob(pattern):
+                fetched.replace(folder / fetched.name)
         found = sorted(folder.glob(pattern))
     if not found:
         raise DataError(

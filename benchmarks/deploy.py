@@ -19,13 +19,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import deploy_judge, deploy_rows
+from benchmarks import deploy_judge, deploy_prepare, deploy_rows
 from benchmarks.data import DataError
 from benchmarks.deploy_peers import software
-from benchmarks.deploy_rows import FOLDER, MODELS, RowError, Setting
+from benchmarks.deploy_prepare import FOLDER, MODELS, RowError, Setting
 
 QUICK = ("mlp", "crepe", "gru")
-QUICK_SETTING = Setting(time_s=45.0, cycles=1, block_s=0.1, rows=2000)
+QUICK_SETTING = Setting(time_s=60.0, cycles=1, block_s=0.1, rows=2000)
 HOLDS, FAILS, MISSING = 0, 1, 4
 Job = tuple[str, int]
 
@@ -74,9 +74,9 @@ def keep(row: dict[str, Any]) -> None:
 def estimate_s(job: Job, setting: Setting) -> float:
     """About how long a row takes: what is cached takes no time."""
     model, batch = job
-    peers = deploy_rows.place(model, batch, setting.threads)
+    peers = deploy_prepare.place(model, batch, setting.threads)
     ready = (peers / "openvino-int8" / "peer.json").is_file()
-    trained = deploy_rows.weights(model).is_file()
+    trained = deploy_prepare.weights(model).is_file()
     blocks = 2 * setting.cycles * setting.block_s * 10
     race = setting.launches * (15 + blocks)
     return 1.1 * setting.time_s + 30 + race + (0 if ready else 150) + (0 if trained else 180)
@@ -142,13 +142,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def alone(wanted: list[Job], setting: Setting, raced: bool) -> None:
     """Build and score the peers, and race them without autotune where that is wished."""
+    deploy_prepare.train([model for model, _ in wanted], setting.threads)
     for model, batch in wanted:
         if raced:
             row = deploy_rows.row(model, batch, setting, search=False)
             print("\n".join(deploy_judge.table(row)), end="\n\n", flush=True)
             continue
-        deploy_rows.trained(model, setting.threads, setting.rows)
-        found = deploy_rows.peers(model, batch, setting)
+        deploy_prepare.confirmed(model, setting.rows)
+        found = deploy_prepare.peers(model, batch, setting)
         print(f"{model} batch {batch}: peers ready", flush=True)
         for one in found.values():
             said = one.get("failure") or "quality {:.4f}, drop {:+.4f}".format(*one["quality"])
@@ -159,6 +160,8 @@ def make(wanted: list[Job], setting: Setting, minutes: float | None) -> None:
     """Make what is not stored, until the time is up."""
     began = time.monotonic()
     rows = stored(setting)
+    if minutes is None:
+        deploy_prepare.train([job[0] for job in wanted if job not in rows], setting.threads)
     for model, batch in wanted:
         if (model, batch) in rows:
             continue

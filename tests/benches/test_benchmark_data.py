@@ -36,3 +36,14 @@ def test_a_package_that_cannot_be_had_names_the_command(
         data._fetched("some-*.whl", command)
     with pytest.raises(data.DataError, match="is not on this machine"):
         data._fetched("some-*.whl", ["no-such-command"])
+
+
+def test_a_package_is_fetched_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "CACHE", tmp_path)
+    writes = "from pathlib import Path; Path('some-1.whl').write_text('whole')"
+    found = data._fetched("some-*.whl", [sys.executable, "-c", writes])
+    assert found == tmp_path / "packages" / "some-1.whl"
+    assert [p.name for p in found.parent.iterdir()] == ["some-1.whl"]
+    assert data._fetched("some-*.whl", ["no-such-command"]) == found

@@ -153,7 +153,7 @@ def test_rows_of_another_source_or_setting_are_not_taken(
 
 
 def test_rows_to_score_are_spread_over_all_of_them() -> None:
-    spread = deploy.deploy_rows.spread
+    spread = deploy.deploy_prepare.spread
     assert spread(10, 4) == [0, 2, 5, 7]
     assert spread(4, None) == spread(4, 9) == [0, 1, 2, 3]
 
