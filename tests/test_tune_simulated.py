@@ -120,6 +120,23 @@ def test_a_plan_whose_quality_was_luck_gives_way_to_one_that_compresses_nothing(
     assert not any(line.startswith(rival) for line in turned)
 
 
+def test_a_compressed_plan_gives_way_to_one_that_turns_out_faster_without(go: Go) -> None:
+    budget = Budget(latency=Limit(value=0.8, relative=True), goal="latency", max_drop=0.02)
+    report = go(budget, luck=_slow_when_verified(5.0))
+    assert report.exit_code == 0
+    assert chosen(report).runtime == "onnxruntime"
+    assert chosen(report).lossless
+    assert report.lossless == report.chosen
+    assert any("int8 static, onnxruntime, 2 threads, batch 1, the search's choice" in line for line in report.why.text)
+    near = go(budget, luck=_slow_when_verified(3.0))
+    assert chosen(near).compress  # the faster one still
+
+
+def _slow_when_verified(factor: float) -> Callable[[jobs.Build, jobs.Measure], float]:
+    """What compresses is slower than it was in the search."""
+    return lambda build, job: factor if build.compress and job.seed >= 1000 else 1.0
+
+
 def test_a_finalist_that_was_left_early_is_launched_in_full_before_it_is_shipped(go: Go) -> None:
     budget = Budget(latency=Limit(value=0.3, relative=True), goal="latency", max_drop=0.02)
     report = go(budget, confirm_lost=8)

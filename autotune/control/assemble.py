@@ -151,10 +151,11 @@ def explain(
     kept_baseline: str | None,
     tested: Sequence[Verified],
     *,
+    beaten: Verified | None = None,
     given: bool,
 ) -> Why:
     """Why this plan, in fields and words, of those ``tested``; a ``given`` one was not searched
-    for.
+    for.  One that compresses nothing may have ``beaten`` the winner of the search.
     """
     run, lab = known.run, known.lab
     assert lab is not None
@@ -172,6 +173,11 @@ def explain(
             extra.append(
                 f"It takes the baseline's place as that does not keep the limit on {names}."
             )
+    if beaten is not None and beaten.comparison is not None:
+        extra.append(
+            f"It compresses nothing; {choose.describe(beaten.side.deployment)}, the search's "
+            f"choice, keeps every limit too but takes {beaten.comparison.ratio:.3g}x."
+        )
     if given:
         return Why(text=("The plan was given; nothing was searched.", *extra))
     extra += _robustness(lab)

@@ -1,7 +1,8 @@
 """The end of the story: finalists are verified, one is chosen, and its bytes are shipped.
 
 The winner replaces the baseline only if it beats it beyond noise; where nothing keeps every
-limit, the least violating plan is named and the verdicts say by how much.
+limit, the least violating plan is named and the verdicts say by how much.  The best plan without
+compression is launched too, and takes the winner's place where it turns out to be faster.
 """
 
 import math
@@ -12,6 +13,7 @@ import msgspec
 from autotune.control import (
     assemble,
     choose,
+    comparing,
     earlier,
     examples,
     figures,
@@ -24,6 +26,7 @@ from autotune.control import (
 )
 from autotune.control.assemble import Known
 from autotune.control.deploying import Lab
+from autotune.control.judging import Side
 from autotune.control.run import Run
 from autotune.control.verifying import Verified
 from autotune.records.measurement import Verdict
@@ -58,10 +61,15 @@ def conclude(
     kept: str | None = None
     if replace or chosen is None:
         chosen, kept = _against_baseline(known, lab, chosen)
-    known.why = assemble.explain(known, chosen, kept, tested, given=not replace)
+    plain = _lossless(known, chosen)
+    faster = _faster(known, chosen, plain) if replace and plain is not None else None
+    beaten = chosen if faster else None
+    if faster is not None:
+        chosen, plain = faster, faster.side
+    known.why = assemble.explain(known, chosen, kept, tested, beaten=beaten, given=not replace)
     if run.effort.baseline is not None:
         earlier.race(known, Path(run.effort.baseline), chosen.side, folder.work)
-    _ship(known, chosen, folder)
+    _ship(known, chosen, plain, folder)
     run.timed("verification", began)
 
 
@@ -195,8 +203,10 @@ def _improves(run: Run, found: Verified) -> bool:
     return comparison.beyond_noise and comparison.ratio < 1
 
 
-def _ship(known: Known, chosen: Verified, folder: store.RunFolder) -> None:
-    """Ship the verified bytes and write down what was found."""
+def _ship(known: Known, chosen: Verified, plain: Side | None, folder: store.RunFolder) -> None:
+    """Ship the verified bytes and write down what was found, of the best plan without compression
+    too.
+    """
     run = known.run
     folder.ship(chosen.side.built.artifact, chosen.side.built.sha256)
     sha = chosen.side.built.sha256
@@ -209,7 +219,7 @@ def _ship(known: Known, chosen: Verified, folder: store.RunFolder) -> None:
             "program, which can be slower than the model itself: ratios to it flatter."
         )
     known.baseline = verifying.result(run, reference, known.plan(reference.deployment))
-    known.lossless = _lossless(known, chosen)
+    known.lossless = _reported(known, chosen, plain)
     known.verdicts = chosen.verdicts
     known.execution = msgspec.structs.replace(
         known.execution,
@@ -230,12 +240,12 @@ def _build_s(known: Known, deployment: Deployment) -> float | None:
     return next((t.trial.build_s for t in tried if t.trial.deployment == deployment), None)
 
 
-def _lossless(known: Known, chosen: Verified) -> PlanResult | None:
-    """The best plan without compression, verified like the others when time allows."""
+def _lossless(known: Known, chosen: Verified) -> Side | None:
+    """The best plan without compression, launched like the others when time allows."""
     run, lab = known.run, known.lab
     assert lab is not None
     if chosen.side.deployment.lossless:
-        return known.chosen
+        return chosen.side
     found = [t for t in lab.ranked() if t.deployment.lossless]
     fast = min(
         (t for t in found if t.latency_s is not None),
@@ -245,6 +255,34 @@ def _lossless(known: Known, chosen: Verified) -> PlanResult | None:
     if fast is None or run.left_s < 0.05 * run.effort.time_s:
         return None
     if lab.is_baseline(fast.deployment):
+        return chosen.reference
+    return verifying.alone(lab, fast.deployment)
+
+
+def _faster(known: Known, chosen: Verified, plain: Side) -> Verified | None:
+    """The best plan without compression, verified, where the chosen one loses quality for no gain:
+    it keeps every limit and beats the baseline by more, beyond the noise of both.
+    """
+    run, lab, deployment = known.run, known.lab, plain.deployment
+    assert lab is not None
+    own, other = chosen.comparison, chosen.side.deployment
+    same = (deployment.threads, deployment.batch_size) == (other.threads, other.batch_size)
+    if run.budget.resolved_goal() not in ("latency", "throughput") or not same:
+        return None
+    if own is None or not chosen.met or lab.is_baseline(deployment):
+        return None
+    if comparing.faster(plain.latencies, chosen.side.latencies, run.budget.percentile).ratio >= 1:
+        return None
+    found = verifying.verify(lab, deployment, figures.QUALITY_ALPHA, known.execution)
+    gain = found.comparison
+    return found if found.met and gain is not None and gain.high < own.low else None
+
+
+def _reported(known: Known, chosen: Verified, plain: Side | None) -> PlanResult | None:
+    if plain is None:
+        return None
+    if plain is chosen.side:
+        return known.chosen
+    if plain is chosen.reference:
         return known.baseline
-    side = verifying.alone(lab, fast.deployment)
-    return verifying.result(run, side, known.plan(fast.deployment)) if side else None
+    return verifying.result(known.run, plain, known.plan(plain.deployment))
