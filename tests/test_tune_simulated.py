@@ -127,7 +127,10 @@ def test_a_compressed_plan_gives_way_to_one_that_turns_out_faster_without(go: Go
     assert chosen(report).runtime == "onnxruntime"
     assert chosen(report).lossless
     assert report.lossless == report.chosen
-    assert any("int8 static, onnxruntime, 2 threads, batch 1, the search's choice" in line for line in report.why.text)
+    assert any(
+        "int8 static, onnxruntime, 2 threads, batch 1, the search's choice" in line
+        for line in report.why.text
+    )
     near = go(budget, luck=_slow_when_verified(3.0))
     assert chosen(near).compress  # the faster one still
 
