@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from autotune.errors import JobError
-from autotune.forms import MODULE, _guards
+from autotune.forms import MODULE, _attention
 from autotune.forms.exported import dynamic_shapes, last_line, quiet
 from autotune.forms.flat import Flat, plain_attention
 from autotune.records.task import Dynamic
@@ -106,11 +106,11 @@ def check(
 
 
 def _clean(path: Path, big: bool) -> None:
-    """Drop the exporter's notes and needless guards, and check the model."""
+    """Drop the exporter's notes, make attention plain, and check the model."""
     import onnx
 
     model = onnx.load(str(path), load_external_data=not big)
-    _guards.remove(model.graph)
+    _attention.make_plain(model.graph)
     for graph in (model.graph, *model.functions):
         _forget(graph)
     del model.metadata_props[:]
