@@ -273,6 +273,9 @@ def _faster(known: Known, chosen: Verified, plain: Side) -> Verified | None:
         return None
     if comparing.faster(plain.latencies, chosen.side.latencies, run.budget.percentile).ratio >= 1:
         return None
+    pair_s = sum(side.launches[0].work_s for side in (plain, chosen.reference))
+    if judging.LOOKS[0] * pair_s > run.left_s + _OVER * run.effort.time_s:
+        return None
     found = verifying.verify(lab, deployment, figures.QUALITY_ALPHA, known.execution)
     gain = found.comparison
     return found if found.met and gain is not None and gain.high < own.low else None
