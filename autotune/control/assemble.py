@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import NamedTuple
 
 import msgspec
 
@@ -145,13 +146,20 @@ def _break_even(known: Known, energy: float | None) -> float | None:
     return energy / (before - after)
 
 
+class Beaten(NamedTuple):
+    """The winner of the search, and the plan's time over its own."""
+
+    deployment: Deployment
+    by: verdict.Comparison
+
+
 def explain(
     known: Known,
     verified: Verified,
     kept_baseline: str | None,
     tested: Sequence[Verified],
     *,
-    beaten: Verified | None = None,
+    beaten: Beaten | None = None,
     given: bool,
 ) -> Why:
     """Why this plan, in fields and words, of those ``tested``; a ``given`` one was not searched
@@ -173,10 +181,11 @@ def explain(
             extra.append(
                 f"It takes the baseline's place as that does not keep the limit on {names}."
             )
-    if beaten is not None and beaten.comparison is not None:
+    if beaten is not None:
         extra.append(
-            f"It compresses nothing; {choose.describe(beaten.side.deployment)}, the search's "
-            f"choice, keeps every limit too but takes {beaten.comparison.ratio:.3g}x."
+            f"It compresses nothing and takes {beaten.by.ratio:.3g}x the time of the search's "
+            f"choice, {choose.describe(beaten.deployment)}, which keeps every limit too "
+            f"(95 % interval {beaten.by.low:.3g} to {beaten.by.high:.3g}, launched in turn)."
         )
     if given:
         return Why(text=("The plan was given; nothing was searched.", *extra))

@@ -7,6 +7,7 @@ compression is launched too, and takes the winner's place where it turns out to 
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -63,9 +64,10 @@ def conclude(
         chosen, kept = _against_baseline(known, lab, chosen)
     plain = _lossless(known, chosen)
     faster = _faster(known, chosen, plain) if replace and plain is not None else None
-    beaten = chosen if faster else None
+    beaten = None
     if faster is not None:
-        chosen, plain = faster, faster.side
+        beaten = assemble.Beaten(chosen.side.deployment, faster.by)
+        chosen, plain = faster.found, faster.found.side
     known.why = assemble.explain(known, chosen, kept, tested, beaten=beaten, given=not replace)
     if run.effort.baseline is not None:
         earlier.race(known, Path(run.effort.baseline), chosen.side, folder.work)
@@ -259,26 +261,42 @@ def _lossless(known: Known, chosen: Verified) -> Side | None:
     return verifying.alone(lab, fast.deployment)
 
 
-def _faster(known: Known, chosen: Verified, plain: Side) -> Verified | None:
-    """The best plan without compression, verified, where the chosen one loses quality for no gain:
-    it keeps every limit and beats the baseline by more, beyond the noise of both.
+class _Faster(NamedTuple):
+    """The plan without compression, verified, and its time over the compressed one's."""
+
+    found: Verified
+    by: verdict.Comparison
+
+
+def _faster(known: Known, chosen: Verified, plain: Side) -> _Faster | None:
+    """The best plan without compression where the chosen one loses quality for no gain: launched
+    with it in turn it is faster beyond noise, and it keeps every limit.
     """
-    run, lab, deployment = known.run, known.lab, plain.deployment
+    run, lab, other = known.run, known.lab, chosen.side
     assert lab is not None
-    own, other = chosen.comparison, chosen.side.deployment
-    same = (deployment.threads, deployment.batch_size) == (other.threads, other.batch_size)
-    if run.budget.resolved_goal() not in ("latency", "throughput") or not same:
+    if not chosen.met or lab.is_baseline(plain.deployment) or not _may_replace(run, plain, other):
         return None
-    if own is None or not chosen.met or lab.is_baseline(deployment):
+    if comparing.faster(plain.latencies, other.latencies, run.budget.percentile).ratio >= 1:
         return None
-    if comparing.faster(plain.latencies, chosen.side.latencies, run.budget.percentile).ratio >= 1:
+    launch_s = sum(side.launches[0].work_s for side in (plain, other, plain, chosen.reference))
+    if judging.LOOKS[0] * launch_s > run.left_s + _OVER * run.effort.time_s:
         return None
-    pair_s = sum(side.launches[0].work_s for side in (plain, chosen.reference))
-    if judging.LOOKS[0] * pair_s > run.left_s + _OVER * run.effort.time_s:
+    by = verifying.head_to_head(lab, plain.deployment, other.deployment)
+    if by is None or not by.beyond_noise:
         return None
-    found = verifying.verify(lab, deployment, figures.QUALITY_ALPHA, known.execution)
-    gain = found.comparison
-    return found if found.met and gain is not None and gain.high < own.low else None
+    found = verifying.verify(lab, plain.deployment, figures.QUALITY_ALPHA, known.execution)
+    return _Faster(found, by) if found.met else None
+
+
+def _may_replace(run: Run, plain: Side, other: Side) -> bool:
+    """Whether the goal asks for the faster of the two, or for quality, which is no worse."""
+    goal = run.budget.resolved_goal()
+    if plain.deployment.batch_size != other.deployment.batch_size:
+        return False
+    if goal == "quality" and plain.scores is not None and other.scores is not None:
+        gain = plain.scores.quality - other.scores.quality
+        return gain >= 0 if run.survey.task.higher_is_better else gain <= 0
+    return goal in ("latency", "throughput")
 
 
 def _reported(known: Known, chosen: Verified, plain: Side | None) -> PlanResult | None:

@@ -117,6 +117,21 @@ def unkept(run: Run, found: Verified) -> tuple[str, ...]:
     return tuple(v.name for v in own if v.verdict != "MET")
 
 
+def head_to_head(lab: Lab, mine: Deployment, theirs: Deployment) -> verdict.Comparison | None:
+    """Both launched anew in turn, up to the last look while that may show mine to be faster; None
+    where one fails.
+    """
+    side, other = _side(lab, mine), _side(lab, theirs)
+    found = None
+    for launches in LOOKS:
+        if _take(lab, side, other, launches) is not None:
+            return None
+        found = verdict.faster(side.latencies, other.latencies, lab.run.budget.percentile)
+        if not _may_be_faster(found):
+            break
+    return found
+
+
 def in_turn(lab: Lab, side: Side, other: Side) -> str | None:
     """Launch two sides in turn up to the first look; why it failed, if it did."""
     return _take(lab, side, other, LOOKS[0])
