@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks import deploy_judge, deploy_prepare, deploy_rows
 from benchmarks.data import DataError
 from benchmarks.deploy_peers import software
-from benchmarks.deploy_prepare import FOLDER, MODELS, RowError, Setting
+from benchmarks.deploy_prepare import FOLDER, MODELS, THROUGHPUT_BATCH, RowError, Setting
 
 QUICK = ("mlp", "crepe", "gru")
 QUICK_SETTING = Setting(time_s=60.0, cycles=1, block_s=0.1, rows=2000)
@@ -40,10 +40,8 @@ def jobs(only: Sequence[str], batches: Sequence[int], quick: bool) -> list[Job]:
     if unknown:
         raise RowError(f"--only {unknown[0]}: no such model; there are {', '.join(MODELS)}")
     models = list(only) or list(QUICK if quick else MODELS)
-    if batches:
-        return [(model, batch) for batch in batches for model in models]
-    first = [(model, 1) for model in models]
-    return first if quick else [*first, *((model, MODELS[model]) for model in models)]
+    several = batches or ((1,) if quick else (1, THROUGHPUT_BATCH))
+    return [(model, batch) for batch in several for model in models]
 
 
 def stored(setting: Setting) -> dict[Job, dict[str, Any]]:

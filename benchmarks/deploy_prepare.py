@@ -24,17 +24,9 @@ from benchmarks.deploy_judge import BASE
 from benchmarks.deploy_peers import PEERS, software
 from benchmarks.deploy_race import ROOT, UNTIMED, Contestant, ContestantError, Entry
 
-MODELS = {
-    "resnet": 32,
-    "mobilenet": 32,
-    "bert": 32,
-    "minilm": 32,
-    "crepe": 32,
-    "gru": 32,
-    "mlp": 32,
-    "lm": 32,
-}
-"""Model file under ``deploy_models`` -> its throughput batch."""
+MODELS = ("resnet", "mobilenet", "bert", "minilm", "crepe", "gru", "mlp", "lm")
+"""Model files under ``deploy_models``."""
+THROUGHPUT_BATCH = 32
 FOLDER = data.CACHE / "deploy"
 _BUILD_S, _TRAIN_S = 400, 3600
 
@@ -219,6 +211,7 @@ def built(model: str, batch: int, threads: int, peer: str) -> Path:
 
 
 def forget_scores(folder: Path, name: str) -> None:
+    """Of a contestant that is made anew."""
     for stale in folder.glob(f"{name}.scores*.npy"):
         stale.unlink()
 
@@ -249,4 +242,5 @@ def peers(model: str, batch: int, setting: Setting) -> dict[str, dict[str, Any]]
 
 
 def size(folder: Path) -> int:
+    """Bytes of all files within."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

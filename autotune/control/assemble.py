@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple
 
 import msgspec
 
@@ -146,24 +145,16 @@ def _break_even(known: Known, energy: float | None) -> float | None:
     return energy / (before - after)
 
 
-class Beaten(NamedTuple):
-    """The winner of the search, and the plan's time over its own."""
-
-    deployment: Deployment
-    by: verdict.Comparison
-
-
 def explain(
     known: Known,
     verified: Verified,
     kept_baseline: str | None,
     tested: Sequence[Verified],
     *,
-    beaten: Beaten | None = None,
     given: bool,
 ) -> Why:
     """Why this plan, in fields and words, of those ``tested``; a ``given`` one was not searched
-    for.  One that compresses nothing may have ``beaten`` the winner of the search.
+    for.
     """
     run, lab = known.run, known.lab
     assert lab is not None
@@ -181,7 +172,7 @@ def explain(
             extra.append(
                 f"It takes the baseline's place as that does not keep the limit on {names}."
             )
-    if beaten is not None:
+    if (beaten := verified.beaten) is not None:
         extra.append(
             f"It compresses nothing and takes {beaten.by.ratio:.3g}x the time of the search's "
             f"choice, {choose.describe(beaten.deployment)}, which keeps every limit too "

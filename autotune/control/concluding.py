@@ -7,7 +7,6 @@ compression is launched too, and takes the winner's place where it turns out to 
 
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
@@ -29,7 +28,7 @@ from autotune.control.assemble import Known
 from autotune.control.deploying import Lab
 from autotune.control.judging import Side
 from autotune.control.run import Run
-from autotune.control.verifying import Verified
+from autotune.control.verifying import Beaten, Verified
 from autotune.records.measurement import Verdict
 from autotune.records.plan import Deployment
 from autotune.records.report import PlanResult
@@ -64,11 +63,9 @@ def conclude(
         chosen, kept = _against_baseline(known, lab, chosen)
     plain = _lossless(known, chosen)
     faster = _faster(known, chosen, plain) if replace and plain is not None else None
-    beaten = None
     if faster is not None:
-        beaten = assemble.Beaten(chosen.side.deployment, faster.by)
-        chosen, plain = faster.found, faster.found.side
-    known.why = assemble.explain(known, chosen, kept, tested, beaten=beaten, given=not replace)
+        chosen, plain = faster, faster.side
+    known.why = assemble.explain(known, chosen, kept, tested, given=not replace)
     if run.effort.baseline is not None:
         earlier.race(known, Path(run.effort.baseline), chosen.side, folder.work)
     _ship(known, chosen, plain, folder)
@@ -261,14 +258,7 @@ def _lossless(known: Known, chosen: Verified) -> Side | None:
     return verifying.alone(lab, fast.deployment)
 
 
-class _Faster(NamedTuple):
-    """The plan without compression, verified, and its time over the compressed one's."""
-
-    found: Verified
-    by: verdict.Comparison
-
-
-def _faster(known: Known, chosen: Verified, plain: Side) -> _Faster | None:
+def _faster(known: Known, chosen: Verified, plain: Side) -> Verified | None:
     """The best plan without compression where the chosen one loses quality for no gain: launched
     with it in turn it is faster beyond noise, and it keeps every limit.
     """
@@ -285,7 +275,7 @@ def _faster(known: Known, chosen: Verified, plain: Side) -> _Faster | None:
     if by is None or not by.beyond_noise:
         return None
     found = verifying.verify(lab, plain.deployment, figures.QUALITY_ALPHA, known.execution)
-    return _Faster(found, by) if found.met else None
+    return found._replace(beaten=Beaten(other.deployment, by)) if found.met else None
 
 
 def _may_replace(run: Run, plain: Side, other: Side) -> bool:

@@ -116,6 +116,9 @@ def margin(picked: DeployTrial, other: DeployTrial) -> str:
         else:
             word, ratio = "faster", mine / theirs
         told = f"{ratio:.2f}x {word}" if ratio >= 1.005 else "as fast"
+        if word == "faster" and other.launches < picked.launches:
+            few = "1 launch" if other.launches == 1 else f"{other.launches} launches"
+            told += f" in {few}, where the plan had {picked.launches} in turn"
         parts.append(f"{told} ({units.show(theirs, 's')} against {units.show(mine, 's')})")
     if picked.quality is not None and other.quality is not None:
         ours, others = units.metric(picked.quality), units.metric(other.quality)

@@ -34,9 +34,16 @@ _MOST_S = (3.0, 6.0)  # a slow plan gets fewer calls, and more time between the 
 _MOST_CALLS = 5000
 
 
+class Beaten(NamedTuple):
+    """Another plan, and this one's time over its own."""
+
+    deployment: Deployment
+    by: verdict.Comparison
+
+
 class Verified(NamedTuple):
     """``failure`` says why a finalist could not be verified at all; ``left`` that its quality
-    failed after the first launch, and that it was left there.
+    failed after the first launch, and that it was left there; ``beaten`` whose place it takes.
     """
 
     side: Side
@@ -45,6 +52,7 @@ class Verified(NamedTuple):
     comparison: verdict.Comparison | None
     failure: str | None = None
     left: bool = False
+    beaten: Beaten | None = None
 
     @property
     def met(self) -> bool:

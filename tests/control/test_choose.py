@@ -248,6 +248,15 @@ def test_why() -> None:
     assert any("Chosen: prune" in line for line in found.text)
 
 
+def test_a_rival_that_is_faster_by_fewer_launches_says_so() -> None:
+    picked = msgspec.structs.replace(trial(0, 0.0015), launches=3)
+    rival = trial(1, 0.0014)
+    told = "1.07x faster in 1 launch, where the plan had 3 in turn (1.40 ms against 1.50 ms)"
+    assert reasons.margin(picked, rival) == f"{told}, quality 0.9 against 0.9"
+    level = msgspec.structs.replace(rival, launches=3)
+    assert reasons.margin(picked, level).startswith("1.07x faster (1.40 ms")
+
+
 def test_knobs_of_which_the_same_is_to_be_said_share_a_sentence() -> None:
     found = {"prune": "best without it: x", "bf16": "best without it: x", "threads 1": "nothing"}
     assert reasons.told(found) == [
