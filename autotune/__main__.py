@@ -1,5 +1,5 @@
 """``python -m autotune`` is the command line."""
 
-from autotune.cli import main
+from autotune.cli.main import main
 
 main()

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from autotune import members
-from autotune.control import store
+from autotune import module_locator
 from autotune.errors import UsageError
 from autotune.records.task import TaskSpec
+from autotune.report import run_folder
 
 
 class Task:
@@ -56,7 +56,7 @@ class Task:
         Raises:
             UsageError: there is no such file, or no such checkpoint.
         """
-        found = members.locate(str(path))
+        found = module_locator.locate(str(path))
         if found is None:
             raise UsageError(
                 f"no file {path}: give the path of a Python file that defines a model, "
@@ -65,7 +65,7 @@ class Task:
         if weights is not None and not Path(weights).is_file():
             raise UsageError(f"--weights {weights}: no such file")
         task = cls.__new__(cls)
-        task.name = store.slug(found.stem)
+        task.name = run_folder.slug(found.stem)
         task._contract = {}
         task._path = found
         task._args = args

@@ -1,6 +1,6 @@
 """What a program calls: `tune`, `resume`, `dry_run`, `execute`, `verify`.
 
-Each makes or reopens a report folder and lets `control.story` do the work; none imports torch.
+Each makes or reopens a report folder and lets `pipeline.pipeline` do the work; none imports torch.
 """
 
 import tempfile
@@ -10,18 +10,20 @@ from typing import Any
 
 import msgspec
 
-from autotune.control import again, echo, store, surveying
-from autotune.control.bridge import Bridge
-from autotune.control.forecast import Forecast
-from autotune.control.processbridge import ProcessBridge
-from autotune.control.run import Listener, Silent
-from autotune.control.story import Request, asked, meter_args, story
+from autotune.bridge.process import ProcessBridge
+from autotune.bridge.protocol import Bridge
+from autotune.context import Listener, Silent
+from autotune.pipeline import echo, survey
+from autotune.pipeline.forecast import Forecast
+from autotune.pipeline.pipeline import Request, asked, meter_args, story
 from autotune.records import codec
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
 from autotune.records.plan import Plan
 from autotune.records.report import Report
+from autotune.report import run_folder
 from autotune.task import Task
+from autotune.verification import reverify
 
 
 def tune(
@@ -52,10 +54,10 @@ def tune(
         ContractError: the task is wrong.  OutputError: the folder cannot be written.
     """
     budget, effort = budget or Budget(), effort or Effort()
-    folder = store.RunFolder.create(out, task.name)
+    folder = run_folder.RunFolder.create(out, task.name)
     with task.spec(effort.seed) as spec:
         request = asked(spec, budget, effort, profile=profile)
-        store.write(folder.work / "request.json", codec.encode(request).decode())
+        run_folder.write(folder.work / "request.json", codec.encode(request).decode())
         return story(spec, request, folder, listener or Silent(), bridge)
 
 
@@ -66,7 +68,7 @@ def resume(
 
     ``time_s`` allows more time than the run was given at first.
     """
-    folder = store.RunFolder.reopen(path)
+    folder = run_folder.RunFolder.reopen(path)
     data = (folder.work / "request.json").read_bytes()
     request = codec.decode(data, Request, what=f"the request in {path}")
     if time_s is not None:
@@ -99,7 +101,7 @@ def dry_run(
     ):
         bridge = ProcessBridge(Path(folder), meter=meter_args(effort))
         try:
-            run = surveying.survey(bridge, spec, budget, effort, profile, listener or Silent())
+            run = survey.survey(bridge, spec, budget, effort, profile, listener or Silent())
             return echo.measured(run)
         finally:
             bridge.close()
@@ -117,10 +119,10 @@ def execute(
     """Replay a plan's chain on this machine: train, compress, build, verify, report."""
     budget = budget or Budget(batch=plan.deployment.batch_size)
     effort = msgspec.structs.replace(effort or Effort(), seed=plan.seed)
-    folder = store.RunFolder.create(out, task.name)
+    folder = run_folder.RunFolder.create(out, task.name)
     with task.spec(plan.seed) as spec:
         request = asked(spec, budget, effort, plan=plan)
-        store.write(folder.work / "request.json", codec.encode(request).decode())
+        run_folder.write(folder.work / "request.json", codec.encode(request).decode())
         return story(spec, request, folder, listener or Silent())
 
 
@@ -130,7 +132,7 @@ def verify(
     *,
     changes: dict[str, Any] | None = None,
     effort: Effort | None = None,
-) -> again.Again:
+) -> reverify.Again:
     """Measure a report's artifact again; with the model file, its quality too.
 
     ``changes`` replace fields of the report's own budget.
@@ -139,13 +141,13 @@ def verify(
     def make(work: Path, how: Effort) -> Bridge:
         return ProcessBridge(work, meter=meter_args(how))
 
-    report = store.load_report(folder)
+    report = run_folder.load_report(folder)
     budget = msgspec.structs.replace(report.budget, **(changes or {}))
     if model is None:
-        return again.verify(folder, make, budget=budget, effort=effort)
-    plan = store.load_plan(folder)
+        return reverify.verify(folder, make, budget=budget, effort=effort)
+    plan = run_folder.load_plan(folder)
     # rows are wanted, not weights: those of the artifact are what is verified
     trained = report.survey.task.pretrained or None
     task = Task.from_file(model, *plan.args, pretrained=trained, retrain=not trained)
     with task.spec(plan.seed) as spec:
-        return again.verify(folder, make, budget=budget, effort=effort, spec=spec)
+        return reverify.verify(folder, make, budget=budget, effort=effort, spec=spec)

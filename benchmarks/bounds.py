@@ -32,16 +32,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from autotune.control import cost, store
 from autotune.errors import FormatError
+from autotune.hardware import bounds
 from autotune.records import codec
 from autotune.records.base import Record
 from autotune.records.hardware import Profile
 from autotune.records.job import Probe
 from autotune.records.plan import Deployment, Step
 from autotune.records.task import Traits
-from autotune.worker import floors, profiler, tape, traits
+from autotune.report import run_folder
 from autotune.worker.channel import NullChannel
+from autotune.worker.machine import profile as machine_profile
+from autotune.worker.survey import model_stats, op_trace, work_bounds
 from benchmarks import families, points, zoo
 from benchmarks.points import CACHE
 
@@ -87,9 +89,9 @@ def fastest(call: Callable[[], object]) -> float:
 
 def traits_of(sample: families.Sample) -> Traits:
     """As the survey counts them."""
-    one, two = (tape.record(sample.module, (sample.inputs(n),)) for n in (1, 2))
-    counted = traits.count(sample.module, (sample.inputs(1),))
-    return msgspec.structs.replace(counted, floor=floors.floor(one, two))
+    one, two = (op_trace.record(sample.module, (sample.inputs(n),)) for n in (1, 2))
+    counted = model_stats.count(sample.module, (sample.inputs(1),))
+    return msgspec.structs.replace(counted, floor=work_bounds.floor(one, two))
 
 
 def plans(
@@ -241,7 +243,7 @@ def recorded(folder: Path) -> Iterator[Pair]:
     """Every completed trial of every report, by its own profile and traits."""
     for file in sorted(folder.glob("*/report.json")):
         try:
-            report = store.load_report(file)
+            report = run_folder.load_report(file)
         except FormatError as error:  # of another version
             print(f"left out: {error}")
             continue
@@ -249,11 +251,11 @@ def recorded(folder: Path) -> Iterator[Pair]:
         for trial in report.deploy_trials:
             if trial.state != "complete" or trial.latency_s is None:
                 continue
-            bound = cost.latency_bound_s(trial.deployment, counted, report.profile)
+            bound = bounds.latency_bound_s(trial.deployment, counted, report.profile)
             if bound is not None:
                 yield Pair("recorded latency", bound, trial.latency_s.p50)
             if trial.memory_bytes is not None:
-                least = cost.memory_bound_bytes(trial.deployment, counted)
+                least = bounds.memory_bound_bytes(trial.deployment, counted)
                 yield Pair("recorded memory", least, trial.memory_bytes)
 
 
@@ -266,7 +268,7 @@ def timed(profile: Profile) -> Iterator[Pair]:
         found = traits_of(families.Sample(name, make().eval(), inputs))
         for truth in truths:
             plan = Deployment(runtime=truth.runtime, threads=truth.threads, batch_size=truth.batch)
-            bound = cost.latency_bound_s(plan, found, profile)
+            bound = bounds.latency_bound_s(plan, found, profile)
             if bound is not None:
                 yield Pair("zoo " + truth.runtime, bound, min(truth.each_s or (truth.seconds,)))
 
@@ -290,7 +292,7 @@ def kept(path: Path) -> list[Row]:
 def bounded(row: Row, profile: Profile) -> Iterator[Pair]:
     """The pairs of one model's plans."""
     for what, plan, seconds in row.timed:
-        bound = cost.latency_bound_s(plan, row.traits, profile)
+        bound = bounds.latency_bound_s(plan, row.traits, profile)
         if bound is not None:
             yield Pair(what, bound, seconds)
 
@@ -335,10 +337,10 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(given.seed)
     np.random.seed(given.seed)
     if given.profile:
-        profile = store.load_profile(given.profile)
+        profile = run_folder.load_profile(given.profile)
     else:
         probe = Probe(thorough=True, budget_s=25.0)
-        profile = profiler.run(probe, Path(), NullChannel()).profile
+        profile = machine_profile.run(probe, Path(), NullChannel()).profile
     rows = CACHE / f"bounds-{given.seed}.jsonl"
     if given.fresh:
         rows.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ Targets: at least 200 points of 12 models; mean absolute error 12 %, its 90th pe
 Kendall's tau 0.85 over pairs that differ by more than 10 %, 85 to 95 % within their 90 % intervals.
 ``--quick`` measures four models in short, in about a minute on a quiet machine.  ``--calibrate``
 shows the same table for models of `benchmarks.families`, which test the constants of
-`control.estimate` apart from the zoo.  A run goes on where the last one stopped.
+`hardware.op_latency` apart from the zoo.  A run goes on where the last one stopped.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from itertools import combinations
 from statistics import mean
 from typing import Any, NamedTuple
 
-from autotune.control import estimate
+from autotune.hardware import op_latency
 from autotune.records import codec
 from autotune.records.job import Footprinted
 from benchmarks.points import (
@@ -72,9 +72,9 @@ def points(wanted: list[tuple[str, str]], most: int = max(THREADS)) -> tuple[lis
             continue
         truths, found = read(name, what, most)
         at = [t for t in truths if (t.batch, t.threads) == ANCHOR]
-        known = [estimate.Anchor(t.runtime, t.batch, t.threads, t.seconds) for t in at]
+        known = [op_latency.Anchor(t.runtime, t.batch, t.threads, t.seconds) for t in at]
         for t in truths:
-            guess = estimate.latency_s(found, known, t.runtime, t.batch, t.threads)
+            guess = op_latency.latency_s(found, known, t.runtime, t.batch, t.threads)
             if guess is None or t in at:
                 continue
             if not settles(t):
@@ -102,7 +102,7 @@ def memory(wanted: list[tuple[str, str]]) -> list[tuple[str, int, float, bool]]:
             path = CACHE / f"cost-{name}-memory{batch}.jsonl"
             if path.exists():
                 peak = codec.decode(path.read_bytes().strip(), Peak, what=path.name)
-                guess = estimate.training_memory_bytes(found, batch)
+                guess = op_latency.training_memory_bytes(found, batch)
                 inside = guess.low <= peak.peak_bytes <= guess.high
                 out.append((name, batch, guess.value / peak.peak_bytes, inside))
     return out

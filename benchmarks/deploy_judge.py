@@ -5,15 +5,15 @@
 
 The floor is the same for all: quality on rows that no search saw falls by at most a point.  A peer
 that breaks it is shown, and is not the best.  The drop itself decides; whether these rows are
-enough to certify it (the exact paired test of `autotune.control.paired`) is shown beside it.
+enough to certify it (the exact paired test of `autotune.stats.paired`) is shown beside it.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from autotune.control import paired
 from autotune.records.measurement import Scores
+from autotune.stats import paired
 from benchmarks.deploy_race import Launches, Ratio, ratio, typical
 
 MAX_DROP = 0.01

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autotune.control import comparing
+from autotune.stats import launch_ratio
 
 ROOT = Path(__file__).resolve().parents[1]
 PAUSE_S = 0.02
@@ -181,8 +181,8 @@ def ratio(ours: Launches, theirs: Launches) -> Ratio:
     if len(means) < 2:
         raise ValueError(f"{len(means)} launches: bounds need at least 2")
     mean = math.fsum(means) / len(means)
-    error = comparing.deviation(means) / math.sqrt(len(means))
-    half = comparing.student(0.05, len(means) - 1) * error
+    error = launch_ratio.deviation(means) / math.sqrt(len(means))
+    half = launch_ratio.student(0.05, len(means) - 1) * error
     return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
 
 

@@ -65,7 +65,7 @@ def outputs(predict: Any, rows: list[Any], batch: int) -> Any:
 def main(argv: list[str]) -> int:
     """Serve until the input ends."""
     folder, rows_file, batch, threads = Path(argv[0]), argv[1], int(argv[2]), int(argv[3])
-    from autotune.worker.measure import limit_threads
+    from autotune.worker.measure.measure import limit_threads
 
     limit_threads(threads)
     answers = os.fdopen(os.dup(1), "w")

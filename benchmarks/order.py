@@ -24,14 +24,16 @@ from unittest import mock
 import msgspec
 
 import autotune
-from autotune.control import paired, runoff, surrogate
-from autotune.control.bridge import FunctionBridge
-from autotune.control.figures import FINALISTS, QUALITY_ALPHA
+from autotune.bridge.protocol import FunctionBridge
+from autotune.deployment import racing
+from autotune.deployment.metrics import FINALISTS, QUALITY_ALPHA
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
 from autotune.records.job import Result
 from autotune.records.plan import Deployment, Recipe, Step
 from autotune.records.task import Dim, Option, TaskSpec
+from autotune.search import surrogate
+from autotune.stats import paired
 from tests.support import made, simulated
 
 STEPS: dict[str, tuple[str | None, tuple[Dim, ...]]] = {
@@ -185,7 +187,7 @@ def _without(arm: str) -> Iterator[None]:
     """The search with something left out."""
     with contextlib.ExitStack() as left:
         if arm != "as it is":
-            left.enter_context(mock.patch.object(runoff, "run", return_value=None))
+            left.enter_context(mock.patch.object(racing, "run", return_value=None))
         if arm == "TPE alone":
             for name, value in (("propose", None), ("hopeless", False)):
                 left.enter_context(mock.patch.object(surrogate, name, return_value=value))

@@ -11,9 +11,9 @@ import statistics
 import sys
 import time
 
-from autotune.control.tail import Tail
 from autotune.records.job import Measure
-from autotune.worker import timing
+from autotune.stats.quantile import Tail
+from autotune.worker.measure import timing
 
 PAIRS = 1500
 CALLS = 25

@@ -140,7 +140,7 @@ class _Rounds:
                 self._passes.append(codec.decode(data, Replays, what="a pass").replays)
             for kind, make_call in calls.items():
                 self._round(number, kind, make_call)
-        from autotune.worker import passes
+        from autotune.worker.opbench import passes
 
         yield Replays(model=self._name, replays=passes.combined(self._passes))
         for (kind, threads, batch), taken in self._found.items():
@@ -158,12 +158,14 @@ class _Rounds:
         return FEW if few or self._few else BATCHES
 
     def _pass(self) -> bytes:
-        from autotune.worker import replay
+        from autotune.worker.opbench import op_benchmark
 
         def inputs(size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
             return (self._inputs(size),), {}
 
-        found = replay.once(self._model, inputs, self._batches(few=False), self._threads, onnx=True)
+        found = op_benchmark.once(
+            self._model, inputs, self._batches(few=False), self._threads, onnx=True
+        )
         return codec.encode(Replays(model=self._name, replays=tuple(found)))
 
     def _round(self, number: int, kind: str, make_call: MakeCall) -> None:
@@ -250,7 +252,7 @@ class _Kept:
 def _memory(name: str, make: Any, inputs: Any, batch: int) -> Record:
     """A training step's footprint, or (``batch``) the peak of a process that trains."""
     from autotune.records.plan import Recipe
-    from autotune.worker import footprint, optimizers, trained
+    from autotune.worker.training import evaluation, footprint, optimizers
 
     def loss(model: Any, size: int) -> Any:
         return model(inputs(size)).float().square().mean()
@@ -266,33 +268,33 @@ def _memory(name: str, make: Any, inputs: Any, batch: int) -> Record:
         loss(model, batch).backward()
         optimizer.step()
         optimizer.zero_grad()
-    peak = trained.peak_memory_bytes()
+    peak = evaluation.peak_memory_bytes()
     return Peak(model=name, batch=batch, base_bytes=base, peak_bytes=peak)
 
 
 def settled(call: Callable[[], object]) -> tuple[float, float]:
     """The median of undisturbed calls after a warm-up, and the share of such calls."""
-    from autotune.worker import quiet
+    from autotune.worker.machine import noise
 
     until = time.perf_counter() + CALL_S / 3
     for _ in range(3):
         call()
     while time.perf_counter() < until:
         call()
-    samples: list[quiet.Sample] = []
+    samples: list[noise.Sample] = []
     until = time.perf_counter() + CALL_S
     while len(samples) < 5 or time.perf_counter() < until:
-        samples.append(quiet.timed(call))
-    return median(quiet.best(samples)), mean(s.clean for s in samples)
+        samples.append(noise.timed(call))
+    return median(noise.best(samples)), mean(s.clean for s in samples)
 
 
 def _torch(model: Any, inputs: Any, runtime: str) -> MakeCall:
     import torch
 
-    from autotune.worker import heap
+    from autotune.worker.measure import malloc
 
     def make_call(threads: int, batch: int) -> Callable[[], object]:
-        heap.keep()  # as the loaders of PyTorch's runtimes do
+        malloc.keep()  # as the loaders of PyTorch's runtimes do
         torch.set_num_threads(threads)
         x, run, mode = inputs(batch), model, torch.inference_mode
         if runtime == "compiled":
@@ -339,7 +341,7 @@ def _onnx(model: Any, inputs: Any) -> MakeCall:
 
 
 def calibrating() -> list[tuple[str, str]]:
-    """Those of models that test the constants of `control.estimate` apart from the zoo's."""
+    """Those of models that test the constants of `hardware.op_latency` apart from the zoo's."""
     return [(f"drawn{number}", "points") for number in range(DRAWN)]
 
 

@@ -3,7 +3,7 @@
     published.csv: model, shape, devices, plan, throughput, source -> step time
     the same plan predicted from the library profile of the machine -> error a row
 
-Seven rows (split `calibration`) fixed the shares and errors in ``control.planning.predict``; all
+Seven rows (split `calibration`) fixed the shares and errors in ``planning.training_time``; all
 others are held out.  The tables were chosen for naming model, batch, sequence, devices and plan:
 
 - MosaicML llm-foundry, all rows of 2,048 and 8,192 tokens on A100 80GB and on H100 in bf16: FSDP
@@ -25,10 +25,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune.control import store
-from autotune.control.planning import machines, predict
+from autotune.planning import machines, training_time
 from autotune.records.outlook import TrainingPlan
 from autotune.records.task import Traits, Transformer
+from autotune.report import run_folder
 
 ROWS = Path(__file__).with_name("published.csv")
 Row = dict[str, str]
@@ -52,7 +52,7 @@ class Compared:
 
     @property
     def covered(self) -> bool:
-        return abs(math.log(self.predicted_s / self.published_s)) <= predict.Z90 * self.sd
+        return abs(math.log(self.predicted_s / self.published_s)) <= training_time.Z90 * self.sd
 
 
 def rows() -> list[Row]:
@@ -124,10 +124,10 @@ def plans(row: Row) -> Iterable[TrainingPlan]:
 
 def compare(row: Row) -> Compared:
     """Predict one row from its machine's profile."""
-    machine = machines.machine(store.load_profile(row["profile"]), devices=int(row["devices"]))
+    machine = machines.machine(run_folder.load_profile(row["profile"]), devices=int(row["devices"]))
     model = traits(row)
-    found = [predict.forecast(model, machine, plan) for plan in plans(row)]
-    fitting = [f for f in found if predict.fits(f.memory_bytes, machine) >= 0.5] or found[:1]
+    found = [training_time.forecast(model, machine, plan) for plan in plans(row)]
+    fitting = [f for f in found if training_time.fits(f.memory_bytes, machine) >= 0.5] or found[:1]
     best = min(fitting, key=lambda f: f.time_s)
     return Compared(
         row,
@@ -135,7 +135,7 @@ def compare(row: Row) -> Compared:
         best.time_s,
         best.time_sd,
         best.memory_bytes,
-        predict.fits(best.memory_bytes, machine),
+        training_time.fits(best.memory_bytes, machine),
     )
 
 

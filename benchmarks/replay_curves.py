@@ -1,6 +1,6 @@
 """Would a forecast of learning curves save epochs?  `python -m benchmarks.replay_curves`.
 
-    simulated curves, four families -> halving as it is (`control.halving`)
+    simulated curves, four families -> halving as it is (`search.halving`)
                                     -> the same, but a trial that the forecast gives no chance is
                                        paused at the second rung
                                     -> the same by an oracle, which knows every end
@@ -21,7 +21,7 @@ import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
-from autotune.control.halving import Halving
+from autotune.search.halving import Halving
 
 Curve = Callable[[float], float]
 RUNGS = (1 / 9, 1 / 3, 1.0)
@@ -89,7 +89,7 @@ class Forecast(NamedTuple):
 
 
 class Search:
-    """One search: as `control.training` goes about it, with as many epochs as there are."""
+    """One search: as `training.search` goes about it, with as many epochs as there are."""
 
     def __init__(self, family: Callable[[random.Random], Curve], seed: int, noise: float) -> None:
         self._rng, self._noisy = random.Random(seed), random.Random(seed + 999)

@@ -2,7 +2,7 @@
 
     replay_training.csv: gpu, workload, batch_size, power_limit_w, epoch_s, power_w
     -> for each table the least-energy setting within a tenth of the fastest epoch
-    -> what `control.power` finds in twelve looks, and what random looks find
+    -> what `training.power_limit` finds in twelve looks, and what random looks find
 
 The rows are measurements of Zeus's public trace (You et al., NSDI'23; repository ml-energy/zeus,
 examples/research_reproducibility/zeus_nsdi23/trace/summary_power_{v100,a40}.csv), rounded to
@@ -20,7 +20,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from autotune.control.power import MOST_LOOKS, SLOWER, Look, least_energy
+from autotune.training.power_limit import MOST_LOOKS, SLOWER, Look, least_energy
 
 TABLES = Path(__file__).with_suffix(".csv")
 Table = dict[tuple[int, float], Look]

@@ -26,13 +26,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from autotune import machine
-from autotune.control import choose, store
-from autotune.control.space import canonical
+from autotune.deployment import ranking
+from autotune.hardware import doctor
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
 from autotune.records.plan import Deployment
 from autotune.records.report import DeployTrial, Report
+from autotune.report import run_folder
+from autotune.search.space import canonical
 from autotune.tune import Task, tune
 
 MODEL = Path(__file__).with_name("reuse_model.py")
@@ -92,7 +93,7 @@ def deployments(first: Report, second: Report, cold: Report) -> Found:
 
         def there(number: int) -> bool:
             seconds = _seconds(trials[number])
-            return choose.feasible(trials[number]) and seconds <= NEAR * target
+            return ranking.feasible(trials[number]) and seconds <= NEAR * target
 
         return until(trials, there)
 
@@ -103,9 +104,9 @@ def wanted_s(first: Report, report: Report, cold: Report) -> float:
     """Seconds of the first run's plan in a report; of the cold run's best without it."""
     assert first.chosen is not None
     plan = _plan(first.chosen.plan.deployment)
-    within = [t for t in report.deploy_trials if choose.feasible(t)]
+    within = [t for t in report.deploy_trials if ranking.feasible(t)]
     same = [t for t in within if _plan(t.deployment) == plan]
-    return min(_seconds(t) for t in same or filter(choose.feasible, cold.deploy_trials))
+    return min(_seconds(t) for t in same or filter(ranking.feasible, cold.deploy_trials))
 
 
 def _plan(deployment: Deployment) -> str:
@@ -125,15 +126,15 @@ def profile() -> Profile:
     path = FOLDER / "profile.json"
     if not path.exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
-        store.save_profile(machine.profile(), path)
-    return store.load_profile(str(path))
+        run_folder.save_profile(doctor.profile(), path)
+    return run_folder.load_profile(str(path))
 
 
 def report(name: str) -> Report:
     """A run's report; of one that was made before, or now."""
     folder = FOLDER / name
     if (folder / "report.json").exists():
-        made = store.load_report(folder)
+        made = run_folder.load_report(folder)
         if made.status == "complete":
             return made
     shutil.rmtree(folder, ignore_errors=True)  # what was interrupted begins anew

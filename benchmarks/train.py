@@ -33,9 +33,9 @@ from typing import Any
 
 import msgspec
 
-from autotune.control.comparing import student
 from autotune.records import codec
 from autotune.records.plan import Recipe
+from autotune.stats.launch_ratio import student
 from benchmarks.train_arms import MODELS, Order
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "benchmarks"

@@ -82,9 +82,11 @@ def _left(order: Order) -> float:
 
 
 def _autotune(order: Order) -> dict[str, Any]:
-    from autotune.control import finishing, hardware, splitting, steps, surveying, training, trials
-    from autotune.control.processbridge import ProcessBridge
-    from autotune.control.run import Silent
+    from autotune.bridge.process import ProcessBridge
+    from autotune.context import Silent
+    from autotune.pipeline import survey as pipeline_survey
+    from autotune.training import final, parallelism, search, step_options, throughput_stage
+    from autotune.training import trial as training_trial
 
     spent = order.budget_s - _left(order)
     effort = Effort(time_s=order.budget_s, seed=order.seed)
@@ -92,27 +94,29 @@ def _autotune(order: Order) -> dict[str, Any]:
         bridge = ProcessBridge(Path(folder), started_s=spent)
         try:
             budget = Budget(target_quality=order.target)
-            run = surveying.survey(bridge, _spec(order), budget, effort, _profile(order), Silent())
+            run = pipeline_survey.survey(
+                bridge, _spec(order), budget, effort, _profile(order), Silent()
+            )
             search_s = order.budget_s - _LAST_S - bridge.now()
-            rows = hardware.measure(run, 0.15 * search_s)
+            rows = throughput_stage.measure(run, 0.15 * search_s)
             run.survey = msgspec.structs.replace(run.survey, splits=rows)
             search_s = order.budget_s - _LAST_S - bridge.now()
             shares = (search_s / _FULL, _MOST * search_s)
-            (epochs, reach), last_s = splitting.lengths(run, *shares, search_s), 0.0
+            (epochs, reach), last_s = parallelism.lengths(run, *shares, search_s), 0.0
             if reach < epochs:  # the last training takes time of its own
-                last_s = _FINAL * epochs * (splitting.one_epoch_s(run) or 0.0)
-                reach = splitting.reach(run, epochs, search_s - last_s)
-            steps.judge(run, reach)
-            outcome = trials.Outcome(run, epochs, reach, timed=True)
+                last_s = _FINAL * epochs * (parallelism.one_epoch_s(run) or 0.0)
+                reach = parallelism.reach(run, epochs, search_s - last_s)
+            step_options.judge(run, reach)
+            outcome = training_trial.Outcome(run, epochs, reach, timed=True)
             until_s = order.budget_s - _LAST_S - last_s
-            training.search(outcome, until_s)
+            search.search(outcome, until_s)
             winner = outcome.winner
             assert winner is not None
-            _, length = finishing.last(outcome, winner, until_s - bridge.now())
+            _, length = final.last(outcome, winner, until_s - bridge.now())
         finally:
             wall_s = order.budget_s - _left(order)
             bridge.close()
-        quality = _confirm(order, Path(folder) / finishing.WEIGHTS)
+        quality = _confirm(order, Path(folder) / final.WEIGHTS)
     return {
         "quality": quality,
         "wall_s": wall_s,
@@ -129,9 +133,10 @@ def _autotune(order: Order) -> dict[str, Any]:
 def _confirm(order: Order, weights: Path) -> float:
     from safetensors.torch import load_model
 
-    from autotune.worker import contract, evaluate
+    from autotune.worker.contract import task
+    from autotune.worker.evaluation import evaluate
 
-    loaded = contract.load(_spec(order))
+    loaded = task.load(_spec(order))
     model = loaded.make_model()
     load_model(model, str(weights))
     return evaluate.evaluate(model, loaded, "confirm").quality
@@ -145,16 +150,16 @@ class _Bench:
 
     def __init__(self, order: Order) -> None:
         from autotune.parallel.single import Solo
-        from autotune.worker import contract
+        from autotune.worker.contract import task
 
         self.order = order
-        self.loaded = contract.load(_spec(order))
+        self.loaded = task.load(_spec(order))
         self.group = Solo("cpu", time.monotonic())
         self.best: tuple[float, float, dict[str, Any], Recipe] | None = None
         self.trials = 0
 
     def loop(self, recipe: Recipe, epochs: int, seed: int) -> Any:
-        from autotune.worker.loop import Loop
+        from autotune.worker.training.loop import Loop
 
         self.trials += 1
         limit = max(0.01, _left(self.order) - _LAST_S)
@@ -162,7 +167,7 @@ class _Bench:
 
     def judge(self, loop: Any, recipe: Recipe) -> float:
         """Quality on select, signed; the best model so far is what would be shipped."""
-        from autotune.worker import evaluate
+        from autotune.worker.evaluation import evaluate
 
         with loop.judged():
             scores = evaluate.evaluate(loop.model, self.loaded, "select")
@@ -174,7 +179,7 @@ class _Bench:
         return -loss
 
     def row(self) -> dict[str, Any]:
-        from autotune.worker import evaluate
+        from autotune.worker.evaluation import evaluate
 
         wall_s = self.order.budget_s - _left(self.order)
         assert self.best is not None
@@ -219,8 +224,9 @@ def _horizon(bench: _Bench) -> int:
 
 def _space(bench: _Bench) -> Any:
     """The space that autotune searches, without what its hardware stage would rule out."""
-    from autotune.control import recipes
-    from autotune.worker import menu, optimizers
+    from autotune.training import search_space
+    from autotune.worker.survey import options as survey_options
+    from autotune.worker.training import optimizers
 
     matrices = len(optimizers.hidden_matrices(bench.loaded.make_model()))
     from autotune.records.task import Traits
@@ -230,22 +236,22 @@ def _space(bench: _Bench) -> Any:
         activation_bytes_per_sample=0.0, largest_op_bytes=0, hidden_matrices=matrices,
     )  # fmt: skip
     options: tuple[Option, ...] = (
-        *menu.precisions(_profile(bench.order)), *menu.optimizers(traits),
+        *survey_options.precisions(_profile(bench.order)), *survey_options.optimizers(traits),
     )  # fmt: skip
     survey = Survey(task=bench.loaded.info, traits=traits, options=options)
-    return recipes.train_space(survey, Effort())
+    return search_space.train_space(survey, Effort())
 
 
 def _made(values: dict[str, Value]) -> Recipe:
-    from autotune.control import recipes
+    from autotune.training import search_space
 
-    return recipes.recipe(values, ("single", 1, 1))
+    return search_space.recipe(values, ("single", 1, 1))
 
 
 def _optuna(bench: _Bench) -> None:
     import optuna
 
-    from autotune.control.search import _suggest
+    from autotune.search.study import _suggest
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space, epochs = _space(bench), _horizon(bench)
@@ -317,11 +323,11 @@ def _reach(order: Order) -> dict[str, Any]:
     """Seconds of training, evaluation apart, until the quality on confirm is ``target``; None
     where it is not reached within the budget.
     """
-    from autotune.worker import evaluate
+    from autotune.worker.evaluation import evaluate
 
     bench = _Bench(order)
     recipe, epochs = order.recipe or Recipe(), order.epochs or 10**6
-    from autotune.worker.loop import Loop
+    from autotune.worker.training.loop import Loop
 
     loop = Loop(
         recipe, bench.loaded, bench.group, seed=order.seed, epochs=epochs, limit_s=order.budget_s

@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from autotune.control import judging, verdict, verifying
+from autotune.stats import limit_tests
+from autotune.verification import launches as verification_launches
+from autotune.verification import verdicts as verification_verdicts
 
 SEED = 20_240_601
 RUNS = 10_000
@@ -75,8 +77,8 @@ def normal(rng: np.random.Generator, shape: tuple[int, ...], correlation: float)
 def draws(scenario: Scenario, seed: int) -> Iterator[list[Any]]:
     """For every run the launches of each look: arrays [launches, calls], in seconds."""
     rng = np.random.default_rng(seed)
-    calls = verifying.calls_per_launch(scenario.percentile)
-    launches = np.diff((0, *verifying.LOOKS))
+    calls = verification_launches.calls_per_launch(scenario.percentile)
+    launches = np.diff((0, *verification_launches.LOOKS))
     for start in range(0, scenario.runs, _CHUNK):
         size = min(_CHUNK, scenario.runs - start)
         looks = [
@@ -97,7 +99,9 @@ def simulate(scenario: Scenario, seed: int = SEED) -> Outcome:
         for look in looks:
             taken += 1
             runs += list(look)
-            found = verdict.quantile(runs, limit, scenario.percentile, alpha=judging.LATENCY_ALPHA)
+            found = limit_tests.quantile(
+                runs, limit, scenario.percentile, alpha=verification_verdicts.LATENCY_ALPHA
+            )
             if found.verdict != "UNDECIDED":
                 break
         outcome.verdicts[found.verdict] += 1
@@ -117,7 +121,7 @@ def row(scenario: Scenario, outcome: Outcome, wall_s: float) -> str:
         f"{np.mean(outcome.samples[name]):.0f}" if name in outcome.samples else "-"
         for name in ("MET", "NOT_MET", "UNDECIDED")
     ]
-    looks = "/".join(str(outcome.met_at[n]) for n in range(1, len(verifying.LOOKS) + 1))
+    looks = "/".join(str(outcome.met_at[n]) for n in range(1, len(verification_launches.LOOKS) + 1))
     return (
         f"{scenario.name:<24} p{scenario.percentile:<4g}"
         + "".join(f"{100 * share:>8.2f} %" for share in shares)
@@ -129,10 +133,11 @@ def row(scenario: Scenario, outcome: Outcome, wall_s: float) -> str:
 
 def main() -> int:
     """Print the table; 0 if every row passes."""
-    looks = " and ".join(map(str, verifying.LOOKS))
+    looks = " and ".join(map(str, verification_launches.LOOKS))
     print(f"{RUNS} simulated verifications a row, seed {SEED}.  Looks after {looks} launches, each")
     print(
-        f"at {judging.LATENCY_ALPHA:g}: 99 % confidence.  False MET allowed: {MOST_FALSE_MET:.2%}"
+        f"at {verification_verdicts.LATENCY_ALPHA:g}: 99 % confidence.  "
+        f"False MET allowed: {MOST_FALSE_MET:.2%}"
     )
     print(f"observed at the edge; MET at a miss rate of 2.5 %: at least {LEAST_POWER:.0%}.\n")
     print(

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from autotune.control import store
-from autotune.control.bridge import FunctionBridge
+from autotune.bridge.protocol import FunctionBridge
 from autotune.records.budget import Effort
+from autotune.report import run_folder
 from autotune.tune import Task, tune
 from benchmarks import reuse
 from tests.support import made
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_trials_are_counted_until_the_first_runs_plan(folder: Path) -> None:
-    first, second, cold = (store.load_report(folder / name) for name in reuse.WIDTHS)
+    first, second, cold = (run_folder.load_report(folder / name) for name in reuse.WIDTHS)
     found = reuse.deployments(first, second, cold)
     assert found.first == len(first.deploy_trials)
     assert found.needed is not None

@@ -17,11 +17,13 @@ from torch import nn
 from autotune.records.job import Train
 from autotune.records.plan import Optimizer, Recipe
 from autotune.records.task import TaskSpec
-from autotune.worker import contract, defaults, optimizers, schedules
-from autotune.worker import train as loop
-from autotune.worker.averaging import Average
 from autotune.worker.channel import NullChannel
-from autotune.worker.trained import seed_all
+from autotune.worker.contract import default_metrics
+from autotune.worker.contract import task as contract_task
+from autotune.worker.training import lr_schedule, optimizers
+from autotune.worker.training import train as loop
+from autotune.worker.training.ema import Average
+from autotune.worker.training.evaluation import seed_all
 
 STEPS = 100
 TEXT = (Path(__file__).parent.parent / "docs" / "algorithms.md").read_text()
@@ -164,8 +166,10 @@ def test_a_schedule_follows_its_formula(name: str, warmup: float, steps: int) ->
     given = {"warmup": warmup} if warmup else {}
     for step in range(steps):
         expected = PAGE[name](step, steps, **given)
-        assert schedules.share(recipe, step, steps) == pytest.approx(expected, abs=1e-12)
-    assert schedules.share(recipe, steps + 5, steps) == schedules.share(recipe, steps - 1, steps)
+        assert lr_schedule.share(recipe, step, steps) == pytest.approx(expected, abs=1e-12)
+    assert lr_schedule.share(recipe, steps + 5, steps) == lr_schedule.share(
+        recipe, steps - 1, steps
+    )
 
 
 def shares(make: Callable[[Any], Any]) -> list[float]:
@@ -184,11 +188,11 @@ def test_schedules_are_those_that_torch_has() -> None:
     kinds = torch.optim.lr_scheduler
     cycle = shares(lambda o: kinds.OneCycleLR(o, 1.0, total_steps=STEPS, cycle_momentum=False))
     assert cycle == pytest.approx(
-        [schedules.share(Recipe(schedule="one_cycle"), i, STEPS) for i in range(STEPS)], abs=1e-12
+        [lr_schedule.share(Recipe(schedule="one_cycle"), i, STEPS) for i in range(STEPS)], abs=1e-12
     )
     cosine = shares(lambda o: kinds.CosineAnnealingLR(o, STEPS))
     assert cosine == pytest.approx(
-        [schedules.share(Recipe(schedule="cosine"), i, STEPS) for i in range(STEPS)], abs=1e-12
+        [lr_schedule.share(Recipe(schedule="cosine"), i, STEPS) for i in range(STEPS)], abs=1e-12
     )
 
 
@@ -199,7 +203,9 @@ def test_labels_are_smoothed_as_the_formula_says() -> None:
     rng = np.random.default_rng(1)
     logits, target = rng.normal(size=(20, 5)), rng.integers(0, 5, 20)
     for smoothing in (0.0, 0.1, 0.3):
-        found = defaults.loss(torch.tensor(logits), torch.tensor(target), smoothing=smoothing)
+        found = default_metrics.loss(
+            torch.tensor(logits), torch.tensor(target), smoothing=smoothing
+        )
         expected = PAGE["smoothed_cross_entropy"](logits, target, smoothing)
         assert float(found) == pytest.approx(expected, abs=1e-12)
 
@@ -262,7 +268,7 @@ def test_a_training_is_what_the_page_says_put_together(tmp_path: Path, schedule:
     done = loop.run(job, tmp_path, NullChannel())
     assert done.steps == STEPS
 
-    task = contract.load(spec)
+    task = contract_task.load(spec)
     x, target = (part.numpy() for part in task.collate([task.train[i] for i in range(24)]))
     seed_all(5)
     start = task.make_model().weight.detach().numpy().copy()

@@ -7,7 +7,8 @@ Rounding has no slope, so its gradient is passed straight through where nothing 
 (Bengio et al., arXiv 1308.3432; Jacob et al., arXiv 1712.05877).  Weights have a scale for each
 output channel or one, activations one range each, as the quantizers after it have.  It gives the
 module back in fp32, so it is of no use alone: the search tries it where static int8 would be the
-best plan but for its quality (`control.rescue`).  Does not know layers that are called by name of
+best plan but for its quality (`deployment.qat_fallback`).
+Does not know layers that are called by name of
 their weights alone, such as those inside an ``nn.MultiheadAttention``: their inputs are not
 rounded.
 """
@@ -48,7 +49,7 @@ def unavailable(context: Context) -> str | None:
 
 def dims(context: Context) -> tuple[Dim, ...]:
     """``reduce_range``: 7-bit weights, as the quantizer that follows.  Where that has a
-    ``per_tensor``, the plan gives this step the same (`control.rescue`).
+    ``per_tensor``, the plan gives this step the same (`deployment.qat_fallback`).
     """
     return (_int8.reduce_range(context),)
 

@@ -118,7 +118,7 @@ def _start(job: Train | Throughput, root: Path, folder: Path) -> "subprocess.Pop
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *("--nproc-per-node", str(job.recipe.ranks), "--local-addr", "127.0.0.1"),
         *("--monitor-interval", "0.05", "--log-dir", str(folder)),
-        *("-m", "autotune.worker.rank", *files, str(folder / "s")),
+        *("-m", "autotune.worker.server.rank", *files, str(folder / "s")),
     ]
     return subprocess.Popen(
         command,

@@ -18,8 +18,8 @@ import msgspec
 
 from autotune.errors import FormatError
 from autotune.records import codec
+from autotune.records.figure_units import NONE, UNITS, unit_of
 from autotune.records.hardware import Cpu, Gpu, Leaf, Profile
-from autotune.records.units_of_leaves import NONE, UNITS, unit_of
 
 _LEAF_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _AGAIN = "`autotune profile` writes a good one"

@@ -149,7 +149,7 @@ def _keep_freed_memory():
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim
         mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped by itself
 '''
-"""As `autotune.worker.heap`; of a call at a large batch it saves a tenth to a half."""
+"""As `autotune.worker.measure.malloc`; of a call at a large batch it saves a tenth to a half."""
 
 _COMPILE = """\
     torch._inductor.config.freezing = True  # weights become constants of the generated code

@@ -13,7 +13,7 @@ from autotune.compress import Tools, int8_aware
 from autotune.compress._int8 import Rounding
 from autotune.errors import JobError
 from autotune.forms import Form, module
-from autotune.worker import optimizers
+from autotune.worker.training import optimizers
 from tests.support import made, stages
 
 ROWS = torch.linspace(-1, 3, 32 * 6).reshape(32, 6)

@@ -19,7 +19,6 @@ import msgspec
 import pytest
 
 from autotune import meters
-from autotune.control import verdict
 from autotune.meters import Fault, Tools, _baseline, _sampling, hwmon, modelled, nvml, rapl
 from autotune.parallel.single import Solo
 from autotune.records import codec
@@ -28,9 +27,11 @@ from autotune.records.job import Train
 from autotune.records.measurement import Domain, EnergySource, EnergyWindow, Interval
 from autotune.records.plan import Recipe
 from autotune.records.task import TaskSpec
-from autotune.worker import meter as process
-from autotune.worker import meterclient, train
+from autotune.stats import limit_tests
 from autotune.worker.channel import NullChannel
+from autotune.worker.energy import meter_client
+from autotune.worker.energy import meter_server as process
+from autotune.worker.training import train
 from tests.support.energy_sim import (
     RANGE,
     Clock,
@@ -637,7 +638,7 @@ def test_8_ranks_billed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             steady.run(10.0, 50.0)
             return bench.close(token)
 
-    monkeypatch.setattr(meterclient, "MeterClient", Client)
+    monkeypatch.setattr(meter_client, "MeterClient", Client)
     (tmp_path / "model.py").write_text(MODEL)
     answers = []
     for rank in range(8):
@@ -658,9 +659,9 @@ def test_8_ranks_billed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_ranks_are_no_foreign_load_to_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 names its launcher: the tree below it is all eight."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert meterclient._tree() == os.getpid()
+    assert meter_client._tree() == os.getpid()
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert meterclient._tree() == os.getppid()
+    assert meter_client._tree() == os.getppid()
 
 
 def test_overlapping_windows_read_the_counter_once_each() -> None:
@@ -714,13 +715,15 @@ def test_modelled_is_never_met() -> None:
     for high in (1e-9, 0.5, 2.0):
         said = Interval(value=high / 2, low=high / 4, high=high)
         for label in ("unavailable", "modelled_tdp", "modelled_calibrated"):
-            found = verdict.energy([None], 1.0, label=label, modelled=said)  # type: ignore[arg-type]
+            found = limit_tests.energy([None], 1.0, label=label, modelled=said)  # type: ignore[arg-type]
             assert (found.verdict, found.estimate) == ("NOT_MEASURED", None)
 
 
 def test_accepted_model_says_that_it_is_one() -> None:
     inside = Interval(value=0.5, low=0.25, high=1.5)
-    found = verdict.energy([None], 1.0, label="unavailable", modelled=inside, accept_modelled=True)
+    found = limit_tests.energy(
+        [None], 1.0, label="unavailable", modelled=inside, accept_modelled=True
+    )
     assert found.verdict == "UNDECIDED"
     assert "modelled" in found.source
 

@@ -15,17 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.control import comparing, disturbed, judging, tail, verdict, verifying
-from autotune.control.bridge import FunctionBridge
-from autotune.control.figures import QUALITY_ALPHA
+from autotune.bridge.protocol import FunctionBridge
+from autotune.deployment.metrics import QUALITY_ALPHA
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort, Limit
 from autotune.records.hardware import Profile
 from autotune.records.measurement import Launch
 from autotune.records.report import Execution, Failure
+from autotune.stats import launch_ratio, limit_tests, quantile
 from autotune.tune import Task, tune
-from autotune.worker import environment, measure, rows
-from autotune.worker.environment import Counters
+from autotune.verification import disturbed, verdicts
+from autotune.verification import launches as verification_launches
+from autotune.worker.data import rows
+from autotune.worker.host import interference
+from autotune.worker.host.interference import Counters
+from autotune.worker.measure import measure
 from tests.support.latency_sim import PLAN, Script, Ticking, lab, normal
 from tests.support.simulated import Simulation
 
@@ -35,7 +39,7 @@ Z99 = 2.3263478740408408
 BUDGET = Budget(latency=Limit(value=0.6e-3), max_drop=0.05)
 
 HEAD = """
-from autotune.worker.measure import simulated as t
+from autotune.worker.measure.measure import simulated as t
 calls = 0
 def load():
     def predict(x):
@@ -79,15 +83,15 @@ def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Timing:
 
 
 @pytest.fixture
-def verified(tmp_path: Path, profile: Profile) -> Callable[..., verifying.Verified]:
-    def run(script: Script, budget: Budget = BUDGET) -> verifying.Verified:
+def verified(tmp_path: Path, profile: Profile) -> Callable[..., verification_launches.Verified]:
+    def run(script: Script, budget: Budget = BUDGET) -> verification_launches.Verified:
         laboratory, _ = lab(tmp_path, profile, script, budget)
-        return verifying.verify(laboratory, PLAN, QUALITY_ALPHA, Execution())
+        return verification_launches.verify(laboratory, PLAN, QUALITY_ALPHA, Execution())
 
     return run
 
 
-def latency(found: verifying.Verified) -> Any:
+def latency(found: verification_launches.Verified) -> Any:
     return next(v for v in found.verdicts if v.name == "latency")
 
 
@@ -98,23 +102,23 @@ def test_bimodal_98_9_and_1_1_fails_p99() -> None:
     """The mean, the median and p95 are all splendid; 1.1 % of calls take 50 times as long."""
     rng = np.random.default_rng(0)
     launches = [np.where(rng.random(20_000) < 0.011, 50e-3, 1e-3) for _ in range(6)]
-    assert verdict.quantile(launches, 5e-3, 95).verdict == "MET"
-    found = verdict.quantile(launches, 5e-3, 99)
+    assert limit_tests.quantile(launches, 5e-3, 95).verdict == "MET"
+    found = limit_tests.quantile(launches, 5e-3, 99)
     assert found.verdict == "NOT_MET"
     assert found.estimate == 50e-3
     few = [launch[:500] for launch in launches[:3]]  # where it is not yet clear: not MET
-    assert verdict.quantile(few, 5e-3, 99).verdict != "MET"
+    assert limit_tests.quantile(few, 5e-3, 99).verdict != "MET"
 
 
 @pytest.mark.parametrize(("calls", "expected"), [(458, "UNDECIDED"), (459, "MET")])
 def test_a_single_look_at_458_is_undecided_and_at_459_met(calls: int, expected: str) -> None:
     launches = np.array_split(np.full(calls, 1e-3), 3)
-    assert verdict.quantile(launches, 2e-3, 99, alpha=0.01).verdict == expected
+    assert limit_tests.quantile(launches, 2e-3, 99, alpha=0.01).verdict == expected
 
 
 @pytest.mark.parametrize(("percentile", "calls"), [(95, 104), (99, 528)])
 def test_the_sequential_schedule_at_its_own_thresholds(
-    verified: Callable[..., verifying.Verified], percentile: float, calls: int
+    verified: Callable[..., verification_launches.Verified], percentile: float, calls: int
 ) -> None:
     """No slow call at all: MET at the first look with 104 (528) calls; with one less, not
     before the second.
@@ -142,7 +146,7 @@ def _misses(correlation: float, calls: int, seed: int) -> tuple[float, float]:
     above = below = 0
     for _ in range(10):
         for run in normal(rng, (RUNS // 10, 3, calls), correlation):
-            pooled = tail.Tail(list(np.exp(SIGMA * run)), 99)
+            pooled = quantile.Tail(list(np.exp(SIGMA * run)), 99)
             above += pooled.supported(math.exp(SIGMA * Z99), 0.005)
             below += pooled.refuted(math.exp(SIGMA * Z99), 0.005)
     return above / RUNS, below / RUNS
@@ -165,19 +169,23 @@ def test_independent_calls_keep_the_exact_test() -> None:
     worth their every call, and equal calls always are.
     """
     rng = np.random.default_rng(3)
-    worth = [tail.Tail(list(rng.lognormal(0, SIGMA, (3, 333))), 95).likeness for _ in range(500)]
+    worth = [
+        quantile.Tail(list(rng.lognormal(0, SIGMA, (3, 333))), 95).likeness for _ in range(500)
+    ]
     assert np.mean(np.equal(worth, 1.0)) > 0.97
     assert max(worth) < 2
-    assert tail.Tail([[1e-3] * 104] * 3, 95).likeness == 1.0
+    assert quantile.Tail([[1e-3] * 104] * 3, 95).likeness == 1.0
 
 
 @pytest.mark.parametrize("correlation", [0.5, 0.9])
 def test_correlated_calls_are_worth_fewer(correlation: float) -> None:
     """At least what the theory of a Gaussian AR(1) says, and not many times that."""
     lags = correlation ** np.arange(1, 400)
-    theory = 1 + 2 * float(tail._exceedances(lags, 0.05).sum())
+    theory = 1 + 2 * float(quantile._exceedances(lags, 0.05).sum())
     rng = np.random.default_rng(4)
-    found = [tail.Tail(list(normal(rng, (3, 1000), correlation)), 95).likeness for _ in range(50)]
+    found = [
+        quantile.Tail(list(normal(rng, (3, 1000), correlation)), 95).likeness for _ in range(50)
+    ]
     assert 0.85 * theory < np.mean(found) < 1.5 * theory
 
 
@@ -191,8 +199,8 @@ def test_peeking() -> None:
     counts = slow.cumsum(axis=1)[:, sizes - 1]
     most = [_most_slow(int(n), 0.01) for n in sizes]
     peeked = (counts <= np.asarray(most)).any(axis=1).mean()
-    at = np.asarray(judging.LOOKS) * verifying.calls_per_launch(95)
-    most = [_most_slow(int(n), judging.LATENCY_ALPHA) for n in at]
+    at = np.asarray(verdicts.LOOKS) * verification_launches.calls_per_launch(95)
+    most = [_most_slow(int(n), verdicts.LATENCY_ALPHA) for n in at]
     scheduled = (slow.cumsum(axis=1)[:, at - 1] <= np.asarray(most)).any(axis=1).mean()
     assert peeked > 0.03
     assert scheduled <= 0.0125
@@ -201,18 +209,18 @@ def test_peeking() -> None:
 def _most_slow(calls: int, alpha: float) -> int:
     """The most slow calls of so many with which p95 is MET (-1: none)."""
     most = -1
-    while tail._supports(most + 1, calls, 0.05, alpha):
+    while quantile._supports(most + 1, calls, 0.05, alpha):
         most += 1
     return most
 
 
 def test_peeking_is_not_done(
-    verified: Callable[..., verifying.Verified], monkeypatch: pytest.MonkeyPatch
+    verified: Callable[..., verification_launches.Verified], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = []
-    judge = judging.judge
+    judge = verdicts.judge
 
-    def counting(run: Any, side: judging.Side, *rest: Any) -> Any:
+    def counting(run: Any, side: verdicts.Side, *rest: Any) -> Any:
         looked.append(len(side.launches))
         return judge(run, side, *rest)
 
@@ -220,16 +228,16 @@ def test_peeking_is_not_done(
         order = np.random.default_rng(job.seed).permutation(job.min_calls)
         return {"latency_s": np.where(order % 20 == 0, 1e-3, 0.4e-3)}
 
-    monkeypatch.setattr(judging, "judge", counting)
+    monkeypatch.setattr(verdicts, "judge", counting)
     assert latency(verified(at_the_edge)).verdict == "UNDECIDED"
-    assert tuple(looked) == judging.LOOKS
+    assert tuple(looked) == verdicts.LOOKS
 
 
 # -- comparing -----------------------------------------------------------------------------
 
 
 def test_drift_in_an_ab_is_no_difference_and_is_said(
-    verified: Callable[..., verifying.Verified],
+    verified: Callable[..., verification_launches.Verified],
 ) -> None:
     """The machine slows down by 5 % from launch to launch; the two plans are equal."""
     launched = 0
@@ -251,12 +259,12 @@ def test_drift_in_an_ab_is_no_difference_and_is_said(
 def test_no_drift_is_not_said() -> None:
     rng = np.random.default_rng(6)
     launches = [0.01 * np.exp(0.1 * rng.standard_normal(300)) for _ in range(3)]
-    found = comparing.drift(launches)
+    found = launch_ratio.drift(launches)
     assert found is not None
     assert not found.found
-    assert comparing.drift(launches[:1]) is None
-    assert comparing.drift([[0.0] * 9, [0.0] * 9]) is None
-    few = comparing.drift([[1.0], [2.0]])  # one call each: a ratio, but no proof
+    assert launch_ratio.drift(launches[:1]) is None
+    assert launch_ratio.drift([[0.0] * 9, [0.0] * 9]) is None
+    few = launch_ratio.drift([[1.0], [2.0]])  # one call each: a ratio, but no proof
     assert few is not None
     assert not few.found
 
@@ -268,7 +276,7 @@ def test_a_noise_only_comparison_shows_no_improvement() -> None:
     for _ in range(2000):
         sides = 1e-3 * np.exp(0.03 * rng.standard_normal((2, 3, 1)))
         calls = sides * np.exp(0.1 * rng.standard_normal((2, 3, 60)))
-        claimed += verdict.faster(list(calls[0]), list(calls[1]), 95).beyond_noise
+        claimed += limit_tests.faster(list(calls[0]), list(calls[1]), 95).beyond_noise
     assert claimed / 2000 <= 0.025 + 3 * math.sqrt(0.025 / 2000)
 
 
@@ -320,7 +328,7 @@ def test_a_compile_spike_among_timed_calls_is_kept(timed: Timing) -> None:
 
 
 def test_a_warm_up_that_never_settles_is_capped_and_said(
-    timed: Timing, verified: Callable[..., verifying.Verified]
+    timed: Timing, verified: Callable[..., verification_launches.Verified]
 ) -> None:
     found = timed("t.spend(0.001 * 1.05 ** (n / 10))", warmup_s=1.5)
     assert not found.settled
@@ -337,7 +345,7 @@ def test_a_warm_up_that_never_settles_is_capped_and_said(
 
 def test_cgroup_throttling_is_seen_tagged_and_measured_again(
     timed: Timing,
-    verified: Callable[..., verifying.Verified],
+    verified: Callable[..., verification_launches.Verified],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A quota of half a CPU: every 50th call waits 50 ms for the next period."""
@@ -347,7 +355,7 @@ def test_cgroup_throttling_is_seen_tagged_and_measured_again(
         periods = int(throttled.wall * 1e-9 / 0.1)
         return Counters(0.0, 0.0, 1.0, periods, periods * 0.05)
 
-    monkeypatch.setattr(environment, "counters", counters)
+    monkeypatch.setattr(interference, "counters", counters)
     found = timed("t.spend(0.05 if n % 50 == 0 else 0.001)", throttled)
     assert found.environment["nr_throttled"] > 0  # type: ignore[operator]
     assert found.tags["slow_throttled"] >= 1
@@ -406,11 +414,11 @@ def test_a_coarse_timer_is_detected_and_its_step_counts_against_met(timed: Timin
     step = disturbed.clock_step_s([found])
     assert step == pytest.approx(1e-3)
     launches = [found.latency_s] * 3
-    undecided = verdict.quantile(launches, 1.5e-3, 95, step=step)
+    undecided = limit_tests.quantile(launches, 1.5e-3, 95, step=step)
     assert undecided.verdict == "UNDECIDED"
     assert undecided.note == "the clock is too coarse: a finer one would decide"
-    assert verdict.quantile(launches, 2.1e-3, 95, step=step).verdict == "MET"
-    assert verdict.quantile(launches, 0.5e-3, 95, step=step).verdict == "UNDECIDED"
+    assert limit_tests.quantile(launches, 2.1e-3, 95, step=step).verdict == "MET"
+    assert limit_tests.quantile(launches, 0.5e-3, 95, step=step).verdict == "UNDECIDED"
     fine = timed("t.spend(0.0003)")
     assert fine.tags["coarse_timer"] == 0
     assert disturbed.clock_step_s([fine]) == 0.0
@@ -426,9 +434,9 @@ def test_coordinated_omission_is_avoided(timed: Timing) -> None:
     body = "t.spend(1.0 if n == 500 else 0.001)"
     closed = timed(body, min_calls=800)
     opened = timed(body, min_calls=800, load_per_s=200.0, arrivals="fixed")
-    assert verdict.point_quantile(closed.latency_s, 99) < 2e-3
-    assert verdict.point_quantile(opened.latency_s, 99) < 2e-3  # service time
-    assert verdict.point_quantile(opened.response_s, 99) > 0.9
+    assert limit_tests.point_quantile(closed.latency_s, 99) < 2e-3
+    assert limit_tests.point_quantile(opened.latency_s, 99) < 2e-3  # service time
+    assert limit_tests.point_quantile(opened.response_s, 99) > 0.9
     waited = sum(response > 0.01 for response in opened.response_s)
     assert 200 <= waited <= 300
     assert closed.response_s == ()
@@ -439,15 +447,15 @@ def test_a_saturated_server_shows_in_the_response_time_only(timed: Timing) -> No
     response = []
     for rate in (20.0, 90.0, 150.0):  # of a server that can answer 100
         found = timed("t.spend(0.01)", load_per_s=rate, min_calls=300)
-        service.append(verdict.point_quantile(found.latency_s, 99))
-        response.append(verdict.point_quantile(found.response_s, 99))
+        service.append(limit_tests.point_quantile(found.latency_s, 99))
+        response.append(limit_tests.point_quantile(found.response_s, 99))
     assert service == pytest.approx([0.01] * 3, rel=0.01)
     assert response[0] < response[1] < response[2]
     assert response[2] > 0.5
 
 
 def test_timeouts_count_as_misses(
-    timed: Timing, verified: Callable[..., verifying.Verified]
+    timed: Timing, verified: Callable[..., verification_launches.Verified]
 ) -> None:
     """Those who were answered were answered quickly: that is no success for the others."""
     found = timed("t.spend(0.02)", load_per_s=200.0, arrivals="fixed", min_calls=800, most_s=2.0)
@@ -465,13 +473,13 @@ def test_timeouts_count_as_misses(
     assert "600 requests were not answered in time and count as misses" in latency(ended).note
     answered = np.full(1000, 0.4e-3)
     few = [[*answered, *[math.inf] * 60] for _ in range(3)]  # 5.7 % missed, all at the end
-    assert verdict.quantile([answered] * 3, 0.6e-3, 95).verdict == "MET"
-    assert verdict.quantile(few, 0.6e-3, 95).verdict != "MET"
-    assert verdict.quantile(few, 0.6e-3, 95).estimate is None
+    assert limit_tests.quantile([answered] * 3, 0.6e-3, 95).verdict == "MET"
+    assert limit_tests.quantile(few, 0.6e-3, 95).verdict != "MET"
+    assert limit_tests.quantile(few, 0.6e-3, 95).estimate is None
 
 
 def test_a_call_that_never_returns_is_never_met(
-    verified: Callable[..., verifying.Verified],
+    verified: Callable[..., verification_launches.Verified],
 ) -> None:
     def script(job: jobs.Measure, number: int, baseline: bool) -> dict[str, Any]:
         hangs = not baseline and number == 2

@@ -14,8 +14,8 @@ from autotune.errors import JobError
 from autotune.records.job import Context, Rate, Throughput, Train
 from autotune.records.plan import Recipe
 from autotune.records.task import TaskSpec
-from autotune.worker import train
 from autotune.worker.channel import NullChannel
+from autotune.worker.training import train
 from tests.support import made
 
 # 33 rows in batches of 8: the last has one row, so that one of two ranks has none.
@@ -91,7 +91,7 @@ def ranks_of(root: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
-        if "autotune.worker.rank" in line and str(root) in line:
+        if "autotune.worker.server.rank" in line and str(root) in line:
             found.append(process)
     return found
 

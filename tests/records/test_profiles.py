@@ -9,8 +9,8 @@ import pytest
 
 from autotune.errors import FormatError
 from autotune.records import profiles
+from autotune.records.figure_units import unit_of
 from autotune.records.hardware import Cpu, Gpu, Leaf, Profile
-from autotune.records.units_of_leaves import unit_of
 
 LEAF = Leaf(value=9e10, unit="FLOP/s", source="measured", low=8e10, high=1e11, samples=7)
 GEMM = "figures.gemm_fp32_1t_flop_per_s"

@@ -9,8 +9,9 @@ import pytest
 from autotune.records.job import Inspect, Train
 from autotune.records.plan import Recipe
 from autotune.records.task import TaskSpec
-from autotune.worker import inspect, train
 from autotune.worker.channel import NullChannel
+from autotune.worker.survey import inspect
+from autotune.worker.training import train
 
 TEXT = (Path(__file__).parent.parent.parent / "docs" / "contract.md").read_text()
 FIRST, *BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)

@@ -13,13 +13,18 @@ import pytest
 import torch
 from torch import nn
 
-from autotune.control import verdict
 from autotune.errors import ContractError
 from autotune.records.job import Build, Inspect, Score, Train
 from autotune.records.plan import Recipe
 from autotune.records.task import TaskSpec
-from autotune.worker import build, inspect, record, rows, score, train
+from autotune.stats import limit_tests
+from autotune.worker.build import build
 from autotune.worker.channel import NullChannel
+from autotune.worker.data import rows
+from autotune.worker.evaluation import score
+from autotune.worker.measure import outputs
+from autotune.worker.survey import inspect
+from autotune.worker.training import train
 from tests.scenarios.conftest import ROOT, command
 
 DIGITS = """
@@ -97,7 +102,7 @@ def built(root: Path, spec: TaskSpec, runtime: str = "eager") -> Any:
 
 def scored(root: Path, spec: TaskSpec, predict: Any, part: str = "confirm") -> Any:
     inputs = rows.load(root / "data" / f"{part}.npz")
-    record.record(predict, inputs, root / "outputs.npz", fixed=None)
+    outputs.record(predict, inputs, root / "outputs.npz", fixed=None)
     job = Score(task=spec, part=part, outputs="outputs.npz")
     return score.run(job, root, NullChannel()).scores
 
@@ -196,9 +201,9 @@ def test_on_94_to_6_classes_the_majority_is_no_answer(tmp_path: Path) -> None:
     lazy = scored(tmp_path, spec, majority)
     assert lazy.quality == pytest.approx(0.5)
     assert lazy.worst_class_recall == 0.0
-    found = verdict.quality(lazy, good, 0.01, higher_is_better=True)
+    found = limit_tests.quality(lazy, good, 0.01, higher_is_better=True)
     assert found.verdict == "NOT_MET"
-    same = verdict.quality(good, good, 0.01, higher_is_better=True)
+    same = limit_tests.quality(good, good, 0.01, higher_is_better=True)
     assert same.verdict in ("MET", "UNDECIDED")
 
 
@@ -211,7 +216,7 @@ from autotune.records.job import Score
 from autotune.records.task import TaskSpec
 from autotune.worker import contract, record, rows, score
 from autotune.worker.channel import NullChannel
-from autotune.worker.evaluate import evaluate
+from autotune.worker.evaluation.evaluate import evaluate
 spec = TaskSpec(kind="file", path=str(root / "model.py"))
 torch.set_num_threads(1)
 step = sys.argv[2]

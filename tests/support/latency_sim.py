@@ -11,16 +11,16 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from autotune.control.bridge import FunctionBridge
-from autotune.control.deploying import Lab
-from autotune.control.run import Run, Silent
+from autotune.bridge.protocol import FunctionBridge
+from autotune.context import Run, Silent
+from autotune.deployment.evaluator import Lab
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
 from autotune.records.job import Result
 from autotune.records.plan import Deployment, Recipe
 from autotune.records.task import Survey, TaskSpec
-from autotune.worker.timing import Clock
+from autotune.worker.measure.timing import Clock
 from tests.support.simulated import OPTIONS, TRAITS, Simulation, info
 
 PLAN = Deployment(runtime="onnxruntime")

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from autotune.control.bridge import FunctionBridge
-from autotune.control.run import Run, Silent
+from autotune.bridge.protocol import FunctionBridge
+from autotune.context import Run, Silent
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Cpu, Leaf, Profile
 from autotune.records.job import Context, Job, Result

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from autotune.control import store
-from autotune.control.planning.machines import Machine, Rate
+from autotune.planning.machines import Machine, Rate
 from autotune.records.hardware import Profile
 from autotune.records.outlook import TrainingPlan
 from autotune.records.task import Traits, Transformer
+from autotune.report import run_folder
 from tests.support import made
 
 PROFILES = Path(__file__).parents[2] / "profiles"
@@ -14,7 +14,7 @@ PROFILES = Path(__file__).parents[2] / "profiles"
 
 def profile(name: str) -> Profile:
     """A profile of the library."""
-    return store.load_profile(str(PROFILES / f"{name}.json"))
+    return run_folder.load_profile(str(PROFILES / f"{name}.json"))
 
 
 def decoder(

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from autotune.control.bridge import OnReport
-from autotune.control.run import Run, Silent
+from autotune.bridge.protocol import OnReport
+from autotune.context import Run, Silent
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
 from autotune.records.job import Job, Result

@@ -1,0 +1,149 @@
+"""The commands about profiles and what is planned from them; only `cli` and this print."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from autotune.cli import options
+
+_EXITS = {"fits": 0, "off": 3, "unknown": 4}
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Where to save it.")
+@click.option("--quick", is_flag=True, help="Only what a run needs.")
+@click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
+@options.powercap
+@click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
+def profile(out: Path | None, device: str, as_json: bool, **given: Any) -> None:
+    """Measure this machine, in less than 30 seconds, and save its profile.
+
+    Idle and loaded power are measured where energy counters can be read.
+    Where a processor or device has exactly one packaged datasheet of its very name, what was
+    not measured is filled in from it.
+    """
+    from autotune.hardware import doctor
+    from autotune.hardware import text as hardware_text
+    from autotune.records import profiles as files
+    from autotune.report import run_folder
+
+    options.check_powercap(given["powercap_root"])
+    found, sheets = doctor.datasheets(doctor.profile(device, **given))
+    path = run_folder.save_profile(found, out)
+    if as_json:
+        click.echo(files.write(found).decode(), nl=False)
+        return
+    click.echo(hardware_text.profile(found, _width()))
+    for name in sheets:
+        click.echo(f"  filled in from the datasheet {name}")
+    took = f" in {found.probe_s:.0f} s" if found.probe_s is not None else ""
+    click.echo(
+        f"measured{took}, saved as {path}; use it with --profile {path if out else path.stem}"
+    )
+
+
+@click.group()
+def profiles() -> None:
+    """Stored profiles: your own and those that ship with autotune."""
+
+
+@profiles.command("list")
+def list_() -> None:
+    """Every stored profile."""
+    from autotune.hardware import profiles as hardware_profiles
+    from autotune.hardware import text as hardware_text
+
+    click.echo(hardware_text.listing(hardware_profiles.entries(), _width()))
+
+
+@profiles.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
+def show(name: str, as_json: bool) -> None:
+    """One profile by NAME or file, with the source of every figure."""
+    from autotune.hardware import text as hardware_text
+    from autotune.records import profiles as files
+    from autotune.report import run_folder
+
+    found = run_folder.load_profile(name)
+    text = files.write(found).decode() if as_json else hardware_text.profile(found, _width())
+    click.echo(text.rstrip("\n"))
+
+
+@profiles.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+def diff(first: str, second: str) -> None:
+    """What differs between the profiles A and B."""
+    from autotune.hardware import profiles as hardware_profiles
+    from autotune.hardware import text as hardware_text
+    from autotune.report import run_folder
+
+    a, b = run_folder.load_profile(first), run_folder.load_profile(second)
+    click.echo(hardware_text.difference(a, b, hardware_profiles.diff(a, b)))
+
+
+@profiles.command()
+@click.argument("name")
+@click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
+def check(name: str, device: str) -> None:
+    """Measure three quick anchors: does the profile NAME still fit this machine?
+
+    Exit code 0: it fits; 3: it does not; 4: it cannot be told now.
+    """
+    from autotune.hardware import doctor
+    from autotune.hardware import text as hardware_text
+    from autotune.report import run_folder
+
+    saved = run_folder.load_profile(name)
+    found = doctor.check(saved, device)
+    click.echo(hardware_text.check(saved, found, _width()))
+    sys.exit(_EXITS[found.state])
+
+
+@click.command()
+@click.argument("model")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "--profile", "profiles", multiple=True, required=True, metavar="NAME|FILE", help="A machine."
+)
+@options.absent
+@click.option("--json", "as_json", is_flag=True, help="Print the outlook as JSON.")
+def plan(model: str, args: tuple[str, ...], **given: Any) -> None:
+    """Predict MODEL's plans on machines that one does not have.
+
+    Training is planned; with a limit on latency, energy or memory, or a goal, deployment.
+    Nothing is measured.  Arguments after -- reach MODEL.
+    """
+    from autotune.planning import plan as planning_plan
+    from autotune.planning import text as planning_text
+    from autotune.records import codec
+    from autotune.report import run_folder
+    from autotune.task import Task
+
+    profiles = {name: run_folder.load_profile(name) for name in given["profiles"]}
+    found = planning_plan.plan(
+        Task.from_file(model, *args),
+        tuple(profiles.values()),
+        options.absolute(given),
+        devices=given["devices"],
+        nodes=given["nodes"],
+        prices={profiles[n].name if n in profiles else n: p for n, p in given["prices"]},
+        batches=given["train_batch"],
+        precisions=given["precision"],
+        epochs=given["epochs"],
+        measured=given["measured"],
+    )
+    shown = (
+        codec.encode(found, indent=2).decode() if given["as_json"] else planning_text.text(found)
+    )
+    click.echo(shown, nl=False)
+    sys.exit(planning_plan.exit_code(found))
+
+
+def _width() -> int:
+    """The terminal's, between 60 and 120 columns."""
+    return max(60, min(120, shutil.get_terminal_size((100, 24)).columns))

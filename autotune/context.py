@@ -1,0 +1,139 @@
+"""What every part of one run shares: the bridge, the limits, the clock, the listener."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from autotune.bridge.protocol import Bridge
+from autotune.errors import ContractError, WorkerError
+from autotune.records.budget import Budget, Effort
+from autotune.records.hardware import Profile
+from autotune.records.job import Job, Result, Train
+from autotune.records.measurement import EnergySource
+from autotune.records.plan import Recipe
+from autotune.records.report import DeployTrial, TrainTrial
+from autotune.records.task import Survey, TaskSpec
+
+
+class Listener(Protocol):
+    """Told what happens, as it happens.  The command line draws it; a notebook may ignore it."""
+
+    def phase(self, name: str, share_s: float) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def trial(self, trial: TrainTrial | DeployTrial, best: str, left_s: float) -> None: ...
+
+
+class Silent:
+    """Ignores everything."""
+
+    def phase(self, name: str, share_s: float) -> None:
+        del name, share_s
+
+    def note(self, text: str) -> None:
+        del text
+
+    def trial(self, trial: TrainTrial | DeployTrial, best: str, left_s: float) -> None:
+        del trial, best, left_s
+
+
+@dataclass
+class Run:
+    """One run in progress.  ``journal`` is the file that its Optuna studies are kept in;
+    ``apart_s`` what a final training took that the user set apart from ``--time``,
+    ``evaluation_s`` what one evaluation of *select* takes, about.
+    """
+
+    bridge: Bridge
+    spec: TaskSpec
+    budget: Budget
+    effort: Effort
+    listener: Listener
+    profile: Profile
+    survey: Survey
+    sources: tuple[EnergySource, ...] = ()
+    phases: dict[str, float] = field(default_factory=dict)
+    overheads: list[float] = field(default_factory=list)
+    journal: Path | None = None
+    apart_s: float = 0.0
+    evaluation_s: float = 0.0
+    on_progress: Callable[[], None] = lambda: None
+
+    @property
+    def left_s(self) -> float:
+        return self.effort.time_s + self.apart_s - self.bridge.now()
+
+    @property
+    def meter(self) -> str | None:
+        """What a job's ``meter`` field gets: None where no counter can be read."""
+        measured = any(s.label.startswith("measured") for s in self.sources)
+        return "auto" if measured else None
+
+    @property
+    def max_drop(self) -> float | None:
+        """The allowed fall of quality where it does not depend on the baseline."""
+        if self.budget.max_drop is not None:
+            return self.budget.max_drop
+        task = self.survey.task
+        return 0.01 if task.binary or task.rate else None
+
+    def task(self, recipe: Recipe) -> TaskSpec:
+        """The task with the recipe's values for the user's own hyperparameters."""
+        return msgspec.structs.replace(self.spec, params=recipe.params)
+
+    def timed(self, name: str, since_s: float) -> None:
+        """Add the time since ``since_s`` to a phase."""
+        self.phases[name] = self.phases.get(name, 0.0) + self.bridge.now() - since_s
+
+
+INSPECT_S = 180.0
+"""For an inspection: a third of it is the keeper's try at loading the task for all jobs."""
+
+
+def must(bridge: Bridge, job: Job, timeout_s: float) -> Result:
+    """Run a job that nothing can go on without.
+
+    Raises:
+        ContractError: it failed because of the user's model.
+        WorkerError: it failed for another reason.
+    """
+    result = bridge.run(job, timeout_s=timeout_s)
+    failure = result.failure
+    if failure is None:
+        return result
+    if failure.kind == "contract":
+        raise ContractError(failure.message)
+    log = f"\n{failure.log}" if failure.log else ""
+    what = type(job).__name__.lower()
+    if what in ("inspect", "outline", "train"):
+        raise ContractError(_USER_FAULT.get(failure.kind, "{}").format(failure.message) + log)
+    raise WorkerError(f"{what}: {failure.kind}: {failure.message}{log}")
+
+
+_USER_FAULT = {
+    "hang": "the model hangs: {} (loading it, one forward pass and one loss must end in time)",
+    "oom": "the model needs more memory than there is: {}",
+    "crash": "the model crashes the interpreter: {}",
+    "killed": "loading the model or one forward pass was ended: {}",
+    "exit": "the model file ends the program: {}; remove the exit() call",
+    "nan": "training gives a loss that is not a number: {}",
+    "error": "the model raises: {}",
+}
+
+
+def first_epoch(run: Run, recipe: Recipe, weights: str, limit_s: float | None = None) -> Train:
+    """One epoch of training, or the part of it that ``limit_s`` allows, to the file ``weights``."""
+    return Train(
+        task=run.task(recipe),
+        recipe=recipe,
+        epochs=1,
+        rungs=(1,),
+        seed=run.effort.seed,
+        time_limit_s=limit_s,
+        weights_out=weights,
+        device=run.effort.device,
+    )

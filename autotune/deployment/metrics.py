@@ -1,0 +1,290 @@
+"""What is known of a candidate, and how it stands to the limits.
+
+launches --describe--> figures        measured / budget - 1 --constraints--> search
+                                      what the goal asks for --objective--> search
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from autotune import plugins
+from autotune.context import Run
+from autotune.hardware import bounds
+from autotune.records import job as jobs
+from autotune.records.budget import Limit
+from autotune.records.measurement import Interval, Launch, Scores
+from autotune.records.plan import Deployment, Value
+from autotune.records.report import DeployTrial
+from autotune.stats import limit_tests, paired
+from autotune.units import metric
+
+QUALITY_ALPHA = 0.05
+"""One-sided error of the test of quality, split over the finalists that may be tested."""
+FINALISTS = 3
+_SPLITS = ((0.6, 0.25, 0.15), (1 / 3,) * 3, (0.7, 0.3), (0.5, 0.5), (1.0,))
+"""Most of it is for the first: it is the fastest, and seldom are the others needed."""
+_SPEED_OF_QUALITY = 0.1
+"""What a logarithm of latency weighs beside the allowed drop, where quality is the goal."""
+
+
+class Tried(NamedTuple):
+    """A trial with what does not go into the report."""
+
+    trial: DeployTrial
+    built: jobs.Built | None = None
+    launch: Launch | None = None
+    scores: Scores | None = None
+    values: Mapping[str, Value] | None = None
+    steady: float | None = None
+    """The `objective` as all trials together have it (`surrogate.steadied`)."""
+    again: tuple[Launch, ...] = ()
+    """Launches in turn with other leading plans, once the search was over (`runoff`)."""
+
+
+def describe(run: Run, launches: Sequence[Launch], deployment: Deployment) -> dict[str, object]:
+    """Figures of a deployment from its launches."""
+    latencies = [launch.latency_s for launch in launches]
+    batch = deployment.batch_size
+    busy = sum(sum(latency) for latency in latencies)
+    energy = energy_per_sample(launches, batch)
+    held = [n for launch in launches if (n := launch.device_memory_bytes) is not None]
+    return {
+        "latency_s": limit_tests.quantiles(latencies, run.budget.percentile),
+        "energy_j_per_sample": energy,
+        "energy_modelled": modelled_energy(run, launches, deployment) if energy is None else None,
+        "memory_bytes": max(launch.peak_memory_bytes for launch in launches),
+        "device_memory_bytes": max(held, default=None),
+        "throughput_per_s": batch * sum(map(len, latencies)) / busy if busy else None,
+    }
+
+
+def energies(launches: Sequence[Launch], batch: int) -> list[float | None]:
+    """Joules per sample of each launch; None where a launch was not measured."""
+    out: list[float | None] = []
+    for launch in launches:
+        total = launch.energy.total_j if launch.energy else None
+        out.append(total / (launch.window_calls * batch) if total is not None else None)
+    return out
+
+
+def energy_per_sample(launches: Sequence[Launch], batch: int) -> float | None:
+    """Mean over launches; None unless every one was measured."""
+    known = [e for e in energies(launches, batch) if e is not None]
+    return sum(known) / len(known) if launches and len(known) == len(launches) else None
+
+
+def modelled_energy(
+    run: Run, launches: Sequence[Launch], deployment: Deployment
+) -> Interval | None:
+    """The power model's joules per sample; never a measurement.  None on a GPU: the model is of
+    processors.
+    """
+    if deployment.device == "cuda":
+        return None
+    batch = deployment.batch_size
+    cpu = sum(launch.cpu_s for launch in launches)
+    window = sum(launch.window_s for launch in launches)
+    samples = batch * sum(launch.window_calls for launch in launches)
+    model = plugins.load("meters", "modelled")
+    idle_w, max_w = run.effort.cpu_idle_w, run.effort.cpu_max_w
+    if idle_w is None or max_w is None:
+        idle_w, max_w = model.measured_w(run.profile) or (None, None)
+    found, _ = model.energy(run.profile, cpu, window, idle_w=idle_w, max_w=max_w)
+    return Interval(value=found.value / samples, low=found.low / samples, high=found.high / samples)
+
+
+# -- limits --------------------------------------------------------------------------------
+
+
+def resolve(limit: Limit | None, baseline: float | None) -> float | None:
+    """A limit in SI units; None where it is relative to something that was not measured."""
+    if limit is None:
+        return None
+    if not limit.relative:
+        return limit.value
+    return limit.value * baseline if baseline is not None else None
+
+
+def at_percentile(run: Run, tried: Tried) -> float | None:
+    """The latency at the budget's percentile, in seconds (under load that of the responses)."""
+    if tried.launch is None:
+        return None
+    launches = tried.again or (tried.launch,)
+    found = [s for launch in launches for s in (launch.response_s or launch.latency_s)]
+    return limit_tests.point_quantile(found, run.budget.percentile)
+
+
+def max_drop(run: Run, baseline_quality: float) -> float:
+    """Allowed fall of quality, in the metric's unit."""
+    given = run.max_drop
+    return given if given is not None else 0.01 * abs(baseline_quality)
+
+
+def known_energy(trial: DeployTrial) -> float | None:
+    """Measured joules per sample, else the model's value (which orders and never decides)."""
+    if trial.energy_j_per_sample is not None:
+        return trial.energy_j_per_sample
+    return trial.energy_modelled.value if trial.energy_modelled else None
+
+
+def quality_alphas(run: Run, most: int = FINALISTS) -> tuple[float, ...]:
+    """The error rates of the finalists' tests of quality on *confirm*, in their order: a weighted
+    Bonferroni split, so that the chance that any of them passes wrongly is `QUALITY_ALPHA` at most.
+
+    Of no more finalists than ``most``, and than its rows can certify the allowed drop for, where
+    one plan alone could be certified; in equal parts where the last part would be too small.
+    """
+    rows, allowed = run.survey.task.confirm_rows, run.max_drop
+    splits = [tuple(QUALITY_ALPHA * x for x in split) for split in _SPLITS if len(split) <= most]
+    if not run.survey.task.binary or allowed is None:
+        return splits[0]
+    for split in splits:
+        least = limit_tests.smallest_certifiable_drop(rows, split[-1])
+        if least is not None and least < allowed:
+            return split
+    return splits[0]
+
+
+def constraints(run: Run, tried: Tried, reference: Tried) -> dict[str, object]:
+    """``constraints``, ``drop`` and ``drop_upper`` of a trial against the baseline."""
+    trial, base = tried.trial, reference.trial
+    limits = run.budget
+    out: dict[str, float] = {}
+    latency = at_percentile(run, tried)
+    limit = resolve(limits.latency, at_percentile(run, reference))
+    if limit and latency is not None:
+        out["latency"] = latency / limit - 1
+    limit = resolve(limits.memory, base.memory_bytes)
+    if limit and trial.memory_bytes is not None:
+        out["memory"] = trial.memory_bytes / limit - 1
+    measured = trial.energy_j_per_sample
+    if measured is None and limits.accept_modelled_energy:
+        measured = known_energy(trial)
+    limit = resolve(limits.energy, known_energy(base))
+    if limit and measured is not None:
+        out["energy"] = measured / limit - 1
+    drop = upper = None
+    if tried.scores is not None and reference.scores is not None:
+        allowed = max_drop(run, reference.scores.quality)
+        alpha = quality_alphas(run)[0]
+        higher = run.survey.task.higher_is_better
+        found = limit_tests.quality(
+            tried.scores,
+            reference.scores,
+            allowed,
+            higher_is_better=higher,
+            alpha=alpha,
+        )
+        drop, upper, judged = found.estimate, found.upper, found.estimate
+        if certifiable(run, allowed, alpha) and drop is not None and upper is not None:
+            upper = judged = _on_confirm(run, drop, upper, tried.scores.rows)
+        if judged is not None and allowed > 0:
+            out["quality"] = judged / allowed - 1
+        elif judged is not None:
+            out["quality"] = judged - allowed
+    return {"constraints": out, "drop": drop, "drop_upper": upper}
+
+
+def certifiable(run: Run, allowed: float, alpha: float) -> bool:
+    """Whether *confirm* has rows enough to certify the allowed drop at all; of real scores, as far
+    as `say_certifiable` knows how they spread.
+    """
+    rows, known = run.survey.task.confirm_rows, run.survey.certifiable_drop
+    least = limit_tests.smallest_certifiable_drop(rows, alpha)
+    if not run.survey.task.binary:
+        of_one = limit_tests.smallest_certifiable_drop(rows, spread=1.0)
+        if known is None or not of_one:
+            return False
+        least = limit_tests.smallest_certifiable_drop(rows, alpha, spread=known / of_one)
+    return least is not None and least < allowed
+
+
+def say_certifiable(run: Run, scores: Scores) -> None:
+    """What *confirm* can certify of real scores, once the baseline's tell how far they spread."""
+    task, values = run.survey.task, scores.per_sample
+    if run.survey.certifiable_drop is not None or not values or paired.binary(values):
+        return
+    spread, rows = paired.differ_by(values), task.confirm_rows
+    least = limit_tests.smallest_certifiable_drop(rows, spread=spread)
+    run.survey = msgspec.structs.replace(run.survey, certifiable_drop=least)
+    allowed = max_drop(run, scores.quality)
+    if least is None or least <= allowed:
+        return
+    needed = limit_tests.rows_needed(allowed, spread=spread)
+    remedy = f"would need {needed} rows" if needed else "can be certified by no number of rows"
+    run.listener.note(
+        f"{rows} rows to confirm: the smallest drop of {task.metric} they can certify is "
+        f"{metric(least)}. One of {metric(allowed)} {remedy}: quality will be UNDECIDED; "
+        f"--max-drop {1.5 * least:.2g} is wide enough."
+    )
+
+
+def _on_confirm(run: Run, drop: float, upper: float, rows: int) -> float:
+    """The upper bound that *confirm* would give for the drop seen on ``rows`` of *select*: its
+    distance from the drop shrinks, or grows, with the root of their number.
+    """
+    return drop + (upper - drop) * math.sqrt(rows / run.survey.task.confirm_rows)
+
+
+def broken_bound(run: Run, deployment: Deployment, reference: Tried) -> str | None:
+    """The limit that a provable bound says this deployment cannot keep, in words.
+
+    A baseline faster than its own bound proves the profile wrong (measured under load, say):
+    then nothing is rejected by time.
+    """
+    traits = run.survey.traits
+    least_s = bounds.latency_bound_s(deployment, traits, run.profile)
+    least_j = bounds.energy_bound_j(deployment, traits, run.profile)
+    fastest = reference.launch.latency_s if reference.launch is not None else ()
+    if fastest and bounds.contradicted(
+        reference.trial.deployment, min(fastest), traits, run.profile
+    ):
+        least_s = least_j = None
+    limit_s = resolve(run.budget.latency, at_percentile(run, reference))
+    if limit_s is not None and least_s is not None and least_s > limit_s:
+        return f"latency is at least {least_s:.3g} s, the limit is {limit_s:.3g} s"
+    limit_j = resolve(run.budget.energy, reference.trial.energy_j_per_sample)
+    if limit_j is not None and least_j is not None and least_j > limit_j:
+        return f"energy is at least {least_j:.3g} J, the limit is {limit_j:.3g} J"
+    least_bytes = bounds.memory_bound_bytes(deployment, traits)
+    limit_bytes = resolve(run.budget.memory, reference.trial.memory_bytes)
+    if limit_bytes is not None and least_bytes > limit_bytes:
+        return f"memory is at least {least_bytes:.3g} B, the limit is {limit_bytes:.3g} B"
+    return None
+
+
+def objective(run: Run, tried: Tried, reference: Tried) -> float | None:
+    """What the sampler minimises; None for a trial that failed or was skipped."""
+    trial, base = tried.trial, reference.trial
+    latency, base_latency = at_percentile(run, tried), at_percentile(run, reference)
+    if trial.state != "complete" or not latency or not base_latency:
+        return None
+    speed = math.log(latency / base_latency)
+    goal = run.budget.resolved_goal()
+    if goal == "quality" and trial.drop is not None and reference.scores is not None:
+        scale = max_drop(run, reference.scores.quality) or 1.0
+        return trial.drop / scale + _SPEED_OF_QUALITY * speed
+    if goal == "energy":
+        energy, other = known_energy(trial), known_energy(base)
+        return math.log(energy / other) if energy and other else speed
+    if goal == "throughput":
+        return -math.log(trial.throughput_per_s) if trial.throughput_per_s else speed
+    if goal == "memory":
+        return math.log(trial.memory_bytes) if trial.memory_bytes else speed
+    return speed
+
+
+def guess(run: Run, predicted_s: float, batch: int, reference: Tried) -> float | None:
+    """The `objective` of an uncompressed plan whose call is predicted to take so long; None where
+    the goal does not depend on that.
+    """
+    known = reference.trial.latency_s
+    goal = run.budget.resolved_goal()
+    if known is None or goal == "memory":
+        return None
+    if goal == "throughput":
+        return math.log(predicted_s / batch)
+    return (_SPEED_OF_QUALITY if goal == "quality" else 1.0) * math.log(predicted_s / known.p50)

@@ -1,0 +1,127 @@
+"""The leading plans are measured again, in turn: a lucky launch must not win.
+
+    leading by their screening launches --rounds, each in another order--> pooled launches
+        -> ranked anew -> whoever leads now without such launches has them too
+
+One launch of half a second differs from the next one by what else the machine does, on a shared one
+by a tenth and at times by half, and the best of thirty claims more than it keeps.  Launches of a
+round lie seconds apart, so a slow minute is in all of them; the screening, which chose who is here,
+does not count.  Verification still judges: this only decides who comes before it first.
+"""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from autotune.deployment import finalists, metrics, ranking
+from autotune.deployment.evaluator import Lab
+from autotune.deployment.metrics import Tried
+from autotune.records import job as jobs
+from autotune.records.measurement import Launch
+from autotune.verification import time_needed
+
+_SHARE, _LEAST_S = 0.08, 60.0
+"""Of the time left after training that is kept for this; nothing of a search shorter than that,
+which tries few plans: they race only where time is left over.
+"""
+ROUNDS, _FEWEST = 5, 3
+_MOST = 4
+_NEAR = 1.6
+"""A plan that took this much longer than the best, as far as is known, does not lead."""
+_MOST_GROUPS = 3
+_GOALS = ("latency", "quality", "energy", "throughput")
+
+
+def kept_s(left_s: float, search_s: float) -> float:
+    """What is kept of the time that is left after training, by how long the search is."""
+    return _SHARE * left_s if search_s >= _LEAST_S else 0.0
+
+
+def run(lab: Lab, until_s: float) -> str | None:
+    """Measure the leading plans again until the run's clock would pass ``until_s``; what came of
+    it, in a sentence, or None where there was nothing to decide or no time.
+    """
+    first = _leading(lab)[:1]
+    for _ in range(_MOST_GROUPS):
+        group = _group(lab)
+        if len(group) < 2 or group[0].again:
+            break
+        if not _measured(lab, group, until_s):
+            break
+    return _said(lab, first)
+
+
+def _leading(lab: Lab) -> list[Tried]:
+    """The few best plans within the limits that lie near the first."""
+    if lab.run.budget.resolved_goal() not in _GOALS:
+        return []
+    found = [t for t in finalists.standing(lab) if ranking.feasible(t.trial)]
+    if not found:
+        return []
+    costs = [finalists.cost(lab, t) for t in found]
+    return [t for t, cost in zip(found, costs, strict=True) if cost <= _NEAR * costs[0]][:_MOST]
+
+
+def _group(lab: Lab) -> list[Tried]:
+    """The leading plan, and where there are several those that would be verified after it, the
+    others that lead, and whoever is next in line for a place.
+    """
+    leading = _leading(lab)
+    if len(leading) < 2:
+        return leading
+    line = finalists.chosen(lab)[1:]
+    behind = finalists.chosen(lab, without=line)[1:]
+    wanted = (*leading[:1], *line, *leading[1:], *behind)
+    good = [t for t in wanted if ranking.feasible(t.trial)]
+    return list({t.trial.number: t for t in good}.values())
+
+
+def _measured(lab: Lab, group: Sequence[Tried], until_s: float) -> bool:
+    """Give as many of a group as fit their rounds, the first at least and one beside it; fewer
+    rounds before fewer plans.  False where two do not fit, or a launch failed.
+    """
+    left_s = until_s - lab.run.bridge.now()
+    rounds = ROUNDS
+    while len(group) > 1 and rounds * math.fsum(map(time_needed.launch_s, group)) > left_s:
+        if rounds > _FEWEST:
+            rounds -= 1
+        else:
+            group = group[:-1]
+    if len(group) < 2:
+        return False
+    found: dict[int, list[Launch]] = {one.trial.number: [] for one in group}
+    for number in range(rounds):
+        turn = number % len(group)
+        for one in (*group[turn:], *group[:turn]):
+            assert one.built is not None
+            answer = lab.once_more(one.built, one.trial.deployment, number).answer
+            if isinstance(answer, jobs.Measured):
+                found[one.trial.number].append(answer.launch)
+    for one in group:
+        launches = tuple(found[one.trial.number])
+        if len(launches) == rounds:
+            lab.tried[one.trial.number] = _pooled(lab, one, launches)
+    return all(len(launches) == rounds for launches in found.values())
+
+
+def _pooled(lab: Lab, one: Tried, launches: tuple[Launch, ...]) -> Tried:
+    """A plan with the figures of these launches, and its limits by them."""
+    fields = metrics.describe(lab.run, launches, one.trial.deployment)
+    trial = msgspec.structs.replace(one.trial, launches=len(launches), **fields)
+    return lab.constrained(one._replace(trial=trial, again=launches))
+
+
+def _said(lab: Lab, first: Sequence[Tried]) -> str | None:
+    again = [t for t in lab.tried if t.again]
+    if not again or not first:
+        return None
+    fewest = min(len(t.again) for t in again)
+    text = f"The {len(again)} leading plans were measured again, {fewest} launches each in turn"
+    now = finalists.standing(lab)[0]
+    if now.trial.number == first[0].trial.number:
+        return f"{text}: the best stayed first."
+    return (
+        f"{text}: {ranking.describe(now.trial.deployment)} is now first; "
+        f"{ranking.describe(first[0].trial.deployment)} was before."
+    )

@@ -1,0 +1,297 @@
+"""The commands about this machine: its profile, and what it can measure and run."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from autotune import meters, units
+from autotune.bridge.process import ProcessBridge, meter_arguments
+from autotune.context import must
+from autotune.hardware import profiles
+from autotune.records import job as jobs
+from autotune.records.hardware import Profile
+from autotune.records.measurement import EnergySource
+from autotune.records.task import Option, TaskInfo, Traits
+
+
+@contextmanager
+def _bridge(meter: tuple[str, ...] = ()) -> Iterator[ProcessBridge]:
+    with tempfile.TemporaryDirectory(prefix="autotune-machine-") as folder:
+        bridge = ProcessBridge(Path(folder), meter=meter)
+        try:
+            yield bridge
+        finally:
+            bridge.close()
+
+
+QUICK_S, THOROUGH_S = 8.0, 20.0
+_SETTLE_S = 1.0
+
+
+def profile(
+    device: str = "auto",
+    *,
+    quick: bool = True,
+    powercap_root: Path | None = None,
+    powercap_label: str = "host",
+) -> Profile:
+    """Probe this machine: what a run needs, or every size and path, in less than 30 seconds.
+
+    Where others used the machine meanwhile it is probed once more, quickly; where they still
+    do, the values that they spoiled are not recorded (`library.without_collapsed`).  Power is
+    measured where the meter process can, with ``powercap_root`` by a tree of that label.
+    """
+    budget_s = QUICK_S if quick else THOROUGH_S
+    root = None if powercap_root is None else str(powercap_root.resolve())
+    job = jobs.Probe(device=device, thorough=not quick, budget_s=budget_s, meter="auto")
+    with _bridge(meter_arguments(device, root, powercap_label)) as bridge:
+        found = _probed(bridge, job)
+        if profiles.busy(found) is not None:
+            time.sleep(_SETTLE_S)
+            brief = jobs.Probe(device=device, budget_s=QUICK_S / 2, meter="auto")
+            again = _probed(bridge, brief)
+            found = again if profiles.busy(again) is None else found
+        return profiles.without_collapsed(found)
+
+
+def datasheets(found: Profile) -> tuple[Profile, tuple[str, ...]]:
+    """Lay a profile over the packaged datasheets of its models; and which those were."""
+    packaged = [e.profile for e in profiles.entries() if e.place == "packaged" and e.profile]
+    return profiles.merge(found, packaged)
+
+
+def check(saved: Profile, device: str = "auto") -> profiles.Fit:
+    """Measure three quick anchors: does a stored profile still fit this machine?"""
+    with _bridge() as bridge:
+        return profiles.fit(saved, _probed(bridge, jobs.Probe(device=device, anchors_only=True)))
+
+
+def _probed(bridge: ProcessBridge, job: jobs.Probe) -> Profile:
+    return _asked(bridge, job).profile
+
+
+def _asked(bridge: ProcessBridge, job: jobs.Probe) -> jobs.Probed:
+    done = must(bridge, job, 120.0).answer
+    assert isinstance(done, jobs.Probed)
+    return done
+
+
+def doctor() -> tuple[str, ...]:
+    """What can be measured and run here, in plain words, and the one command that mends it."""
+    with _bridge(meter=("--all", "--cuda", "all")) as bridge:
+        probed = _asked(bridge, jobs.Probe())
+        machine = probed.profile
+        found = must(bridge, jobs.Sources(), 30.0).answer
+        assert isinstance(found, jobs.Found)
+        context = jobs.Context(info=_ANY_TASK, traits=_ANY_TRAITS, profile=machine)
+        menu = must(bridge, jobs.Menu(context=context), 60.0).answer
+        assert isinstance(menu, jobs.Options)
+    return (
+        *_described(machine, probed.lacking),
+        "",
+        *energy_lines(found.sources, board=_maker(machine)),
+        "",
+        *_time_lines(),
+        "",
+        "What can run here",
+        *_options(menu.options),
+        *(("", "Warnings", *(f"  {w}" for w in machine.warnings)) if machine.warnings else ()),
+    )
+
+
+def _described(machine: Profile, lacking: dict[str, str]) -> tuple[str, ...]:
+    cores = machine.cpu.cores
+    where = " (a virtual machine)" if machine.cpu.virtualised else ""
+    return (
+        f"{machine.cpu.model or machine.cpu.architecture}{where}: {cores:g} usable cores, "
+        f"{units.show(machine.usable_memory_bytes, 'B')} memory",
+        *(f"GPU {g.index}: {g.name}, {units.show(g.memory_bytes, 'B')}" for g in machine.gpus),
+        *(f"{g.name}: seen, but no plan can use it yet" for g in machine.others),
+        *(() if machine.gpus or machine.others else ("No GPU:", *_reasons(lacking))),
+    )
+
+
+def _reasons(lacking: dict[str, str]) -> tuple[str, ...]:
+    return tuple(f"  {maker:<7} {reason}" for maker, reason in lacking.items())
+
+
+# -- energy --------------------------------------------------------------------------------
+
+
+def energy_lines(sources: tuple[EnergySource, ...], *, board: str | None) -> tuple[str, ...]:
+    """The energy sources in plain words: what is measured and how well, what is not and why.
+
+    A sensor that this machine simply lacks is only named; the processor, and the GPU where
+    there is one (``board``: the meter of its maker), always get their reason and the way out.
+    """
+    lines, lacking = ["Energy"], []
+    for source in sources:
+        if source.label.startswith("measured"):
+            lines += _measured(source)
+        elif source.label == "unavailable":
+            vital = _kind(source) in ("rapl", board)
+            if vital or source.domains or _word(source) != "no_interface":
+                lines += _not_measured(source)
+            else:
+                lacking.append(_name(source))
+    if lacking:
+        lines.append(f"  Not on this machine: {', '.join(lacking)}.")
+    return (*lines, *_model(any(s.label.startswith("measured") for s in sources)))
+
+
+def _maker(machine: Profile) -> str | None:
+    """The meter of this machine's boards."""
+    if not machine.gpus:
+        return None
+    amd = any(word in machine.gpus[0].name for word in ("AMD", "Radeon", "Instinct"))
+    return "amd" if amd else "nvml"
+
+
+def _measured(source: EnergySource) -> list[str]:
+    how = "a counter" if source.label == "measured_counter" else "sampled power"
+    lines = [f"  {_name(source)} energy can be measured: {how}, {', '.join(source.domains)}."]
+    if source.update_period_s:
+        aligned = source.update_period_s <= meters.QUICK_S
+        one, ten = (
+            units.show(meters.shortest_window(source.update_period_s, share, aligned=aligned), "s")
+            for share in (0.01, 0.1)
+        )
+        every = units.show(source.update_period_s, "s")
+        lines.append(
+            f"    It moves every {every}: +-10 % takes a window of {ten}, +-1 % one of {one}."
+        )
+    else:
+        lines.append("    It did not move while it was watched: windows must last 2 s and more.")
+    if source.origin != "local":
+        lines.append(f"    Its readings are labelled {source.origin!r}.")
+    if source.scope == "rails":
+        lines.append("    What these rails feed is not known: shown, never added to a total.")
+    elif source.scope == "machine":
+        lines.append("    It sees the whole machine: counted only where no part can be read.")
+    return lines + ([f"    Note: {source.note}."] if source.note else [])
+
+
+def _not_measured(source: EnergySource) -> list[str]:
+    word = _word(source)
+    detail = (source.reason or "").partition(": ")[2]
+    why = _WHY.get(word, "{detail}").format(detail=detail or word, name=_name(source))
+    own = _MEND.get(word) if source.name == "rapl" else None
+    mend = own or ((source.remedy,) if source.remedy else ())
+    return [
+        f"  {_name(source)} energy cannot be measured here.",
+        f"    Why: {why}.",
+        *(f"    {'What to do: ' if i == 0 else '            '}{m}" for i, m in enumerate(mend)),
+    ]
+
+
+def _model(measured: bool) -> tuple[str, ...]:
+    if measured:
+        return ()
+    return (
+        "  So no joules are reported as measured. A power model stands in, apart and labelled",
+        "    as such: from half to twice its value; with --cpu-idle-w W --cpu-max-w W (this",
+        "    machine's watts, idle and busy) within +-25 %. It orders plans but decides no",
+        "    budget, unless you pass --accept-modelled-energy.",
+    )
+
+
+def _name(source: EnergySource) -> str:
+    kind, _, rest = source.name.partition(":")
+    return _NAMES.get(kind, kind) + (f" {rest}" if rest else "")
+
+
+def _kind(source: EnergySource) -> str:
+    return source.name.partition(":")[0]
+
+
+def _word(source: EnergySource) -> str:
+    return meters.code(source.reason) or ""
+
+
+_NAMES = {
+    "rapl": "CPU",
+    "nvml": "NVIDIA GPU",
+    "amd": "AMD GPU",
+    "apple": "Apple chip",
+    "battery": "battery",
+    "hwmon": "power meter",
+    "jetson": "Jetson module",
+}
+_WHY = {
+    "vm_guest": "this is a virtual machine, and its host does not pass the processor's energy "
+    "counters (RAPL) on",
+    "permission": "the counter is there, but this user may not read it ({detail})",
+    "no_interface": "{detail}",
+    "mig": "the board is split by MIG, and one slice has no energy counter",
+    "wrap_ambiguous": "the counter's range cannot be read, so a wrap would go unseen ({detail})",
+    "stale_counter": "the counter does not move",
+    "implausible": "the counter answers nonsense ({detail})",
+}
+_MEND = {
+    "vm_guest": (
+        "have the host share its /sys/class/powercap with this guest (read-only, for",
+        "example by virtiofs), mount it at DIR, and run",
+        "  autotune run MODEL.py --energy 20mJ --powercap-root DIR",
+        "or tune on the bare machine, where `autotune doctor` finds the counters itself.",
+    ),
+    "permission": (
+        "let the administrator run, once after each boot:",
+        "  chmod a+r /sys/class/powercap/*/energy_uj /sys/class/powercap/*/*/energy_uj",
+    ),
+}
+
+
+# -- the rest ------------------------------------------------------------------------------
+
+
+def _time_lines() -> tuple[str, ...]:
+    tick_s = time.get_clock_info("perf_counter").resolution
+    return (
+        "Latency, throughput and memory",
+        f"  can be measured: each call by a monotonic clock ({units.show(tick_s, 's')}), memory as",
+        "    the peak of the serving process. Every budget's verdict states its own confidence.",
+    )
+
+
+def _options(options: tuple[Option, ...]) -> list[str]:
+    out = []
+    for option in options:
+        reason = f": {option.reason}" if option.reason else ""
+        state = "yes" if option.available else "no"
+        out.append(f"  {option.kind:10} {option.name:14} {state}{reason}")
+    return out
+
+
+# A task with everything in it, so that only the machine can be a reason for a refusal.
+_ANY_TASK = TaskInfo(
+    name="any",
+    form="contract",
+    source_sha256=None,
+    input_kind="tensor",
+    input_names=("",),
+    input_shapes=((3, 32, 32),),
+    input_dtypes=("float32",),
+    ragged=False,
+    train_rows=1000,
+    select_rows=1000,
+    confirm_rows=1000,
+    adapt_rows=0,
+    classes=10,
+    metric="accuracy",
+    higher_is_better=True,
+    per_sample=True,
+    binary=True,
+    pretrained=False,
+    has_loss=True,
+)
+_ANY_TRAITS = Traits(
+    parameters=1000,
+    parameter_bytes=4000,
+    buffer_bytes=0,
+    flops_per_sample=1e6,
+    activation_bytes_per_sample=1e4,
+    largest_op_bytes=1000,
+    module_types={"Conv2d": 2, "Linear": 2},
+)

@@ -1,0 +1,302 @@
+"""The whole story, top to bottom.
+
+    model.py -> Task -> Survey -> Space -> Trials -> Finalists -> Artifact + Plan + Report
+
+Data travels one way; nothing upstream is changed later.  The story talks to the workers
+through a bridge and to the person through a listener; it never imports torch.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from autotune.bridge.process import ProcessBridge, meter_arguments
+from autotune.bridge.protocol import Bridge, Recorder, ReplayBridge, load_recording
+from autotune.context import Listener, Run
+from autotune.deployment import racing, search
+from autotune.deployment.evaluator import Lab
+from autotune.pipeline import echo, report_builder, survey
+from autotune.pipeline.report_builder import Known
+from autotune.processes import interrupts
+from autotune.records.base import Record
+from autotune.records.budget import Budget, Effort
+from autotune.records.hardware import Profile
+from autotune.records.plan import Deployment, Plan, Recipe
+from autotune.records.report import Report, TrainTrial
+from autotune.records.task import TaskSpec
+from autotune.report import run_folder
+from autotune.search import warm_start
+from autotune.shares import DEPLOY_SHARE, TRAIN_SHARE
+from autotune.training import (
+    final,
+    parallelism,
+    search_space,
+    step_options,
+    throughput_stage,
+    width,
+)
+from autotune.training import search as training_search
+from autotune.training import trial as training_trial
+from autotune.verification import previous_plan, select, time_needed
+
+_RECOVERY_SHARE = 0.08
+"""Of the time that is left after training, for the recovery of one pruning level at most."""
+_WIDTHS_SHARE = 0.2  # of the train search's time, at most, for the widths' latencies
+_FEW_EPOCHS, _MOST_EPOCHS, _LEAST_EPOCHS = 3.0, 30.0, 0.02
+
+
+class Request(Record, frozen=True, kw_only=True):
+    """What an interrupted run was asked for; kept in its work folder."""
+
+    path: str
+    args: tuple[str, ...]
+    weights: str | None = None
+    pretrained: bool | None = None
+    retrain: bool = False
+    budget: Budget
+    effort: Effort
+    profile: Profile | None = None
+    plan: Plan | None = None
+
+
+def asked(spec: TaskSpec, budget: Budget, effort: Effort, **more: Any) -> Request:
+    """The request for this task."""
+    same = {name: getattr(spec, name) for name in ("path", "args", "weights", "pretrained")}
+    return Request(**same, retrain=spec.retrain, budget=budget, effort=effort, **more)
+
+
+def story(
+    spec: TaskSpec,
+    request: Request,
+    folder: run_folder.RunFolder,
+    listener: Listener,
+    make_bridge: Callable[[Path], Bridge] | None = None,
+) -> tuple[Report, Path]:
+    """From the survey to the report, or to what is known of it when it was stopped.
+
+    Args:
+        spec: the task, for the workers.
+        request: limits, effort, and the plan where one is executed.
+        folder: where report and plan are written, as they come to be.
+        listener: told what happens.
+        make_bridge: as for `autotune.tune.tune`.
+
+    Returns:
+        The report and its folder.
+
+    Raises:
+        AutotuneError: what the task or a limit is at fault for; a report of what is known is left.
+    """
+    bridge = _bridge(folder, request.effort, listener, make_bridge)
+    known: Known | None = None
+    status = "interrupted"
+    try:
+        run = survey.survey(bridge, spec, request.budget, request.effort, request.profile, listener)
+        if request.effort.baseline is not None:
+            previous_plan.check(Path(request.effort.baseline), run)
+        warm_start.check(run)
+        known = Known(run)
+        run.journal = folder.new_journal()
+        run.on_progress = lambda: folder.checkpoint(report_builder.report(known, "running"))
+        with interrupts() as interrupted:
+            try:
+                if request.plan is not None:
+                    _replay_plan(known, request.plan, folder)
+                else:
+                    _search(known, folder)
+                status = "complete"
+            except KeyboardInterrupt:
+                pass
+            except Exception:
+                if not interrupted:
+                    raise
+    except BaseException:
+        _leave(folder, known)
+        raise
+    finally:
+        bridge.close()
+    report = report_builder.report(known, status)
+    folder.save(report)
+    if status == "complete":
+        folder.clean()
+    return report, folder.path
+
+
+def _leave(folder: run_folder.RunFolder, known: Known | None) -> None:
+    """After an error: a valid report of what is known, or no folder at all."""
+    if known is not None:
+        folder.save(report_builder.report(known, "interrupted"))
+        return
+    folder.clean()
+    with contextlib.suppress(OSError):
+        folder.path.rmdir()
+
+
+def _search(known: Known, folder: run_folder.RunFolder) -> None:
+    """The train search and final training, the deploy search, verification."""
+    run = known.run
+    if not run.survey.task.pretrained:
+        _train(known)
+        if run.effort.search_only:
+            plan = known.plan(Deployment(batch_size=run.budget.batch or 1))
+            folder.save_plan(plan)
+            return
+    else:
+        echo.say(run, 0)
+    weights = final.WEIGHTS if known.recipe is not None else "weights.safetensors"
+    recipe = known.recipe or search_space.fine_tuning(run.survey)
+    survey.look_again(run, recipe)
+    lab = Lab(run, weights, recipe, _recovery_epochs(run, known, recipe))
+    known.lab = lab
+    began = run.bridge.now()
+    run.bridge.preload(("onnxscript", "torch_pruning", "onnxruntime.quantization"))
+    until = began + DEPLOY_SHARE * run.left_s
+    run.listener.phase("deploy search", until - began)
+    search.explore(lab, until, racing.kept_s(run.left_s, until - began))
+    said = racing.run(lab, time_needed.until_s(lab, until))
+    known.messages += [said] if said else []
+    run.timed("deploy search", began)
+    select.conclude(known, select.finalists(lab), folder)
+
+
+def _replay_plan(known: Known, plan: Plan, folder: run_folder.RunFolder) -> None:
+    """Execute a plan: the same chain, nothing searched."""
+    run = known.run
+    if plan.source_sha256 != run.survey.task.source_sha256:
+        known.messages.append("the model file differs from the one that the plan was made for")
+    known.epochs = plan.epochs
+    if plan.recipe is not None and not run.survey.task.pretrained:
+        known.recipe = training_search.fitting(run, plan.recipe)
+        _final(known, known.recipe)
+    weights = final.WEIGHTS if known.recipe is not None else "weights.safetensors"
+    recipe = known.recipe or search_space.fine_tuning(run.survey)
+    survey.look_again(run, recipe)
+    known.lab = Lab(run, weights, recipe, plan.deployment.recovery_epochs)
+    known.lab.baseline(plan.deployment)
+    if not known.lab.is_baseline(plan.deployment):
+        known.lab.keep(known.lab.trial(plan.deployment, "the plan"))
+    select.conclude(known, [plan.deployment], folder, replace=False)
+
+
+# -- training ------------------------------------------------------------------------------
+
+
+def _train(known: Known) -> None:
+    run = known.run
+    began = run.bridge.now()
+    budget_s = TRAIN_SHARE * run.effort.time_s
+    run.listener.phase("train search", budget_s)
+    measured = throughput_stage.measure(run, 0.3 * budget_s)
+    run.survey = msgspec.structs.replace(run.survey, splits=measured)
+    width.measure(run, run.bridge.now() + _WIDTHS_SHARE * budget_s)
+    run.timed("hardware", began)
+    known.epochs, reach = parallelism.usual_lengths(run)
+    searching = run.bridge.now()
+    echo.say(run, known.epochs)
+    known.training = training_trial.Outcome(run, known.epochs, reach, parallelism.timed(run))
+    step_options.judge(run, reach)
+    training_search.search(known.training, began + budget_s)
+    run.timed("train search", searching)
+    winner = known.training.winner
+    if winner is None:
+        raise training_search.nothing_trained(known.training.trials)
+    known.recipe = winner.recipe
+    known.epochs = known.training.final(winner)
+    if run.effort.search_only:
+        known.messages.append("the search alone was asked for: nothing was trained in full")
+        return
+    _final(known, winner.recipe, winner, began + budget_s - run.bridge.now())
+    known.messages += known.training.said
+
+
+def _final(
+    known: Known, recipe: Recipe, trial: TrainTrial | None = None, more_s: float = 0.0
+) -> None:
+    """Train a plan's recipe, or the winner's after its search, which left ``more_s``."""
+    run = known.run
+    began = run.bridge.now()
+    run.listener.phase("final training", _expected_s(run, known.epochs, trial))
+    if trial is None or known.training is None:
+        known.execution = final.final(run, recipe, known.epochs)
+    else:
+        known.execution, known.epochs = final.last(known.training, trial, more_s)
+    run.timed("final training", began)
+    kept = known.execution.kept_epochs
+    if kept is not None and kept < known.epochs:
+        known.messages.append(
+            f"The weights are those after {kept:g} of {known.epochs} epochs, the best on select."
+        )
+    if echo.apart(run):
+        run.apart_s = run.bridge.now() - began
+    run.on_progress()
+
+
+def _expected_s(run: Run, epochs: float, trial: TrainTrial | None) -> float:
+    """Seconds of what is still to be trained, by the trial's pace or the measured throughput."""
+    if trial is not None and trial.rungs and trial.train_s:
+        ahead = epochs - (trial.rungs[-1] if trial.epochs == epochs else 0.0)
+        return ahead * trial.train_s / trial.rungs[-1]
+    return epochs * (parallelism.one_epoch_s(run) or 0.0)
+
+
+def _recovery_epochs(run: Run, known: Known, recipe: Recipe) -> float:
+    """Epochs of recovery training after pruning: a share of the time that is left, by the
+    training's own speed; 0 without rows to train on.
+    """
+    info = run.survey.task
+    rows = info.train_rows or info.adapt_rows
+    if not rows:
+        return 0.0
+    if known.execution.train_s and known.epochs:
+        epoch_s = known.execution.train_s / known.epochs
+    else:
+        rate = parallelism.rate(run, recipe)
+        if rate is None:
+            return _FEW_EPOCHS
+        epoch_s = rows / rate
+    epochs = _RECOVERY_SHARE * run.left_s / epoch_s
+    return float(min(_MOST_EPOCHS, round(epochs))) if epochs >= 1 else max(epochs, _LEAST_EPOCHS)
+
+
+# -- bridge --------------------------------------------------------------------------------
+
+
+def _bridge(
+    folder: run_folder.RunFolder,
+    effort: Effort,
+    listener: Listener,
+    make: Callable[[Path], Bridge] | None,
+) -> Bridge:
+    """The real bridge behind what is already recorded, itself recorded."""
+    if make is not None:
+        return make(folder.work)
+
+    def live(started_s: float) -> Bridge:
+        inner = ProcessBridge(
+            folder.work,
+            meter=meter_args(effort),
+            started_s=started_s,
+            waiting=listener.note,
+            memory_bytes=_memory_limit(),
+        )
+        return Recorder(inner, folder.recording)
+
+    return ReplayBridge(load_recording(folder.recording), live)
+
+
+def meter_args(effort: Effort) -> tuple[str, ...]:
+    """What the meter process is told of the person's wishes."""
+    return meter_arguments(effort.device, effort.powercap_root, effort.powercap_label)
+
+
+def _memory_limit() -> int | None:
+    """What one job may allocate: nine tenths of what is available now (Linux only)."""
+    if sys.platform != "linux":
+        return None
+    import psutil
+
+    return int(0.9 * psutil.virtual_memory().available)

@@ -1,0 +1,240 @@
+"""From what is known so far to a `Report`: the same function for a finished run, an
+interrupted one and a failed one, so that a report is valid at every moment.
+"""
+
+import platform
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import msgspec
+
+from autotune import plugins
+from autotune.context import Run
+from autotune.deployment import ranking
+from autotune.deployment.evaluator import Lab
+from autotune.records.measurement import Verdict
+from autotune.records.plan import Deployment, Plan, Recipe
+from autotune.records.report import (
+    Artifact,
+    Execution,
+    PlanResult,
+    Report,
+    SearchCost,
+    Why,
+)
+from autotune.report import describe, run_folder
+from autotune.stats import limit_tests
+from autotune.training.trial import Outcome
+from autotune.verification import launches
+from autotune.verification.launches import Verified
+
+
+@dataclass
+class Known:
+    """What a run has found out so far.  Only ever added to."""
+
+    run: Run
+    created_utc: str = field(default_factory=run_folder.now_utc)
+    training: Outcome | None = None
+    recipe: Recipe | None = None
+    epochs: int | float = 0
+    execution: Execution = field(default_factory=Execution)
+    lab: Lab | None = None
+    baseline: PlanResult | None = None
+    lossless: PlanResult | None = None
+    earlier: PlanResult | None = None
+    chosen: PlanResult | None = None
+    verdicts: tuple[Verdict, ...] = ()
+    why: Why = field(default_factory=Why)
+    artifact: Artifact | None = None
+    messages: list[str] = field(default_factory=list)
+
+    def plan(self, deployment: Deployment, artifact_sha256: str | None = None) -> Plan:
+        """The whole plan around one deployment."""
+        run = self.run
+        return Plan(
+            task=run.survey.task.name,
+            source_sha256=run.survey.task.source_sha256,
+            args=run.spec.args,
+            seed=run.effort.seed,
+            recipe=self.recipe,
+            epochs=self.epochs,
+            deployment=deployment,
+            weights_sha256=run.survey.task.weights_sha256,
+            artifact_sha256=artifact_sha256,
+        )
+
+
+def report(known: Known, status: str) -> Report:
+    """The report of everything known.  A run that chose nothing exits with 4 (or 3 if some
+    budget is known to be broken).
+    """
+    run = known.run
+    training = known.training
+    tried = [t.trial for t in known.lab.tried] if known.lab else []
+    code = limit_tests.exit_code(known.verdicts) if known.verdicts else 4
+    return Report(
+        status=status,  # type: ignore[arg-type]
+        created_utc=known.created_utc,
+        task=run.survey.task.name,
+        profile=run.profile,
+        budget=run.budget,
+        effort=run.effort,
+        survey=run.survey,
+        goal=run.budget.resolved_goal(),
+        exit_code=code,
+        train_trials=tuple(training.trials) if training else (),
+        train_baseline=training.baseline if training else None,
+        deploy_trials=tuple(tried),
+        baseline=known.baseline,
+        lossless=known.lossless,
+        earlier=known.earlier,
+        chosen=known.chosen,
+        verdicts=known.verdicts,
+        energy_sources=run.sources,
+        pareto=ranking.pareto(tried),
+        why=known.why,
+        execution=known.execution,
+        artifact=known.artifact,
+        search_cost=_cost(known),
+        software=_software(),
+        messages=tuple(known.messages),
+    )
+
+
+def _cost(known: Known) -> SearchCost:
+    run = known.run
+    train = known.training.trials if known.training else []
+    deploy = [t.trial for t in known.lab.tried] if known.lab else []
+    states = [str(t.state) for t in train] + [str(t.state) for t in deploy]
+    energy = _search_energy(known)
+    return SearchCost(
+        wall_s=run.bridge.now(),
+        by_phase_s=dict(run.phases),
+        trials=len(states),
+        failed=states.count("failed"),
+        skipped_by_bound=states.count("skipped"),
+        energy_j=energy,
+        overhead_s=sum(run.overheads),
+        overhead_median_s=statistics.median(run.overheads) if run.overheads else None,
+        break_even_inferences=_break_even(known, energy),
+    )
+
+
+def _search_energy(known: Known) -> float | None:
+    """Metered joules of the search; None unless every completed trial was metered."""
+    if known.run.meter is None or known.lab is None:
+        return None
+    train = known.training.trials if known.training else []
+    parts = [t.energy_j for t in train if t.state in ("complete", "pruned")]
+    for tried in known.lab.tried:
+        if tried.launch is not None:
+            window = tried.launch.energy
+            parts.append(window.total_j if window else None)
+    known_parts = [p for p in parts if p is not None]
+    return sum(known_parts) if parts and len(known_parts) == len(parts) else None
+
+
+def _break_even(known: Known, energy: float | None) -> float | None:
+    """Samples after which the search's energy is saved again."""
+    if energy is None or known.baseline is None or known.chosen is None:
+        return None
+    before, after = known.baseline.energy_j_per_sample, known.chosen.energy_j_per_sample
+    if before is None or after is None or after >= before:
+        return None
+    return energy / (before - after)
+
+
+def explain(
+    known: Known,
+    verified: Verified,
+    kept_baseline: str | None,
+    tested: Sequence[Verified],
+    *,
+    given: bool,
+) -> Why:
+    """Why this plan, in fields and words, of those ``tested``; a ``given`` one was not searched
+    for.
+    """
+    run, lab = known.run, known.lab
+    assert lab is not None
+    extra = [kept_baseline] if kept_baseline else []
+    if verified.comparison is not None and not kept_baseline:
+        c = verified.comparison
+        sure = "beyond noise" if c.beyond_noise else "within noise"
+        extra.append(
+            f"Measured side by side it takes {c.ratio:.3g}x the baseline's time "
+            f"(95 % interval {c.low:.3g} to {c.high:.3g}): {sure}."
+        )
+        unkept = launches.unkept(run, verified) if verified.met else ()
+        if unkept and not (c.beyond_noise and c.ratio < 1):
+            names = " and ".join(name.replace("_", " ") for name in unkept)
+            extra.append(
+                f"It takes the baseline's place as that does not keep the limit on {names}."
+            )
+    if (beaten := verified.beaten) is not None:
+        extra.append(
+            f"It compresses nothing and takes {beaten.by.ratio:.3g}x the time of the search's "
+            f"choice, {ranking.describe(beaten.deployment)}, which keeps every limit too "
+            f"(95 % interval {beaten.by.low:.3g} to {beaten.by.high:.3g}, launched in turn)."
+        )
+    if given:
+        return Why(text=("The plan was given; nothing was searched.", *extra))
+    extra += _robustness(lab)
+    why = ranking.why(
+        [t.trial for t in lab.tried],
+        verified.side.deployment,
+        verified.verdicts,
+        run.survey.options,
+        goal=run.budget.resolved_goal(),
+        higher_is_better=run.survey.task.higher_is_better,
+        fallen=[
+            (other.side.deployment, limits)
+            for other in tested
+            if other.side.deployment != verified.side.deployment
+            and (limits := describe.broken(other.verdicts))
+        ],
+    )
+    return msgspec.structs.replace(
+        why, text=(*extra, *why.text), kept_baseline=kept_baseline is not None
+    )
+
+
+def _robustness(lab: Lab) -> list[str]:
+    """Whether the order of the plans by modelled energy depends on the assumed power model."""
+    run = lab.run
+    if run.meter is not None or (run.budget.energy is None and run.budget.goal != "energy"):
+        return []
+    model = plugins.load("meters", "modelled")
+    uses = [
+        model.Use(
+            t.launch.cpu_s, t.launch.window_s, t.launch.window_calls * t.trial.deployment.batch_size
+        )
+        for t in lab.tried
+        if t.launch is not None
+    ]
+    if len(uses) < 2:
+        return []
+    return [f"Energy is modelled: {model.rank_robustness(uses, run.profile.cpu.cores)}."]
+
+
+_SOFTWARE = (
+    *("autotune", "torch", "optuna", "numpy", "onnx", "onnxruntime", "openvino", "nncf"),
+    "torch-pruning",
+)
+
+
+@cache
+def _software() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    out = {"python": platform.python_version(), "system": sys.platform}
+    for name in _SOFTWARE:
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return out

@@ -1,0 +1,314 @@
+"""Everything that is said of one machine: plans, limits, price.
+
+traits + machine + what was asked -> ranking, serving -> judging -> MachineOutlook, Side
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from autotune import units
+from autotune.errors import UsageError
+from autotune.planning import (
+    bounds,
+    compare_machines,
+    limit_words,
+    ranking,
+    serving_time,
+    training_time,
+)
+from autotune.planning.compare_machines import Side
+from autotune.planning.machines import Machine
+from autotune.planning.serving_time import Call
+from autotune.planning.training_time import Forecast
+from autotune.records.budget import Budget
+from autotune.records.outlook import Judgement, MachineOutlook, Predicted
+from autotune.records.task import Traits
+
+_SHOWN = 10
+_DEFAULT_PRECISIONS = ("bf16", "fp16", "tf32", "fp32")
+_BATCHES_A_DEVICE = (1, 4, 16)
+_SERVED = (1, 4, 16, 64)
+_POWER_SD = 0.15
+
+
+T = TypeVar("T", bound=limit_words.Timed)
+Limited = tuple[str, str, float, limit_words.Measure[T]]
+"""Name, unit, limit, and how a plan is measured by it."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user wants planned.
+
+    ``samples`` is what the final training sees (rows times epochs); ``batches`` and
+    ``precisions`` are of training, () for the defaults.
+    """
+
+    budget: Budget
+    samples: int
+    batches: tuple[int, ...] = ()
+    precisions: tuple[str, ...] = ()
+
+    @property
+    def serving(self) -> bool:
+        """Whether deployment is planned: a limit on it, or a goal, was given."""
+        b = self.budget
+        return any(x is not None for x in (b.latency, b.energy, b.memory, b.goal))
+
+    @property
+    def training(self) -> bool:
+        """Whether training is planned: unless deployment alone was asked for."""
+        b = self.budget
+        limits = (b.train_time_s, b.train_energy_j, b.train_memory_bytes)
+        return not self.serving or bool(self.batches) or any(x is not None for x in limits)
+
+
+def outlook(traits: Traits, machine: Machine, asked: Asked) -> tuple[MachineOutlook, Side | None]:
+    """One machine's outlook, and its best plan for a comparison (None where nothing fits).
+
+    Raises:
+        UsageError: a precision that the profile has no rate for, or a batch that cannot be
+            spread over the devices.
+    """
+    training = _train(traits, machine, asked) if asked.training else _Half()
+    served = _serve(traits, machine, asked) if asked.serving else _Half()
+    main = training if asked.training else served
+    cost = None
+    if main.side is not None:
+        cost = compare_machines.cost_per_million(main.side, main.sd)
+    return MachineOutlook(
+        name=machine.name,
+        devices=machine.devices,
+        nodes=machine.nodes,
+        considered=training.considered + served.considered,
+        training=training.plans,
+        serving=served.plans,
+        judgements=training.judgements + served.judgements,
+        why_not=training.why_not + served.why_not,
+        assumed=machine.assumed,
+        price_per_h=machine.price_per_h,
+        cost_per_million=cost,
+    ), main.side
+
+
+def _with_memory(
+    limits: list[Limited[T]], machine: Machine
+) -> list[tuple[float, limit_words.Measure[T]]]:
+    """What a plan is chosen by: nothing without limits, else these and that it fits."""
+    if not limits:
+        return []
+
+    def memory(found: T) -> tuple[float | None, float]:
+        return found.memory_bytes, training_time.MEMORY_SD
+
+    return [*((limit, by) for _, _, limit, by in limits), (machine.memory_bytes, memory)]
+
+
+@dataclass(frozen=True)
+class _Half:
+    """What training, or deployment, comes to."""
+
+    plans: tuple[Predicted, ...] = ()
+    judgements: tuple[Judgement, ...] = ()
+    why_not: tuple[str, ...] = ()
+    considered: int = 0
+    side: Side | None = None
+    sd: float = 0.0
+
+
+# -- training ------------------------------------------------------------------------------
+
+
+def _train(traits: Traits, machine: Machine, asked: Asked) -> _Half:
+    precisions = _precisions(machine, asked.precisions)
+    batches = asked.batches or tuple(machine.devices * n for n in _BATCHES_A_DEVICE)
+    fitting, others, count = ranking.rank(traits, machine, batches, precisions)
+    if not count:
+        raise UsageError(
+            f"a batch of {' or '.join(map(str, batches))} cannot be spread over the "
+            f"{machine.devices} devices of {machine.name}: give --train-batch a multiple of what "
+            "they can share, or fewer --devices"
+        )
+    limits = _training_limits(machine, asked)
+    best = limit_words.best(fitting, _with_memory(limits, machine))
+    known = _training_bounds(traits, machine, asked, precisions)
+    judgements = tuple(
+        limit_words.judge(name, unit, limit, known.get(name), measure(best) if best else None)
+        for name, unit, limit, measure in limits
+    )
+    shown = ranking.distinct(fitting, _SHOWN)
+    if limits and best is not None:
+        shown = [best, *(found for found in shown if found is not best)][:_SHOWN]
+    return _Half(
+        plans=tuple(training_time.written(found, machine) for found in shown),
+        judgements=judgements,
+        why_not=_why_not(traits, machine, fitting, others),
+        considered=count,
+        side=_training_side(machine, best),
+        sd=best.time_sd if best else 0.0,
+    )
+
+
+def _training_side(machine: Machine, best: Forecast | None) -> Side | None:
+    if best is None:
+        return None
+    sample_s = best.time_s / best.plan.batch_size
+    return Side(machine, machine.devices, sample_s, best.time_s, best.own_sd)
+
+
+def _precisions(machine: Machine, asked: Sequence[str]) -> tuple[str, ...]:
+    """Those asked for; else the best of the half types, and those of 32 bits.
+
+    fp8 must be asked for: it may cost quality, which is not predicted.
+    """
+    if asked:
+        missing = [name for name in asked if name not in machine.rates]
+        if missing:
+            raise UsageError(
+                f"--precision {missing[0]}: {machine.name} has no rate for it; it has "
+                f"{', '.join(machine.rates)}"
+            )
+        return tuple(asked)
+    found = [name for name in _DEFAULT_PRECISIONS if name in machine.rates]
+    if "bf16" in found and "fp16" in found:
+        found.remove("fp16")
+    if not found:
+        raise UsageError(
+            f"{machine.name} has no rate that training can use; its profile tells "
+            f"{', '.join(machine.rates)}: name one with --precision"
+        )
+    return tuple(found)
+
+
+def _training_limits(machine: Machine, asked: Asked) -> list[Limited[Forecast]]:
+    budget, samples = asked.budget, asked.samples
+
+    def time_s(found: Forecast) -> tuple[float | None, float]:
+        steps = math.ceil(samples / found.plan.batch_size)
+        return steps * found.time_s, found.time_sd
+
+    def energy_j(found: Forecast) -> tuple[float | None, float]:
+        energy = training_time.written(found, machine).energy_j_per_sample
+        return (None if energy is None else energy.value * samples), math.hypot(
+            found.time_sd, _POWER_SD
+        )
+
+    def memory(found: Forecast) -> tuple[float | None, float]:
+        return found.memory_bytes, training_time.MEMORY_SD
+
+    limits: list[tuple[str, str, float | None, limit_words.Measure[Forecast]]] = [
+        ("train time", "s", budget.train_time_s, time_s),
+        ("train energy", "J", budget.train_energy_j, energy_j),
+        ("train memory", "B", budget.train_memory_bytes, memory),
+    ]
+    return [(name, unit, limit, by) for name, unit, limit, by in limits if limit is not None]
+
+
+def _training_bounds(
+    traits: Traits, machine: Machine, asked: Asked, precisions: tuple[str, ...]
+) -> dict[str, bounds.Bound]:
+    return {
+        "train time": bounds.step_time(traits, machine, asked.samples, precisions),
+        "train memory": bounds.training_memory(traits, machine),
+    }
+
+
+def _why_not(
+    traits: Traits, machine: Machine, fitting: list[Forecast], others: list[Forecast]
+) -> tuple[str, ...]:
+    """Why one device, or the whole machine, cannot hold the training."""
+    alone = bounds.one_device(traits, machine)
+    found = (alone,) if alone else ()
+    if fitting:
+        return found
+    least = bounds.training_memory(traits, machine)
+    if least.value > machine.memory_bytes:
+        return (
+            *found,
+            f"CANNOT train here: {least.why}; a device has {_bytes(machine.memory_bytes)}.",
+        )
+    closest = others[0]
+    return (
+        *found,
+        "No plan is likely to fit: the one that needs least, "
+        f"dp {closest.plan.dp} x tp {closest.plan.tp} x pp {closest.plan.pp} with ZeRO-"
+        f"{closest.plan.zero} and {closest.plan.recompute} recomputation, needs some "
+        f"{_bytes(closest.memory_bytes)} a device; it has {_bytes(machine.memory_bytes)}.",
+    )
+
+
+# -- deployment ----------------------------------------------------------------------------
+
+
+def _serve(traits: Traits, machine: Machine, asked: Asked) -> _Half:
+    budget = asked.budget
+    goal = budget.resolved_goal()
+    many = _SERVED if goal in ("energy", "throughput") else (1,)
+    batches = (budget.batch,) if budget.batch else many
+    fitting, others = serving_time.rank(traits, machine, batches, goal)
+    limits = _serving_limits(machine, budget)
+    best = limit_words.best(fitting, _with_memory(limits, machine))
+    known = {
+        "latency": bounds.latency(traits, machine, min(batches)),
+        "memory": bounds.serving_memory(traits, machine),
+    }
+    judgements = tuple(
+        limit_words.judge(name, unit, limit, known.get(name), measure(best) if best else None)
+        for name, unit, limit, measure in limits
+    )
+    shown = [best, *(c for c in fitting if c is not best)][:_SHOWN] if best else []
+    return _Half(
+        plans=tuple(serving_time.written(call, machine) for call in shown if call is not None),
+        judgements=judgements,
+        why_not=() if fitting else (_too_large(traits, machine, others),),
+        considered=len(fitting) + len(others),
+        side=_serving_side(machine, best),
+        sd=best.time_sd if best else 0.0,
+    )
+
+
+def _serving_side(machine: Machine, best: Call | None) -> Side | None:
+    if best is None:
+        return None
+    sample_s = best.time_s / best.plan.batch_size
+    return Side(machine, best.plan.tp, sample_s, best.time_s, best.own_sd)
+
+
+def _serving_limits(machine: Machine, budget: Budget) -> list[Limited[Call]]:
+    def energy_j(call: Call) -> tuple[float | None, float]:
+        energy = serving_time.written(call, machine).energy_j_per_sample
+        return (None if energy is None else energy.value), math.hypot(call.time_sd, _POWER_SD)
+
+    limits: list[tuple[str, str, float | None, limit_words.Measure[Call]]] = [
+        (
+            "latency",
+            "s",
+            budget.latency.value if budget.latency else None,
+            lambda call: (call.time_s, call.time_sd),
+        ),
+        ("energy", "J", budget.energy.value if budget.energy else None, energy_j),
+        (
+            "memory",
+            "B",
+            budget.memory.value if budget.memory else None,
+            lambda call: (call.memory_bytes, training_time.MEMORY_SD),
+        ),
+    ]
+    return [(name, unit, limit, by) for name, unit, limit, by in limits if limit is not None]
+
+
+def _too_large(traits: Traits, machine: Machine, others: list[Call]) -> str:
+    least = bounds.serving_memory(traits, machine)
+    if least.value > machine.memory_bytes:
+        return f"CANNOT serve here: {least.why}; a device has {_bytes(machine.memory_bytes)}."
+    needed = others[0].memory_bytes
+    return (
+        f"No deployment is likely to fit: the smallest needs some {_bytes(needed)} a device; "
+        f"it has {_bytes(machine.memory_bytes)}."
+    )
+
+
+def _bytes(value: float) -> str:
+    return units.show(value, "B")

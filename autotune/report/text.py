@@ -1,0 +1,306 @@
+"""A report for people: terminal summary, Markdown, CSV, and HTML (in `render_html`).
+
+    report.json --decode--> Report --+-- summary   the terminal, at most 100 columns
+                                     +-- markdown  report.md
+                                     +-- html      report.html, one file, works offline
+                                     +-- csv       trials.csv, SI units in the column names
+
+Rendering never raises on a valid report: whatever is missing is said to be missing.
+"""
+
+import csv as csv_file
+import io
+import json
+import re
+import textwrap
+
+from autotune import units
+from autotune.records.measurement import Verdict
+from autotune.records.report import DeployTrial, Report, TrainTrial
+from autotune.report import view as view
+from autotune.report.describe import describe, quantity
+from autotune.report.html import html
+from autotune.report.tables import sections
+
+__all__ = ["csv", "html", "markdown", "summary", "verdicts"]
+
+WIDTH = 100
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_MARKS = re.compile(r"([\\`*\[\]|#~!$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
+
+
+# -- terminal ------------------------------------------------------------------------------
+
+
+def summary(report: Report, folder: str | None = None) -> str:
+    """Plain text, no colours.  ``folder`` names the report folder in the next commands."""
+    percentile = report.budget.percentile
+    blocks = [[_clean(view.headline(report))]]
+    blocks.append([line for v in report.verdicts for line in _verdict_lines(v, percentile)])
+    blocks.append(_distance_lines(report))
+    blocks.append(_comparison_lines(report))
+    why = [line for text in report.why.text for line in _wrap(text, "  ")]
+    blocks.append(["why", *why] if why else [])
+    notes = [line for text in report.messages for line in _wrap(text, "  ")]
+    blocks.append(["notes", *notes] if notes else [])
+    if report.status == "interrupted" and folder:
+        blocks.append([f"resume    autotune run MODEL.py --resume {folder}"])
+    blocks.append(_next_lines(report, folder))
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def verdicts(found: tuple[Verdict, ...], percentile: float = 95.0) -> str:
+    """The verdict lines alone."""
+    return "\n".join(line for v in found for line in _verdict_lines(v, percentile))
+
+
+def _clean(text: str) -> str:
+    """One line of printable text."""
+    return _CONTROL.sub(" ", text).strip()
+
+
+def _wrap(text: str, indent: str, first: str | None = None) -> list[str]:
+    whole = view.ONE_AT_A_TIME
+    lines = textwrap.wrap(
+        _clean(text).replace(whole, whole.replace(" ", "\u00a0")),  # never broken over lines
+        WIDTH,
+        initial_indent=indent if first is None else first,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+    )
+    return [line.replace("\u00a0", " ") for line in lines]
+
+
+def _verdict_lines(verdict: Verdict, percentile: float) -> list[str]:
+    name = view.label(verdict, percentile)
+    text = f"{name} {quantity(verdict.estimate, verdict)}"
+    if view.bounds(verdict) != view.NONE:
+        level = view.confidence(verdict)
+        text += f" ({view.bounds(verdict)}{'' if level == view.NONE else f' at {level}'})"
+    text += f", limit {quantity(verdict.limit, verdict)}"
+    if verdict.samples > 1:
+        text += f", {verdict.samples} {_SAMPLES.get(verdict.name, 'launches')}"
+    if verdict.name in ("energy", "train_energy"):
+        text += f", {verdict.source}"
+    if verdict.note:
+        text += f"; {verdict.note}"
+    if verdict.name == "latency" and "requests per second" in verdict.source:
+        text += f"; {verdict.source}"
+    elif verdict.name == "latency":
+        text += f" {view.ONE_AT_A_TIME}"
+    return _wrap(text, " " * 14, f"{verdict.verdict:<14}")
+
+
+_SAMPLES = {"latency": "calls", "quality": "rows"}
+
+
+def _distance_lines(report: Report) -> list[str]:
+    section = view.distance(report)
+    if not section.lines:
+        return []
+    return [section.title.lower(), *(line for t in section.lines for line in _wrap(t, "  "))]
+
+
+def _comparison_lines(report: Report) -> list[str]:
+    """Baseline, best lossless and chosen side by side, the figures that the limits are about."""
+    named = view.plans(report)
+    if not named:
+        return []
+    percentile = report.budget.percentile
+    columns = [dict(view.figures(plan, percentile)) for _, plan in named]
+    wanted = (
+        f"p{percentile:g} latency",
+        f"p{percentile:g} 95 % interval",
+        f"p{percentile:g} response",
+        "quality (confirm)",
+        "quality 95 % interval",
+        "balanced accuracy",
+        "worst class recall",
+        "energy per sample",
+        "energy, modelled",
+        "throughput",
+        "memory",
+        "memory of the GPU",
+        "size on disk",
+        "load",
+        "first call",
+    )
+    lines = [_columns("", [name for name, _ in named])]
+    for key in wanted:
+        cells = [column.get(key, view.NONE) for column in columns]
+        if any(cell not in (view.NONE, units.NOT_MEASURED) for cell in cells) or key in _ALWAYS:
+            lines += _row(key, cells)
+    for name, plan in named:
+        lines += _wrap(f"{name}: {describe(plan.plan.deployment)}", "    ", "  ")
+    if report.chosen is not None and report.chosen.plan.recipe is not None:
+        made = report.chosen.plan
+        lines += _wrap(f"recipe: {view.recipe(made.recipe)}, {made.epochs} epochs", "    ", "  ")
+    return lines
+
+
+_ALWAYS = ("energy per sample", "quality (confirm)")
+_NAME, _CELLS = 24, 72  # columns of the terminal
+
+
+def _row(name: str, cells: list[str]) -> list[str]:
+    """A row of the comparison; a cell too wide for its column goes on below."""
+    parts = [textwrap.wrap(_clean(cell), _width(cells) - 1) or [""] for cell in cells]
+    height = max(map(len, parts))
+    return [
+        _columns(name if i == 0 else "", [p[i] if i < len(p) else "" for p in parts])
+        for i in range(height)
+    ]
+
+
+def _columns(name: str, cells: list[str]) -> str:
+    width = _width(cells)
+    return f"{name:<{_NAME}} {''.join(f'{cell:<{width}}' for cell in cells)}".rstrip()
+
+
+def _width(cells: list[str]) -> int:
+    return _CELLS // max(3, len(cells))
+
+
+def _next_lines(report: Report, folder: str | None) -> list[str]:
+    where = folder or "DIR"
+    lines = []
+    if folder:
+        lines.append(f"report    {folder}/report.html")
+    if report.artifact is not None:
+        lines.append(f"artifact  {where}/{_clean(report.artifact.folder)}")
+    if report.chosen is not None and folder:
+        lines.append(f"plan      {folder}/plan.json")
+    if report.artifact is not None:
+        lines.append(f"next      autotune verify {where}")
+    if report.chosen is not None:
+        lines.append(f"          autotune execute {where}/plan.json MODEL.py")
+    return lines
+
+
+# -- Markdown ------------------------------------------------------------------------------
+
+
+def markdown(report: Report) -> str:
+    """GitHub-flavoured Markdown; all text of the report is escaped."""
+    out = [f"# autotune: {_mark(view.headline(report))}"]
+    out.append(f"{_mark(report.created_utc)}, goal {_mark(report.goal)}, exit {report.exit_code}")
+    for section in sections(report):
+        out.append(f"## {_mark(section.title)}")
+        if section.lines:
+            out.append("\n".join(f"- {_mark(line)}" for line in section.lines))
+        for table in section.tables:
+            if table.rows:
+                if table.caption:
+                    out.append(f"### {_mark(table.caption)}")
+                out.append(_markdown_table(table))
+    return "\n\n".join(out) + "\n"
+
+
+def _mark(text: str) -> str:
+    text = _clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKS.sub(r"\\\1", text)
+
+
+def _markdown_table(table: view.Table) -> str:
+    lines = [table.head, tuple("---" for _ in table.head), *table.rows]
+    marked = [lines[0], *lines[2:]]
+    cells = [[_mark(cell) or " " for cell in line] for line in marked]
+    body = [f"| {' | '.join(row)} |" for row in cells]
+    body.insert(1, f"|{'|'.join('---' for _ in table.head)}|")
+    return "\n".join(body)
+
+
+# -- CSV -----------------------------------------------------------------------------------
+
+_TRAIN_COLUMNS = ("train_s", "samples_per_s", "peak_memory_bytes", "energy_j")
+_DEPLOY_COLUMNS = (
+    "energy_j_per_sample",
+    "memory_bytes",
+    "device_memory_bytes",
+    "throughput_per_s",
+    "size_bytes",
+    "launches",
+    "drop",
+    "drop_upper",
+    "build_s",
+    "measure_s",
+)
+_COLUMNS = (
+    *("kind", "number", "state", "plan", "quality"),
+    *("latency_p50_s", "latency_p95_s", "latency_p99_s", "latency_samples"),
+    *_DEPLOY_COLUMNS,
+    *("energy_modelled_j_per_sample", "energy_modelled_low", "energy_modelled_high"),
+    *_TRAIN_COLUMNS,
+    *("rungs", "values", "constraints", "on_pareto_front"),
+    *("failure_kind", "failure_message", "bound", "why", "wall_s", "overhead_s", "settings"),
+)
+
+
+def csv(report: Report) -> str:
+    """One row for each trial of both searches; SI units; an empty cell is a missing value."""
+    out = io.StringIO()
+    writer = csv_file.DictWriter(out, _COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for train in report.train_trials:
+        writer.writerow(_plain(_train_row(train)))
+    for deploy in report.deploy_trials:
+        writer.writerow(_plain(_deploy_row(deploy, set(report.pareto))))
+    return out.getvalue()
+
+
+def _plain(row: dict[str, object]) -> dict[str, object]:
+    """Missing becomes empty, and text one line that no spreadsheet takes for a formula."""
+    out = {}
+    for name, value in row.items():
+        if isinstance(value, str):
+            value = _clean(value)
+            value = f"'{value}" if value[:1] in ("=", "+", "-", "@") else value
+        out[name] = "" if value is None else value
+    return out
+
+
+def _common(trial: TrainTrial | DeployTrial, settings: object) -> dict[str, object]:
+    failure = trial.failure
+    return {
+        "number": trial.number,
+        "state": trial.state,
+        "quality": trial.quality,
+        "constraints": json.dumps(trial.constraints),
+        "failure_kind": failure.kind if failure else None,
+        "failure_message": failure.message if failure else None,
+        "bound": trial.bound,
+        "why": trial.why,
+        "wall_s": trial.wall_s,
+        "overhead_s": trial.overhead_s,
+        "settings": json.dumps(settings, sort_keys=True),
+    }
+
+
+def _train_row(trial: TrainTrial) -> dict[str, object]:
+    found = trial.recipe
+    row = _common(trial, {name: getattr(found, name) for name in found.__struct_fields__})
+    row |= {name: getattr(trial, name) for name in _TRAIN_COLUMNS}
+    rungs = [int(rung) if rung == int(rung) else rung for rung in trial.rungs]
+    lists = {"rungs": json.dumps(rungs), "values": json.dumps(trial.values)}
+    return row | lists | {"kind": "train", "plan": view.recipe(found)}
+
+
+def _deploy_row(trial: DeployTrial, front: set[int]) -> dict[str, object]:
+    plan, latency, modelled = trial.deployment, trial.latency_s, trial.energy_modelled
+    steps = [{"name": step.name, **{"params": step.params}} for step in plan.compress]
+    settings = {
+        "compress": steps,
+        "runtime": plan.runtime,
+        "threads": plan.threads,
+        "batch_size": plan.batch_size,
+        "recovery_epochs": plan.recovery_epochs,
+    }
+    row = _common(trial, settings) | {name: getattr(trial, name) for name in _DEPLOY_COLUMNS}
+    if latency is not None:
+        row |= {f"latency_{name}_s": getattr(latency, name) for name in ("p50", "p95", "p99")}
+        row["latency_samples"] = latency.samples
+    if modelled is not None:
+        row["energy_modelled_j_per_sample"] = modelled.value
+        row |= {f"energy_modelled_{end}": getattr(modelled, end) for end in ("low", "high")}
+    front_text = "yes" if trial.number in front else "no"
+    return row | {"kind": "deploy", "plan": describe(plan), "on_pareto_front": front_text}

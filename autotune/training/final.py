@@ -1,0 +1,134 @@
+"""The final training: the winner's recipe to the horizon, metered, to `WEIGHTS`.
+
+    winner of whole trials ------> goes on from its own state
+           of small trainings ---> starts anew; gives way to its trial where that was better
+
+Interrupted, it goes on from its own state.  Not known here: how the winner was found (`training`).
+"""
+
+from autotune import units
+from autotune.context import Run, first_epoch, must
+from autotune.records import job as jobs
+from autotune.records.plan import Recipe
+from autotune.records.report import Execution, TrainTrial
+from autotune.training import lengths, search_space, target_quality
+from autotune.training import trial as training_trial
+from autotune.training.search import fitting
+from autotune.training.trial import Outcome
+
+WEIGHTS = "weights/dense.safetensors"
+_STATE = "weights/final.state"
+
+
+def one_epoch(run: Run) -> tuple[float, float]:
+    """Train the baseline recipe for one epoch, to `WEIGHTS`; seconds of one evaluation and of
+    one epoch.
+    """
+    recipe = fitting(run, search_space.baseline(run.survey))
+    result = must(run.bridge, first_epoch(run, recipe, WEIGHTS), 1800.0)
+    assert isinstance(result.answer, jobs.Trained)
+    done = result.answer
+    return max(0.0, result.work_s - done.startup_s - done.train_s), done.train_s
+
+
+def last(
+    outcome: Outcome, winner: TrainTrial, more_s: float = 0.0
+) -> tuple[Execution, int | float]:
+    """The final training with the winner's recipe, and its epochs.
+
+    After small trainings it starts anew and takes ``more_s`` beside its own time.  One that could
+    be no longer than the winner's trial, or turns out no better, gives way to that.
+
+    Raises:
+        ContractError: it fails (it did not in the search).
+    """
+    run, epochs = outcome.run, outcome.final(winner, more_s)
+    if not outcome.proxies or winner.epochs is None:
+        return final(run, winner.recipe, epochs, winner), epochs
+    small = "Each recipe was tried in a small training, as the search's time holds no longer ones; "
+    if epochs <= winner.epochs:
+        outcome.said.append(f"{small}nor did the rest: the winner's is the final one.")
+        return final(run, winner.recipe, winner.epochs, winner), winner.epochs
+    outcome.said.append(f"{small}the final one started anew, for {epochs} epochs.")
+    done = final(run, winner.recipe, epochs)
+    before, after = winner.quality, done.quality_select
+    if before is None or after is None:
+        return done, epochs
+    if training_trial.signed_quality(run, after) >= training_trial.signed_quality(run, before):
+        return done, epochs
+    outcome.said.append(
+        f"A training of {epochs} epochs was no better on select than the trial's {winner.epochs} "
+        f"({units.metric(after)} against {units.metric(before)}): the trial's weights are kept."
+    )
+    return final(run, winner.recipe, winner.epochs, winner), winner.epochs
+
+
+def final(
+    run: Run, recipe: Recipe, epochs: int | float, trial: TrainTrial | None = None
+) -> Execution:
+    """Train the winner to the horizon, metered, to `WEIGHTS`; it goes on from its ``trial``'s
+    state.  Interrupted, it goes on from its own.
+
+    Raises:
+        ContractError: it fails (it did not in the search).
+    """
+    own = run.survey.task.own_train
+    state = _STATE if trial is None or own else training_trial.state_of(trial.number)
+    before = trial if trial is not None and not own else None
+    ended = before is not None and (before.rungs[-1:] == (epochs,) or any(before.costs))
+    rungs = _final_rungs(run, before, epochs, ended=ended)
+    job = jobs.Train(
+        task=run.task(recipe),
+        recipe=recipe,
+        epochs=epochs,
+        rungs=rungs,
+        seed=run.effort.seed,
+        step_losses=training_trial.STEP_LOSSES,
+        weights_out=WEIGHTS,
+        checkpoint=state,
+        save_s=training_trial.SAVE_S,
+        until_quality=run.budget.target_quality,
+        meter=None if ended else run.meter,
+        device=run.effort.device,
+    )
+    done = must(run.bridge, job, max(600.0, 3 * training_trial.whole_s(run, epochs) + 60)).answer
+    assert isinstance(done, jobs.Trained)
+    energy, label = _energy(before, done, ended=ended)
+    return Execution(
+        train_s=done.train_s,
+        train_energy_j=energy,
+        train_energy_label=label,
+        train_memory_bytes=max(done.peak_memory_bytes, _memory(before, done)),
+        samples_per_s=done.samples_per_s,
+        train_losses=done.train_losses,
+        step_losses=done.step_losses,
+        quality_select=done.quality,
+        target_cost=target_quality.cost(run, done.train_s, energy) if done.reached else None,
+        kept_epochs=done.kept_epochs,
+    )
+
+
+def _final_rungs(
+    run: Run, before: TrainTrial | None, epochs: float, *, ended: bool
+) -> tuple[float, ...]:
+    """Where the final training is looked at; one that has ended is looked at where it is."""
+    first = before.rungs[-1] if before is not None and before.rungs else 0.0
+    rungs = tuple(r for r in lengths.looks(run, (float(epochs),)) if r > first)
+    return (first, *rungs) if ended else rungs
+
+
+def _energy(
+    before: TrainTrial | None, done: jobs.Trained, *, ended: bool
+) -> tuple[float | None, str | None]:
+    """Joules of the whole training: of the trial's part and of what followed."""
+    fresh = TrainTrial(number=0, recipe=Recipe(), state="pruned")
+    if before is None or not done.resumed_epochs:  # its state was gone: trained from the start
+        return training_trial.added_energy(fresh, done)
+    if ended:
+        return before.energy_j, before.energy_label
+    return training_trial.added_energy(before, done)
+
+
+def _memory(before: TrainTrial | None, done: jobs.Trained) -> int:
+    known = before is not None and done.resumed_epochs
+    return (before.peak_memory_bytes or 0) if known and before is not None else 0

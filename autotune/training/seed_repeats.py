@@ -1,0 +1,137 @@
+"""Finalists are trained again with other seeds: a lucky seed must not win.
+
+    complete trials, ranked by mean -> whoever leads with less than three seeds gets one more
+                                    -> a lucky one falls back, and the next is tried
+
+Seeds come in one order, so that finalists are compared over the same.  The best of many trials
+claims more than it keeps; the further seeds have chosen nothing.  Where there is no time for
+three seeds of one finalist the report says that one seed decided.
+"""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from autotune.records import job as jobs
+from autotune.records.report import TrainTrial
+from autotune.stats import launch_ratio
+from autotune.training import target_quality
+from autotune.training import trial as training_trial
+from autotune.training.trial import Outcome
+
+ROUNDS, _MOST_ROUNDS = 2, 4  # further seeds, beside a trial's own
+_FINALISTS = 3
+_SHARE = 0.35  # of the search's time, at most
+
+
+def candidates(outcome: Outcome) -> list[TrainTrial]:
+    """Complete trials, the best first: those within every budget, or all."""
+    ranked = training_trial.ranked(outcome.run, outcome.trials)
+    return [t for t in ranked if training_trial.violation(t) <= 0] or ranked
+
+
+def reserve_s(outcome: Outcome, budget_s: float) -> float:
+    """Seconds to leave for three seeds of as many finalists as fit into a share of the time."""
+    return _needed(candidates(outcome), _SHARE * budget_s)[1]
+
+
+def _needed(found: list[TrainTrial], most_s: float) -> tuple[int, float]:
+    """How many finalists can have three seeds within ``most_s``, and its seconds."""
+    for count in range(min(len(found), _FINALISTS), 0, -1):
+        needed = ROUNDS * sum(t.wall_s for t in found[:count])
+        if needed <= most_s:
+            return count, needed
+    return 0, 0.0
+
+
+def repeat(outcome: Outcome, until_s: float) -> None:
+    """Train finalists with further seeds until the run's clock would pass ``until_s``."""
+    now = outcome.run.bridge.now
+    count, _ = _needed(candidates(outcome), until_s - now())
+    while count:
+        trial = _next(candidates(outcome)[:count])
+        if trial is None or now() + trial.wall_s > until_s:
+            break
+        outcome.trials[trial.number] = _again(outcome, trial, 1 + len(trial.repeats))
+        outcome.run.on_progress()
+    outcome.said.append(_said(outcome))
+
+
+def _next(leading: list[TrainTrial]) -> TrainTrial | None:
+    """The first of those leading without three seeds; else whoever has the fewest."""
+    due = next((t for t in leading if len(t.repeats) < ROUNDS), None)
+    if due is not None:
+        return due
+    fewest = min(leading, key=lambda t: len(t.repeats), default=None)
+    return fewest if fewest is not None and len(fewest.repeats) < _MOST_ROUNDS else None
+
+
+def _again(outcome: Outcome, trial: TrainTrial, number: int) -> TrainTrial:
+    run, length = outcome.run, outcome.length(trial.recipe)
+    info = run.survey.task
+
+    def ask(step: float, value: float) -> bool:
+        del value
+        return step < length.reach
+
+    job = jobs.Train(
+        task=run.task(trial.recipe),
+        recipe=trial.recipe,
+        epochs=length.epochs,
+        rungs=length.looks,
+        until_quality=run.budget.target_quality,
+        meter=run.meter if target_quality.eta(run) else None,
+        seed=run.effort.seed + number,
+        device=run.effort.device,
+    )
+    result = run.bridge.run(
+        job, timeout_s=training_trial.timeout_s(run, length.reach), on_report=ask
+    )
+    if result.failure is not None:
+        message = f"with seed {job.seed}: {result.failure.message}"
+        failure = msgspec.structs.replace(result.failure, message=message)
+        return msgspec.structs.replace(trial, state="failed", failure=failure)
+    assert isinstance(result.answer, jobs.Trained)
+    done = result.answer
+    assert done.quality is not None
+    repeats = (*trial.repeats, done.quality)
+    costs = trial.costs
+    if costs:
+        joules = done.energy.total_j if done.energy else None
+        costs = (*costs, target_quality.cost(run, done.train_s, joules) if done.reached else None)
+    return msgspec.structs.replace(
+        trial,
+        repeats=repeats,
+        costs=costs,
+        quality_interval=interval(trial.quality, repeats, rate=info.rate or info.binary),
+    )
+
+
+def interval(
+    first: float | None, repeats: Sequence[float], *, rate: bool = False
+) -> tuple[float, float] | None:
+    """Student's 95 % interval of the mean over seeds, of three or more; that of a ``rate`` ends
+    at 0 and 1, which Student's does not know.
+    """
+    if first is None or len(repeats) < ROUNDS:
+        return None
+    values = [first, *repeats]
+    mean, n = math.fsum(values) / len(values), len(values)
+    half = launch_ratio.student(0.025, n - 1) * launch_ratio.deviation(values) / math.sqrt(n)
+    low, high = mean - half, mean + half
+    return (max(0.0, low), min(1.0, high)) if rate else (low, high)
+
+
+def _said(outcome: Outcome) -> str:
+    winner = outcome.winner
+    if winner is None or not winner.repeats or winner.quality_mean is None:
+        return "The recipe was chosen by one seed: there was no time to repeat finalists."
+    seeds = 1 + len(winner.repeats)
+    text = f"The recipe's quality on select over {seeds} seeds: mean {winner.quality_mean:.4g}"
+    if winner.quality_interval is not None:
+        low, high = winner.quality_interval
+        text += f" (95 % interval {low:.4g} to {high:.4g})"
+    others = [t for t in outcome.trials if t.repeats and t.number != winner.number]
+    beaten = [f"{t.quality_mean:.4g}" for t in others if t.quality_mean is not None]
+    return text + (f"; the other finalists' means: {', '.join(beaten)}." if beaten else ".")

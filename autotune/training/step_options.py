@@ -1,0 +1,205 @@
+"""What the training step may do, where this machine was measured to gain by it.
+
+    compile    T / (compilation + T x seconds of a compiled step / of a plain one) >= 1.05
+               T: a trial's time, by the measured throughput
+    recompute  a batch that memory alone forbids, its blocks computed again: it fits, and gives
+               5 % more samples a second than the largest that fits as it is
+
+Each is measured by a `Split` row; what does not pay is refused with its figure.  Not known here:
+a trial that goes on compiles once more (from the run's cache, in a fraction of the time).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from autotune import units
+from autotune.context import Run
+from autotune.records.task import Option, Split
+from autotune.training import parallelism, search_space, throughput
+from autotune.training.throughput import plain
+
+_MEMORY_SHARE = 0.8
+_LEAST_S = 15.0
+"""A trial that is shorter cannot pay for a compilation, which takes seconds."""
+_LEAST_PATIENCE_S = 4.0
+_PATIENCE_S, _PATIENCE_SHARE = 10.0, 0.25  # and of a trial: what compiles for longer hardly pays
+
+
+# -- the layout of images ------------------------------------------------------------------
+
+
+def channels_last(run: Run) -> bool:
+    """Whether weights of convolutions lie with their channels last while all else is measured and
+    trained: where a step of the first split is 5 % faster so; else it is refused with both rates.
+    It changes nothing that is learnt.
+    """
+    if not throughput.offered(run.survey, run.effort, "channels_last"):
+        return False
+    legal = search_space.splits(run.survey.options, run.profile, run.effort)
+    recipe = parallelism.plain_recipe(run, legal[0], search_space.baseline(run.survey).batch_size)
+    usual = parallelism.measured(run, recipe)
+    last = parallelism.measured(run, msgspec.structs.replace(recipe, channels_last=True))
+    reason = _layout_refused(usual, last)
+    if reason is not None:
+        _refuse(run, {"channels_last": reason})
+    return reason is None
+
+
+def _layout_refused(usual: Split, last: Split) -> str | None:
+    if last.samples_per_s is None:
+        return last.failure or "no answer"
+    if last.samples_per_s >= throughput.PAYS * (usual.samples_per_s or 0.0):
+        return None
+    rates = f"{last.samples_per_s:.4g} samples/s with it, {usual.samples_per_s or 0.0:.4g} without"
+    return f"a batch of {last.batch_size} gives {rates}"
+
+
+# -- what is measured ------------------------------------------------------------------------
+
+
+def measure(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ...]:
+    """A row for each that is worth a look, until the run's clock reads ``until_s``."""
+    out: tuple[Split, ...] = ()
+    run.survey = msgspec.structs.replace(run.survey, splits=rows)
+    if throughput.offered(run.survey, run.effort, "recompute") and run.bridge.now() < until_s:
+        out += _recomputed(run, rows)
+    if throughput.offered(run.survey, run.effort, "compile") and run.bridge.now() < until_s:
+        out += _compiled(run, rows, until_s)
+    return out
+
+
+def _compiled(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ...]:
+    """The fastest plain split at the knee, compiled, where it is one process."""
+    whole_s = _trial_s(run)
+    patience_s = min(_PATIENCE_S + _PATIENCE_SHARE * whole_s, until_s - run.bridge.now())
+    size = throughput.knee(rows)
+    plains = [s for s in rows if plain(s) and (size is None or s.batch_size == size)]
+    first = max(plains, key=lambda s: s.samples_per_s or 0.0, default=None)
+    if first is None or first.ranks > 1 or whole_s < _LEAST_S or patience_s < _LEAST_PATIENCE_S:
+        return ()
+    recipe = parallelism.recipe_of(run, first, compile=True)
+    return (parallelism.measured(run, recipe, timeout_s=patience_s),)
+
+
+def _trial_s(run: Run) -> float:
+    """Seconds of a whole trial in the search, by what is measured so far."""
+    _, reach = parallelism.usual_lengths(run)
+    return reach * (parallelism.one_epoch_s(run) or 0.0)
+
+
+def _recomputed(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
+    wish = _wished(run, rows)
+    if wish is None:
+        return ()
+    first, size = wish
+    return (
+        parallelism.measured(
+            run, parallelism.recipe_of(run, first, batch_size=size, recompute=True)
+        ),
+    )
+
+
+def _wished(run: Run, rows: Sequence[Split]) -> tuple[Split, int] | None:
+    """The smallest batch that memory alone keeps from being tried, and the split to try it with;
+    None where memory forbids nothing that would be faster.
+    """
+    failed = [s for s in rows if s.failure and s.failure.startswith("oom")]
+    plains = [s for s in rows if plain(s)]
+    if not plains:
+        least = min(failed, key=lambda s: s.batch_size, default=None)
+        return None if least is None else (least, least.batch_size)
+    most = max(s.batch_size for s in plains)
+    first = max((s for s in plains if s.batch_size == most), key=lambda s: s.samples_per_s or 0.0)
+    over = [s.batch_size for s in failed if s.batch_size > most]
+    if over:
+        return first, min(over)
+    known = [s for s in plains if throughput.like(s, first)]
+    curve = {s.batch_size: s.samples_per_s or 0.0 for s in known}
+    less = max((size for size in curve if size < most), default=None)
+    larger = next((n for n in throughput.sizes(run.survey.task.train_rows) if n > most), None)
+    if larger is None or less is None or fits(run, known, larger):
+        return None
+    rising = curve[most] >= throughput.DOUBLING_GAIN * curve[less]
+    return (first, larger) if rising else None
+
+
+def fits(run: Run, known: Sequence[Split], size: int) -> bool:
+    """Whether a batch is likely to fit: memory grows linearly with it."""
+    points = sorted((s.batch_size, s.peak_memory_bytes) for s in known if s.peak_memory_bytes)
+    if run.profile.gpus or len(points) < 2:
+        return True  # the host's memory bounds nothing there
+    (low, less), (high, more) = points[0], points[-1]
+    each = max(0.0, (more - less) / (high - low))
+    return more + each * (size - high) <= _limit_bytes(run)
+
+
+def _limit_bytes(run: Run) -> float:
+    usable = _MEMORY_SHARE * (run.profile.usable_memory_bytes or math.inf)
+    return min(usable, run.budget.train_memory_bytes or math.inf)
+
+
+# -- what it says ----------------------------------------------------------------------------
+
+
+def judge(run: Run, reach: float) -> None:
+    """Refuse, among the survey's options, those of the step that do not pay, with their figures.
+
+    Args:
+        run: whose survey holds the measured rows.
+        reach: epochs of a whole trial.
+    """
+    whole_s = reach * (parallelism.one_epoch_s(run) or 0.0)
+    _refuse(run, {"compile": _compile_refused(run, whole_s), "recompute": _recompute_refused(run)})
+
+
+def _refuse(run: Run, reasons: Mapping[str, str | None]) -> None:
+    """Options of the step that have a reason are not available."""
+    out: list[Option] = []
+    for option in run.survey.options:
+        reason = reasons.get(option.name) if option.kind == "step" else None
+        if reason is not None and option.available:
+            option = msgspec.structs.replace(option, available=False, reason=reason)
+        out.append(option)
+    run.survey = msgspec.structs.replace(run.survey, options=tuple(out))
+
+
+def _compile_refused(run: Run, whole_s: float) -> str | None:
+    rows = run.survey.splits
+    row = next((s for s in rows if s.compile), None)
+    if row is None:
+        return (
+            f"not measured: a training of {units.show(whole_s, 's')} is too short for it, the "
+            "fastest split is several processes, or there was no time"
+        )
+    gain = throughput.net_gain(rows, whole_s)
+    if gain is None:
+        return row.failure or "its plain step could not be measured"
+    if gain >= throughput.PAYS:
+        return None
+    base = throughput.same_as(rows, row)
+    return (
+        f"a training of {units.show(whole_s, 's')} would be {gain:.2f}x as fast: the first step "
+        f"takes {units.show(row.first_s, 's')}, then {row.samples_per_s:.4g} samples/s against "
+        f"{base.samples_per_s if base else 0.0:.4g}"
+    )
+
+
+def _recompute_refused(run: Run) -> str | None:
+    rows = run.survey.splits
+    row = next((s for s in rows if s.recompute), None)
+    if row is None:
+        return "memory forbids no batch that would be faster"
+    if row.samples_per_s is None:
+        return row.failure or "no answer"
+    if (row.peak_memory_bytes or 0) > _limit_bytes(run) and not run.profile.gpus:
+        peak = units.show(row.peak_memory_bytes, "B")
+        return f"a batch of {row.batch_size} takes {peak} with it, which is still too much"
+    best = max((s.samples_per_s or 0.0 for s in rows if plain(s)), default=0.0)
+    if row.samples_per_s >= throughput.PAYS * best:
+        return None
+    return (
+        f"a batch of {row.batch_size} gives {row.samples_per_s:.4g} samples/s with it, "
+        f"smaller ones {best:.4g} without"
+    )

@@ -1,0 +1,376 @@
+"""One training as a trial: its jobs, what they cost in all, and how good it is.
+
+    fresh(recipe)                                           -> a trial of which nothing is trained
+    go_on(trial)  -> Train job to the rung where it pauses  -> the same trial, further
+
+A trial's time and energy are sums over its jobs.  Not known here: who proposes recipes, and
+which trial deserves to go on (`halving`).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from autotune.context import Run
+from autotune.hardware import bounds
+from autotune.records import job as jobs
+from autotune.records.plan import Recipe
+from autotune.records.report import TrainTrial
+from autotune.training import lengths, parallelism, target_quality, throughput, width
+from autotune.training.lengths import Length
+
+SAVE_S = 1.0
+"""A training in flight keeps its state at the end of an epoch, so many seconds apart."""
+
+STEP_LOSSES = 50
+SLOW = 3.0
+"""Times its expected length from which a trial is not trained further."""
+_NO_STEP = 1e-6  # of an epoch
+_SLOWEST, _FASTEST = 0.25, 8.0  # epochs of a recipe for one of the baseline's
+_MOST_KEPT_BYTES = 2 << 30
+_SURE = 2  # further seeds
+_LEAST_KEPT, _MOST_KEPT = 3, 12
+
+GoOn = Callable[[float, float], bool]
+
+
+@dataclass
+class Outcome:
+    """The train search as it goes on: ``epochs`` are those of the baseline's final training,
+    ``reach`` how far a trial of it is trained.  ``timed``: these follow from time, so that a recipe
+    that is faster here trains for more epochs in the same time.
+
+    ``trials`` are by number; ``said`` is for the report; ``kept`` are the bytes of their states
+    on disk, ``unneeded`` those to delete.
+    """
+
+    run: Run
+    epochs: int | float
+    reach: int | float
+    timed: bool = False
+    trials: list[TrainTrial] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    kept: dict[int, int] = field(default_factory=dict)
+    unneeded: list[str] = field(default_factory=list)
+
+    @property
+    def baseline(self) -> TrainTrial | None:
+        """The user's recipe, or the default: always the first."""
+        return self.trials[0] if self.trials else None
+
+    @property
+    def winner(self) -> TrainTrial | None:
+        return best(self.run, self.trials)
+
+    @property
+    def looks(self) -> int:
+        """Rungs of every trial."""
+        return len(lengths.shares_of(self.run, self.reach))
+
+    @property
+    def proxies(self) -> bool:
+        """Whether trials are small trainings of their own, whose schedule ends with them (early in
+        a schedule recipes cannot be compared), and the final training starts anew.
+        """
+        whole = self.run.budget.target_quality is not None  # whose cost is that of all of it
+        return self.reach < parallelism.NEARLY * self.epochs and not whole
+
+    def length(self, recipe: Recipe) -> Length:
+        """How long a trial is trained; rungs lie at the same shares of each recipe's own."""
+        times = self._times(recipe) if self.timed else 1.0
+        epochs, reach = (parallelism.count(self.run, times * n) for n in (self.epochs, self.reach))
+        raw = [share * reach for share in lengths.shares_of(self.run, self.reach)]
+        rungs = (*(lengths.rung(self.run, r) for r in raw[:-1]), float(reach))
+        return Length(reach if self.proxies else epochs, rungs, lengths.looks(self.run, rungs))
+
+    def final(self, trial: TrainTrial, more_s: float = 0.0) -> int | float:
+        """Epochs of the final training with a trial's recipe: the trial's own horizon, or of a
+        small training's recipe what its time, and ``more_s`` beside it (below 0: less), holds at
+        the speed that was measured, before the search and in the trial.
+        """
+        if not self.proxies and trial.epochs:
+            return trial.epochs
+        if not self.timed:
+            return self.epochs
+        times = self._times(trial.recipe)
+        epoch_s, rows = parallelism.one_epoch_s(self.run), self.run.survey.task.train_rows
+        if epoch_s is not None and trial.samples_per_s:
+            seen = min(max(epoch_s * trial.samples_per_s / rows, _SLOWEST), _FASTEST)
+            times = math.sqrt(times * seen)  # two short looks at the same speed
+        more = max(more_s / epoch_s, -self.epochs / 2) if epoch_s else 0.0
+        return parallelism.count(self.run, times * (self.epochs + more))
+
+    def expected_s(self, recipe: Recipe) -> float:
+        """Seconds of a whole trial, by what the baseline's took; 0 before that is known."""
+        base = self.baseline
+        if base is None or base.state != "complete":
+            return 0.0
+        return base.wall_s * self.length(recipe).reach / (self.reach * self._times(recipe))
+
+    def shorten(self) -> bool:
+        """Where the length follows from time and the baseline had learnt its rows by heart before
+        its end, no recipe is trained for longer than that; whether it is so.
+        """
+        base = self.baseline
+        if not self.timed or self.proxies or self.run.budget.target_quality is not None:
+            return False
+        if base is None or base.state != "complete":
+            return False
+        needed = base.rungs[-1] if base.rungs else 0.0
+        if not 0 < needed < self.reach - _NO_STEP:
+            return False
+        self.said.append(
+            f"The baseline recipe learnt its rows by heart within {needed:g} of {self.reach} "
+            f"epochs: the others were trained for {needed:g} (of the baseline's)."
+        )
+        self.epochs = self.reach = parallelism.count(self.run, needed)
+        return True
+
+    def least_rate(self, recipe: Recipe) -> float | None:
+        """Samples per second under which a trial would take many times its time, where that follows
+        from the horizon: an update rule may cost ten times the model's own work (Muon's on small
+        matrices), and the final training would take as long.
+        """
+        whole_s = self.expected_s(recipe)
+        if not self.timed or not whole_s:
+            return None
+        return self.length(recipe).reach * self.run.survey.task.train_rows / (SLOW * whole_s)
+
+    def _times(self, recipe: Recipe) -> float:
+        """Epochs for one of the baseline's, in the same time."""
+        run = self.run
+        epoch_s = parallelism.one_epoch_s(run)
+        rate = throughput.speed(run.survey.splits, recipe)
+        other = run.survey.task.own_train or recipe.params != run.survey.task.params
+        if other or epoch_s is None or not rate:
+            return 1.0
+        if recipe.compile:
+            rate *= throughput.net_gain(run.survey.splits, self.reach * epoch_s) or 1.0
+        return min(max(rate * epoch_s / run.survey.task.train_rows, _SLOWEST), _FASTEST)
+
+
+def fresh(outcome: Outcome, recipe: Recipe, why: str) -> TrainTrial:
+    """The next trial, of which nothing is trained yet."""
+    epochs = outcome.length(recipe).epochs
+    number = len(outcome.trials)
+    return TrainTrial(number=number, recipe=recipe, state="pruned", why=why, epochs=epochs)
+
+
+def go_on(outcome: Outcome, trial: TrainTrial, on_report: GoOn) -> TrainTrial:
+    """Train a trial further, from its checkpoint where it has one.
+
+    Out of memory, it is tried once more with its batch computed in two parts.
+    """
+    done = _job(outcome, trial, on_report)
+    failure = done.failure
+    if failure is None or trial.rungs:
+        return done
+    recipe = done.recipe
+    if failure.kind == "oom" and recipe.accumulate < recipe.batch_size:
+        halved = msgspec.structs.replace(recipe, accumulate=2 * recipe.accumulate)
+        again = _job(outcome, msgspec.structs.replace(trial, recipe=halved), on_report)
+        return msgspec.structs.replace(again, wall_s=again.wall_s + done.wall_s)
+    return done
+
+
+def _job(outcome: Outcome, trial: TrainTrial, on_report: GoOn) -> TrainTrial:
+    run, length = outcome.run, outcome.length(trial.recipe)
+    rungs = tuple(r for r in length.looks if not trial.rungs or r > trial.rungs[-1])
+
+    def ask(step: float, value: float) -> bool:
+        go = on_report(step, value)
+        return go and not step >= length.reach < length.epochs
+
+    job = jobs.Train(
+        task=run.task(trial.recipe),
+        recipe=trial.recipe,
+        epochs=length.epochs,
+        rungs=rungs,
+        seed=run.effort.seed,
+        step_losses=STEP_LOSSES,
+        checkpoint=state_of(trial.number),
+        save_s=SAVE_S,
+        drop=tuple(outcome.unneeded),
+        watch=trial.number > 0,
+        least_samples_per_s=outcome.least_rate(trial.recipe) if trial.number > 0 else None,
+        until_quality=run.budget.target_quality,
+        meter=run.meter,
+        device=run.effort.device,
+    )
+    outcome.unneeded.clear()
+    result = run.bridge.run(job, timeout_s=timeout_s(run, length.reach), on_report=ask)
+    overhead = max(0.0, result.wall_s - result.work_s)
+    run.overheads.append(overhead)
+    spent = {
+        "wall_s": trial.wall_s + result.wall_s,
+        "overhead_s": trial.overhead_s + overhead,
+    }
+    if result.failure is not None:
+        return msgspec.structs.replace(trial, state="failed", failure=result.failure, **spent)
+    done = result.answer
+    assert isinstance(done, jobs.Trained)
+    if done.checkpoint_bytes:
+        outcome.kept[trial.number] = done.checkpoint_bytes
+    return msgspec.structs.replace(_further(outcome, trial, done, rungs), **spent)
+
+
+def state_of(number: int) -> str:
+    """The file of a trial's whole state."""
+    return f"weights/trial-{number}.state"
+
+
+def _further(
+    outcome: Outcome, trial: TrainTrial, done: jobs.Trained, rungs: tuple[float, ...]
+) -> TrainTrial:
+    """A trial with what one more job has found."""
+    length = outcome.length(trial.recipe)
+    ended = done.reached or done.by_heart
+    paused = done.stopped and done.epochs < length.reach - _NO_STEP and not ended
+    ours = done.checkpoint_bytes is not None  # else each job of the user's loop counts its own
+    train_s = done.train_s + (0.0 if ours else trial.train_s or 0.0)
+    epochs = outcome.final(trial) if outcome.proxies else length.epochs
+    whole = 1.0 if ended else epochs / max(done.epochs, 1e-9)  # projected to the final training
+    energy, label = added_energy(trial, done)
+    memory = max(trial.peak_memory_bytes or 0, done.peak_memory_bytes)
+    further = msgspec.structs.replace(
+        trial,
+        state="pruned" if paused else "complete",
+        rungs=(*trial.rungs, *rungs[: len(done.val_losses)]),
+        values=(*trial.values, *done.val_losses[: len(rungs)]),
+        quality=trial.quality if done.quality is None else done.quality,
+        train_s=train_s,
+        samples_per_s=done.samples_per_s,
+        peak_memory_bytes=memory,
+        energy_j=energy,
+        energy_label=label,
+        constraints=constraints(
+            outcome.run, train_s * whole, energy * whole if energy else None, memory
+        ),
+    )
+    costs = target_quality.reached_cost(outcome.run, further, done)
+    return msgspec.structs.replace(further, costs=costs)
+
+
+def added_energy(trial: TrainTrial, done: jobs.Trained) -> tuple[float | None, str | None]:
+    """Joules of a training so far; None where a part was not measured, as after a kill."""
+    here = done.energy.total_j if done.energy else None
+    known = trial.rungs[-1] if trial.rungs else 0.0
+    if here is None or done.resumed_epochs > known + 1e-6:
+        return None, None
+    assert done.energy is not None
+    if not trial.rungs:
+        return here, done.energy.label
+    return (None, None) if trial.energy_j is None else (trial.energy_j + here, done.energy.label)
+
+
+def keep_the_best(outcome: Outcome, waiting: Sequence[int]) -> None:
+    """Mark the states that are likely never needed: the next job deletes them.
+
+    The best complete trials' and those of ``waiting`` ones, the most promising first, are kept
+    as far as they fit into 2 GiB, at least three.
+    """
+    ended = [t.number for t in ranked(outcome.run, outcome.trials)]
+    wanted = [n for n in (*ended[:_LEAST_KEPT], *waiting) if n in outcome.kept]
+    left, total = set[int](), 0
+    for number in wanted:
+        total += outcome.kept[number]
+        fits = total <= _MOST_KEPT_BYTES and len(left) < _MOST_KEPT
+        if fits or len(left) < _LEAST_KEPT:
+            left.add(number)
+    for number in [n for n in outcome.kept if n not in left]:
+        del outcome.kept[number]
+        outcome.unneeded.append(state_of(number))
+
+
+def constraints(
+    run: Run, time_s: float, energy_j: float | None, memory_bytes: float
+) -> dict[str, float]:
+    """Measured / budget - 1 for each training budget that was given and measured."""
+    limits = run.budget
+    out = {}
+    if limits.train_time_s:
+        out["train_time"] = time_s / limits.train_time_s - 1
+    if limits.train_energy_j and energy_j is not None:
+        out["train_energy"] = energy_j / limits.train_energy_j - 1
+    if limits.train_memory_bytes:
+        out["train_memory"] = memory_bytes / limits.train_memory_bytes - 1
+    return out
+
+
+def skipped(run: Run, recipe: Recipe, epochs: float, number: int, why: str) -> TrainTrial | None:
+    """A trial that a provable lower bound already rules out."""
+    traits, limits = run.survey.traits, run.budget
+    if recipe.params != run.survey.task.params:
+        return None  # another model: these traits bound nothing
+    if run.survey.task.own_train:  # what the user's own loop does is not known
+        return None
+    bound = None
+    least_s = bounds.train_bound_s(recipe, epochs, run.survey.task.train_rows, traits, run.profile)
+    least_bytes = bounds.train_memory_bound_bytes(recipe, traits)
+    if limits.train_time_s and least_s is not None and least_s > limits.train_time_s:
+        bound = f"training needs at least {least_s:.3g} s"
+    if limits.train_memory_bytes and least_bytes > limits.train_memory_bytes:
+        bound = f"training needs at least {least_bytes:.3g} B"
+    if bound is None:
+        return None
+    return TrainTrial(
+        number=number,
+        recipe=recipe,
+        state="skipped",
+        bound=bound,
+        why=why,
+        epochs=epochs,
+        constraints={"train_time": 1.0},
+    )
+
+
+def timeout_s(run: Run, epochs: float) -> float:
+    return min(3 * whole_s(run, epochs) + 15, max(60.0, run.left_s))
+
+
+def whole_s(run: Run, epochs: float) -> float:
+    """Seconds of a training at the slowest split's speed."""
+    rates = [s.samples_per_s for s in run.survey.splits if s.samples_per_s]
+    return epochs * run.survey.task.train_rows / min(rates) if rates else run.effort.time_s
+
+
+def signed_quality(run: Run, quality: float) -> float:
+    """Higher is better."""
+    return quality if run.survey.task.higher_is_better else -quality
+
+
+def objective(run: Run, trial: TrainTrial) -> float | None:
+    """What the search minimises: the mean quality over a trial's seeds, turned."""
+    quality = trial.quality_mean
+    if quality is None:
+        return None
+    wanted = run.budget.target_quality
+    if wanted is not None:
+        distance = signed_quality(run, wanted) - signed_quality(run, quality)
+        return target_quality.objective(trial, max(0.0, distance))
+    loss = min(trial.values, default=0.0)
+    # the loss breaks ties between equal accuracies; tanh keeps it from ever outweighing one
+    charged = width.price(run, trial.recipe, quality)
+    return -signed_quality(run, quality) + charged + 1e-3 * math.tanh(loss)
+
+
+def ranked(run: Run, trials: Sequence[TrainTrial]) -> list[TrainTrial]:
+    """Those trained to the end, the best first: within every budget before beyond one."""
+    done = [t for t in trials if t.state == "complete" and t.quality is not None]
+    return sorted(done, key=lambda t: (violation(t), objective(run, t), t.number))
+
+
+def best(run: Run, trials: Sequence[TrainTrial]) -> TrainTrial | None:
+    """The fully trained trial of highest quality among those within every budget; among none,
+    the least violating one.  Where finalists have three seeds one of them wins.
+    """
+    found = ranked(run, trials)
+    sure = [t for t in found if len(t.repeats) >= _SURE]
+    return next(iter(sure or found), None)
+
+
+def violation(trial: TrainTrial) -> float:
+    """By how much a trial breaks the training budgets, in shares of each."""
+    return sum(max(0.0, v) for v in trial.constraints.values())

@@ -1,0 +1,271 @@
+"""Verification: finalists against the baseline, as the very bytes that are shipped.
+
+    launch 1   2   3  | look 1 |  4   5   6  | look 2
+    base   A   . A A  |        |  . A A   .  |          ABBA: who goes first alternates
+    plan   . B B   . B|        |B     . B B  |
+
+Each launch is a new interpreter on fresh samples.  Verdicts are given at two looks that are
+fixed beforehand, each at half of the error rate: to look after every launch until a
+verdict pleases would multiply it.  A launch that the machine disturbed is taken again, once;
+both are recorded.  Quality is tested on *confirm*, once for each finalist in order, with
+most of the error rate for the first; the first launch answers *confirm*, so a finalist that fails
+there is launched no further while another waits.
+"""
+
+import math
+from typing import NamedTuple
+
+from autotune.context import Run
+from autotune.deployment import metrics
+from autotune.deployment.evaluator import Lab
+from autotune.deployment.metrics import QUALITY_ALPHA
+from autotune.deployment.trial import outputs_of
+from autotune.records import job as jobs
+from autotune.records.measurement import Launch, Verdict
+from autotune.records.plan import Deployment, Plan
+from autotune.records.report import Execution, PlanResult
+from autotune.stats import launch_ratio, limit_tests
+from autotune.verification import disturbed
+from autotune.verification import verdicts as verification_verdicts
+from autotune.verification.verdicts import LATENCY_ALPHA, LOOKS, Side
+
+EXPECTED_SLOW = 100
+"""Calls over the limit that a plan at the limit would show by the last look, where time
+allows: 2,000 calls for p95.  A plan that has half as many is then MET almost surely."""
+_LAUNCH_S = 0.7
+_MOST_S = (3.0, 6.0)  # a slow plan gets fewer calls, and more time between the looks
+_MOST_CALLS = 5000
+
+
+class Beaten(NamedTuple):
+    """Another plan, and this one's time over its own."""
+
+    deployment: Deployment
+    by: limit_tests.Comparison
+
+
+class Verified(NamedTuple):
+    """``failure`` says why a finalist could not be verified at all; ``left`` that its quality
+    failed after the first launch, and that it was left there; ``beaten`` whose place it takes.
+    """
+
+    side: Side
+    reference: Side
+    verdicts: tuple[Verdict, ...]
+    comparison: limit_tests.Comparison | None
+    failure: str | None = None
+    left: bool = False
+    beaten: Beaten | None = None
+
+    @property
+    def met(self) -> bool:
+        return bool(self.verdicts) and limit_tests.exit_code(self.verdicts) == 0
+
+
+def calls_per_launch(percentile: float) -> int:
+    """Least calls of each launch."""
+    spread = EXPECTED_SLOW / (1 - percentile / 100) / LOOKS[-1]
+    return max(limit_tests.samples_needed(percentile, LATENCY_ALPHA), math.floor(spread + 1e-6))
+
+
+def launch_window_s(run: Run, launch: Launch) -> float:
+    """About how long a launch of what was screened so will be timed, before the last look."""
+    call_s = launch.window_s / max(1, launch.window_calls)
+    return min(_MOST_S[0], max(_LAUNCH_S, calls_per_launch(run.budget.percentile) * call_s))
+
+
+def verify(
+    lab: Lab, deployment: Deployment, alpha: float, execution: Execution, *, others: bool = False
+) -> Verified:
+    """Verify one deployment against the dense eager baseline at its threads and batch, its quality
+    at the error rate ``alpha``.  Where ``others`` wait, one whose quality fails is left after its
+    first launch.
+    """
+    reference = _side(lab, lab.dense(deployment.threads, deployment.batch_size))
+    side = reference if deployment == reference.deployment else _side(lab, deployment)
+    if others:
+        failure = _take(lab, side, reference, 1)
+        if failure is not None:
+            return Verified(side, reference, (), None, failure)
+        verdicts = verification_verdicts.judge(lab.run, side, reference, alpha)
+        if any(verification_verdicts.failed(lab.run, v) for v in verdicts):
+            trained = verification_verdicts.training_verdicts(lab.run.budget, execution, lab.run)
+            return Verified(side, reference, (*verdicts, *trained), None, left=True)
+    return finish(lab, side, reference, alpha, execution)
+
+
+def finish(lab: Lab, side: Side, reference: Side, alpha: float, execution: Execution) -> Verified:
+    """Launch both sides up to the looks, beyond what launches they have, and judge."""
+    run = lab.run
+    trained = verification_verdicts.training_verdicts(run.budget, execution, run)
+    verdicts: tuple[Verdict, ...] = ()
+    comparison = None
+    for launches in LOOKS:
+        before = len(side.launches)
+        failure = _take(lab, side, reference, launches)
+        if failure is not None:
+            return Verified(side, reference, (), None, failure)
+        if len(side.launches) > before:
+            verdicts = verification_verdicts.judge(run, side, reference, alpha)
+        if side is not reference:
+            comparison = limit_tests.faster(
+                side.latencies, reference.latencies, run.budget.percentile
+            )
+        open_ = any(v.verdict == "UNDECIDED" and v.name != "quality" for v in verdicts)
+        if not open_ and not _may_be_faster(comparison):
+            break
+    return Verified(side, reference, (*verdicts, *trained), comparison)
+
+
+def _may_be_faster(comparison: limit_tests.Comparison | None) -> bool:
+    """Whether more launches may show that it beats the baseline.  Each look errs at 2.5 %, so that
+    a plan that does not beat it replaces it in one run of twenty at most.
+    """
+    return comparison is not None and comparison.ratio < 1 and not comparison.beyond_noise
+
+
+def unkept(run: Run, found: Verified) -> tuple[str, ...]:
+    """The limits that the baseline, in its own launches, was not shown to keep."""
+    own = verification_verdicts.judge(run, found.reference, found.reference, QUALITY_ALPHA)
+    return tuple(v.name for v in own if v.verdict != "MET")
+
+
+def head_to_head(lab: Lab, mine: Deployment, theirs: Deployment) -> limit_tests.Comparison | None:
+    """Both launched anew in turn, up to the last look while that may show mine to be faster; None
+    where one fails.
+    """
+    side, other = _side(lab, mine), _side(lab, theirs)
+    found = None
+    for launches in LOOKS:
+        if _take(lab, side, other, launches) is not None:
+            return None
+        found = limit_tests.faster(side.latencies, other.latencies, lab.run.budget.percentile)
+        if not _may_be_faster(found):
+            break
+    return found
+
+
+def in_turn(lab: Lab, side: Side, other: Side) -> str | None:
+    """Launch two sides in turn up to the first look; why it failed, if it did."""
+    return _take(lab, side, other, LOOKS[0])
+
+
+def _take(lab: Lab, side: Side, reference: Side, launches: int) -> str | None:
+    """Launch both sides in turn up to this number.  Past the first look the clock may end
+    it early: never what was measured.
+    """
+    while len(side.launches) < launches:
+        pair = len(side.launches)
+        if pair >= LOOKS[0] and lab.run.left_s < 0.08 * lab.run.effort.time_s:
+            return None
+        order = (reference, side) if pair % 2 == 0 else (side, reference)
+        for one in order[:1] if side is reference else order:
+            failure = _launch(lab, one, pair)
+            if failure is not None:
+                return failure
+    return None
+
+
+def alone(lab: Lab, deployment: Deployment) -> Side | None:
+    """Launch one deployment by itself, for the report; None when it fails."""
+    side = _side(lab, deployment)
+    for pair in range(LOOKS[0]):
+        if _launch(lab, side, pair) is not None:
+            return None
+    return side
+
+
+def _side(lab: Lab, deployment: Deployment) -> Side:
+    built = lab.build(deployment).answer
+    assert isinstance(built, jobs.Built), "it was built in the search"
+    return Side(deployment, built)
+
+
+def _launch(lab: Lab, side: Side, pair: int) -> str | None:
+    """One launch, and one more if the machine disturbed it.  The first also writes the
+    outputs on *confirm*, which are scored.
+    """
+    part = "confirm" if side.scores is None else None
+    result = _measure(lab, side, pair, part)
+    if not isinstance(result.answer, jobs.Measured):
+        return _message(result)
+    launch = result.answer.launch
+    if disturbed.cause(launch) and not side.always_disturbed:
+        side.disturbed.append(launch)
+        again = _measure(lab, side, pair, None)
+        if not isinstance(again.answer, jobs.Measured):
+            return _message(again)
+        launch = again.answer.launch  # whatever it says: to choose would be to peek
+        side.always_disturbed = disturbed.cause(launch) is not None
+    side.launches.append(launch)
+    if part is not None:
+        scored = lab.score(side.built, part)
+        if not isinstance(scored.answer, jobs.Scored):
+            return _message(scored)
+        side.scores = scored.answer.scores
+    return None
+
+
+def _message(result: jobs.Result) -> str:
+    return result.failure.message if result.failure else "no answer"
+
+
+def _measure(lab: Lab, side: Side, pair: int, part: str | None) -> jobs.Result:
+    run, calls = lab.run, calls_per_launch(lab.run.budget.percentile)
+    job = jobs.Measure(
+        artifact=side.built.artifact,
+        rows="data/select.npz",
+        batch_size=side.deployment.batch_size,
+        threads=side.deployment.threads,
+        seed=1000 * (run.effort.seed + 1) + pair,  # fresh samples: not the search's order
+        min_calls=calls,
+        max_calls=max(calls, _MOST_CALLS),
+        time_s=_LAUNCH_S,
+        most_s=_MOST_S[int(pair >= LOOKS[0])],
+        score_rows=f"data/{part}.npz" if part else None,
+        outputs=outputs_of(side.built, part) if part else None,
+        meter=run.meter,
+        boards=side.deployment.device == "cuda",
+        load_per_s=run.budget.load_per_s,
+    )
+    return run.bridge.run(job, timeout_s=150.0 + lab.evaluation_limit_s())
+
+
+def result(run: Run, side: Side, plan: Plan) -> PlanResult:
+    """Everything measured about one verified deployment."""
+    fields = metrics.describe(run, side.launches, side.deployment)
+    scores, launches, batch = side.scores, side.launches, side.deployment.batch_size
+    rates = [_rate(launch, batch) for launch in launches]
+    peaks = [float(launch.peak_memory_bytes) for launch in launches]
+    response = None
+    if any(launch.response_s for launch in launches):
+        answered = [launch.response_s for launch in launches]
+        response = limit_tests.quantiles(answered, run.budget.percentile)
+    return PlanResult(
+        plan=plan,
+        size_bytes=side.built.size_bytes,
+        load_s=_median([launch.load_s for launch in side.launches]),
+        first_call_s=_median([launch.first_call_s for launch in side.launches]),
+        quality=scores.quality if scores else None,
+        quality_interval=limit_tests.interval(scores) if scores else None,
+        worst_class_recall=scores.worst_class_recall if scores else None,
+        balanced_accuracy=scores.balanced_accuracy if scores else None,
+        launches=len(side.launches),
+        response_s=response,
+        throughput_interval=launch_ratio.mean_interval([rate for rate in rates if rate]),
+        memory_interval=launch_ratio.next_interval(peaks),
+        disturbed=len(side.disturbed),
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def _rate(launch: Launch, batch: int) -> float | None:
+    """Samples per second, one call after another."""
+    busy = math.fsum(launch.latency_s)
+    return batch * len(launch.latency_s) / busy if busy else None
+
+
+def _median(values: list[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else math.fsum(ordered[middle - 1 : middle + 1]) / 2

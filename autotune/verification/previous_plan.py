@@ -1,0 +1,80 @@
+"""``--baseline DIR``: the plan of an earlier report races against the new one, as it was shipped.
+
+Its artifact's bytes are measured in turn with the chosen one's, in new interpreters, and scored
+on the same *confirm* rows.  It is never shipped again: the report says which is faster and by
+how much, and whoever reads it decides.
+"""
+
+import shutil
+from pathlib import Path
+
+from autotune import units
+from autotune.context import Run
+from autotune.errors import UsageError
+from autotune.pipeline.report_builder import Known
+from autotune.records import job as jobs
+from autotune.records.report import Report
+from autotune.report import run_folder
+from autotune.stats import limit_tests
+from autotune.verification import launches
+from autotune.verification.verdicts import Side
+
+_INPUTS = ("input_kind", "input_names", "input_shapes", "input_dtypes", "metric")
+
+
+def check(folder: Path, run: Run) -> None:
+    """Refuse what could not be raced, before anything is spent on it.
+
+    Raises:
+        UsageError: no finished report, or its artifact takes other inputs.
+        OutputError: its artifact is not the one that was verified.
+    """
+    old, new = run_folder.verified(folder).survey.task, run.survey.task
+    for name in _INPUTS:
+        if getattr(old, name) != getattr(new, name):
+            raise UsageError(
+                f"--baseline {folder}: its {name} is {getattr(old, name)}, this model's is "
+                f"{getattr(new, name)}; give a report of a model for the same data"
+            )
+
+
+def race(known: Known, folder: Path, chosen: Side, work: Path) -> None:
+    """Measure the earlier plan in turn with the chosen one; fills ``known.earlier``."""
+    run, lab = known.run, known.lab
+    assert lab is not None
+    run.listener.phase(f"the plan of {folder}", run.left_s)
+    report = run_folder.verified(folder)
+    assert report.chosen is not None
+    plan = report.chosen.plan
+    theirs = Side(plan.deployment, _brought(report, folder, work))
+    ours = Side(chosen.deployment, chosen.built, scores=chosen.scores)
+    failure = launches.in_turn(lab, ours, theirs)
+    if failure is not None:
+        known.messages.append(f"The earlier plan of {folder} could not be measured: {failure}")
+        return
+    known.earlier = launches.result(run, theirs, plan)
+    found = limit_tests.faster(ours.latencies, theirs.latencies, run.budget.percentile)
+    sure = "beyond noise" if found.high < 1 or found.low > 1 else "within noise"
+    known.messages.append(
+        f"Against the plan of {folder} ({report.created_utc[:10]}), in turn with it: "
+        f"{found.ratio:.2f}x its time (95 % interval {found.low:.2f} to {found.high:.2f}), {sure}; "
+        f"quality {_quality(ours)} against {_quality(theirs)}."
+    )
+
+
+def _brought(report: Report, folder: Path, work: Path) -> jobs.Built:
+    """The earlier artifact, copied where jobs find it."""
+    assert report.artifact is not None
+    name = f"builds/earlier-{report.artifact.sha256[:12]}"
+    shutil.copytree(folder / "artifact", work / name, dirs_exist_ok=True)
+    return jobs.Built(
+        artifact=name,
+        sha256=report.artifact.sha256,
+        files=report.artifact.files,
+        size_bytes=report.artifact.size_bytes,
+        stages=(),
+    )
+
+
+def _quality(side: Side) -> str:
+    return units.metric(side.scores.quality if side.scores else None)

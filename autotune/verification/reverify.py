@@ -1,0 +1,229 @@
+"""`autotune verify`: a report's artifact measured again, in fresh processes.
+
+Its bytes are checked against ``checksums`` first.  Without the model file quality is
+NOT_MEASURED, and the recorded one is shown with its date; with it, the artifact answers
+the *confirm* rows again and is tested against the baseline's recorded scores.
+Relative limits hold against the baseline that the report recorded.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from autotune import units
+from autotune.bridge.protocol import Bridge
+from autotune.context import INSPECT_S, Run, Silent, must
+from autotune.deployment import metrics
+from autotune.deployment.metrics import QUALITY_ALPHA
+from autotune.errors import UsageError
+from autotune.records import job as jobs
+from autotune.records.base import Record
+from autotune.records.budget import Budget, Effort, Limit
+from autotune.records.measurement import Scores, Verdict
+from autotune.records.report import PlanResult, Quantiles, Report
+from autotune.records.task import TaskSpec
+from autotune.report import run_folder
+from autotune.stats import limit_tests
+from autotune.verification import recorded_io
+from autotune.verification.launches import calls_per_launch
+from autotune.verification.verdicts import LOOKS, Side, deployment_verdicts, min_quality
+
+_LAUNCH_S = 0.7
+
+
+class Again(Record, frozen=True, kw_only=True):
+    """What was found, beside what the report said."""
+
+    folder: str
+    created_utc: str
+    percentile: float
+    verdicts: tuple[Verdict, ...]
+    recorded: tuple[Verdict, ...]
+    outputs_agree: bool | None
+    exit_code: int
+
+
+def verify(
+    folder: Path,
+    make_bridge: Callable[[Path, Effort], Bridge],
+    *,
+    budget: Budget,
+    effort: Effort | None = None,
+    spec: TaskSpec | None = None,
+) -> Again:
+    """Measure ``folder/artifact`` against ``budget``.
+
+    Raises:
+        UsageError: the folder holds no finished report.
+        OutputError: the artifact's bytes are not those that were verified.
+    """
+    report = run_folder.verified(folder)
+    effort = effort or Effort()
+    with tempfile.TemporaryDirectory(prefix="autotune-verify-") as scratch:
+        work = Path(scratch)
+        shutil.copytree(folder / "artifact", work / "builds" / "artifact")
+        bridge = make_bridge(work, effort)
+        try:
+            return _measure(folder, report, bridge, work, budget, effort, spec)
+        finally:
+            bridge.close()
+
+
+def _measure(
+    folder: Path,
+    report: Report,
+    bridge: Bridge,
+    work: Path,
+    budget: Budget,
+    effort: Effort,
+    spec: TaskSpec | None,
+) -> Again:
+    assert report.chosen is not None
+    assert report.artifact is not None
+    budget = _absolute(budget, report.baseline)
+    sources = must(bridge, jobs.Sources(), 30.0).answer
+    assert isinstance(sources, jobs.Found)
+    recorded = folder / "artifact" / "recorded.npz"
+    rows = "data/recorded.npz"
+    agreement = recorded_io.rows_file(recorded, work / rows)
+    scored_part = None
+    task = spec or TaskSpec(kind="file", path="")
+    if spec is not None:
+        found = must(bridge, jobs.Inspect(task=spec), INSPECT_S).answer
+        assert isinstance(found, jobs.Inspection)
+        if found.info.source_sha256 != report.survey.task.source_sha256:
+            raise UsageError(f"{spec.path} is not the model file that this report was made from")
+        scored_part, rows = "confirm", "data/select.npz"
+    run = Run(
+        bridge, task, budget, effort, Silent(), report.profile, report.survey, sources.sources
+    )
+    deployment = report.chosen.plan.deployment
+    size = report.artifact.size_bytes
+    built = jobs.Built(
+        artifact="builds/artifact",
+        sha256=report.artifact.sha256,
+        files={},
+        size_bytes=size,
+        stages=(),
+    )
+    side = Side(deployment, built)
+    verdicts: tuple[Verdict, ...] = ()
+    agree: bool | None = None
+    for number in range(LOOKS[-1]):
+        first = number == 0
+        job = jobs.Measure(
+            artifact=built.artifact,
+            rows=rows,
+            batch_size=deployment.batch_size,
+            threads=deployment.threads,
+            seed=7000 + number,
+            min_calls=calls_per_launch(budget.percentile),
+            load_per_s=budget.load_per_s,
+            time_s=_LAUNCH_S,
+            score_rows=(f"data/{scored_part}.npz" if scored_part else "data/recorded.npz")
+            if first
+            else None,
+            outputs="outputs/again.npz" if first else None,
+            meter=run.meter,
+            boards=deployment.device == "cuda",
+        )
+        answer = must(bridge, job, 300.0).answer
+        assert isinstance(answer, jobs.Measured)
+        side.launches.append(answer.launch)
+        if first and scored_part is not None:
+            scoring = jobs.Score(task=task, part=scored_part, outputs="outputs/again.npz")
+            scored = must(bridge, scoring, 120.0).answer
+            assert isinstance(scored, jobs.Scored)
+            side.scores = scored.scores
+        elif first:
+            agree = agreement(work / "outputs" / "again.npz")
+        if number + 1 in LOOKS:
+            verdicts = deployment_verdicts(run, side, None)
+            if not any(v.verdict == "UNDECIDED" for v in verdicts):
+                break
+    verdicts = (*verdicts, *_quality(report, run, side, recorded))
+    return Again(
+        folder=str(folder),
+        created_utc=run_folder.now_utc(),
+        percentile=budget.percentile,
+        verdicts=verdicts,
+        recorded=report.verdicts,
+        outputs_agree=agree,
+        exit_code=limit_tests.exit_code(verdicts),
+    )
+
+
+def _absolute(budget: Budget, baseline: PlanResult | None) -> Budget:
+    """Relative limits become absolute ones by the report's recorded baseline.
+
+    Raises:
+        UsageError: the report has no figure of the baseline to be relative to.
+    """
+
+    def resolved(name: str, limit: Limit | None, base: float | None) -> Limit | None:
+        if limit is None or not limit.relative:
+            return limit
+        if base is None:
+            raise UsageError(f"--{name} {limit.value:g}x: the report recorded no baseline figure")
+        return Limit(value=limit.value * base)
+
+    latency = energy = memory = None
+    if baseline is not None:
+        if baseline.latency_s is not None:
+            latency = _at(baseline.latency_s, budget.percentile)
+        energy = baseline.energy_j_per_sample
+        if energy is None and baseline.energy_modelled is not None:
+            energy = baseline.energy_modelled.value
+        memory = baseline.memory_bytes
+    return msgspec.structs.replace(
+        budget,
+        latency=resolved("latency", budget.latency, latency),
+        energy=resolved("energy", budget.energy, energy),
+        memory=resolved("memory", budget.memory, memory),
+    )
+
+
+def _at(found: Quantiles, percentile: float) -> float | None:
+    """The recorded latency at a percentile; None where it was not recorded."""
+    known = {50.0: found.p50, 95.0: found.p95, 99.0: found.p99}
+    if found.percentile is not None and found.value is not None:
+        known[found.percentile] = found.value
+    return known.get(percentile)
+
+
+def _quality(report: Report, run: Run, side: Side, recorded: Path) -> tuple[Verdict, ...]:
+    """Tested again against the baseline's recorded scores, or NOT_MEASURED."""
+    assert report.chosen is not None
+    if side.scores is None:
+        old = next((v for v in report.verdicts if v.name == "quality"), None)
+        drop = run.budget.max_drop if run.budget.max_drop is not None else old and old.limit
+        asked = [("quality", drop or 0.0), ("min_quality", run.budget.min_quality)]
+        known = units.metric(report.chosen.quality)
+        note = f"recorded: {known} on {report.created_utc[:10]}; give MODEL.py to measure it"
+        return tuple(_unmeasured(name, limit, note) for name, limit in asked if limit is not None)
+    baseline: Scores = recorded_io.scores(recorded, "baseline")
+    allowed = metrics.max_drop(run, baseline.quality)
+    higher = report.survey.task.higher_is_better
+    drop_verdict = limit_tests.quality(
+        side.scores, baseline, allowed, higher_is_better=higher, alpha=QUALITY_ALPHA
+    )
+    return (drop_verdict, *min_quality(run, side))
+
+
+def _unmeasured(name: str, limit: float, note: str) -> Verdict:
+    return Verdict(
+        name=name,
+        unit="",
+        limit=limit,
+        estimate=None,
+        lower=None,
+        upper=None,
+        confidence=0.95,
+        samples=0,
+        verdict="NOT_MEASURED",
+        source="not measured again",
+        note=note,
+    )

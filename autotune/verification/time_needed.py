@@ -1,0 +1,53 @@
+"""What verification will need, from the screening's launches: the search may have the rest.
+
+    best candidate, its baseline --launches up to the looks, confirm's rows--> seconds x finalists
+
+The share that is set aside beforehand (`shares`) suits the slowest models; most need less.
+"""
+
+from autotune.deployment.evaluator import Lab
+from autotune.deployment.metrics import Tried
+from autotune.verification.launches import launch_window_s
+from autotune.verification.verdicts import LOOKS
+
+_FINALISTS = 2
+"""Finalists that are launched in full, about: one whose quality fails has a single launch."""
+_STARTS_S = 0.5
+"""An interpreter's start."""
+_WARMS_S = 1.5
+"""Warming up before verification's timing, at most."""
+
+
+def launch_s(one: Tried) -> float:
+    """What a short launch takes, the scoring of rows not counted."""
+    launch = one.launch
+    assert launch is not None
+    return launch.load_s + launch.first_call_s + launch.window_s + _STARTS_S
+
+
+def until_s(lab: Lab, planned_s: float) -> float:
+    """When the search has to end, by the run's clock: as planned, or later where verification is
+    known to need less than what is left then.
+    """
+    ranked = lab.ranked()
+    if not ranked:
+        return planned_s
+    best = lab.tried[ranked[0].number]
+    sides = [best, lab.baseline(best.trial.deployment)]
+    if any(side.launch is None for side in sides):
+        return planned_s
+    needed_s = _FINALISTS * sum(_verified_s(lab, side) for side in sides)
+    return max(planned_s, lab.run.bridge.now() + lab.run.left_s - needed_s)
+
+
+def _verified_s(lab: Lab, side: Tried) -> float:
+    """All launches of one side, and its answers to *confirm*."""
+    run, launch = lab.run, side.launch
+    assert launch is not None
+    limits = run.budget
+    decided = not (limits.latency or limits.energy or limits.memory)
+    launches = LOOKS[0] if decided else LOOKS[-1]
+    each_s = launch_s(side) - launch.window_s + launch_window_s(run, launch) + _WARMS_S
+    scored_s = max(0.0, launch.work_s - launch.load_s - launch.first_call_s - launch.window_s)
+    info = run.survey.task
+    return launches * each_s + scored_s * info.confirm_rows / max(1, info.select_rows)

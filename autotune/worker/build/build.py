@@ -1,0 +1,252 @@
+"""From trained weights to one artifact folder, stage by stage.
+
+    task + weights -> dense -> step -> ... --export--> onnx -> step ... --convert--> ... -> write
+                      `----------------- cached under cache/<key>, by content -----------------'
+
+Each step says the form that it takes; what lies between (`forms.ROAD`) is a stage of its own.
+
+A stage's key hashes all that it depends on and nothing else: a pruning level is recovered
+once, exported once, and int8, threads and runtimes branch off it.  Stages appear whole or
+not at all (written aside, then renamed).  Nothing here measures.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from autotune import module_locator, plugins
+from autotune.errors import JobError
+from autotune.forms import ABOUT, Form, reaches, read_about
+from autotune.records.job import Build, Built, Stage
+from autotune.records.plan import Recipe, Step
+from autotune.runtimes import Tools as RuntimeTools
+from autotune.worker.build import context
+from autotune.worker.channel import Channel
+
+_KIND = {
+    "dense": "module",
+    "export": "onnx",
+    "export_fixed": "onnx",
+    "program": "program",
+    "program_fixed": "program",
+    "convert": "openvino",
+}
+
+
+def run(job: Build, root: Path, channel: Channel) -> Built:
+    """Build ``job.out``.
+
+    Raises:
+        JobError: unsupported, nan (recovery), or what a plug-in raises.
+        PluginError: a step or runtime that is not there.
+    """
+    return _Chain(job, root, channel).build()
+
+
+class _Chain:
+    """One build: the stages in order, each found in the cache or made."""
+
+    def __init__(self, job: Build, root: Path, channel: Channel) -> None:
+        self.job = job
+        self.root = root
+        self.bench = context.Bench(job, root, channel)
+        self.stages: list[Stage] = []
+        self.key = ""
+
+    def build(self) -> Built:
+        runtime = plugins.load("runtimes", self.job.runtime)
+        self._check(runtime)
+        form = self._stage("dense", self._origin(), self.bench.dense)
+        for step in self.job.compress:
+            form = self._become(form, plugins.load("compress", step.name).TAKES)
+            form = self._step(form, step)
+        form = self._become(form, runtime.TAKES)
+        if form.kind == "module":
+            form = self._traced(form, runtime)
+        return self._write(form, runtime)
+
+    def _check(self, runtime: Any) -> None:
+        """Refuse a chain with a step that would need the way back, before anything is made.
+
+        Raises:
+            JobError: unsupported.
+        """
+        have, by = "module", ""
+        wanted = [
+            (step.name, step.name, plugins.load("compress", step.name))
+            for step in self.job.compress
+        ]
+        for name, words, plugin in (
+            *wanted,
+            (self.job.runtime, f"the runtime {self.job.runtime}", runtime),
+        ):
+            if not reaches(have, plugin.TAKES):
+                raise JobError(
+                    "unsupported",
+                    f"{words} takes {_WORDS[plugin.TAKES]}, but {by} before it gives "
+                    f"{_WORDS[have]}: there is no way back"
+                    + (f"; put {name} first" if plugin is not runtime else ""),
+                )
+            have, by = getattr(plugin, "GIVES", have), name
+
+    def _become(self, form: Form, wanted: str) -> Form:
+        """The form, brought to the ``wanted`` one along `forms.ROAD`."""
+        if form.kind == "module" and wanted != "module":
+            form = self._export(form)
+        if form.kind == "onnx" and wanted == "openvino":
+            source = form
+            form = self._stage("convert", (), lambda out: self.bench.convert(source, out))
+        return form
+
+    def _traced(self, form: Form, runtime: Any) -> Form:
+        """The module as an exported program, where its source cannot stand alone or the runtime
+        takes nothing else; then with this plan's batch, which compiles to faster code.
+        """
+        if getattr(runtime, "TRACED", False) and not form.about.ragged:
+            size = self.job.batch_size
+            return self._stage(
+                "program_fixed", (size,), lambda out: self.bench.program(form, out, fixed=size)
+            )
+        if form.about.standalone and not getattr(runtime, "TRACED", False):
+            return form
+        return self._stage("program", (), lambda out: self.bench.program(form, out))
+
+    def _origin(self) -> tuple[Any, ...]:
+        task = self.job.task
+        return (
+            _sha256(self.root / self.job.weights),
+            _sha256(module_locator.locate(task.path) or Path(task.path)),
+            task.args,
+            task.seed,
+            *([task.params] if task.params else []),
+        )
+
+    def _training(self) -> tuple[Any, ...]:
+        """What recovery depends on; nothing when there is none."""
+        if self.job.recovery_epochs <= 0:
+            return ()
+        fields = {name: getattr(self.job.recipe, name) for name in _LEARNING}
+        return (self.job.recovery_epochs, fields, self.job.seed)
+
+    def _step(self, form: Form, step: Step) -> Form:
+        plugin = plugins.load("compress", step.name)
+        more = self._training() if getattr(plugin, "TRAINS", False) else ()
+        params = {k: _canonical(v) for k, v in sorted(step.params.items())}
+
+        def make(out: Path) -> Form:
+            made: Form = plugin.apply(form, params, self.bench.tools(out, step))
+            if made.kind == "module":
+                context.carry_source(form.folder, out)
+            return made
+
+        made = self._stage(step.name, (params, *more), make, kind=plugin.GIVES)
+        return made
+
+    def _export(self, form: Form) -> Form:
+        """With a free batch dimension, or failing that with this plan's batch."""
+        exported = self._stage("export", (), lambda out: self.bench.export(form, out))
+        if exported.about.batch_size is None:
+            return exported
+        size = self.job.batch_size
+        return self._stage(
+            "export_fixed", (size,), lambda out: self.bench.export(form, out, fixed=size)
+        )
+
+    def _stage(
+        self,
+        name: str,
+        depends: tuple[Any, ...],
+        make: Callable[[Path], Form],
+        *,
+        kind: str | None = None,
+    ) -> Form:
+        """The stage's form from the cache, or made there."""
+        started = time.perf_counter()
+        self.key = _key(self.key, name, depends)
+        folder = self.root / "cache" / self.key
+        cached = (folder / ABOUT).is_file()
+        if not cached:
+            scratch = _scratch(folder)
+            form = make(scratch)
+            form.save_about()
+            _rename(scratch, folder)
+        wall = time.perf_counter() - started
+        self.stages.append(Stage(name=name, key=self.key, cached=cached, wall_s=wall))
+        return Form(kind or _KIND[name], folder, read_about(folder))
+
+    def _write(self, form: Form, runtime: Any) -> Built:
+        started = time.perf_counter()
+        out = self.root / self.job.out
+        scratch = _scratch(out)
+        job = self.job
+        runtime.write(form, scratch, RuntimeTools(job.threads, job.batch_size, job.runtime_params))
+        files = {
+            path.relative_to(scratch).as_posix(): _sha256(path)
+            for path in sorted(scratch.rglob("*"))
+            if path.is_file()
+        }
+        text = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
+        (scratch / "checksums").write_text(text)
+        sizes = {name: (scratch / name).stat().st_size for name in files}
+        _rename(scratch, out)
+        wall = time.perf_counter() - started
+        served = (
+            job.threads,
+            job.batch_size,
+            *([job.runtime_params] if job.runtime_params else []),
+        )
+        key = _key(self.key, self.job.runtime, served)
+        self.stages.append(
+            Stage(name=f"write {self.job.runtime}", key=key, cached=False, wall_s=wall)
+        )
+        return Built(
+            artifact=self.job.out,
+            sha256=hashlib.sha256(text.encode()).hexdigest(),
+            files=files,
+            size_bytes=sum(size for name, size in sizes.items() if name not in _OURS),
+            stages=tuple(self.stages),
+            parameters=form.about.parameters,
+            flops_per_sample=form.about.flops_per_sample,
+            recovery_s=form.about.recovery_s,
+        )
+
+
+_OURS = ("load.py", "artifact.json")
+_WORDS = {"module": "the module", "onnx": "an ONNX model", "openvino": "an OpenVINO model"}
+_HARDWARE = ("parallel", "ranks", "threads", "compile", "recompute", "channels_last", "clock_hz")
+_LEARNING = tuple(name for name in Recipe.__struct_fields__ if name not in _HARDWARE)
+
+
+def _canonical(value: Any) -> Any:
+    """0.30000000000000004 and 0.3 are one level."""
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def _key(*parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _scratch(target: Path) -> Path:
+    """An empty folder beside ``target``, whose name no other process uses."""
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    return scratch
+
+
+def _rename(scratch: Path, target: Path) -> None:
+    """Put a finished folder in its place; what stood there is gone."""
+    if target.exists():
+        shutil.rmtree(target)
+    scratch.rename(target)

@@ -1,0 +1,340 @@
+"""The rows of each step, the same whatever the number of ranks.
+
+    epoch's seeded permutation   p0 p1 p2 p3 p4 p5 p6 ...
+    global batch of 4            [p0 p1 p2 p3] [p4 p5 p6 ...
+    rank 0 of 2                   p0    p2      p4    p6
+    rank 1 of 2                      p1    p3      p5
+
+Data that cannot be drawn by number keep the user's order: samples of a stream are dealt out as
+above, batches of the user's own loader are taken as they come; an epoch is so many rows.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from autotune.worker.data.batch_indexing import gathered_from
+from autotune.worker.data.samples import pair
+from autotune.worker.data.streams import Stream, rows_of
+from autotune.worker.user_file.errors import guard
+
+_EPOCH_STRIDE = 1_000_003  # apart, so that seed s epoch e+1 is not seed s+1 epoch e
+
+
+class Batch(NamedTuple):
+    """One rank's share of a global batch of ``of`` rows.
+
+    A rank whose share is empty gets one row to run with and ``rows`` 0, for the collectives
+    of its backward pass; its weight in the mean is then 0.
+    """
+
+    input: Any
+    target: Any
+    rows: int
+    of: int
+
+
+class Epochs(Protocol):
+    """What the training loop takes its batches from."""
+
+    rows: int
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch; an upper bound where only the user's loader knows."""
+
+    @property
+    def divisible(self) -> bool:
+        """Whether an epoch can be taken up in its middle."""
+
+    @property
+    def loadable(self) -> bool:
+        """Whether worker processes could load the batches."""
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of epoch ``number`` (from 1), from its step ``start`` on."""
+
+    def skip(self, epochs: int) -> None:
+        """The next epoch comes after so many that another process has seen."""
+
+    def first(self, rows: int) -> Batch: ...
+
+
+class Share(NamedTuple):
+    """Which part of a global batch of ``batch_size`` rows is this rank's, and where it goes."""
+
+    batch_size: int
+    rank: int = 0
+    world: int = 1
+    paired: bool = False
+    device: str = "cpu"
+    threads: int = 1
+    workers: int = 0
+
+
+def of_task(loaded: Any, data: Any, share: Share, seed: int) -> Epochs:
+    """The batches of a task's training data, whatever form it has.
+
+    Args:
+        loaded: the task (`contract.Loaded`).
+        data: its *train* or *adapt* part.
+        share: this rank's.
+        seed: of the order, where that is ours.
+    """
+    if loaded.train_loader is not None:
+        return LoaderBatches(loaded, len(data), share)
+    if isinstance(data, Stream):
+        return StreamBatches(data, loaded.collate, share)
+    return Batches(
+        data,
+        loaded.collate,
+        batch_size=share.batch_size,
+        seed=seed,
+        rank=share.rank,
+        world=share.world,
+        paired=share.paired,
+        device=share.device,
+        workers=share.workers,
+    )
+
+
+class StreamBatches:
+    """Batches of a stream's samples, which goes on from one epoch to the next."""
+
+    divisible = loadable = False
+
+    def __init__(
+        self, stream: Stream, collate: Callable[[list[Any]], tuple[Any, Any]], share: Share
+    ) -> None:
+        self.rows = len(stream)
+        self._stream = stream
+        self._collate = collate
+        self._share = share
+        self._samples = stream.samples(share.rank, share.world)
+
+    @property
+    def steps(self) -> int:
+        return _steps(self.rows, self._share)
+
+    def skip(self, epochs: int) -> None:
+        """Read past what was trained on: the samples a rank takes of an epoch, each time."""
+        of = self._share
+        sizes = [min(of.batch_size, self.rows - at) for at in self._starts()]
+        taken = sum(max(1, len(range(of.rank, size, of.world))) for size in sizes)
+        for _ in itertools.islice(self._samples, epochs * taken):
+            pass
+
+    def _starts(self) -> range:
+        return range(0, self.steps * self._share.batch_size, self._share.batch_size)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The next ``rows`` rows; ``number`` does not matter."""
+        del number
+        assert start == 0
+        size, world = self._share.batch_size, self._share.world
+        for at in self._starts():
+            of = min(size, self.rows - at)
+            mine = len(range(self._share.rank, of, world))
+            yield self._batch(self._samples, max(1, mine), mine, of)
+
+    def first(self, rows: int) -> Batch:
+        """The stream's first rows."""
+        count = min(rows, self.rows)
+        return self._batch(self._stream.samples(), count, count, count)
+
+    def _batch(self, samples: Iterator[Any], count: int, rows: int, of: int) -> Batch:
+        input, target = self._collate(list(itertools.islice(samples, count)))
+        device = self._share.device
+        return Batch(_moved(input, device), _moved(target, device), rows, of)
+
+
+class LoaderBatches:
+    """Batches of the user's own ``train_loader(batch_size, rank, world, workers)``.
+
+    ``batch_size`` is the rank's share of the global batch; ``workers`` are the cores that the
+    training threads leave free.
+    """
+
+    divisible = loadable = False
+
+    def __init__(self, loaded: Any, rows: int, share: Share) -> None:
+        self.rows = rows
+        self._loaded = loaded
+        self._share = share
+        spare = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self._workers = max(0, spare - share.threads * share.world) // share.world
+        self._loader = self._made(self._workers)
+        self._most = math.ceil(rows / share.batch_size)
+
+    @property
+    def steps(self) -> int:
+        try:
+            return min(self._most, len(self._loader))
+        except TypeError:  # no length, as of an iterable dataset
+            return self._most
+
+    def skip(self, epochs: int) -> None:
+        """What the loader does in an epoch follows from its number and the random state."""
+        del epochs
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """One pass, or as many steps as ``rows`` rows are where the loader has no end."""
+        assert start == 0
+        sampler = getattr(self._loader, "sampler", None)
+        if sampler is not None and hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(number)
+        for batch in itertools.islice(self._loader, self._most):
+            yield self._batch(batch)
+
+    def first(self, rows: int) -> Batch:
+        """The first batch, whatever its size."""
+        del rows
+        return self._batch(next(iter(self._made(0))))
+
+    def _made(self, workers: int) -> Any:
+        share, loaded = self._share, self._loaded
+        size = max(1, share.batch_size // share.world)
+        call = f"train_loader({size}, {share.rank}, {share.world}, {workers})"
+        with guard(loaded.where, call, loaded.path):
+            return loaded.train_loader(size, share.rank, share.world, workers)
+
+    def _batch(self, batch: Any) -> Batch:
+        input, target = pair(batch)
+        input = tuple(input) if isinstance(input, list) else input
+        device, rows = self._share.device, rows_of(target)
+        moved = _moved(input, device), _moved(target, device)
+        return Batch(*moved, rows, rows * self._share.world)
+
+
+class Batches:
+    """Batches of one rank.
+
+    Args:
+        dataset: map-style, yields ``(input, target)``.
+        collate: the task's, from a list of samples to a batch.
+        batch_size: rows of the global batch.
+        paired: the model has batch norm; a last, short batch that gives any rank less than
+            two rows is dropped, as statistics of one row are no statistics.
+        device: torch's name of where batches are wanted.
+        workers: processes that load them, where they are not gathered from tensors.
+    """
+
+    divisible = True
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        collate: Callable[[list[Any]], tuple[Any, Any]],
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        paired: bool = False,
+        device: str = "cpu",
+        workers: int = 0,
+    ) -> None:
+        self.rows = len(dataset)  # type: ignore[arg-type]
+        self._gather, gathered = gathered_from(dataset, collate)
+        self.loadable = not gathered
+        self._slow = None if gathered or not workers else (dataset, collate)
+        self._workers = workers
+        self._share = Share(batch_size, rank, world, paired=paired, device=device)
+        self._seed = seed
+
+    @property
+    def steps(self) -> int:
+        return _steps(self.rows, self._share)
+
+    def skip(self, epochs: int) -> None:
+        """Nothing to do: an epoch's order follows from its number."""
+        del epochs
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of epoch ``number`` (any order of epochs gives the same rows)."""
+        generator = torch.Generator().manual_seed(self._seed * _EPOCH_STRIDE + number)
+        order = torch.randperm(self.rows, generator=generator)
+        share = self._share
+        chunks = torch.split(order, share.batch_size)[start : self.steps]
+        mine = [chunk[share.rank :: share.world] for chunk in chunks]
+        taken = [own if len(own) else chunk[:1] for own, chunk in zip(mine, chunks, strict=True)]
+        pairs = self._loaded(taken, number) if self._slow else map(self._gather, taken)
+        for (input, target), own, chunk in zip(pairs, mine, chunks, strict=True):
+            yield self._moved(input, target, len(own), len(chunk))
+
+    def _loaded(self, taken: list[Tensor], number: int) -> Iterator[tuple[Any, Any]]:
+        from autotune.worker.data.loader_workers import loaded
+
+        assert self._slow is not None
+        return loaded(
+            *self._slow,
+            [rows.tolist() for rows in taken],
+            workers=self._workers,
+            seed=self._seed * _EPOCH_STRIDE + number,
+            pinned=self._share.device != "cpu",
+        )
+
+    def first(self, rows: int) -> Batch:
+        """The first rows of the dataset, unshuffled."""
+        count = min(rows, self.rows)
+        return self._moved(*self._gather(torch.arange(count)), count, count)
+
+    def _moved(self, input: Any, target: Any, rows: int, of: int) -> Batch:
+        device = self._share.device
+        return Batch(_moved(input, device), _moved(target, device), rows, of)
+
+
+def parts(batch: Batch, count: int) -> list[Batch]:
+    """A batch cut into ``count`` nearly equal parts by its rows, fewer where it has fewer."""
+    rows = max(1, batch.rows)
+    if count <= 1 or rows == 1:
+        return [batch]
+    size = math.ceil(rows / count)
+    cuts = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+    return [
+        Batch(
+            _cut(batch.input, cut, rows),
+            _cut(batch.target, cut, rows),
+            cut.stop - cut.start,
+            batch.of,
+        )
+        for cut in cuts
+    ]
+
+
+def _cut(value: Any, cut: slice, rows: int) -> Any:
+    """The rows of a batched value; what has not the batch's rows is left whole."""
+    if isinstance(value, Tensor):
+        return value[cut] if value.ndim and len(value) == rows else value
+    if isinstance(value, Mapping):
+        return {key: _cut(item, cut, rows) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(_cut(item, cut, rows) for item in value)
+    return value
+
+
+def _steps(rows: int, share: Share) -> int:
+    """Global batches of an epoch; a last, short one is left out where it is too short for batch
+    norm on some rank.
+    """
+    whole, left = divmod(rows, share.batch_size)
+    dropped = share.paired and left // share.world < 2
+    return whole + (1 if left and not dropped else 0)
+
+
+def _moved(value: Any, device: str) -> Any:
+    if device == "cpu":
+        return value
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {key: _moved(item, device) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(_moved(item, device) for item in value)
+    return value

@@ -1,0 +1,102 @@
+"""A ``metric()`` object fed batch by batch, and replicates of it without keeping outputs.
+
+    small    outputs are kept up to KEPT_BYTES: REPLICATES exact bootstrap resamples of the rows
+    large    one object over all rows, and one over each of up to GROUPS groups of rows;
+             replicate = metric + mean of resampled group metrics - mean of group metrics
+
+The second is the method of batch means: the spread of the groups' metrics, divided by their
+number, stands for that of the whole.  It is honest for metrics that are smooth in the data
+(means, rates, F1, perplexity), not for a maximum.  A row's group is its number modulo the
+groups, so that two models on one part are paired.  Where groups would hold fewer than
+LEAST_ROWS rows there are no replicates.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autotune.worker.contract.functions import Functions
+from autotune.worker.data.batch_tree import join, size_of, take
+from autotune.worker.data.streams import rows_of
+
+REPLICATES = 200
+KEPT_BYTES = 64 << 20
+GROUPS = 32
+LEAST_ROWS = 8
+_LEAST_GROUPS = 8
+
+
+def resamples(rows: int, seed: int) -> NDArray[np.int64]:
+    """Row numbers of `REPLICATES` bootstrap resamples, ``[REPLICATES, rows]``."""
+    return np.random.default_rng((seed, rows)).integers(0, rows, (REPLICATES, rows))
+
+
+class Streamed:
+    """The user's metric over a part of ``rows`` rows."""
+
+    def __init__(self, functions: Functions, rows: int, seed: int) -> None:
+        self._functions = functions
+        self._rows = rows
+        self._seed = seed
+        self._seen = 0
+        self._whole = functions.meter()
+        self._kept: list[tuple[Any, Any]] | None = []
+        self._kept_bytes = 0
+        count = min(GROUPS, rows // LEAST_ROWS)
+        self._groups = [functions.meter() for _ in range(count if count >= _LEAST_GROUPS else 0)]
+
+    def add(self, output: Any, target: Any, rows: int) -> None:
+        """One batch."""
+        self._functions.update(self._whole, output, target)
+        if self._kept is not None:
+            self._kept.append((output, target))
+            self._kept_bytes += size_of(output)
+            if self._kept_bytes > KEPT_BYTES:
+                self._stop_keeping()
+        else:
+            self._to_groups(output, target, rows)
+        self._seen += rows
+
+    def result(self) -> tuple[float, tuple[float, ...] | None]:
+        """The metric, and its replicates (None where there are too few rows for them)."""
+        quality = self._functions.compute(self._whole)
+        if self._kept is None:
+            return quality, self._from_groups(quality)
+        output = join([kept[0] for kept in self._kept])
+        target = join([kept[1] for kept in self._kept])
+        found = []
+        for rows in resamples(self._rows, self._seed):
+            value = self._functions.quality(take(output, rows), take(target, rows))
+            found.append(value if math.isfinite(value) else quality)
+        return quality, tuple(found)
+
+    def _stop_keeping(self) -> None:
+        kept, self._kept = self._kept or [], None
+        seen, self._seen = self._seen, 0
+        for output, target in kept:
+            rows = rows_of(target)
+            self._to_groups(output, target, rows)
+            self._seen += rows
+        self._seen = seen
+
+    def _to_groups(self, output: Any, target: Any, rows: int) -> None:
+        if not self._groups:
+            return
+        group = (self._seen + np.arange(rows)) % len(self._groups)
+        for number in np.unique(group):
+            mine = np.flatnonzero(group == number)
+            self._functions.update(self._groups[number], take(output, mine), take(target, mine))
+
+    def _from_groups(self, quality: float) -> tuple[float, ...] | None:
+        if not self._groups:
+            return None
+        values = np.array([self._functions.compute(group) for group in self._groups])
+        if not np.isfinite(values).all():
+            return None
+        count = len(values)
+        drawn = np.random.default_rng((self._seed, count)).integers(0, count, (REPLICATES, count))
+        wide = math.sqrt(count / (count - 1))  # the bootstrap of few values is too narrow
+        spread = (values[drawn].mean(1) - values.mean()) * wide
+        return tuple((quality + spread).tolist())

@@ -1,0 +1,193 @@
+"""Microbenchmarks of each CUDA (or ROCm) device that torch sees.
+
+    copy_bytes_per_s, gemm_{fp32,tf32,bf16,fp16}_flop_per_s    the device alone
+    host_to_device_bytes_per_s, device_to_host_...        pinned memory, one way
+    launch_overhead_s                                     one small operator among many
+    idle_power_w, loaded_power_w                          by the meter process (`power`)
+
+What this does not know: links between devices (`links`), and sparse or fp8 products.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from autotune.records.hardware import Gpu, Leaf
+from autotune.worker.machine import boards, microbenchmarks, power_draw
+
+if TYPE_CHECKING:
+    import torch
+
+_DEVICE_N = 4096
+_TF32 = 8
+"""Compute capability."""
+
+
+def count() -> int:
+    """CUDA devices that torch sees, without touching any."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def cuda(bench: microbenchmarks.Bench, *, anchors_only: bool) -> tuple[Gpu, ...]:
+    """Every CUDA device that torch sees, with its facts and, time permitting, its rates."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    devices = range(torch.cuda.device_count())
+    return tuple(_gpu(bench, index, anchors_only) for index in devices)
+
+
+def _gpu(bench: microbenchmarks.Bench, index: int, anchors_only: bool) -> Gpu:
+    import torch
+
+    facts = torch.cuda.get_device_properties(index)
+    device = torch.device("cuda", index)
+    measured = device_leaves(
+        bench,
+        device,
+        lambda: torch.cuda.synchronize(device),
+        copy_bytes=min(256 << 20, facts.total_memory // 16),
+        kinds=("fp32",) if anchors_only else _kinds(facts.major),
+    )
+    gpu = Gpu(
+        index=index,
+        name=facts.name,
+        memory_bytes=facts.total_memory,
+        compute_capability=f"{facts.major}.{facts.minor}",
+        multiprocessors=facts.multi_processor_count,
+        figures=measured,
+    )
+    return boards.described(gpu, boards.of_device(str(getattr(facts, "uuid", ""))))
+
+
+def device_leaves(
+    bench: microbenchmarks.Bench,
+    device: "torch.device",
+    wait: Callable[[], None],
+    *,
+    copy_bytes: int,
+    kinds: Sequence[str],
+    size: int = _DEVICE_N,
+) -> dict[str, Leaf]:
+    """Copy and GEMM rates of one device; ``wait`` blocks until its work is done."""
+    import torch
+
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    source = torch.ones(copy_bytes // 4, device=device)
+    target = torch.zeros(copy_bytes // 4, device=device)
+
+    def copy() -> None:
+        target.copy_(source)
+        wait()
+
+    found = bench.leaf("copy_bytes_per_s", "B/s", copy, 2.0 * copy_bytes, waits=True)
+    if device.type == "cuda":
+        found |= _host_copies(bench, source, wait)
+        found |= _launches(bench, source[:1], wait)
+    for kind in kinds:
+        # not of ones: a GPU multiplies constant numbers up to an eighth faster than others
+        matrix = torch.randn(size, size, device=device).to(types.get(kind, torch.float32))
+        out = torch.empty_like(matrix)
+
+        def multiply(matrix: "torch.Tensor" = matrix, out: "torch.Tensor" = out) -> None:
+            torch.mm(matrix, matrix, out=out)
+            wait()
+
+        with _products("high" if kind == "tf32" else "highest"):
+            found |= bench.leaf(
+                f"gemm_{kind}_flop_per_s", "FLOP/s", multiply, 2.0 * size**3, waits=True
+            )
+    return found
+
+
+def _kinds(major: int) -> tuple[str, ...]:
+    """Types to multiply in; tf32 is there since Ampere (ROCm counts otherwise, and has it too)."""
+    return ("fp32", "tf32", "bf16", "fp16") if major >= _TF32 else ("fp32", "bf16", "fp16")
+
+
+@contextmanager
+def _products(precision: str) -> Iterator[None]:
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _host_copies(
+    bench: microbenchmarks.Bench, held: "torch.Tensor", wait: Callable[[], None]
+) -> dict[str, Leaf]:
+    """Between pinned host memory and the device, one way each."""
+    import torch
+
+    part = held[: min(held.numel(), 16 << 20)]
+    host = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
+    size = float(part.numel() * part.element_size())
+
+    def down() -> None:
+        part.copy_(host, non_blocking=True)
+        wait()
+
+    def up() -> None:
+        host.copy_(part, non_blocking=True)
+        wait()
+
+    return {
+        **bench.leaf("host_to_device_bytes_per_s", "B/s", down, size, waits=True),
+        **bench.leaf("device_to_host_bytes_per_s", "B/s", up, size, waits=True),
+    }
+
+
+def _launches(
+    bench: microbenchmarks.Bench, one: "torch.Tensor", wait: Callable[[], None]
+) -> dict[str, Leaf]:
+    """``launch_overhead_s``: one operator on one element, among many that are not waited for."""
+    import torch
+
+    def launch() -> None:
+        for _ in range(microbenchmarks.DISPATCHES):
+            torch.add(one, one)
+        wait()
+
+    samples, spoilt = bench.rates(launch, float(microbenchmarks.DISPATCHES), waits=True)
+    seconds = [1 / rate for rate in samples]
+    if spoilt:
+        bench.doubt("launch_overhead_s", seconds, "s")
+    return {"launch_overhead_s": microbenchmarks.as_leaf(seconds, "s")}
+
+
+def drawn(found: tuple[Gpu, ...], watts: power_draw.Probe) -> tuple[Gpu, ...]:
+    """The devices with what they draw, idle and while all of them multiply matrices."""
+    if not found:
+        return ()
+    import torch
+
+    kind = torch.float16
+    size = (_DEVICE_N, _DEVICE_N)
+    held = [torch.randn(size, device=_device(gpu)).to(kind) for gpu in found]
+
+    def call() -> None:
+        for matrix in held:
+            torch.mm(matrix, matrix)
+        for gpu in found:
+            torch.cuda.synchronize(gpu.index)
+
+    watts.devices(len(found), call)
+    return tuple(
+        msgspec.structs.replace(gpu, figures=gpu.figures | watts.boards.get(gpu.index, {}))
+        for gpu in found
+    )
+
+
+def _device(gpu: Gpu) -> "torch.device":
+    import torch
+
+    return torch.device("cuda", gpu.index)

@@ -1,0 +1,223 @@
+"""Profile this machine: what it has (read) and what it does (measured), in about 4 seconds.
+
+    system readers -> Cpu, memory            never the host's name, serials, addresses, paths
+    links          -> leaves                 two processes, all devices: alpha and beta
+    probes.cpu     -> leaves                 GEMM, copy and operator overhead on the CPU
+    devices.cuda   -> Gpu and its leaves     only where there is a device; before the processor
+    power          -> watts, idle and loaded only where the meter process is asked
+
+A leaf's value is the median of its samples, low and high are their extremes; the anchors are
+measured again at the end, so that their interval holds the machine's drift.  How much others
+used meanwhile stands beside them (`foreign`).  Samples that foreign load spoiled are discarded
+and taken again, twice; what is still spoiled then stays, with its wide interval and a warning.
+
+What this does not know: the machine when it is busy, and behaviour beyond the probed sizes.
+"""
+
+import platform
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from autotune.records import profiles
+from autotune.records.hardware import Cpu, Gpu, Leaf, Profile
+from autotune.records.job import Probe, Probed
+from autotune.worker.channel import Channel
+from autotune.worker.host import linux, topology
+from autotune.worker.machine import boards, foreign, interconnect, microbenchmarks, power_draw
+from autotune.worker.machine import gpus as machine_gpus
+
+_SOFTWARE = (
+    *("torch", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "torch-pruning", "optuna"),
+    "autotune",
+)
+_ISA = (
+    *("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl"),
+    *("avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"),
+    *("asimd", "sve", "sve2", "bf16", "i8mm"),
+)
+"""The extensions that decide how fast a model runs, by the kernel's names."""
+_WINDOWS = 3
+"""Of loaded power, each, in a thorough profile."""
+_TORCH_NAMES = {"fma3": "fma", "avx512_f": "avx512f", "avx512_bw": "avx512bw",
+                "avx512_vl": "avx512vl", "neon": "asimd"}  # fmt: skip
+
+
+def run(job: Probe, root: Path, channel: Channel) -> Probed:
+    """Read and measure this machine within ``job.budget_s``; torch's threads are restored."""
+    started = time.monotonic()
+    cpu = processor()
+    memory, usable = memory_bytes()
+    bench = microbenchmarks.Bench(started + job.budget_s, threads=max(1, int(cpu.cores)))
+    watch = foreign.Watch()
+    figures, gpus, warnings = _measured(job, cpu, usable, bench)
+    versions = software()
+    profile = Profile(
+        name=name(cpu, gpus),
+        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        fingerprint=profiles.hardware_fingerprint(cpu, memory, gpus),
+        software_fingerprint=profiles.software_fingerprint(versions),
+        cpu=cpu,
+        memory_bytes=memory,
+        usable_memory_bytes=usable,
+        gpus=gpus,
+        others=() if job.device == "cpu" else boards.others(),
+        figures=figures | watch.leaves() | topology.clocks(),
+        software=versions,
+        warnings=warnings,
+        probe_s=time.monotonic() - started,
+    )
+    return Probed(profile=profile, lacking=boards.lacking() if job.device != "cpu" else {})
+
+
+_Measured = tuple[dict[str, Leaf], tuple[Gpu, ...], tuple[str, ...]]
+
+
+def _measured(job: Probe, cpu: Cpu, usable: int, bench: microbenchmarks.Bench) -> _Measured:
+    """The machine's leaves, its devices with theirs, and what is doubtful."""
+    size = _buffer_bytes(cpu, usable)
+    if job.anchors_only:
+        with _threads():
+            gpus = _devices(job, bench)
+            found = bench.anchors(size)
+        return found, gpus, tuple(bench.warnings)
+    found = _linked(job, cpu)  # before any thread, and before a device is touched
+    with _metered(job, bench) as watts, _threads():
+        watts.idle(0 if job.device == "cpu" else machine_gpus.count())
+        gpus = machine_gpus.drawn(_devices(job, bench), watts)
+        found |= bench.cpu(
+            size,
+            thorough=job.thorough,
+            own_cache_bytes=cpu.l2_bytes,
+            last_cache_bytes=cpu.l3_bytes,
+        )
+        bench.loaded(watts)
+    with _threads():
+        found = foreign.pooled(found, bench.anchors(size)) | watts.figures
+    return found, gpus, (*bench.warnings, *watts.warnings)
+
+
+def _devices(job: Probe, bench: microbenchmarks.Bench) -> tuple[Gpu, ...]:
+    """The devices first, and in time of their own: what they are used for costs them next to
+    nothing, but to set one up takes seconds, which the processor's probes shall not lack.
+    """
+    if job.device == "cpu":
+        return ()
+    began = time.monotonic()
+    found = machine_gpus.cuda(bench, anchors_only=job.anchors_only)
+    if found and not job.thorough:
+        bench.extend(time.monotonic() - began)
+    return found
+
+
+def _linked(job: Probe, cpu: Cpu) -> dict[str, Leaf]:
+    if not job.thorough:
+        return {}
+    between = interconnect.gloo() if cpu.cores >= 2 else {}
+    return between | (interconnect.nccl() if job.device != "cpu" else {})
+
+
+@contextmanager
+def _metered(job: Probe, bench: microbenchmarks.Bench) -> Iterator[power_draw.Probe]:
+    """A probe of power, which finds nothing where there is no meter process to ask."""
+    if job.meter is None:
+        yield power_draw.Probe(None)
+        return
+    from autotune.worker.energy.meter_client import MeterClient
+
+    with MeterClient(job.meter) as meter:
+        yield power_draw.Probe(meter, over=bench.over, windows=_WINDOWS if job.thorough else 1)
+
+
+def processor(root: Path = linux.ROOT) -> Cpu:
+    """The processor as this process may use it."""
+    info, caches = linux.cpuinfo(root), linux.caches(root)
+    fast, small = topology.core_kinds(root) or (None, None)
+    return Cpu(
+        vendor=info.vendor,
+        model=info.model,
+        architecture=platform.machine(),
+        logical_cores=linux.logical_cores(root),
+        physical_cores=linux.physical_cores(root),
+        usable_cores=linux.usable_cores(root),
+        isa=isa(info.flags),
+        l1d_bytes=caches.l1d_bytes,
+        l2_bytes=caches.l2_bytes,
+        l3_bytes=caches.l3_bytes,
+        l3_count=topology.l3_count(root),
+        sockets=topology.sockets(root),
+        numa_nodes=linux.numa_nodes(root),
+        threads_per_core=topology.threads_per_core(root),
+        performance_cores=fast or None,
+        efficiency_cores=small or None,
+        governor=linux.governor(root),
+        virtualised=linux.virtualised(root),
+    )
+
+
+def isa(flags: frozenset[str]) -> tuple[str, ...]:
+    """Instruction set extensions by the kernel's names: its flags and what torch detects."""
+    import torch
+
+    found = set(flags)
+    ask = getattr(torch.cpu, "get_capabilities", dict)
+    found |= {_TORCH_NAMES.get(key, key) for key, value in ask().items() if value is True}
+    return tuple(extension for extension in _ISA if extension in found)
+
+
+def name(cpu: Cpu, gpus: tuple[Gpu, ...]) -> str:
+    """A slug such as ``amd-epyc-2c`` or ``amd-epyc-16c-nvidia-h100``."""
+    cores = f"{cpu.cores:g}c"
+    words = [
+        cpu.model or cpu.vendor or cpu.architecture or "cpu",
+        cores,
+        *(gpu.name for gpu in gpus[:1]),
+    ]
+    text = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*", "", " ".join(words[:1]).lower())
+    slug = " ".join([text, *words[1:]]).lower()
+    return re.sub(r"[^a-z0-9.]+", "-", slug).strip("-")
+
+
+def software() -> dict[str, str]:
+    """Versions that change what a probe measures."""
+    found = {package: version for package in _SOFTWARE if (version := _version(package))}
+    return {"python": platform.python_version(), **found}
+
+
+def memory_bytes(root: Path = linux.ROOT) -> tuple[int, int]:
+    """Bytes in total, and bytes that this process may use; psutil answers where /proc does not."""
+    total, usable = linux.memory_bytes(root), linux.usable_memory_bytes(root)
+    if total is None or usable is None:
+        import psutil
+
+        found = psutil.virtual_memory()
+        return int(found.total), int(found.available)
+    return total, usable
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _buffer_bytes(cpu: Cpu, usable_memory: int) -> int:
+    """Copy buffers that no cache holds, within a sixteenth of the memory."""
+    wanted = min(512 << 20, max(64 << 20, 4 * (cpu.l3_bytes or 0)))
+    return max(1 << 20, min(wanted, usable_memory // 16))
+
+
+@contextmanager
+def _threads() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

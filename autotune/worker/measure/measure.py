@@ -1,0 +1,329 @@
+"""Time one artifact in a new interpreter.
+
+    python -m autotune.worker.measure.measure JOB ROOT OUT
+
+    threads into the environment -> load.py (load) -> first call -> warm-up
+        -> calls, each timed (`timing`, or `load` where requests come by themselves), inside
+           one energy window and two looks at the machine (`environment`) -> peak memory -> outputs
+
+Nothing but the standard library and records is imported before the artifact's own loader,
+so that load time and resident memory are those of a process that serves it.  No call is
+dropped; what disturbed the calls is counted in ``tags``.
+
+What this does not know: a server of several processes, or a network.
+"""
+
+import importlib.util
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from autotune.errors import JobError, WorkerError
+from autotune.records import codec
+from autotune.records.job import Measure, Measured
+from autotune.records.measurement import EnergyWindow, Launch
+from autotune.worker.host import interference, linux
+from autotune.worker.measure import open_loop, timing
+from autotune.worker.measure.timing import Call, Clock, Predict
+
+if TYPE_CHECKING:
+    from autotune.worker.data.rows import Rows
+    from autotune.worker.energy.meter_client import MeterClient
+
+OUT_OF_MEMORY = 75
+"""Exit status that tells the bridge: memory ran out."""
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+_POOL = 256
+_POOL_BYTES = 64 << 20
+_PERIODS = 20
+"""The energy window spans this many update periods: a tenth at most if its edges were not waited
+for, which they are (`autotune.meters.edge`).
+"""
+_ENERGY_CAP_S = 5.0
+_PERIOD_S = 0.05
+_COARSE = 0.05
+
+
+class Timed(NamedTuple):
+    """What the timed region gave."""
+
+    latency_ns: list[int]
+    window_ns: int
+    window_calls: int
+    cpu_ns: int
+    energy: EnergyWindow | None
+    tags: dict[str, int]
+    surroundings: interference.Environment
+    response_ns: list[int]
+    timeouts: int
+
+
+class Bench(NamedTuple):
+    """What is timed, and how."""
+
+    predict: Predict
+    calls: list[Call]
+    job: Measure
+    clock: Clock
+    warm: timing.Warm
+
+
+def run(job: Measure, root: Path, clock: Clock | None = None) -> Launch:
+    """Measure one artifact in this process.
+
+    Raises:
+        JobError: the artifact cannot be loaded, or does not answer a batch with a batch.
+    """
+    clock = clock or Clock()
+    began = clock.now_ns()
+    before = interference.state()
+    limit_threads(job.threads)
+    folder = root / job.artifact
+    started = clock.now_ns()
+    predict = _load(folder / "load.py")
+    load_ns = clock.now_ns() - started
+    calls = _pool(root / job.rows, job)
+    started = clock.now_ns()
+    answers = _in_host_memory(predict(*calls[0][0], **calls[0][1]))
+    first_ns = clock.now_ns() - started
+    if not answers:
+        predict = _synchronised(predict)
+    warm = timing.warm_up(predict, calls, job.warmup_s, clock)
+    timed = _metered(Bench(predict, calls, job, clock, warm))
+    peak = linux.peak_memory_bytes() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    held = _device_memory_bytes()
+    step = timing.resolution_ns(clock)
+    around = before | timed.surroundings | {"threads": interference.threads()}
+    around["timer_resolution_s"] = None if step is None else step * 1e-9
+    tags = timed.tags | {"coarse_timer": int(_coarse(step, timed.latency_ns))}
+    if job.score_rows and job.outputs:  # last: its load and its memory are not the server's
+        _score(predict, job, folder, root)
+    return Launch(
+        latency_s=tuple(ns * 1e-9 for ns in timed.latency_ns),
+        load_s=load_ns * 1e-9,
+        first_call_s=first_ns * 1e-9,
+        warmup_calls=warm.calls,
+        settled=warm.settled,
+        window_s=timed.window_ns * 1e-9,
+        window_calls=timed.window_calls,
+        cpu_s=timed.cpu_ns * 1e-9,
+        peak_memory_bytes=peak,
+        device_memory_bytes=held,
+        energy=timed.energy,
+        tags=tags | {"unsynchronised": int(not answers)},
+        environment=around,
+        work_s=(clock.now_ns() - began) * 1e-9,
+        response_s=tuple(ns * 1e-9 for ns in timed.response_ns),
+        timeouts=timed.timeouts,
+    )
+
+
+def _coarse(step_ns: int | None, latency_ns: list[int]) -> bool:
+    """The clock's step is over 5 % of a usual call: its samples are rounded."""
+    usual = sorted(latency_ns)[len(latency_ns) // 2]
+    return step_ns is not None and step_ns > _COARSE * usual
+
+
+def _device_memory_bytes() -> int | None:
+    """The most that PyTorch's allocator has held of the GPU; None where it held nothing."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.max_memory_reserved())
+
+
+def limit_threads(threads: int) -> None:
+    """Tell every numeric library how many threads it has, before one of them is imported."""
+    for name in _THREAD_VARIABLES:
+        os.environ[name] = str(threads)
+
+
+def _load(path: Path) -> Predict:
+    """Execute the artifact's loader from its own folder and return its ``predict``."""
+    spec = importlib.util.spec_from_file_location("artifact_load", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise JobError("error", f"{path.name} is not in the artifact folder {path.parent.name}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    predict: Predict = module.load()
+    return predict
+
+
+def _pool(path: Path, job: Measure) -> list[Call]:
+    """Up to 256 batches in a seeded order, ready before the clock starts."""
+    import numpy as np
+
+    from autotune.worker.data import rows as files
+
+    rows = files.load(path)
+    if len(rows) == 0:
+        raise JobError("error", f"{path.name} holds no rows to time the artifact with")
+    order = np.random.default_rng(job.seed).permutation(len(rows))
+    count = min(_POOL, max(1, len(rows) // job.batch_size))
+    calls: list[Call] = []
+    held = 0
+    for start in range(0, count * job.batch_size, job.batch_size):
+        chosen = [order[(start + i) % len(rows)] for i in range(job.batch_size)]
+        calls.append(_batch(rows, chosen))
+        held += _bytes(calls[-1])
+        if held > _POOL_BYTES:
+            break
+    return calls
+
+
+def _batch(rows: "Rows", chosen: list[Any]) -> Call:
+    try:
+        return rows.batch(chosen)
+    except ValueError as error:
+        raise JobError(
+            "unsupported",
+            f"rows of different shapes cannot share a batch of {len(chosen)} ({error}); "
+            "use batch size 1",
+        ) from None
+
+
+def _bytes(call: Call) -> int:
+    return sum(int(array.nbytes) for array in (*call[0], *call[1].values()))
+
+
+def _in_host_memory(output: Any) -> bool:
+    """Wait until an output has been computed, and tell whether it already was: NumPy is;
+    a device's array may be a promise that its first use keeps.
+    """
+    import numpy as np
+
+    if isinstance(output, dict | tuple | list):
+        parts = output.values() if isinstance(output, dict) else output
+        known = [_in_host_memory(part) for part in parts]  # all of them: each is waited for
+        return all(known)
+    if output is None or isinstance(output, np.ndarray | np.generic | int | float | str):
+        return True
+    np.asarray(output.cpu() if hasattr(output, "cpu") else output)
+    return False
+
+
+def _synchronised(predict: Predict) -> Predict:
+    """A call ends when its outputs are in memory: to be timed instead of a promise."""
+
+    def synchronised(*args: Any, **kwargs: Any) -> Any:
+        output = predict(*args, **kwargs)
+        _in_host_memory(output)
+        return output
+
+    return synchronised
+
+
+def _metered(bench: Bench) -> Timed:
+    """The timed region, with an energy window around it where there is a meter."""
+    if bench.job.meter is None:
+        return _timed(bench, None, 0.0)
+    from autotune.worker.energy.meter_client import MeterClient
+
+    try:
+        with MeterClient(bench.job.meter) as meter:
+            return _timed(bench, meter, _energy_s(meter))
+    except WorkerError as error:
+        # latency does not depend on the meter: its absence is a missing number, not a failure
+        print(f"energy not measured: {error}", file=sys.stderr)
+        return _timed(bench, None, 0.0)
+
+
+def _energy_s(meter: "MeterClient") -> float:
+    """How long the window must be for the slowest counter that can be read here."""
+    found = [s for s in meter.sources() if s.label.startswith("measured") and s.domains]
+    periods = [s.update_period_s or _PERIOD_S for s in found]
+    return min(_ENERGY_CAP_S, _PERIODS * max(periods)) if periods else 0.0
+
+
+def _timed(bench: Bench, meter: "MeterClient | None", energy_s: float) -> Timed:
+    """Time single calls; a closed loop goes on untimed where the energy window needs it."""
+    predict, calls, job, clock, warm = bench
+    now, wanted_s = clock.now_ns, max(job.time_s, energy_s)
+    due = open_loop.requests(job, wanted_s) if job.load_per_s is not None else None
+    watch = timing.Watch(warm.usual_ns, clock)
+    response: list[int] = []
+    timeouts = 0
+    with watch.collections():
+        before = interference.counters()
+        token = meter.open(boards=job.boards) if meter else None
+        cpu, began = clock.cpu_ns(), now()
+        if due is None:
+            latency = timing.closed(predict, calls, job, clock, watch, wanted_s)
+        else:
+            latency, response, timeouts = open_loop.serve(predict, calls, due, job, clock, watch)
+        count = len(latency)
+        while due is None and now() - began < energy_s * 1e9:
+            args, kwargs = calls[count % len(calls)]
+            predict(*args, **kwargs)
+            count += 1
+        window_ns, cpu_ns = now() - began, clock.cpu_ns() - cpu
+        energy = meter.close(token) if meter and token is not None else None
+        around = interference.grown(before, interference.counters(), cpu_ns * 1e-9)
+    return Timed(
+        latency, window_ns, count, cpu_ns, energy, watch.tags(), around, response, timeouts
+    )
+
+
+def _score(predict: Predict, job: Measure, folder: Path, root: Path) -> None:
+    """Write the outputs of every row of ``score_rows`` as a rows file: in large batches where each
+    row's output is its own, else in those of the plan.
+    """
+    from autotune.worker.data import rows as files
+    from autotune.worker.measure import outputs
+
+    assert job.score_rows is not None
+    assert job.outputs is not None
+    rows = files.load(root / job.score_rows).every(job.every)
+    free = bool(json.loads((folder / "artifact.json").read_text()).get("dynamic_batch"))
+    free = free and not _batchwise(folder)
+    outputs.record(predict, rows, root / job.outputs, fixed=None if free else job.batch_size)
+
+
+def _batchwise(folder: Path) -> bool:
+    """Whether ranges are taken over each batch anew: a row's output then depends on the others."""
+    return any(b"DynamicQuantizeLinear" in p.read_bytes() for p in folder.glob("*.onnx"))
+
+
+def main(argv: list[str]) -> int:
+    """Measure as the job file says; 0, or 1 with a one-line reason on standard error."""
+    job_file, root, out = (Path(argument) for argument in argv)
+    try:
+        job = codec.decode(job_file.read_bytes(), Measure, what=job_file.name)
+        launch = run(job, root)
+        scratch = out.with_name(out.name + ".part")
+        scratch.write_bytes(codec.encode(Measured(launch=launch)))
+        scratch.replace(out)
+    except SystemExit as error:
+        print(f"SystemExit: the artifact's code called exit({error.code!r})", file=sys.stderr)
+        return 1
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        if _out_of_memory(error):
+            print(f"out of memory: {text}", file=sys.stderr)
+            return OUT_OF_MEMORY
+        print(text, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    signs = ("out of memory", "allocate memory", "bad_alloc", "bad allocation")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # the answer is written: a runtime's own clean-up takes half a second

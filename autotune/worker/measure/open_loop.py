@@ -1,0 +1,102 @@
+"""Open-loop load: requests come when they come, whether or not the last one is answered.
+
+    arrivals(rate, ...) -> when each request is due
+    serve(...) -> service time (start to end) and response time (due to end) of each
+
+One server, first come first served.  A stall delays every request that falls due meanwhile,
+and each counts its wait: a closed loop would simply not have sent them (coordinated
+omission; Tene, "How NOT to measure latency").  Stdlib only.
+
+Does not know a network, nor several servers.
+"""
+
+import math
+import random
+from typing import Literal, NamedTuple
+
+from autotune.records.job import Measure
+from autotune.worker.measure.timing import (
+    LEAST_CALLS,
+    PATIENCE,
+    Call,
+    Clock,
+    Predict,
+    Watch,
+)
+
+_SPIN_NS = 100_000
+"""Sleeping ends some 60 us late, which is not the server's fault: the rest is spun away."""
+
+
+class Served(NamedTuple):
+    """Nanoseconds of each answered request; ``timeouts`` were due and never answered."""
+
+    service_ns: list[int]
+    response_ns: list[int]
+    timeouts: int
+
+
+def arrivals(
+    rate_per_s: float, count: int, kind: Literal["poisson", "fixed"], seed: int
+) -> list[int]:
+    """Nanoseconds after the start at which requests are due, ascending.
+
+    Raises:
+        ValueError: the rate is not above 0.
+    """
+    if not (rate_per_s > 0 and math.isfinite(rate_per_s)):
+        raise ValueError(f"a load of {rate_per_s:g} requests per second: it must be above 0")
+    if kind == "fixed":
+        return [round(number * 1e9 / rate_per_s) for number in range(count)]
+    draw, due, out = random.Random(seed), 0.0, []
+    for _ in range(count):
+        due += draw.expovariate(rate_per_s)
+        out.append(round(due * 1e9))
+    return out
+
+
+def requests(job: Measure, wanted_s: float) -> list[int]:
+    """The schedule of one launch: ``min_calls`` and ``wanted_s``, cut off at ``most_s`` as
+    long as some 30 requests remain.
+    """
+    assert job.load_per_s is not None
+    count = max(job.min_calls, math.ceil(job.load_per_s * wanted_s))
+    due = arrivals(job.load_per_s, min(count, job.max_calls), job.arrivals, job.seed)
+    most_ns = int(job.most_s * 1e9)
+    kept = sum(at <= most_ns for at in due)
+    patient = sum(at <= PATIENCE * most_ns for at in due)
+    return due[: max(kept, min(LEAST_CALLS, patient), 1)]
+
+
+def serve(
+    predict: Predict, calls: list[Call], due_ns: list[int], job: Measure, clock: Clock, watch: Watch
+) -> Served:
+    """Answer every request of the schedule.
+
+    A backlog may take as long again as the schedule (at least ``most_s``) to be worked off;
+    what is still unanswered then has timed out.
+    """
+    now, size = clock.now_ns, len(calls)
+    service: list[int] = []
+    response: list[int] = []
+    began = now()
+    last = began + due_ns[-1] + max(due_ns[-1], int(job.most_s * 1e9))
+    for number, offset in enumerate(due_ns):
+        due = began + offset
+        _wait(due, clock)
+        args, kwargs = calls[number % size]
+        started = now()
+        if started > last:
+            break
+        predict(*args, **kwargs)
+        ended = now()
+        service.append(ended - started)
+        response.append(ended - due)
+        watch.saw(started, ended)
+    return Served(service, response, len(due_ns) - len(service))
+
+
+def _wait(until_ns: int, clock: Clock) -> None:
+    while (left := until_ns - clock.now_ns()) > 0:
+        if left > _SPIN_NS:
+            clock.sleep_s((left - _SPIN_NS) * 1e-9)

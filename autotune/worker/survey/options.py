@@ -1,0 +1,115 @@
+"""What is legal here: every plug-in's answer, the precisions that pay on this machine, the
+optimizers that this torch and this model have a use for, and what a training step may do.
+"""
+
+from pathlib import Path
+from typing import get_args
+
+from autotune import plugins
+from autotune.compress import _paths
+from autotune.records.hardware import Profile
+from autotune.records.job import Context, Menu, Options
+from autotune.records.plan import Optimizer
+from autotune.records.task import Option, Traits
+from autotune.worker.channel import Channel
+
+_FOLDERS = (("runtime", "runtimes"), ("compress", "compress"), ("parallel", "parallel"))
+
+
+def run(job: Menu, root: Path, channel: Channel) -> Options:
+    """One `Option` per plug-in, precision and optimizer, refused ones with their reason."""
+    del root, channel
+    found = [
+        _option(kind, folder, name, job.context)
+        for kind, folder in _FOLDERS
+        for name in plugins.names(folder)
+    ]
+    rules = optimizers(job.context.traits)
+    steps = training_steps(job.context, job.context.traits)
+    return Options(options=(*found, *precisions(job.context.profile), *rules, *steps))
+
+
+def _option(kind: str, folder: str, name: str, context: Context) -> Option:
+    plugin = plugins.load(folder, name)
+    reason = plugin.unavailable(context)
+    return Option(
+        kind=kind,
+        name=name,
+        available=reason is None,
+        reason=reason,
+        takes=getattr(plugin, "TAKES", None),
+        gives=getattr(plugin, "GIVES", None),
+        group=getattr(plugin, "GROUP", None),
+        dims=plugin.dims(context) if hasattr(plugin, "dims") else (),
+        runtimes=plugin.runtimes(context)
+        if hasattr(plugin, "runtimes")
+        else getattr(plugin, "RUNTIMES", None),
+        trains=getattr(plugin, "TRAINS", False),
+        searched=getattr(plugin, "SEARCHED", True),
+    )
+
+
+def precisions(profile: Profile) -> tuple[Option, ...]:
+    """fp32 always; bf16 only where its matrix product was measured to be the faster one.
+
+    Whether a processor "supports" bf16 says nothing: without the instructions for it, it is
+    many times slower than fp32.  tf32 and fp16 are a GPU's; whether they pay is measured with
+    the model itself (`training.throughput_stage`).
+    """
+    reasons = {
+        "fp32": None,
+        "bf16": _paths.bf16(profile),
+        "tf32": _gpu_refusal(profile, "tf32", _AMPERE),
+        "fp16": _gpu_refusal(profile, "fp16", _VOLTA),
+    }
+    return tuple(
+        Option(kind="precision", name=name, available=reason is None, reason=reason)
+        for name, reason in reasons.items()
+    )
+
+
+def optimizers(traits: Traits) -> tuple[Option, ...]:
+    """Every update rule; refused where this torch lacks it or the model has no use for it."""
+    from autotune.worker.training.optimizers import unavailable
+
+    reasons = {name: unavailable(name, traits.hidden_matrices) for name in get_args(Optimizer)}
+    return tuple(
+        Option(kind="optimizer", name=name, available=reason is None, reason=reason)
+        for name, reason in reasons.items()
+    )
+
+
+_IMAGES = ("Conv2d", "ConvTranspose2d")
+
+
+def training_steps(context: Context, traits: Traits) -> tuple[Option, ...]:
+    """What the training step may do; whether it pays is measured (`training.step_options`)."""
+    reason = plugins.load("runtimes", "compiled").unavailable(context)
+    convolves = any(name in traits.module_types for name in _IMAGES)
+    none = None if convolves else "the model has no two-dimensional convolution"
+    return (
+        Option(kind="step", name="channels_last", available=convolves, reason=none),
+        Option(kind="step", name="compile", available=reason is None, reason=reason),
+        Option(kind="step", name="recompute", available=True),
+    )
+
+
+_VOLTA, _AMPERE = (7, 0), (8, 0)
+
+
+def _gpu_refusal(profile: Profile, name: str, least: tuple[int, int]) -> str | None:
+    """Why a precision of NVIDIA's GPUs cannot be used here."""
+    found = [gpu.compute_capability for gpu in profile.gpus]
+    if not found:
+        return f"needs an NVIDIA GPU: no product in {name} is faster than fp32 on this processor"
+    if any(version is None for version in found):
+        return f"needs an NVIDIA GPU of compute capability {least[0]}.{least[1]}: it is not known"
+    old = [version for version in found if version and _version(version) < least]
+    if old:
+        return f"needs compute capability {least[0]}.{least[1]}, this GPU has {old[0]}"
+    return None
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, _, minor = text.partition(".")
+    return int(major), int(minor or 0)

@@ -1,0 +1,162 @@
+"""Training: one loop for every number of ranks, measured as it runs.
+
+    run(job) --launch--> fit, on each rank, with its group
+                           to the next rung -> evaluate on select, report, go or pause -> ...
+                           weights, losses, time, memory, energy -> Trained
+
+A training that is told to stop at a rung pauses: its whole state is kept (`resuming`), and a
+later job with the same checkpoint goes on from there.  What is shipped are the weights of the best
+look at *select*, so that a model that begins to learn its rows by heart does no harm.
+
+The gradient of a global batch of n rows over W ranks is that of one process: DDP takes the
+mean over ranks, so a rank with k rows scales its mean loss by k W / n.  Losses are taken to
+be means over the batch, as the task contract says.  Where the user brought a ``train()`` of
+their own, that runs instead (`ownloop`).  Not known here: losses that are not
+(contrastive ones, or weighted means) differ between splits as they do under plain DDP, and
+so does batch norm, whose statistics are each rank's own.
+
+Clocks: ``train_s`` is the sum of the epochs; loading, start-up and evaluation are
+outside.  The energy window spans the loop with its rung evaluations, and
+neither start-up nor the last evaluation.
+"""
+
+import contextlib
+import math
+from pathlib import Path
+
+from autotune import plugins
+from autotune.errors import JobError
+from autotune.parallel import Group
+from autotune.records.job import Rate, Throughput, Train, Trained
+from autotune.worker.channel import Channel
+from autotune.worker.contract import task
+from autotune.worker.training import checkpoint, compile, determinism, user_loop
+from autotune.worker.training.evaluation import Judge, Meter, peak_memory_bytes, save
+from autotune.worker.training.loop import NO_STEP, Loop
+
+
+def run(job: Train, root: Path, channel: Channel) -> Trained:
+    """Train a fresh model by ``job.recipe`` and measure it.
+
+    Raises:
+        JobError: ``nan`` where a loss is not finite (with its step), ``unsupported`` where
+            nothing can be trained, ``crash`` where a rank died.
+        ContractError: the task has no training data.
+    """
+    answer = plugins.load("parallel", job.recipe.parallel).launch(job, root, channel, fit)
+    assert isinstance(answer, Trained)
+    return answer
+
+
+def throughput(job: Throughput, root: Path, channel: Channel) -> Rate:
+    """Training samples per second of one split, after a first step; no quality involved."""
+    answer = plugins.load("parallel", job.recipe.parallel).launch(job, root, channel, rate)
+    assert isinstance(answer, Rate)
+    return answer
+
+
+def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
+    """The body of `run`: what one rank does."""
+    if job.epochs <= 0:
+        raise JobError("unsupported", f"epochs is {job.epochs}; training needs more than 0")
+    if group.rank == 0:
+        checkpoint.drop(root, job.drop)
+    loaded = task.load(job.task)
+    if loaded.own_train is not None:
+        return user_loop.fit(job, root, channel, group, loaded)
+    if job.recipe.compile:
+        compile.keep_under(root)
+    loop = Loop(
+        job.recipe,
+        loaded,
+        group,
+        seed=job.seed,
+        epochs=job.epochs,
+        limit_s=job.time_limit_s,
+        watch=job.watch,
+        least_rate=job.least_samples_per_s,
+    )
+    loop.wanted_step_losses = job.step_losses
+    judge = Judge(loaded, loop.model, group, channel, keeps=job.until_quality is None)
+    keeper = checkpoint.Keeper(loop, job, root, group, judge)
+    with contextlib.ExitStack() as stack:
+        meter = Meter(job.meter if group.rank == 0 else None, stack)
+        go = _climb(job, loop, keeper, judge)
+        energy = meter.close()
+    keeper.save()
+    loop.settle()
+    ended = loop.done >= job.epochs - NO_STEP
+    if go and ended and job.epochs in job.rungs:
+        judge.report(job.epochs, loop.epoch_losses)
+    elif go and not judge.reached(job.until_quality) and not judge.overfits():
+        judge.look(loop.done, loop.epoch_losses)
+    by_heart = not ended and judge.overfits()
+    judge.settle()
+    return Trained(
+        epochs=loop.done,
+        steps=loop.steps,
+        stopped=not ended,
+        train_losses=tuple(loop.epoch_losses),
+        val_losses=tuple(judge.losses),
+        qualities=tuple(judge.qualities),
+        step_losses=tuple(loop.step_losses),
+        train_s=loop.train_s,
+        startup_s=loop.startup_s,
+        samples_per_s=loop.samples_per_s,
+        weights_sha256=save(loop.model, root, job.weights_out) if group.rank == 0 else None,
+        peak_memory_bytes=int(group.largest(peak_memory_bytes())),
+        energy=energy,
+        resumed_epochs=loop.resumed_epochs,
+        checkpoint_bytes=keeper.size or None,
+        reached=judge.reached(job.until_quality),
+        by_heart=by_heart,
+        kept_epochs=judge.best.epoch if judge.best else None,
+        kept_quality=judge.best.quality if judge.best else None,
+    )
+
+
+def _climb(job: Train, loop: Loop, keeper: checkpoint.Keeper, judge: Judge) -> bool:
+    """Train from rung to rung; False where it is told to pause.  Where rows are learnt by heart it
+    ends early.
+    """
+    for rung in (*(r for r in job.rungs if r < job.epochs), job.epochs):
+        if judge.overfits():
+            break
+        keeper.train(rung)
+        if loop.late or rung == job.epochs:
+            break
+        with loop.judged():
+            go = judge.report(rung, loop.epoch_losses)
+        if not go:
+            return False
+        if judge.reached(job.until_quality):
+            break
+    return True
+
+
+def rate(job: Throughput, root: Path, channel: Channel, group: Group) -> Rate:
+    """The body of `throughput`: epochs until the budget, counted from the second step, is used.
+
+    A loss that is not finite does not matter here.
+    """
+    loaded = task.load(job.task)
+    if loaded.own_train is not None:
+        return user_loop.rate(job, group, loaded)
+    if job.recipe.compile:
+        compile.keep_under(root)
+    loop = Loop(job.recipe, loaded, group, seed=job.seed, limit_s=job.budget_s, strict=False)
+    with contextlib.ExitStack() as stack:
+        meter = Meter(job.meter if group.rank == 0 else None, stack)
+        loop.to(math.inf)
+        energy = meter.close()
+    joules = energy.total_j if energy else None
+    return Rate(
+        samples_per_s=loop.samples_per_s,
+        startup_s=loop.startup_s,
+        peak_memory_bytes=int(group.largest(peak_memory_bytes())),
+        first_s=loop.first_s,
+        waiting=loop.waited_s / loop.train_s if loop.loadable else None,
+        energy_j_per_sample=None if joules is None else joules / loop.samples,
+        # asking changes what compiled code is guarded by: it would be compiled once more
+        unsteady=() if job.recipe.compile else determinism.named(loop.one_step),
+    )

@@ -1,0 +1,80 @@
+"""Whose fault: turns what the user's code raised into a contract error that names its line.
+
+    with guard(source, "make_model()"):
+        model = make_model()          # raises TypeError
+    ->  ContractError: model.py: make_model() raised TypeError: ... (line 12: `...`)
+
+Out of memory, exits and interrupts pass through: they are failures of a job, not of the
+contract.
+"""
+
+import linecache
+import textwrap
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from autotune.errors import AutotuneError, ContractError
+from autotune.worker.server.dispatch import failure
+
+
+def broken(
+    where: str,
+    what: str,
+    *,
+    found: str | None = None,
+    missing: str | None = None,
+    mend: str | None = None,
+    hint: str | None = None,
+) -> ContractError:
+    """A contract error: what is wrong, what was found, what is missing, the lines that mend it."""
+    lines = [f"{where}: {what}"]
+    if found:
+        lines.append(f"  found:   {found}")
+    if missing:
+        lines.append(f"  missing: {missing}")
+    if hint:
+        lines.append(f"  hint:    {hint}")
+    if mend:
+        lines += ["  mend it with:", textwrap.indent(textwrap.dedent(mend).strip("\n"), " " * 6)]
+    return ContractError("\n".join(lines))
+
+
+def place(error: BaseException, path: str | None) -> str:
+    """``line 12: `code` `` of the innermost frame in the user's file, else of the innermost one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if path is not None and f.filename == path]
+    if own:
+        frame = own[-1]
+        code = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
+        return f"line {frame.lineno}: `{code}`" if code else f"line {frame.lineno}"
+    if frames:
+        return f"{Path(frames[-1].filename).name} line {frames[-1].lineno}"
+    return "place unknown"
+
+
+@contextmanager
+def guard(
+    where: str, doing: str, path: str | None = None, hints: Sequence[tuple[type, str]] = ()
+) -> Iterator[None]:
+    """Run the user's code; what it raises becomes a `ContractError` that blames its line.
+
+    Args:
+        where: the name of the user's file in messages.
+        doing: what was being done, e.g. ``make_model()``.
+        path: the user's file as it appears in tracebacks.
+        hints: advice by exception type.
+    """
+    try:
+        yield
+    except (AutotuneError, MemoryError):
+        raise
+    except Exception as error:
+        if failure(error).kind == "oom":
+            raise
+        advice = next((text for kind, text in hints if isinstance(error, kind)), None)
+        text = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise broken(
+            where, f"{doing} raised {text}", found=place(error, path), hint=advice
+        ) from error

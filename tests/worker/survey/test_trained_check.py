@@ -1,0 +1,115 @@
+"""Trained weights are noticed before anything trains over them; lucky ones are let go."""
+
+import sys
+
+import pytest
+
+from autotune.errors import ContractError
+from autotune.records.job import Inspect
+from autotune.records.task import TaskSpec
+from autotune.worker.channel import NullChannel
+from autotune.worker.contract import task
+from autotune.worker.survey import inspect, trained_check
+
+DATA = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+g = torch.Generator().manual_seed(0)
+x = torch.randn(400, 6, generator=g)
+y = (x[:, :3] + 0.1 * torch.randn(400, 3, generator=g)).argmax(1)
+def train_data():
+    return TensorDataset(x, y)
+TRAINED = torch.cat([torch.eye(3), torch.zeros(3, 3)], 1)
+"""
+FRESH = "def make_model():\n    return nn.Linear(6, 3)\n"
+TRAINED = (
+    "def make_model():\n    model = nn.Linear(6, 3)\n    with torch.no_grad():\n"
+    "        model.weight.copy_(TRAINED)\n        model.bias.zero_()\n    return model\n"
+)
+MODULE = TRAINED + "model = make_model()\ndel make_model\n"
+FLOATS = "y = (x[:, :2].sum(1, keepdim=True) * 2 + 1).float()\n"
+REGRESSOR = (
+    "def make_model():\n    model = nn.Linear(6, 1)\n    with torch.no_grad():\n"
+    "        model.weight.copy_(torch.tensor([[2., 2., 0., 0., 0., 0.]]))\n"
+    "        model.bias.fill_(1.)\n    return model\n"
+)
+LUCKY = "def make_model():\n    torch.manual_seed(4)\n    return nn.Linear(6, 3)\n"
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch):
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+
+
+@pytest.fixture
+def inspected(tmp_path):
+    def one(text, **spec):
+        path = tmp_path / "model.py"
+        path.write_text(text)
+        job = Inspect(task=TaskSpec(kind="file", path=str(path), **spec))
+        return inspect.run(job, tmp_path / "work", NullChannel())
+
+    return one
+
+
+@pytest.mark.parametrize("text", [TRAINED, MODULE, FLOATS + REGRESSOR])
+def test_a_trained_model_stops_the_run(inspected, text):
+    with pytest.raises(ContractError) as caught:
+        inspected(DATA + text)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "model.py: looks trained: pass --pretrained or --retrain"
+    assert "before any training, chance is" in lines[1]
+
+
+@pytest.mark.parametrize("spec", [{"retrain": True}, {"pretrained": True}, {"pretrained": False}])
+def test_whoever_says_what_is_meant_is_believed(inspected, spec):
+    info = inspected(DATA + TRAINED, **spec).info
+    assert info.pretrained == bool(spec.get("pretrained"))
+
+
+def test_the_file_may_say_it(inspected):
+    assert not inspected(DATA + TRAINED + "pretrained = False\n").info.pretrained
+    assert inspected(DATA + TRAINED + "pretrained = True\n").info.pretrained
+
+
+@pytest.mark.parametrize("text", [FRESH, FRESH.replace("3)", "1)").join([FLOATS, ""])])
+def test_a_fresh_model_is_none(inspected, text):
+    assert not inspected(DATA + text).info.pretrained
+
+
+@pytest.mark.parametrize("make", ["torch.manual_seed(4)\n    return", "return"])
+def test_luck_is_not_training(inspected, make):
+    """Labels that a random direction tells apart well: every seed beats chance, none was taught."""
+    text = (
+        DATA
+        + "y = (x[:, 0] > 0).long()\nx = x[:, :1]\n"
+        + (f"def make_model():\n    {make} nn.Linear(1, 2)\n")
+    )
+    for seed in range(4):
+        inspected(text, seed=seed)
+
+
+def test_a_text_model_is_judged_by_its_tokens(tmp_path):
+    text = (
+        "import torch\nfrom torch import nn\n"
+        "class Copy(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.e = nn.Embedding(7, 7)\n        self.e.weight.data = 5 * torch.eye(7)\n"
+        "    def forward(self, x):\n        return self.e(x)\n"
+        "def make_model():\n    return Copy()\n"
+        "def train_data():\n"
+        "    g = torch.Generator().manual_seed(0)\n"
+        "    x = torch.randint(0, 7, (60, 5), generator=g)\n"
+        "    return torch.utils.data.TensorDataset(x, x)\n"
+    )
+    (tmp_path / "model.py").write_text(text)
+    loaded = task.load(TaskSpec(kind="file", path=str(tmp_path / "model.py")))
+    found = trained_check.guess(loaded.given_model(), loaded)
+    assert found is not None
+    assert found.clear
+    assert found.value == 1.0
+    with pytest.raises(ContractError, match="looks trained"):
+        trained_check.check(loaded)

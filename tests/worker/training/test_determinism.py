@@ -1,0 +1,26 @@
+"""Operators that are not deterministic are named, and torch's mode is put back."""
+
+import torch
+
+from autotune.worker.training import determinism
+
+
+def test_what_torch_warns_of_is_named_once() -> None:
+    def step() -> None:
+        for _ in range(2):
+            torch.ones(3).put_(torch.tensor([0]), torch.zeros(1))
+        torch.ones(3).sum()
+
+    assert determinism.named(step) == ("put_",)
+    assert determinism.named(lambda: torch.ones(3) @ torch.ones(3)) == ()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_mode_is_put_back_after_an_error() -> None:
+    def step() -> None:
+        raise KeyError
+
+    try:
+        determinism.named(step)
+    except KeyError:
+        assert not torch.are_deterministic_algorithms_enabled()
