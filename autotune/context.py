@@ -42,10 +42,10 @@ class Silent:
 
 
 @dataclass
-class Run:
+class RunContext:
     """One run in progress.  ``journal`` is the file that its Optuna studies are kept in;
     ``apart_s`` what a final training took that the user set apart from ``--time``,
-    ``evaluation_s`` what one evaluation of *select* takes, about.
+    ``evaluation_s`` what one evaluation of *validation* takes, about.
     """
 
     bridge: Bridge
@@ -125,7 +125,9 @@ _USER_FAULT = {
 }
 
 
-def first_epoch(run: Run, recipe: Recipe, weights: str, limit_s: float | None = None) -> Train:
+def first_epoch(
+    run: RunContext, recipe: Recipe, weights: str, limit_s: float | None = None
+) -> Train:
     """One epoch of training, or the part of it that ``limit_s`` allows, to the file ``weights``."""
     return Train(
         task=run.task(recipe),

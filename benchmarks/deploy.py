@@ -146,7 +146,7 @@ def alone(wanted: list[Job], setting: Setting, raced: bool) -> None:
             row = deploy_rows.row(model, batch, setting, search=False)
             print("\n".join(deploy_judge.table(row)), end="\n\n", flush=True)
             continue
-        deploy_prepare.confirmed(model, setting.rows)
+        deploy_prepare.make_test_rows(model, setting.rows)
         found = deploy_prepare.peers(model, batch, setting)
         print(f"{model} batch {batch}: peers ready", flush=True)
         for one in found.values():

@@ -1,6 +1,6 @@
 """What a row of the deployment benchmark says: who kept the floor, who was best, pass or fail.
 
-    scores on confirm + medians of launches -> Standing of each contestant -> best peer
+    scores on test + medians of launches -> Standing of each contestant -> best peer
         -> slowdown of autotune against it, with its lower bound; speed-up of the set of rows
 
 The floor is the same for all: quality on rows that no search saw falls by at most a point.  A peer
@@ -25,7 +25,7 @@ BASE = "eager"
 
 
 class Quality(NamedTuple):
-    """On *confirm*.  ``upper`` bounds the drop at 95 %."""
+    """On *test*.  ``upper`` bounds the drop at 95 %."""
 
     value: float
     drop: float
@@ -101,7 +101,7 @@ def table(row: Mapping[str, Any]) -> list[str]:
     """A row as plain lines, fastest first."""
     found = row_outcome(row)
     lines = [f"{row['model']}  batch {row['batch']}  {row['threads']} threads  "
-             f"{row['confirm_rows']} rows"]  # fmt: skip
+             f"{row['test_rows']} rows"]  # fmt: skip
     known = row["contestants"]
     raced = sorted((n for n in known if known[n].get("launches")), key=lambda n: known[n]["p50_s"])
     for name in raced:

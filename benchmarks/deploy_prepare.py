@@ -1,7 +1,7 @@
 """What a row of the deployment benchmark is made of before autotune comes in, everything cached.
 
     .cache/benchmarks/deploy/MODEL/weights.safetensors          trained once
-                                   confirm.npz                   rows that no search sees
+                                   test.npz                   rows that no search sees
                                    b1t2/PEER/  PEER.scores.npy   built and scored once a version
 
 Scoring is by the same process and loader that is timed, at the deployment's batch.  Each step that
@@ -34,7 +34,7 @@ _BUILD_S, _TRAIN_S = 400, 3600
 class Setting(NamedTuple):
     """How a row is made; rows of another setting do not answer for this one.
 
-    ``rows``: how many of *confirm*, evenly spread, are scored; None for all.
+    ``rows``: how many of *test*, evenly spread, are scored; None for all.
     """
 
     threads: int = 2
@@ -60,9 +60,9 @@ def weights(model: str) -> Path:
     return FOLDER / model / "weights.safetensors"
 
 
-def confirm(model: str, rows: int | None = None) -> Path:
+def rows_of_test(model: str, count: int | None = None) -> Path:
     """The place of the rows that are scored and served."""
-    return FOLDER / model / f"confirm{_of(rows)}.npz"
+    return FOLDER / model / f"test{_of(count)}.npz"
 
 
 def _of(rows: int | None) -> str:
@@ -110,15 +110,15 @@ def _trained(model: str, threads: int) -> None:
         raise RowError(f"{model} could not be trained: {why}")
 
 
-def confirmed(model: str, rows: int | None) -> None:
-    """Make the file of *confirm*, where it is not there."""
-    if not confirm(model, rows).is_file():
+def make_test_rows(model: str, rows: int | None) -> None:
+    """Make the file of *test*, where it is not there."""
+    if not rows_of_test(model, rows).is_file():
         import numpy as np
 
         inputs, _ = _served(model, rows)
-        scratch = confirm(model, rows).with_suffix(".part.npz")
+        scratch = rows_of_test(model, rows).with_suffix(".part.npz")
         np.savez(scratch, *(column.numpy() for column in inputs))
-        scratch.replace(confirm(model, rows))
+        scratch.replace(rows_of_test(model, rows))
 
 
 def spread(count: int, wanted: int | None) -> list[int]:
@@ -132,13 +132,13 @@ def spread(count: int, wanted: int | None) -> list[int]:
 
 @lru_cache(maxsize=1)
 def _served(model: str, rows: int | None) -> tuple[list[Any], Any]:
-    """The inputs and the targets of *confirm*, or of so many rows of it, evenly spread."""
+    """The inputs and the targets of *test*, or of so many rows of it, evenly spread."""
     import torch
     from torch.utils.data import DataLoader, Subset
 
     from benchmarks.deploy_train import module
 
-    data = module(source(model)).confirm_data()
+    data = module(source(model)).test_data()
     inputs, targets = [], []
     for given, target in DataLoader(Subset(data, spread(len(data), rows)), 512):
         inputs.append(given if isinstance(given, list | tuple) else [given])
@@ -149,7 +149,7 @@ def _served(model: str, rows: int | None) -> tuple[list[Any], Any]:
 def scored(
     model: str, folder: Path, batch: int, setting: Setting, name: str | None = None
 ) -> list[float]:
-    """Scores of a contestant on *confirm*, row by row, by its own process; kept beside it.
+    """Scores of a contestant on *test*, row by row, by its own process; kept beside it.
 
     Raises:
         ContestantError: it does not load, or does not answer.
@@ -164,7 +164,7 @@ def scored(
         from benchmarks.deploy_train import module, score
 
         out = kept.with_name(kept.name.replace("scores", "outputs"))
-        rows = confirm(model, setting.rows)
+        rows = rows_of_test(model, setting.rows)
         one = Contestant(Entry(folder, rows, batch, setting.threads), untimed=True)
         try:
             one.ready()

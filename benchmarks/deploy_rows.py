@@ -22,11 +22,11 @@ from benchmarks.deploy_peers import software
 from benchmarks.deploy_prepare import (
     RowError,
     Setting,
-    confirm,
-    confirmed,
     forget_scores,
+    make_test_rows,
     peers,
     place,
+    rows_of_test,
     scored,
     size,
     source,
@@ -132,7 +132,7 @@ def row(model: str, batch: int, setting: Setting, search: bool = True) -> dict[s
     """
     began = time.monotonic()
     train([model], setting.threads)
-    confirmed(model, setting.rows)
+    make_test_rows(model, setting.rows)
     contestants = peers(model, batch, setting)
     facts: dict[str, Any] = {}
     if search:
@@ -143,7 +143,7 @@ def row(model: str, batch: int, setting: Setting, search: bool = True) -> dict[s
     return {
         "schema": "deploy/1", "model": model, "batch": batch, **setting._asdict(), "code": code(),
         "software": software(), "machine": machine(),
-        "confirm_rows": len(scored_base(model, batch, setting)),
+        "test_rows": len(scored_base(model, batch, setting)),
         "contestants": {n: _plain(c) for n, c in contestants.items()},
         **facts,
         "wall_s": time.monotonic() - began,
@@ -173,7 +173,7 @@ def judged(model: str, batch: int, setting: Setting, ours: Tuned) -> dict[str, A
 def timed(model: str, batch: int, setting: Setting, contestants: dict[str, dict[str, Any]]) -> None:
     """Race those that have a folder, and note what each took."""
     entries = {
-        name: Entry(one["folder"], confirm(model, setting.rows), batch, setting.threads)
+        name: Entry(one["folder"], rows_of_test(model, setting.rows), batch, setting.threads)
         for name, one in contestants.items()
         if "folder" in one
     }

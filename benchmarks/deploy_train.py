@@ -119,7 +119,7 @@ def quality(file: ModuleType, model: nn.Module, rows: Any) -> float:
 
 
 def main(argv: list[str]) -> int:
-    """Train and save; prints the quality on *select*."""
+    """Train and save; prints the quality on *validation*."""
     path, out = Path(argv[0]), Path(argv[1])
     file = module(path)
     model = train(file, out.with_name("training.pt"))
@@ -134,7 +134,7 @@ def main(argv: list[str]) -> int:
         scratch,
     )
     scratch.replace(out)
-    print(f"{path.stem}: quality {found:.4f} on select")
+    print(f"{path.stem}: quality {found:.4f} on validation")
     return 0
 
 

@@ -1,6 +1,6 @@
 """The data functions of a benchmark's task file, from arrays by part.
 
-train_data, eval_data, confirm_data = parts.of(data.fashion)
+train_data, eval_data, test_data = parts.of(data.fashion)
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ Made = Callable[[], TensorDataset]
 
 
 def of(arrays: Callable[[Part], Arrays]) -> tuple[Made, Made, Made]:
-    """`train_data`, `eval_data` and `confirm_data` of a task; nothing is read before they are
+    """`train_data`, `eval_data` and `test_data` of a task; nothing is read before they are
     called.
     """
 
     def made(part: Part) -> Made:
         return lambda: TensorDataset(*map(torch.from_numpy, arrays(part)))
 
-    return made("train"), made("select"), made("confirm")
+    return made("train"), made("validation"), made("test")

@@ -7,7 +7,7 @@
 Each is a whole `autotune run` with the saved profile.  Counted are the second's trials until it
 has what the first had found, within noise:
 
-- *recipe*: quality on *select*, the mean over the seeds it was trained with, not under the cold
+- *recipe*: quality on *validation*, the mean over the seeds it was trained with, not under the cold
   run's best by more than one standard error of their difference;
 - *deployment*: within every limit, no slower than 1.05 times the first run's plan in the very same
   run (or, where that plan could not be tried there, than the cold run's best).
@@ -69,7 +69,7 @@ def recipes(first: Report, second: Report, cold: Report) -> Found:
     """Trials until the best recipe's quality, within noise."""
     means = (t.quality_mean for t in cold.train_trials if t.state == "complete")
     best = max((mean for mean in means if mean is not None), default=0.0)
-    rows = max(1, second.survey.task.select_rows)
+    rows = max(1, second.survey.task.validation_rows)
     enough = best - math.sqrt(2 * best * (1 - best) / rows)
 
     def count(report: Report) -> int | None:

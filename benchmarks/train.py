@@ -4,12 +4,12 @@
 
     for each seed, for each set: the arms in rotating order, each in a process of its own
         autotune, half (autotune with T/2), optuna, halving, plain      `train_arms`
-        target: autotune with `--target-quality`, that of the plain arm on *select*, within T
+        target: autotune with `--target-quality`, that of the plain arm on *validation*, within T
         reach: the plain recipe, *target*'s and autotune's until the plain arm's final quality
     -> .cache/benchmarks/train.jsonl, one row each; a row that is there is not measured again
 
 T is 60 s for Fashion-MNIST and 40 s for the others, the same for every arm; on two cores autotune
-spends some 8 s of it before its first training.  Quality is that of *confirm*, which no arm sees:
+spends some 8 s of it before its first training.  Quality is that of *test*, which no arm sees:
 accuracy, and R2 for bikes.  ``--minutes`` stops after the row in flight.
 
 Verdicts at the end: autotune's mean against each arm's (paired over seeds, 95 % interval); T/2
@@ -96,7 +96,7 @@ def _prepare(names: tuple[str, ...]) -> None:
     """Fetch and unpack the sets' data once, so that no arm pays for it."""
     for name in names:
         task = runpy.run_path(str(MODELS / f"{name}.py"))
-        for part in ("train_data", "eval_data", "confirm_data"):
+        for part in ("train_data", "eval_data", "test_data"):
             task[part]()
 
 
@@ -129,11 +129,11 @@ def _short(found: Row) -> str:
 
 
 def _for_target(name: str, seed: int, rows: dict[tuple[str, str, int], Row]) -> Row:
-    """A recipe for the plain arm's quality on *select*."""
+    """A recipe for the plain arm's quality on *validation*."""
     plain = rows.get((name, "plain", seed), {})
     if "quality" not in plain:
         return {"failure": "the plain arm has no quality"}
-    found = _run("target", name, seed, BUDGETS_S[name], target=plain["select"])
+    found = _run("target", name, seed, BUDGETS_S[name], target=plain["validation"])
     print(f"{name:10} target    seed {seed}: {_short(found)}", flush=True)
     return found
 

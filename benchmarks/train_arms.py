@@ -7,13 +7,13 @@
     halving   random search over the same space with successive halving (restarts cost nothing:
               a promoted trial is kept in memory)
     autotune  the train search as `autotune run` does it, and the final training
-    target    the same with `--target-quality`: the least time to a given quality on *select*
+    target    the same with `--target-quality`: the least time to a given quality on *validation*
     reach     seconds of training until a recipe reaches a given quality
 
 All but autotune train in this very process with autotune's own loop, so that a step costs the
 same everywhere, on all usable cores as PyTorch does by itself.  Time counts from before the
 interpreter started: imports, loading the data and autotune's processes are inside.  The model
-that each would ship is evaluated on confirm afterwards.
+that each would ship is evaluated on test afterwards.
 """
 
 import json
@@ -42,8 +42,8 @@ _FINAL = 1.1  # times its planned length that the final training may take
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do: ``target`` is for *target* (on *select*) and *reach* (on *confirm*), which trains
-    ``recipe``.
+    """What to do: ``target`` is for *target* (on *validation*) and *reach* (on *test*), which
+    trains ``recipe``.
     """
 
     arm: str
@@ -107,7 +107,7 @@ def _autotune(order: Order) -> dict[str, Any]:
                 last_s = _FINAL * epochs * (parallelism.one_epoch_s(run) or 0.0)
                 reach = parallelism.reach(run, epochs, search_s - last_s)
             step_options.judge(run, reach)
-            outcome = training_trial.Outcome(run, epochs, reach, timed=True)
+            outcome = training_trial.TrainState(run, epochs, reach, timed=True)
             until_s = order.budget_s - _LAST_S - last_s
             search.search(outcome, until_s)
             winner = outcome.winner
@@ -116,7 +116,7 @@ def _autotune(order: Order) -> dict[str, Any]:
         finally:
             wall_s = order.budget_s - _left(order)
             bridge.close()
-        quality = _confirm(order, Path(folder) / final.WEIGHTS)
+        quality = _test(order, Path(folder) / final.WEIGHTS)
     return {
         "quality": quality,
         "wall_s": wall_s,
@@ -124,13 +124,13 @@ def _autotune(order: Order) -> dict[str, Any]:
         "ended": sum(t.state == "complete" for t in outcome.trials),
         "seeds": 1 + len(winner.repeats),
         "epochs": length,
-        "select": winner.quality_mean,
+        "validation": winner.quality_mean,
         "reached": any(cost is not None for cost in winner.costs),
         "recipe": json.loads(codec.encode(winner.recipe)),
     }
 
 
-def _confirm(order: Order, weights: Path) -> float:
+def _test(order: Order, weights: Path) -> float:
     from safetensors.torch import load_model
 
     from autotune.worker.contract import task
@@ -139,7 +139,7 @@ def _confirm(order: Order, weights: Path) -> float:
     loaded = task.load(_spec(order))
     model = loaded.make_model()
     load_model(model, str(weights))
-    return evaluate.evaluate(model, loaded, "confirm").quality
+    return evaluate.evaluate(model, loaded, "test").quality
 
 
 # -- the others ----------------------------------------------------------------------------
@@ -166,11 +166,11 @@ class _Bench:
         return Loop(recipe, self.loaded, self.group, seed=seed, epochs=epochs, limit_s=limit)
 
     def judge(self, loop: Any, recipe: Recipe) -> float:
-        """Quality on select, signed; the best model so far is what would be shipped."""
+        """Quality on validation, signed; the best model so far is what would be shipped."""
         from autotune.worker.evaluation import evaluate
 
         with loop.judged():
-            scores = evaluate.evaluate(loop.model, self.loaded, "select")
+            scores = evaluate.evaluate(loop.model, self.loaded, "validation")
             loss = scores.loss if scores.loss is not None else -scores.quality
             key = (scores.quality, -loss)
             if self.best is None or key > self.best[:2]:
@@ -183,14 +183,14 @@ class _Bench:
 
         wall_s = self.order.budget_s - _left(self.order)
         assert self.best is not None
-        select, _, state, recipe = self.best
+        validation, _, state, recipe = self.best
         model = self.loaded.make_model()
         model.load_state_dict(state)
         return {
-            "quality": evaluate.evaluate(model, self.loaded, "confirm").quality,
+            "quality": evaluate.evaluate(model, self.loaded, "test").quality,
             "wall_s": wall_s,
             "trials": self.trials,
-            "select": select,
+            "validation": validation,
             "recipe": json.loads(codec.encode(recipe)),
         }
 
@@ -320,7 +320,7 @@ def _drawn(dim: Dim, rng: random.Random) -> Value:
 
 
 def _reach(order: Order) -> dict[str, Any]:
-    """Seconds of training, evaluation apart, until the quality on confirm is ``target``; None
+    """Seconds of training, evaluation apart, until the quality on test is ``target``; None
     where it is not reached within the budget.
     """
     from autotune.worker.evaluation import evaluate
@@ -341,7 +341,7 @@ def _reach(order: Order) -> dict[str, Any]:
         at = min(float(epochs), max(loop.done + 1 / steps, loop.done + share * rate))
         loop.to(at)
         with loop.judged():
-            quality = evaluate.evaluate(loop.model, bench.loaded, "confirm").quality
+            quality = evaluate.evaluate(loop.model, bench.loaded, "test").quality
         if quality >= order.target:
             return {"reached_s": loop.train_s, "epochs": loop.done}
     return {"reached_s": None, "epochs": loop.done}

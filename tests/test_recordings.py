@@ -23,9 +23,22 @@ from autotune.task import Task
 from autotune.tune import tune
 
 FOLDER = Path(__file__).parent / "recordings"
-RENAMED: dict[str, str] = {}
+RENAMED = {
+    "select_rows": "validation_rows",
+    "confirm_rows": "test_rows",
+    "adapt_rows": "calibration_rows",
+    "quality_select": "validation_quality",
+    "select": "validation",
+    "confirm": "test",
+    "adapt": "calibration",
+}
 """Fields, and the names of jobs and answers, that have another name now."""
-VALUES: dict[str, str] = {}
+VALUES = {
+    "data/select.npz": "data/validation.npz",
+    "data/confirm.npz": "data/test.npz",
+    "-select.npz": "-validation.npz",
+    "-confirm.npz": "-test.npz",
+}
 """Parts of strings that have another name now: parts of the data, and files of them."""
 PROSE = {"text", "messages", "note", "notes", "why", "warnings", "reason", "source", "remedy"}
 NOT_COMPARED = {"created_utc", "software", "overhead_s", "overhead_median_s"}

@@ -106,7 +106,7 @@ def test_a_slower_plan_takes_the_place_of_a_baseline_that_breaks_a_limit(
 
 def test_a_plan_whose_quality_was_luck_gives_way_to_one_that_compresses_nothing(go: Go) -> None:
     budget = Budget(latency=Limit(value=0.6, relative=True), goal="latency", max_drop=0.02)
-    report = go(budget, confirm_lost=40)
+    report = go(budget, test_lost=40)
     assert report.exit_code == 0
     assert chosen(report).lossless
     assert report.chosen is not None
@@ -146,7 +146,7 @@ def _slow_when_verified(factor: float) -> Callable[[jobs.Build, jobs.Measure], f
 
 def test_a_finalist_that_was_left_early_is_launched_in_full_before_it_is_shipped(go: Go) -> None:
     budget = Budget(latency=Limit(value=0.3, relative=True), goal="latency", max_drop=0.02)
-    report = go(budget, confirm_lost=8)
+    report = go(budget, test_lost=8)
     assert verdicts(report) == {"latency": "MET", "quality": "UNDECIDED"}
     assert chosen(report).compress
     assert report.chosen is not None

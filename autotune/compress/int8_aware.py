@@ -42,7 +42,7 @@ def unavailable(context: Context) -> str | None:
         return "needs `pip install autotune[onnx]`"
     if not _int8.layers(context):
         return "the model has no linear or convolutional layer"
-    if context.info.train_rows + context.info.adapt_rows == 0:
+    if context.info.train_rows + context.info.calibration_rows == 0:
         return "there are no rows to train on: define train_data()"
     return None
 

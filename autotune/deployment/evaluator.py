@@ -1,7 +1,7 @@
 """Candidates of the deploy search, built and measured (their order: `exploring`).
 
 Each candidate is three jobs: *build* (a file, from the cache where a stage is known),
-*measure* (a new interpreter that runs the shipped loader, timing on *select* inputs and
+*measure* (a new interpreter that runs the shipped loader, timing on *validation* inputs and
 writing its outputs), *score* (the outputs against the targets).  Its constraints are
 ``measured / budget - 1``; that of quality uses the upper confidence bound of the drop, so
 that what the search calls feasible is what verification can certify.
@@ -12,7 +12,7 @@ from hashlib import sha256
 
 import msgspec
 
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.deployment import ranking, search_space
 from autotune.deployment.metrics import Tried, constraints, say_certifiable
 from autotune.deployment.trial import Attempt, outputs_of, part_of
@@ -37,10 +37,10 @@ _SCREEN_S, _AGAIN_S = 0.4, 0.25
 
 
 @dataclass
-class Lab:
+class DeploymentEvaluator:
     """Builds and measures deployments of one set of weights."""
 
-    run: Run
+    run: RunContext
     weights: str
     recipe: Recipe
     recovery_epochs: float
@@ -112,12 +112,12 @@ class Lab:
         return min(_BUILD_TIMEOUT_S, max(least_s, share_s))
 
     def measure(self, built: jobs.Built, deployment: Deployment, every: int = 1) -> jobs.Result:
-        """Time it on *select* and write its outputs on ``every`` so manieth row of it."""
+        """Time it on *validation* and write its outputs on ``every`` so manieth row of it."""
         job = msgspec.structs.replace(
             self._timing(built, deployment, _SCREEN_S, seed=self.run.effort.seed),
-            score_rows="data/select.npz",
+            score_rows="data/validation.npz",
             every=every,
-            outputs=outputs_of(built, "select"),
+            outputs=outputs_of(built, "validation"),
         )
         usual_s = 120.0 + 20 * _SCREEN_S + self.evaluation_limit_s()
         if deployment.runtime not in _BUILT_WHEN_CALLED or self.until_s is None:
@@ -127,7 +127,7 @@ class Lab:
         return _slow(result, f"compiling and measuring took more than {limit_s:.0f} s")
 
     def once_more(self, built: jobs.Built, deployment: Deployment, number: int) -> jobs.Result:
-        """Time it again on other samples of *select*; no outputs."""
+        """Time it again on other samples of *validation*; no outputs."""
         seed = self.run.effort.seed + 1 + number
         job = self._timing(built, deployment, _AGAIN_S, seed=seed)
         return self.run.bridge.run(job, timeout_s=_MEASURE_TIMEOUT_S)
@@ -137,7 +137,7 @@ class Lab:
     ) -> jobs.Measure:
         return jobs.Measure(
             artifact=built.artifact,
-            rows="data/select.npz",
+            rows="data/validation.npz",
             batch_size=deployment.batch_size,
             threads=deployment.threads,
             seed=seed,
@@ -152,16 +152,16 @@ class Lab:
         """Its outputs on more rows: no second timing."""
         job = jobs.Measure(
             artifact=built.artifact,
-            rows="data/select.npz",
+            rows="data/validation.npz",
             batch_size=deployment.batch_size,
             threads=deployment.threads,
             min_calls=1,
             max_calls=1,
             time_s=0.0,
             warmup_s=0.0,
-            score_rows="data/select.npz",
+            score_rows="data/validation.npz",
             every=every,
-            outputs=outputs_of(built, "select"),
+            outputs=outputs_of(built, "validation"),
         )
         return self.run.bridge.run(job, timeout_s=_MEASURE_TIMEOUT_S + self.evaluation_limit_s())
 
@@ -238,7 +238,7 @@ class Lab:
         )
 
     def _same_quality(self, one: DeployTrial, other: DeployTrial) -> bool:
-        """Whether the worse is within noise of the better (paired, on *select*)."""
+        """Whether the worse is within noise of the better (paired, on *validation*)."""
         a, b = self.tried[one.number].scores, self.tried[other.number].scores
         if a is None or b is None:
             return False

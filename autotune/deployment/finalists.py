@@ -1,6 +1,6 @@
 """Which few plans are verified, and in which order: those of the best expected gain.
 
-    paired drop on select --normal--> chance to be certified on confirm, at a finalist's error rate
+    paired drop on validation --normal--> chance to be certified on test, at a finalist's error rate
     plans by the goal --> sequences, the best first --> sum of gain x chance --> the best sequence
 
 Verification takes the first of a sequence whose quality passes, so a bold plan in front costs
@@ -8,7 +8,7 @@ little where something good and sure comes behind it.  Plans that share a step t
 quality is what varies) pass or fail together to some extent; those with all steps in common
 entirely.  A drop that was seen on few rows says little: it is shrunk towards none (normal prior,
 the allowed drop its deviation).  One of the sequence compresses nothing, where there is such a
-plan: *confirm* may differ from *select* in what compression loses there.
+plan: *test* may differ from *validation* in what compression loses there.
 """
 
 import itertools
@@ -17,21 +17,21 @@ from collections.abc import Sequence, Set
 from statistics import NormalDist
 
 from autotune.deployment import metrics, ranking
-from autotune.deployment.evaluator import Lab
+from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import Tried
 
 _CONSIDERED = 12
 """Plans, by the goal."""
 _KIN = 0.2
 """What the chance of a plan is multiplied with after one that shares a training step has failed:
-the same rows of *select* flattered both.
+the same rows of *validation* flattered both.
 """
 _LEAST = 1e-6
 _NORMAL = NormalDist()
 
 
-def chosen(lab: Lab, without: Sequence[Tried] = ()) -> list[Tried]:
-    """Up to as many plans as *confirm* can bear, in the order of verification; the baseline, which
+def chosen(lab: DeploymentEvaluator, without: Sequence[Tried] = ()) -> list[Tried]:
+    """Up to as many plans as *test* can bear, in the order of verification; the baseline, which
     stands ready behind them, is none of them.  Some may be left out of consideration.
     """
     gone = {t.trial.number for t in without}
@@ -48,7 +48,7 @@ def chosen(lab: Lab, without: Sequence[Tried] = ()) -> list[Tried]:
     return [*best, *(t for t in ranked if t.trial.number not in named)][:most]
 
 
-def standing(lab: Lab) -> list[Tried]:
+def standing(lab: DeploymentEvaluator) -> list[Tried]:
     """Every completed plan but the baseline, those within the limits first, by the goal: by their
     launches in turn, or by what all trials say of one that had none.
     """
@@ -62,7 +62,7 @@ def standing(lab: Lab) -> list[Tried]:
     return [lab.tried[t.number] for t in ranked]
 
 
-def cost(lab: Lab, tried: Tried) -> float:
+def cost(lab: DeploymentEvaluator, tried: Tried) -> float:
     """What the goal minimises, as `standing` has it: seconds (of quality too), joules or bytes, or
     seconds a sample; infinite where it is not known.  It does not depend on which baseline a plan
     has, of those at other threads or batches.
@@ -81,7 +81,7 @@ def cost(lab: Lab, tried: Tried) -> float:
     return value * math.exp(_luck(lab, tried)) if value else math.inf
 
 
-def _luck(lab: Lab, tried: Tried) -> float:
+def _luck(lab: DeploymentEvaluator, tried: Tried) -> float:
     """What its one launch is taken to have been faster by, as a logarithm."""
     own = metrics.objective(lab.run, tried, lab.reference)
     if own is None or tried.steady is None:
@@ -93,7 +93,7 @@ def _luck(lab: Lab, tried: Tried) -> float:
 
 def _with_a_safe_one(best: list[Tried], good: Sequence[Tried]) -> list[Tried]:
     """Where all of them compress, the last gives its place to the best that does not: whose
-    quality cannot have been luck on *select*.
+    quality cannot have been luck on *validation*.
     """
     safe = next((t for t in good if t.trial.deployment.lossless), None)
     if len(best) > 1 and safe is not None and not any(t.trial.deployment.lossless for t in best):
@@ -101,8 +101,8 @@ def _with_a_safe_one(best: list[Tried], good: Sequence[Tried]) -> list[Tried]:
     return best
 
 
-def _weighable(lab: Lab, first: Tried) -> bool:
-    """Whether gains are comparable, and *confirm* can certify the allowed drop."""
+def _weighable(lab: DeploymentEvaluator, first: Tried) -> bool:
+    """Whether gains are comparable, and *test* can certify the allowed drop."""
     run = lab.run
     scores = lab.baseline(first.trial.deployment).scores
     if run.budget.resolved_goal() == "quality" or scores is None or first.trial.drop is None:
@@ -111,7 +111,7 @@ def _weighable(lab: Lab, first: Tried) -> bool:
     return metrics.certifiable(run, metrics.max_drop(run, scores.quality), alphas[-1])
 
 
-def _best(lab: Lab, pool: Sequence[Tried], most: int) -> list[Tried]:
+def _best(lab: DeploymentEvaluator, pool: Sequence[Tried], most: int) -> list[Tried]:
     """The sequence of the highest expected gain; of those that are alike the first by the goal."""
     alphas = metrics.quality_alphas(lab.run)
     gains = [_gain(lab, t) for t in pool]
@@ -142,15 +142,15 @@ def _left(failed: Tried, other: Tried, trains: Set[str]) -> float:
     return _KIN if trains & {s.name for s in steps} & {s.name for s in others} else 1.0
 
 
-def _gain(lab: Lab, tried: Tried) -> float:
+def _gain(lab: DeploymentEvaluator, tried: Tried) -> float:
     """How much better than the best baseline, by the goal, as a logarithm."""
     own, base = cost(lab, tried), min(cost(lab, t) for t in lab.baselines.values())
     return max(0.0, math.log(base / own)) if math.isfinite(own) and math.isfinite(base) else 0.0
 
 
-def chance(lab: Lab, tried: Tried, alpha: float) -> float:
-    """That *confirm* will certify the allowed drop at this error rate, by what *select* has shown:
-    the drop and the upper bound that was computed for as many rows as *confirm* has.
+def chance(lab: DeploymentEvaluator, tried: Tried, alpha: float) -> float:
+    """That *test* will certify the allowed drop at this error rate, by what *validation* has shown:
+    the drop and the upper bound that was computed for as many rows as *test* has.
     """
     run, trial = lab.run, tried.trial
     scores = lab.baseline(trial.deployment).scores
@@ -158,10 +158,10 @@ def chance(lab: Lab, tried: Tried, alpha: float) -> float:
         return 1.0
     allowed = metrics.max_drop(run, scores.quality)
     z = _NORMAL.inv_cdf(1 - metrics.quality_alphas(run)[0])
-    on_confirm = max(trial.drop_upper - trial.drop, _LEAST) / z
+    on_test = max(trial.drop_upper - trial.drop, _LEAST) / z
     rows, task = scores.rows, run.survey.task
-    seen = on_confirm**2 * task.confirm_rows / max(1, rows)
+    seen = on_test**2 * task.test_rows / max(1, rows)
     shrunk = allowed**2 / (allowed**2 + seen)
-    deviation = math.sqrt(shrunk * seen + on_confirm**2)
-    needed = allowed - _NORMAL.inv_cdf(1 - alpha) * on_confirm
+    deviation = math.sqrt(shrunk * seen + on_test**2)
+    needed = allowed - _NORMAL.inv_cdf(1 - alpha) * on_test
     return _NORMAL.cdf((needed - shrunk * trial.drop) / deviation)

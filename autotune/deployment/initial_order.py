@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from autotune import units
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.hardware import op_latency
 from autotune.records import job as jobs
 from autotune.records.measurement import Interval, OpReplay
@@ -107,7 +107,7 @@ class Foresight:
 
 
 def look(
-    run: Run,
+    run: RunContext,
     recipe: Recipe,
     batches: Sequence[int],
     threads: Sequence[int],

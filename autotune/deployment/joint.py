@@ -25,7 +25,7 @@ _CHOICES: dict[str, tuple[float, ...]] = {
 def dims(step: Option, survey: Survey, effort: Effort) -> tuple[Dim, ...]:
     """The dimensions of a step's recovery; none where it does not train, or has no rows to."""
     task = survey.task
-    if not effort.joint or not step.trains or not (task.train_rows or task.adapt_rows):
+    if not effort.joint or not step.trains or not (task.train_rows or task.calibration_rows):
         return ()
     names = ["lr", "epochs"]
     if task.has_loss:  # else the dense model is all that there is to learn from

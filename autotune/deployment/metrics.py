@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from autotune import plugins
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.hardware import bounds
 from autotune.records import job as jobs
 from autotune.records.budget import Limit
@@ -44,7 +44,9 @@ class Tried(NamedTuple):
     """Launches in turn with other leading plans, once the search was over (`runoff`)."""
 
 
-def describe(run: Run, launches: Sequence[Launch], deployment: Deployment) -> dict[str, object]:
+def describe(
+    run: RunContext, launches: Sequence[Launch], deployment: Deployment
+) -> dict[str, object]:
     """Figures of a deployment from its launches."""
     latencies = [launch.latency_s for launch in launches]
     batch = deployment.batch_size
@@ -77,7 +79,7 @@ def energy_per_sample(launches: Sequence[Launch], batch: int) -> float | None:
 
 
 def modelled_energy(
-    run: Run, launches: Sequence[Launch], deployment: Deployment
+    run: RunContext, launches: Sequence[Launch], deployment: Deployment
 ) -> Interval | None:
     """The power model's joules per sample; never a measurement.  None on a GPU: the model is of
     processors.
@@ -108,7 +110,7 @@ def resolve(limit: Limit | None, baseline: float | None) -> float | None:
     return limit.value * baseline if baseline is not None else None
 
 
-def at_percentile(run: Run, tried: Tried) -> float | None:
+def at_percentile(run: RunContext, tried: Tried) -> float | None:
     """The latency at the budget's percentile, in seconds (under load that of the responses)."""
     if tried.launch is None:
         return None
@@ -117,7 +119,7 @@ def at_percentile(run: Run, tried: Tried) -> float | None:
     return limit_tests.point_quantile(found, run.budget.percentile)
 
 
-def max_drop(run: Run, baseline_quality: float) -> float:
+def max_drop(run: RunContext, baseline_quality: float) -> float:
     """Allowed fall of quality, in the metric's unit."""
     given = run.max_drop
     return given if given is not None else 0.01 * abs(baseline_quality)
@@ -130,14 +132,14 @@ def known_energy(trial: DeployTrial) -> float | None:
     return trial.energy_modelled.value if trial.energy_modelled else None
 
 
-def quality_alphas(run: Run, most: int = FINALISTS) -> tuple[float, ...]:
-    """The error rates of the finalists' tests of quality on *confirm*, in their order: a weighted
+def quality_alphas(run: RunContext, most: int = FINALISTS) -> tuple[float, ...]:
+    """The error rates of the finalists' tests of quality on *test*, in their order: a weighted
     Bonferroni split, so that the chance that any of them passes wrongly is `QUALITY_ALPHA` at most.
 
     Of no more finalists than ``most``, and than its rows can certify the allowed drop for, where
     one plan alone could be certified; in equal parts where the last part would be too small.
     """
-    rows, allowed = run.survey.task.confirm_rows, run.max_drop
+    rows, allowed = run.survey.task.test_rows, run.max_drop
     splits = [tuple(QUALITY_ALPHA * x for x in split) for split in _SPLITS if len(split) <= most]
     if not run.survey.task.binary or allowed is None:
         return splits[0]
@@ -148,7 +150,7 @@ def quality_alphas(run: Run, most: int = FINALISTS) -> tuple[float, ...]:
     return splits[0]
 
 
-def constraints(run: Run, tried: Tried, reference: Tried) -> dict[str, object]:
+def constraints(run: RunContext, tried: Tried, reference: Tried) -> dict[str, object]:
     """``constraints``, ``drop`` and ``drop_upper`` of a trial against the baseline."""
     trial, base = tried.trial, reference.trial
     limits = run.budget
@@ -180,7 +182,7 @@ def constraints(run: Run, tried: Tried, reference: Tried) -> dict[str, object]:
         )
         drop, upper, judged = found.estimate, found.upper, found.estimate
         if certifiable(run, allowed, alpha) and drop is not None and upper is not None:
-            upper = judged = _on_confirm(run, drop, upper, tried.scores.rows)
+            upper = judged = _on_test(run, drop, upper, tried.scores.rows)
         if judged is not None and allowed > 0:
             out["quality"] = judged / allowed - 1
         elif judged is not None:
@@ -188,11 +190,11 @@ def constraints(run: Run, tried: Tried, reference: Tried) -> dict[str, object]:
     return {"constraints": out, "drop": drop, "drop_upper": upper}
 
 
-def certifiable(run: Run, allowed: float, alpha: float) -> bool:
-    """Whether *confirm* has rows enough to certify the allowed drop at all; of real scores, as far
+def certifiable(run: RunContext, allowed: float, alpha: float) -> bool:
+    """Whether *test* has rows enough to certify the allowed drop at all; of real scores, as far
     as `say_certifiable` knows how they spread.
     """
-    rows, known = run.survey.task.confirm_rows, run.survey.certifiable_drop
+    rows, known = run.survey.task.test_rows, run.survey.certifiable_drop
     least = limit_tests.smallest_certifiable_drop(rows, alpha)
     if not run.survey.task.binary:
         of_one = limit_tests.smallest_certifiable_drop(rows, spread=1.0)
@@ -202,12 +204,12 @@ def certifiable(run: Run, allowed: float, alpha: float) -> bool:
     return least is not None and least < allowed
 
 
-def say_certifiable(run: Run, scores: Scores) -> None:
-    """What *confirm* can certify of real scores, once the baseline's tell how far they spread."""
+def say_certifiable(run: RunContext, scores: Scores) -> None:
+    """What *test* can certify of real scores, once the baseline's tell how far they spread."""
     task, values = run.survey.task, scores.per_sample
     if run.survey.certifiable_drop is not None or not values or paired.binary(values):
         return
-    spread, rows = paired.differ_by(values), task.confirm_rows
+    spread, rows = paired.differ_by(values), task.test_rows
     least = limit_tests.smallest_certifiable_drop(rows, spread=spread)
     run.survey = msgspec.structs.replace(run.survey, certifiable_drop=least)
     allowed = max_drop(run, scores.quality)
@@ -216,20 +218,20 @@ def say_certifiable(run: Run, scores: Scores) -> None:
     needed = limit_tests.rows_needed(allowed, spread=spread)
     remedy = f"would need {needed} rows" if needed else "can be certified by no number of rows"
     run.listener.note(
-        f"{rows} rows to confirm: the smallest drop of {task.metric} they can certify is "
+        f"{rows} test rows: the smallest drop of {task.metric} they can certify is "
         f"{metric(least)}. One of {metric(allowed)} {remedy}: quality will be UNDECIDED; "
         f"--max-drop {1.5 * least:.2g} is wide enough."
     )
 
 
-def _on_confirm(run: Run, drop: float, upper: float, rows: int) -> float:
-    """The upper bound that *confirm* would give for the drop seen on ``rows`` of *select*: its
+def _on_test(run: RunContext, drop: float, upper: float, rows: int) -> float:
+    """The upper bound that *test* would give for the drop seen on ``rows`` of *validation*: its
     distance from the drop shrinks, or grows, with the root of their number.
     """
-    return drop + (upper - drop) * math.sqrt(rows / run.survey.task.confirm_rows)
+    return drop + (upper - drop) * math.sqrt(rows / run.survey.task.test_rows)
 
 
-def broken_bound(run: Run, deployment: Deployment, reference: Tried) -> str | None:
+def broken_bound(run: RunContext, deployment: Deployment, reference: Tried) -> str | None:
     """The limit that a provable bound says this deployment cannot keep, in words.
 
     A baseline faster than its own bound proves the profile wrong (measured under load, say):
@@ -256,7 +258,7 @@ def broken_bound(run: Run, deployment: Deployment, reference: Tried) -> str | No
     return None
 
 
-def objective(run: Run, tried: Tried, reference: Tried) -> float | None:
+def objective(run: RunContext, tried: Tried, reference: Tried) -> float | None:
     """What the sampler minimises; None for a trial that failed or was skipped."""
     trial, base = tried.trial, reference.trial
     latency, base_latency = at_percentile(run, tried), at_percentile(run, reference)
@@ -277,7 +279,7 @@ def objective(run: Run, tried: Tried, reference: Tried) -> float | None:
     return speed
 
 
-def guess(run: Run, predicted_s: float, batch: int, reference: Tried) -> float | None:
+def guess(run: RunContext, predicted_s: float, batch: int, reference: Tried) -> float | None:
     """The `objective` of an uncompressed plan whose call is predicted to take so long; None where
     the goal does not depend on that.
     """

@@ -10,7 +10,7 @@ lose nothing by it.  Pure but for what it reads of the lab.
 import msgspec
 
 from autotune.deployment import ranking
-from autotune.deployment.evaluator import Lab
+from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.records.plan import Deployment, Step
 from autotune.records.report import DeployTrial
 
@@ -20,7 +20,7 @@ _QUANTIZERS = ("int8_static", "int8_openvino")
 _BEFORE = ("prune",)
 
 
-def candidate(lab: Lab) -> Deployment | None:
+def candidate(lab: DeploymentEvaluator) -> Deployment | None:
     """The deployment to try; None where it would not help, or nothing can train."""
     options = lab.run.survey.options
     if lab.recovery_epochs <= 0 or not any(o.name == STEP and o.available for o in options):
@@ -53,7 +53,7 @@ def _kept(trial: DeployTrial) -> DeployTrial:
     return msgspec.structs.replace(trial, constraints=kept)
 
 
-def _with_training(deployment: Deployment, lab: Lab) -> Deployment:
+def _with_training(deployment: Deployment, lab: DeploymentEvaluator) -> Deployment:
     *before, quantizer = deployment.compress
     shared = ("reduce_range", "per_tensor", "keep_fp32")
     params = {name: value for name, value in quantizer.params.items() if name in shared}

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import msgspec
 
 from autotune.deployment import finalists, metrics, ranking
-from autotune.deployment.evaluator import Lab
+from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import Tried
 from autotune.records import job as jobs
 from autotune.records.measurement import Launch
@@ -38,7 +38,7 @@ def kept_s(left_s: float, search_s: float) -> float:
     return _SHARE * left_s if search_s >= _LEAST_S else 0.0
 
 
-def run(lab: Lab, until_s: float) -> str | None:
+def run(lab: DeploymentEvaluator, until_s: float) -> str | None:
     """Measure the leading plans again until the run's clock would pass ``until_s``; what came of
     it, in a sentence, or None where there was nothing to decide or no time.
     """
@@ -52,7 +52,7 @@ def run(lab: Lab, until_s: float) -> str | None:
     return _said(lab, first)
 
 
-def _leading(lab: Lab) -> list[Tried]:
+def _leading(lab: DeploymentEvaluator) -> list[Tried]:
     """The few best plans within the limits that lie near the first."""
     if lab.run.budget.resolved_goal() not in _GOALS:
         return []
@@ -63,7 +63,7 @@ def _leading(lab: Lab) -> list[Tried]:
     return [t for t, cost in zip(found, costs, strict=True) if cost <= _NEAR * costs[0]][:_MOST]
 
 
-def _group(lab: Lab) -> list[Tried]:
+def _group(lab: DeploymentEvaluator) -> list[Tried]:
     """The leading plan, and where there are several those that would be verified after it, the
     others that lead, and whoever is next in line for a place.
     """
@@ -77,7 +77,7 @@ def _group(lab: Lab) -> list[Tried]:
     return list({t.trial.number: t for t in good}.values())
 
 
-def _measured(lab: Lab, group: Sequence[Tried], until_s: float) -> bool:
+def _measured(lab: DeploymentEvaluator, group: Sequence[Tried], until_s: float) -> bool:
     """Give as many of a group as fit their rounds, the first at least and one beside it; fewer
     rounds before fewer plans.  False where two do not fit, or a launch failed.
     """
@@ -105,14 +105,14 @@ def _measured(lab: Lab, group: Sequence[Tried], until_s: float) -> bool:
     return all(len(launches) == rounds for launches in found.values())
 
 
-def _pooled(lab: Lab, one: Tried, launches: tuple[Launch, ...]) -> Tried:
+def _pooled(lab: DeploymentEvaluator, one: Tried, launches: tuple[Launch, ...]) -> Tried:
     """A plan with the figures of these launches, and its limits by them."""
     fields = metrics.describe(lab.run, launches, one.trial.deployment)
     trial = msgspec.structs.replace(one.trial, launches=len(launches), **fields)
     return lab.constrained(one._replace(trial=trial, again=launches))
 
 
-def _said(lab: Lab, first: Sequence[Tried]) -> str | None:
+def _said(lab: DeploymentEvaluator, first: Sequence[Tried]) -> str | None:
     again = [t for t in lab.tried if t.again]
     if not again or not first:
         return None

@@ -13,14 +13,14 @@ import math
 from statistics import median
 
 from autotune.deployment import initial_order, qat_fallback, ranking, search_space, skip_rules
-from autotune.deployment.evaluator import CONSTRAINTS, Lab
+from autotune.deployment.evaluator import CONSTRAINTS, DeploymentEvaluator
 from autotune.deployment.metrics import Tried, broken_bound, guess, objective
 from autotune.errors import ContractError
 from autotune.records.plan import Deployment
 from autotune.records.report import DeployTrial
 from autotune.search import space, surrogate, warm_start
 from autotune.search.space import Values
-from autotune.search.study import Proposal, Search
+from autotune.search.study import Proposal, Study
 from autotune.training import search_space as training_search_space
 from autotune.verification import time_needed
 from autotune.verification.verdicts import LOOKS
@@ -37,7 +37,7 @@ _LEAST_TRIED = 3
 _NEIGHBOUR = "neighbour of the best"
 
 
-def explore(lab: Lab, until_s: float, kept_s: float = 0.0) -> None:
+def explore(lab: DeploymentEvaluator, until_s: float, kept_s: float = 0.0) -> None:
     """Fill ``lab.tried`` until the run's clock reads ``until_s``, or later where verification turns
     out to need less than what is left then (`reserve`); ``kept_s`` before that; or until the trials
     are used up, or the space is exhausted.
@@ -56,8 +56,8 @@ def explore(lab: Lab, until_s: float, kept_s: float = 0.0) -> None:
     donor = warm_start.find(lab.run, "deployments")
     first = warm_start.seeds(lab.run, donor, searched, ordered)
     run = lab.run
-    study = Search(searched, seed=run.effort.seed, constraints=CONSTRAINTS, journal=run.journal)
-    guided = warm_start.Guided(study, study.apart() if donor is not None else None, len(first))
+    study = Study(searched, seed=run.effort.seed, constraints=CONSTRAINTS, journal=run.journal)
+    guided = warm_start.MixedStudy(study, study.apart() if donor is not None else None, len(first))
     for values, why in first:
         guided.enqueue(values, why)
     exploration = _Exploration(lab, searched, guided, dear)
@@ -66,16 +66,16 @@ def explore(lab: Lab, until_s: float, kept_s: float = 0.0) -> None:
     lab.until_s = None
 
 
-def _batches(lab: Lab) -> tuple[int, ...]:
+def _batches(lab: DeploymentEvaluator) -> tuple[int, ...]:
     """Batch sizes that are searched: one, but for the goals that are about many samples."""
     budget = lab.run.budget
     if budget.batch is not None or budget.resolved_goal() not in ("energy", "throughput"):
         return (lab.batch,)
-    most = lab.run.survey.task.select_rows
+    most = lab.run.survey.task.validation_rows
     return tuple(b for b in (1, 4, 16, 64, 256) if b <= most)
 
 
-def _threads(lab: Lab, batch: int) -> tuple[tuple[int, ...], int]:
+def _threads(lab: DeploymentEvaluator, batch: int) -> tuple[tuple[int, ...], int]:
     """Measure the baseline at every thread count; keep those that are not clearly slower
     than the fastest, and say which were refused.
 
@@ -115,9 +115,9 @@ class _Exploration:
 
     def __init__(
         self,
-        lab: Lab,
+        lab: DeploymentEvaluator,
         searched: space.Space,
-        study: warm_start.Guided,
+        study: warm_start.MixedStudy,
         dear: list[initial_order.Seed],
     ) -> None:
         self._lab = lab

@@ -4,7 +4,7 @@ tried --failures--> unbuildable: why not        tried --seconds--> expected_s
 """
 
 from autotune.deployment import initial_order
-from autotune.deployment.evaluator import Lab
+from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import Tried
 from autotune.forms import reaches as becomes
 from autotune.records.plan import Deployment, Step
@@ -18,7 +18,7 @@ _COMPILER_S = 20.0
 _CUT_SHORT = 3.0
 
 
-def unbuildable(lab: Lab, deployment: Deployment) -> str | None:
+def unbuildable(lab: DeploymentEvaluator, deployment: Deployment) -> str | None:
     """What a failed build has told of every build like it."""
     for tried in lab.tried:
         failure = tried.trial.failure
@@ -36,20 +36,20 @@ def unbuildable(lab: Lab, deployment: Deployment) -> str | None:
     return None
 
 
-def _needs(lab: Lab, deployment: Deployment, form: str) -> bool:
+def _needs(lab: DeploymentEvaluator, deployment: Deployment, form: str) -> bool:
     """Whether the way to it leads through ``form``."""
     names = {deployment.runtime, *(step.name for step in deployment.compress)}
     takes = {o.takes for o in lab.run.survey.options if o.name in names and o.takes}
     return any(becomes(form, t) for t in takes)
 
 
-def _altered(lab: Lab, tried: Tried) -> bool:
+def _altered(lab: DeploymentEvaluator, tried: Tried) -> bool:
     """Whether a step changed the module: that, and not the model, may be what failed."""
     names = {step.name for step in tried.trial.deployment.compress}
     return any(o.takes == "module" for o in lab.run.survey.options if o.name in names)
 
 
-def expected_s(lab: Lab, deployment: Deployment) -> float:
+def expected_s(lab: DeploymentEvaluator, deployment: Deployment) -> float:
     """What a trial like this took at most so far (same runtime, same kind of compression; the
     first of its kind at least what measuring its runtime takes, or a compiler), and the
     longest recovery where its own is not in the cache; 0 where nothing is known.  A build that

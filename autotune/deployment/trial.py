@@ -1,4 +1,4 @@
-"""One candidate of the deploy search: built, measured, and judged on growing parts of *select*.
+"""One candidate of the deploy search: built, measured, and judged on growing parts of *validation*.
 
     build --> measure, outputs on 1/16 of the rows --> clearly worse? stop : 1/4 --> ... all rows
 
@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.deployment import metrics
 from autotune.deployment.metrics import Tried
 from autotune.records import job as jobs
@@ -31,7 +31,7 @@ _CLEARLY = 0.005  # one-sided error of each look
 class Lab(Protocol):
     """What an attempt needs of the lab that it happens in."""
 
-    run: Run
+    run: RunContext
     tried: list[Tried]
 
     def build(self, deployment: Deployment) -> jobs.Result: ...
@@ -66,7 +66,7 @@ class Attempt:
             for every in steps:
                 if every != steps[0]:
                     self._done(lab.more(built, deployment, every), jobs.Measured)
-                scored = self._done(lab.score(built, "select", every), jobs.Scored)
+                scored = self._done(lab.score(built, "validation", every), jobs.Scored)
                 stopped = self._clearly_worse(scored.scores, baseline, every)
                 if stopped is not None:
                     break
@@ -88,7 +88,7 @@ class Attempt:
         if baseline is None or baseline.scores is None or baseline.trial.latency_s is None:
             return (1,)
         batch = baseline.trial.deployment.batch_size
-        dear = info.select_rows / batch * baseline.trial.latency_s.p50 > _DEAR_S
+        dear = info.validation_rows / batch * baseline.trial.latency_s.p50 > _DEAR_S
         if (
             not dear
             or _scored_s(baseline) < _DEAR_S
@@ -96,7 +96,7 @@ class Attempt:
             or info.metric == "balanced_accuracy"
         ):
             return (1,)
-        return (*(step for step in _STEPS if info.select_rows // step >= _LEAST_ROWS), 1)
+        return (*(step for step in _STEPS if info.validation_rows // step >= _LEAST_ROWS), 1)
 
     def _clearly_worse(self, scores: Scores, baseline: Tried | None, every: int) -> str | None:
         if every == 1 or baseline is None or baseline.scores is None:
@@ -114,7 +114,7 @@ class Attempt:
             return None
         return (
             f"quality falls by at least {found.lower:.3g} already on {scores.rows} of "
-            f"{run.survey.task.select_rows} rows"
+            f"{run.survey.task.validation_rows} rows"
         )
 
     def _done(self, result: jobs.Result, kind: type[T]) -> T:

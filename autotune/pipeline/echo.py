@@ -6,8 +6,8 @@ for a dry run:     one epoch, one deployment    --measured--> the forecast
 
 import msgspec
 
-from autotune.context import Run
-from autotune.deployment.evaluator import Lab
+from autotune.context import RunContext
+from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.pipeline import forecast, outlay
 from autotune.pipeline.forecast import Costs, Forecast
 from autotune.shares import TRAIN_SHARE
@@ -17,7 +17,7 @@ _USUAL_TRIAL_S = 2.5  # of a small model: build, launch, warm-up
 _LEAST_LAUNCH_S = 1.5
 
 
-def measured(run: Run) -> Forecast:
+def measured(run: RunContext) -> Forecast:
     """One epoch and one deployment tell the rest."""
     weights, evaluation_s, training_s = "weights.safetensors", 0.0, 0.0
     epochs: int | float = 0
@@ -30,7 +30,7 @@ def measured(run: Run) -> Forecast:
         training_s = epochs * epoch_s + evaluation_s
         recipe_s = _recipe_s(run, epoch_s, evaluation_s)
         weights = final.WEIGHTS
-    lab = Lab(run, weights, search_space.baseline(run.survey), 1)
+    lab = DeploymentEvaluator(run, weights, search_space.baseline(run.survey), 1)
     counts = search_space.thread_counts(run.profile, run.effort)
     tried = lab.baseline(lab.dense(counts[0], lab.batch)).trial
     costs = Costs(
@@ -50,7 +50,7 @@ def measured(run: Run) -> Forecast:
     return msgspec.structs.replace(found, outlay=outlay.of(run, epochs))
 
 
-def say(run: Run, epochs: int | float) -> None:
+def say(run: RunContext, epochs: int | float) -> None:
     """What the run is going to cost, said before it is spent; the deploy search's part is a
     guess until its first trial.
     """
@@ -75,18 +75,18 @@ def say(run: Run, epochs: int | float) -> None:
         run.listener.note(line)
 
 
-def _rungs(run: Run) -> int:
+def _rungs(run: RunContext) -> int:
     """At how many shares of a trial halving decides."""
     return len(lengths.shares_of(run, parallelism.usual_lengths(run)[1]))
 
 
-def _recipe_s(run: Run, epoch_s: float, evaluation_s: float) -> float:
+def _recipe_s(run: RunContext, epoch_s: float, evaluation_s: float) -> float:
     """Seconds of a trial that nothing cuts short: its epochs, and an evaluation at each look."""
     _, reach = parallelism.usual_lengths(run)
     rungs = tuple(share * reach for share in lengths.shares_of(run, reach))
     return reach * epoch_s + len(lengths.looks(run, rungs)) * evaluation_s
 
 
-def apart(run: Run) -> bool:
+def apart(run: RunContext) -> bool:
     """Whether the user sets the final training apart from ``--time``."""
     return bool(run.effort.epochs or run.effort.steps or run.budget.train_time_s)

@@ -89,7 +89,9 @@ def forecast(costs: Costs, time_s: float) -> Forecast:
 
 def lines(found: Forecast, time_s: float) -> tuple[str, ...]:
     """The forecast in words."""
-    out = [f"One evaluation of the select rows takes about {units.show(found.evaluation_s, 's')}."]
+    out = [
+        f"One evaluation of the validation rows takes about {units.show(found.evaluation_s, 's')}."
+    ]
     if found.final_training_s:
         out.append(
             f"The final training ({found.epochs} epochs) takes about "

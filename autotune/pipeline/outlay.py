@@ -14,7 +14,7 @@ import math
 import msgspec
 
 from autotune import plugins, units
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.records.base import Record
 from autotune.records.hardware import Leaf
 from autotune.records.measurement import Interval
@@ -39,7 +39,7 @@ class Outlay(Record, frozen=True, kw_only=True):
     steps: int = 0
 
 
-def of(run: Run, epochs: float) -> Outlay | None:
+def of(run: RunContext, epochs: float) -> Outlay | None:
     """The outlay of a training of so many epochs; None where no split could be measured."""
     epoch_s, rows = parallelism.one_epoch_s(run), run.survey.task.train_rows
     if epoch_s is None or not epochs:
@@ -82,7 +82,7 @@ def _said(value: Interval, unit: str) -> str:
     return units.around(value.value, value.low, value.high, unit)
 
 
-def _recipe(run: Run) -> Recipe:
+def _recipe(run: RunContext) -> Recipe:
     """The baseline with the threads and ranks of its fastest split."""
     recipe = search_space.baseline(run.survey)
     legal = search_space.splits(run.survey.options, run.profile, run.effort)
@@ -96,7 +96,7 @@ def _recipe(run: Run) -> Recipe:
 # -- power ---------------------------------------------------------------------------------
 
 
-def _power(run: Run, recipe: Recipe) -> tuple[Interval, str] | None:
+def _power(run: RunContext, recipe: Recipe) -> tuple[Interval, str] | None:
     """Watts while the recipe trains, and whose they are; None where nothing tells."""
     if run.profile.gpus and run.effort.device != "cpu":
         figures = run.profile.gpus[0].figures
@@ -121,7 +121,7 @@ def _between(
     return watts, whose
 
 
-def _told(run: Run, busy: int) -> tuple[Interval, str] | None:
+def _told(run: RunContext, busy: int) -> tuple[Interval, str] | None:
     """By the power model: from the user's watts, or where joules are limited by its prior."""
     effort, limits = run.effort, run.budget
     told = effort.cpu_idle_w is not None and effort.cpu_max_w is not None

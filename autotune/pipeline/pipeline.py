@@ -16,11 +16,11 @@ import msgspec
 
 from autotune.bridge.process import ProcessBridge, meter_arguments
 from autotune.bridge.protocol import Bridge, Recorder, ReplayBridge, load_recording
-from autotune.context import Listener, Run
+from autotune.context import Listener, RunContext
 from autotune.deployment import racing, search
-from autotune.deployment.evaluator import Lab
+from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.pipeline import echo, report_builder, survey
-from autotune.pipeline.report_builder import Known
+from autotune.pipeline.report_builder import RunState
 from autotune.processes import interrupts
 from autotune.records.base import Record
 from autotune.records.budget import Budget, Effort
@@ -92,14 +92,14 @@ def story(
         AutotuneError: what the task or a limit is at fault for; a report of what is known is left.
     """
     bridge = _bridge(folder, request.effort, listener, make_bridge)
-    known: Known | None = None
+    known: RunState | None = None
     status = "interrupted"
     try:
         run = survey.survey(bridge, spec, request.budget, request.effort, request.profile, listener)
         if request.effort.baseline is not None:
             previous_plan.check(Path(request.effort.baseline), run)
         warm_start.check(run)
-        known = Known(run)
+        known = RunState(run)
         run.journal = folder.new_journal()
         run.on_progress = lambda: folder.checkpoint(report_builder.report(known, "running"))
         with interrupts() as interrupted:
@@ -126,7 +126,7 @@ def story(
     return report, folder.path
 
 
-def _leave(folder: run_folder.RunFolder, known: Known | None) -> None:
+def _leave(folder: run_folder.RunFolder, known: RunState | None) -> None:
     """After an error: a valid report of what is known, or no folder at all."""
     if known is not None:
         folder.save(report_builder.report(known, "interrupted"))
@@ -136,7 +136,7 @@ def _leave(folder: run_folder.RunFolder, known: Known | None) -> None:
         folder.path.rmdir()
 
 
-def _search(known: Known, folder: run_folder.RunFolder) -> None:
+def _search(known: RunState, folder: run_folder.RunFolder) -> None:
     """The train search and final training, the deploy search, verification."""
     run = known.run
     if not run.survey.task.pretrained:
@@ -150,7 +150,7 @@ def _search(known: Known, folder: run_folder.RunFolder) -> None:
     weights = final.WEIGHTS if known.recipe is not None else "weights.safetensors"
     recipe = known.recipe or search_space.fine_tuning(run.survey)
     survey.look_again(run, recipe)
-    lab = Lab(run, weights, recipe, _recovery_epochs(run, known, recipe))
+    lab = DeploymentEvaluator(run, weights, recipe, _recovery_epochs(run, known, recipe))
     known.lab = lab
     began = run.bridge.now()
     run.bridge.preload(("onnxscript", "torch_pruning", "onnxruntime.quantization"))
@@ -163,7 +163,7 @@ def _search(known: Known, folder: run_folder.RunFolder) -> None:
     select.conclude(known, select.finalists(lab), folder)
 
 
-def _replay_plan(known: Known, plan: Plan, folder: run_folder.RunFolder) -> None:
+def _replay_plan(known: RunState, plan: Plan, folder: run_folder.RunFolder) -> None:
     """Execute a plan: the same chain, nothing searched."""
     run = known.run
     if plan.source_sha256 != run.survey.task.source_sha256:
@@ -175,7 +175,7 @@ def _replay_plan(known: Known, plan: Plan, folder: run_folder.RunFolder) -> None
     weights = final.WEIGHTS if known.recipe is not None else "weights.safetensors"
     recipe = known.recipe or search_space.fine_tuning(run.survey)
     survey.look_again(run, recipe)
-    known.lab = Lab(run, weights, recipe, plan.deployment.recovery_epochs)
+    known.lab = DeploymentEvaluator(run, weights, recipe, plan.deployment.recovery_epochs)
     known.lab.baseline(plan.deployment)
     if not known.lab.is_baseline(plan.deployment):
         known.lab.keep(known.lab.trial(plan.deployment, "the plan"))
@@ -185,7 +185,7 @@ def _replay_plan(known: Known, plan: Plan, folder: run_folder.RunFolder) -> None
 # -- training ------------------------------------------------------------------------------
 
 
-def _train(known: Known) -> None:
+def _train(known: RunState) -> None:
     run = known.run
     began = run.bridge.now()
     budget_s = TRAIN_SHARE * run.effort.time_s
@@ -197,7 +197,7 @@ def _train(known: Known) -> None:
     known.epochs, reach = parallelism.usual_lengths(run)
     searching = run.bridge.now()
     echo.say(run, known.epochs)
-    known.training = training_trial.Outcome(run, known.epochs, reach, parallelism.timed(run))
+    known.training = training_trial.TrainState(run, known.epochs, reach, parallelism.timed(run))
     step_options.judge(run, reach)
     training_search.search(known.training, began + budget_s)
     run.timed("train search", searching)
@@ -214,7 +214,7 @@ def _train(known: Known) -> None:
 
 
 def _final(
-    known: Known, recipe: Recipe, trial: TrainTrial | None = None, more_s: float = 0.0
+    known: RunState, recipe: Recipe, trial: TrainTrial | None = None, more_s: float = 0.0
 ) -> None:
     """Train a plan's recipe, or the winner's after its search, which left ``more_s``."""
     run = known.run
@@ -228,14 +228,15 @@ def _final(
     kept = known.execution.kept_epochs
     if kept is not None and kept < known.epochs:
         known.messages.append(
-            f"The weights are those after {kept:g} of {known.epochs} epochs, the best on select."
+            f"The weights are those after {kept:g} of {known.epochs} epochs, "
+            "the best on validation."
         )
     if echo.apart(run):
         run.apart_s = run.bridge.now() - began
     run.on_progress()
 
 
-def _expected_s(run: Run, epochs: float, trial: TrainTrial | None) -> float:
+def _expected_s(run: RunContext, epochs: float, trial: TrainTrial | None) -> float:
     """Seconds of what is still to be trained, by the trial's pace or the measured throughput."""
     if trial is not None and trial.rungs and trial.train_s:
         ahead = epochs - (trial.rungs[-1] if trial.epochs == epochs else 0.0)
@@ -243,12 +244,12 @@ def _expected_s(run: Run, epochs: float, trial: TrainTrial | None) -> float:
     return epochs * (parallelism.one_epoch_s(run) or 0.0)
 
 
-def _recovery_epochs(run: Run, known: Known, recipe: Recipe) -> float:
+def _recovery_epochs(run: RunContext, known: RunState, recipe: Recipe) -> float:
     """Epochs of recovery training after pruning: a share of the time that is left, by the
     training's own speed; 0 without rows to train on.
     """
     info = run.survey.task
-    rows = info.train_rows or info.adapt_rows
+    rows = info.train_rows or info.calibration_rows
     if not rows:
         return 0.0
     if known.execution.train_s and known.epochs:

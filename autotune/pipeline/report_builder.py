@@ -12,9 +12,9 @@ from functools import cache
 import msgspec
 
 from autotune import plugins
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.deployment import ranking
-from autotune.deployment.evaluator import Lab
+from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.records.measurement import Verdict
 from autotune.records.plan import Deployment, Plan, Recipe
 from autotune.records.report import (
@@ -27,22 +27,22 @@ from autotune.records.report import (
 )
 from autotune.report import describe, run_folder
 from autotune.stats import limit_tests
-from autotune.training.trial import Outcome
+from autotune.training.trial import TrainState
 from autotune.verification import launches
 from autotune.verification.launches import Verified
 
 
 @dataclass
-class Known:
+class RunState:
     """What a run has found out so far.  Only ever added to."""
 
-    run: Run
+    run: RunContext
     created_utc: str = field(default_factory=run_folder.now_utc)
-    training: Outcome | None = None
+    training: TrainState | None = None
     recipe: Recipe | None = None
     epochs: int | float = 0
     execution: Execution = field(default_factory=Execution)
-    lab: Lab | None = None
+    lab: DeploymentEvaluator | None = None
     baseline: PlanResult | None = None
     lossless: PlanResult | None = None
     earlier: PlanResult | None = None
@@ -68,7 +68,7 @@ class Known:
         )
 
 
-def report(known: Known, status: str) -> Report:
+def report(known: RunState, status: str) -> Report:
     """The report of everything known.  A run that chose nothing exits with 4 (or 3 if some
     budget is known to be broken).
     """
@@ -105,7 +105,7 @@ def report(known: Known, status: str) -> Report:
     )
 
 
-def _cost(known: Known) -> SearchCost:
+def _cost(known: RunState) -> SearchCost:
     run = known.run
     train = known.training.trials if known.training else []
     deploy = [t.trial for t in known.lab.tried] if known.lab else []
@@ -124,7 +124,7 @@ def _cost(known: Known) -> SearchCost:
     )
 
 
-def _search_energy(known: Known) -> float | None:
+def _search_energy(known: RunState) -> float | None:
     """Metered joules of the search; None unless every completed trial was metered."""
     if known.run.meter is None or known.lab is None:
         return None
@@ -138,7 +138,7 @@ def _search_energy(known: Known) -> float | None:
     return sum(known_parts) if parts and len(known_parts) == len(parts) else None
 
 
-def _break_even(known: Known, energy: float | None) -> float | None:
+def _break_even(known: RunState, energy: float | None) -> float | None:
     """Samples after which the search's energy is saved again."""
     if energy is None or known.baseline is None or known.chosen is None:
         return None
@@ -149,7 +149,7 @@ def _break_even(known: Known, energy: float | None) -> float | None:
 
 
 def explain(
-    known: Known,
+    known: RunState,
     verified: Verified,
     kept_baseline: str | None,
     tested: Sequence[Verified],
@@ -203,7 +203,7 @@ def explain(
     )
 
 
-def _robustness(lab: Lab) -> list[str]:
+def _robustness(lab: DeploymentEvaluator) -> list[str]:
     """Whether the order of the plans by modelled energy depends on the assumed power model."""
     run = lab.run
     if run.meter is not None or (run.budget.energy is None and run.budget.goal != "energy"):

@@ -6,7 +6,7 @@ import msgspec
 
 from autotune import patterns
 from autotune.bridge.protocol import Bridge
-from autotune.context import INSPECT_S, Listener, Run, must
+from autotune.context import INSPECT_S, Listener, RunContext, must
 from autotune.deployment import search_space
 from autotune.errors import UsageError
 from autotune.hardware import profiles
@@ -27,7 +27,7 @@ def survey(
     effort: Effort,
     saved: Profile | None,
     listener: Listener,
-) -> Run:
+) -> RunContext:
     """What is there, what is legal, what it can cost at least."""
     listener.phase("survey", 20.0)
     found = must(bridge, jobs.Inspect(task=spec, batch_size=budget.batch or 1), INSPECT_S).answer
@@ -41,14 +41,14 @@ def survey(
     menu = must(bridge, jobs.Menu(context=context), 60.0).answer
     assert isinstance(menu, jobs.Options)
     options = space.restrict(menu.options, effort)
-    least = limit_tests.smallest_certifiable_drop(found.info.confirm_rows)
+    least = limit_tests.smallest_certifiable_drop(found.info.test_rows)
     known = Survey(
         task=found.info,
         traits=found.traits,
         options=options,
         certifiable_drop=least if found.info.binary else None,
     )
-    run = Run(bridge, spec, budget, effort, listener, profile, known, sources.sources)
+    run = RunContext(bridge, spec, budget, effort, listener, profile, known, sources.sources)
     run.evaluation_s = found.evaluation_s or 0.0
     _check_restrictions(run)
     run.timed("survey", 0.0)
@@ -56,7 +56,7 @@ def survey(
     return run
 
 
-def look_again(run: Run, recipe: Recipe) -> None:
+def look_again(run: RunContext, recipe: Recipe) -> None:
     """The traits of the model that the recipe makes, where the user's hyperparameters make it
     another than the one that was surveyed.
     """
@@ -101,7 +101,7 @@ def anchor_warnings(saved: Profile, now: Profile) -> tuple[str, ...]:
     return profiles.fit(saved, now).reasons
 
 
-def _check_restrictions(run: Run) -> None:
+def _check_restrictions(run: RunContext) -> None:
     """What the user restricts exists, before anything is spent on it."""
     effort, cores = run.effort, max(1, math.floor(run.profile.cpu.cores))
     if effort.threads is not None and not 1 <= effort.threads <= cores:
@@ -118,7 +118,7 @@ def _check_restrictions(run: Run) -> None:
     space.check_fixed(effort.fix, tuple(spaces))
 
 
-def _say_limits(run: Run) -> None:
+def _say_limits(run: RunContext) -> None:
     """What cannot be measured or certified is said before the search, with the remedy."""
     budget, info = run.budget, run.survey.task
     for warning in (*info.warnings, *run.profile.warnings):
@@ -134,10 +134,8 @@ def _say_limits(run: Run) -> None:
     least = run.survey.certifiable_drop
     if least is not None:
         allowed = run.max_drop or 0.01
-        rows = info.confirm_rows
-        text = (
-            f"{rows} rows to confirm: the smallest drop of quality they can certify is {least:.2%}."
-        )
+        rows = info.test_rows
+        text = f"{rows} test rows: the smallest drop of quality they can certify is {least:.2%}."
         if least > allowed:
             needed = limit_tests.rows_needed(allowed)
             text += f" --max-drop {allowed:g} would need {needed} rows: quality will be UNDECIDED."

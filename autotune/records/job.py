@@ -24,7 +24,7 @@ class Context(Record, frozen=True, kw_only=True):
 
 
 class Inspect(Record, frozen=True, kw_only=True, tag=True):
-    """Load the task, split its data, write the rows of *select* and *confirm* (and
+    """Load the task, split its data, write the rows of *validation* and *test* (and
     calibration rows) under ``data/``, count the model's traits.
     """
 
@@ -34,11 +34,11 @@ class Inspect(Record, frozen=True, kw_only=True, tag=True):
 
 
 class Inspection(Record, frozen=True, kw_only=True, tag=True):
-    """Rows files are ``data/select``, ``data/confirm`` and ``data/calibrate`` (see worker.rows).
+    """Rows files are ``data/validation``, ``data/test`` and ``data/calibration`` (see worker.rows).
 
     ``imports`` are the packages that loading the task imported: the server imports them
     once so that later jobs do not pay for them.  ``weights`` is a safetensors file,
-    written where the model came trained.  ``evaluation_s`` is what evaluating all of *select*
+    written where the model came trained.  ``evaluation_s`` is what evaluating all of *validation*
     would take, from a first batch.
     """
 
@@ -218,7 +218,7 @@ class Trained(Record, frozen=True, kw_only=True, tag=True):
 
     @property
     def quality(self) -> float | None:
-        """That of the weights that are kept, on *select*."""
+        """That of the weights that are kept, on *validation*."""
         if self.kept_quality is not None:
             return self.kept_quality
         return self.qualities[-1] if self.qualities else None

@@ -79,8 +79,9 @@ class TrainTrial(Record, frozen=True, kw_only=True):
 
 
 class DeployTrial(Record, frozen=True, kw_only=True):
-    """One deployment tried on *select*.  ``drop`` is against the deploy baseline; ``drop_upper`` is
-    its upper bound by as many rows as *confirm* has, where they can certify the allowed drop.
+    """One deployment tried on *validation*.  ``drop`` is against the deploy baseline;
+    ``drop_upper`` is its upper bound by as many rows as *test* has, where they can certify the
+    allowed drop.
 
     A ``pruned`` one was clearly worse on a part of the rows already; ``stopped`` says so.  Figures
     are of one launch; of ``launches``, in turn with other leading plans, where it led.
@@ -112,7 +113,7 @@ class DeployTrial(Record, frozen=True, kw_only=True):
 
 
 class PlanResult(Record, frozen=True, kw_only=True):
-    """A verified plan.  ``quality`` is on *confirm* with its 95 % interval.
+    """A verified plan.  ``quality`` is on *test* with its 95 % interval.
 
     ``latency_s`` is the service time; ``response_s`` is there under an open-loop load.
     ``throughput_interval`` is the 95 % interval of the mean over launches, and
@@ -156,7 +157,7 @@ class Execution(Record, frozen=True, kw_only=True):
     samples_per_s: float | None = None
     train_losses: tuple[float, ...] = ()
     step_losses: tuple[float, ...] = ()
-    quality_select: float | None = None
+    validation_quality: float | None = None
     target_cost: float | None = None
     kept_epochs: float | None = None
     recovery_s: float | None = None

@@ -71,7 +71,7 @@ class Node(Record, frozen=True, kw_only=True):
 
 
 class TaskInfo(Record, frozen=True, kw_only=True):
-    """What the contract found.  Row counts are of *train*, *select*, *confirm*, *adapt*.
+    """What the contract found.  Row counts are of *train*, *validation*, *test*, *calibration*.
 
     ``form`` is ``contract``, ``script`` or ``object``.  ``input_kind`` is ``tensor``,
     ``tuple`` or ``dict``.  ``per_sample`` says that quality is a mean of per-sample
@@ -96,9 +96,9 @@ class TaskInfo(Record, frozen=True, kw_only=True):
     input_dtypes: tuple[str, ...]
     ragged: bool
     train_rows: int
-    select_rows: int
-    confirm_rows: int
-    adapt_rows: int
+    validation_rows: int
+    test_rows: int
+    calibration_rows: int
     classes: int | None
     metric: str
     higher_is_better: bool

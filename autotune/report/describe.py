@@ -50,7 +50,7 @@ def brief(trial: DeployTrial) -> str:
 
 
 def figures(trial: DeployTrial) -> str:
-    """Latency and quality of a trial on *select*."""
+    """Latency and quality of a trial on *validation*."""
     found = trial.latency_s
     tail = f"p{found.percentile:g}" if found and found.percentile is not None else "p95"
     latency = units.show(latency_of(trial), "s")

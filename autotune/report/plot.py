@@ -91,7 +91,7 @@ def _deployment(report: Report, name: str) -> Deployment | None:
 
 
 def _floor(report: Report, dots: Sequence[Dot]) -> float | None:
-    """The lowest allowed quality on *select*: the baseline's there, less the allowed drop."""
+    """The lowest allowed quality on *validation*: the baseline's there, less the allowed drop."""
     baseline = _deployment(report, "baseline")
     base = [dot.y for dot in dots if dot.trial.deployment == baseline]
     drop = [v.limit for v in report.verdicts if v.name == "quality" and abs(v.limit) < _LARGEST]
@@ -171,7 +171,7 @@ def _frame(report: Report, across: Axis, up: Axis) -> list[str]:
     name = f"latency p{report.budget.percentile:g} per call"
     out.append(_text(middle, _HEIGHT - 12, name, "middle", "name"))
     better = "higher" if report.survey.task.higher_is_better else "lower"
-    title = f"{report.survey.task.metric} on select ({better} is better)"
+    title = f"{report.survey.task.metric} on validation ({better} is better)"
     y = (_TOP + bottom) / 2
     out.append(
         f'<text class="name" transform="translate(16 {y:.0f}) rotate(-90)" '

@@ -86,7 +86,7 @@ def outcome(trial: DeployTrial | TrainTrial) -> str:
 def _deploy_trials(report: Report) -> Section:
     percentile = report.budget.percentile
     head = (
-        "#", "Plan", "Outcome", "p50", f"p{percentile:g}", "Quality (select)", "Energy/sample",
+        "#", "Plan", "Outcome", "p50", f"p{percentile:g}", "Quality (validation)", "Energy/sample",
         "Memory", "Against the limits", "From",
     )  # fmt: skip
     front = set(report.pareto)
@@ -111,8 +111,8 @@ def _deploy_trials(report: Report) -> Section:
 
 def _train_trials(report: Report) -> Section:
     head = (
-        "#", "Recipe", "Outcome", "Last loss", "Epochs", "Quality (select)", "Training", "Samples",
-        "Memory", "Energy", "Against the limits",
+        "#", "Recipe", "Outcome", "Last loss", "Epochs", "Quality (validation)", "Training",
+        "Samples", "Memory", "Energy", "Against the limits",
     )  # fmt: skip
     trials = list(report.train_trials)
     base = report.train_baseline
@@ -178,7 +178,7 @@ def _execution(report: Report) -> Section:
         ("training memory", units.show(done.train_memory_bytes, "B")),
         ("training throughput", units.per_second(done.samples_per_s)),
         ("last training loss", units.metric(losses[-1]) if losses else None),
-        ("quality on select", units.metric(done.quality_select)),
+        ("quality on validation", units.metric(done.validation_quality)),
         ("recovery training", units.show(done.recovery_s, "s")),
         ("build", units.show(done.build_s, "s")),
         ("artifact", made.folder if made else None),
@@ -251,8 +251,8 @@ def _survey(report: Report) -> Section:
         ("seed", str(report.effort.seed)),
         ("task form", f"{task.form}, {task.input_kind} input"),
         ("inputs (per sample)", shapes),
-        ("rows", f"{task.train_rows} train, {task.select_rows} select, "
-                 f"{task.confirm_rows} confirm, {task.adapt_rows} adapt"),
+        ("rows", f"{task.train_rows} train, {task.validation_rows} validation, "
+                 f"{task.test_rows} test, {task.calibration_rows} calibration"),
         ("metric", f"{task.metric}, {'higher' if task.higher_is_better else 'lower'} is better"),
         ("smallest certifiable drop", units.metric(drop) if drop is not None else None),
         ("parameters", f"{traits.parameters} ({units.show(traits.parameter_bytes, 'B')})"),

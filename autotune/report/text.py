@@ -112,7 +112,7 @@ def _comparison_lines(report: Report) -> list[str]:
         f"p{percentile:g} latency",
         f"p{percentile:g} 95 % interval",
         f"p{percentile:g} response",
-        "quality (confirm)",
+        "quality (test)",
         "quality 95 % interval",
         "balanced accuracy",
         "worst class recall",
@@ -138,7 +138,7 @@ def _comparison_lines(report: Report) -> list[str]:
     return lines
 
 
-_ALWAYS = ("energy per sample", "quality (confirm)")
+_ALWAYS = ("energy per sample", "quality (test)")
 _NAME, _CELLS = 24, 72  # columns of the terminal
 
 

@@ -187,7 +187,7 @@ def modelled(interval: Interval | None) -> str:
 
 
 def quality_interval(plan: PlanResult) -> str:
-    """The 95 % interval of the quality on *confirm*."""
+    """The 95 % interval of the quality on *test*."""
     if plan.quality_interval is None:
         return NONE
     low, high = plan.quality_interval
@@ -207,7 +207,7 @@ def figures(plan: PlanResult, percentile: float) -> tuple[tuple[str, str], ...]:
         (f"{named} 95 % interval", interval_of(latency)),
         *_under_load(plan, percentile),
         ("calls timed", str(latency.samples) if latency else "0"),
-        ("quality (confirm)", units.metric(plan.quality)),
+        ("quality (test)", units.metric(plan.quality)),
         ("quality 95 % interval", quality_interval(plan)),
         *_balanced(plan),
         ("energy per sample", units.show(plan.energy_j_per_sample, "J")),

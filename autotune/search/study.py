@@ -33,7 +33,7 @@ class Proposal(NamedTuple):
     why: str
 
 
-class Search:
+class Study:
     """One study over one space.  Values are minimised.
 
     Args:
@@ -72,9 +72,9 @@ class Search:
         self._waiting: deque[tuple[dict[str, Value], str]] = deque()
         self._asked = 0
 
-    def apart(self) -> "Search":
+    def apart(self) -> "Study":
         """A second study of the same space that is told of none of this one's trials."""
-        return Search(
+        return Study(
             Space(name=f"{self.space.name}-blind", nodes=self.space.nodes),
             seed=self._seed + 1,
             constraints=self._names,

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.deployment import ranking, search_space
 from autotune.errors import FormatError, UsageError
 from autotune.records.base import Record
@@ -27,7 +27,7 @@ from autotune.records.report import Report, TrainTrial
 from autotune.records.task import Traits
 from autotune.report import run_folder
 from autotune.search.space import Space, canonical
-from autotune.search.study import Proposal, Search
+from autotune.search.study import Proposal, Study
 from autotune.training import search_space as training_search_space
 
 AUTO = "auto"
@@ -84,7 +84,7 @@ def machine_distance(one: Profile, other: Profile) -> float:
     return sorted(ratios)[len(ratios) // 2] if ratios else 0.0
 
 
-def find(run: Run, part: Part) -> Donor | None:
+def find(run: RunContext, part: Part) -> Donor | None:
     """The donor that ``--like`` names, where it has this part; with ``auto`` the nearest that has
     it among this run's neighbours.
 
@@ -121,7 +121,7 @@ def find(run: Run, part: Part) -> Donor | None:
     return min(near, key=lambda pair: pair[0])[1] if near else None
 
 
-def check(run: Run) -> None:
+def check(run: RunContext) -> None:
     """Refuse a ``--like`` that names no usable report, before anything is spent on it.
 
     Raises:
@@ -131,7 +131,7 @@ def check(run: Run) -> None:
         _loaded(Path(str(run.effort.like)))
 
 
-def _named(run: Run, folder: Path, *, say: bool) -> Donor:
+def _named(run: RunContext, folder: Path, *, say: bool) -> Donor:
     report, donor = _loaded(folder)
     if not say:
         return donor
@@ -183,7 +183,9 @@ def _recipes(report: Report) -> tuple[Recipe, ...]:
     return tuple(unique.values())[:_RECIPES]
 
 
-def training(run: Run, study: Search, usual: Sequence[tuple[Mapping[str, Value], str]]) -> "Guided":
+def training(
+    run: RunContext, study: Study, usual: Sequence[tuple[Mapping[str, Value], str]]
+) -> "MixedStudy":
     """The train search's study with what is worth trying first: the donor's recipes, as this space
     has them, then the usual seeds.
     """
@@ -198,14 +200,17 @@ def training(run: Run, study: Search, usual: Sequence[tuple[Mapping[str, Value],
             "every third of the sampler's trials has not seen them."
         )
     first = [*((v, WHY) for v in given), *((v, why) for v, why in usual if v not in given)]
-    guided = Guided(study, study.apart() if donor is not None else None, len(first))
+    guided = MixedStudy(study, study.apart() if donor is not None else None, len(first))
     for values, why in first:
         guided.enqueue(values, why)
     return guided
 
 
 def seeds(
-    run: Run, donor: Donor | None, space: Space, usual: Sequence[tuple[Mapping[str, Value], str]]
+    run: RunContext,
+    donor: Donor | None,
+    space: Space,
+    usual: Sequence[tuple[Mapping[str, Value], str]],
 ) -> list[tuple[Mapping[str, Value], str]]:
     """What to enqueue, and why: the donor's plans that this space has, then the usual seeds."""
     given: list[Mapping[str, Value]] = []
@@ -221,17 +226,17 @@ def seeds(
     return out + [(values, why) for values, why in usual if values not in given]
 
 
-class Guided:
+class MixedStudy:
     """A study with a donor's plans in it, and beside it one that never sees them.
 
     Without ``blind`` it is the study alone.
     """
 
-    def __init__(self, study: Search, blind: Search | None, first: int) -> None:
+    def __init__(self, study: Study, blind: Study | None, first: int) -> None:
         self._study, self._blind = study, blind
         self._first = first
         self._asked = 0
-        self._open: list[tuple[Search, int]] = []
+        self._open: list[tuple[Study, int]] = []
 
     def enqueue(self, values: Mapping[str, Value], why: str) -> None:
         self._study.enqueue(values, why)

@@ -3,7 +3,7 @@
     latency       exact binomial over every call (`tail`), one look of a fixed number
     energy        Student's t over launches plus the counter's own uncertainty
     memory, time  one deterministic figure
-    quality       paired non-inferiority on *confirm* (`quality`, over `paired`)
+    quality       paired non-inferiority on *test* (`quality`, over `paired`)
 
 A missing number is never MET.  Every UNDECIDED says what would decide it.  Does not know
 how the samples were taken: independence between launches is the measurer's business.
@@ -337,7 +337,7 @@ def floor(name: str, scores: Scores, limit: float, higher_is_better: bool) -> Ve
     """
     bounds = interval(scores)
     found: VerdictName = "UNDECIDED"
-    note: str | None = "more rows to confirm would decide"
+    note: str | None = "more test rows would decide"
     if bounds is not None:
         low, high = bounds if higher_is_better else (-bounds[1], -bounds[0])
         wanted = limit if higher_is_better else -limit
@@ -355,7 +355,7 @@ def floor(name: str, scores: Scores, limit: float, higher_is_better: bool) -> Ve
         confidence=0.95,
         samples=scores.rows,
         verdict=found,
-        source="the interval of the quality on confirm",
+        source="the interval of the quality on test",
         note=note,
         at_least=higher_is_better,
     )

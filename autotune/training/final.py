@@ -7,20 +7,20 @@ Interrupted, it goes on from its own state.  Not known here: how the winner was 
 """
 
 from autotune import units
-from autotune.context import Run, first_epoch, must
+from autotune.context import RunContext, first_epoch, must
 from autotune.records import job as jobs
 from autotune.records.plan import Recipe
 from autotune.records.report import Execution, TrainTrial
 from autotune.training import lengths, search_space, target_quality
 from autotune.training import trial as training_trial
 from autotune.training.search import fitting
-from autotune.training.trial import Outcome
+from autotune.training.trial import TrainState
 
 WEIGHTS = "weights/dense.safetensors"
 _STATE = "weights/final.state"
 
 
-def one_epoch(run: Run) -> tuple[float, float]:
+def one_epoch(run: RunContext) -> tuple[float, float]:
     """Train the baseline recipe for one epoch, to `WEIGHTS`; seconds of one evaluation and of
     one epoch.
     """
@@ -32,7 +32,7 @@ def one_epoch(run: Run) -> tuple[float, float]:
 
 
 def last(
-    outcome: Outcome, winner: TrainTrial, more_s: float = 0.0
+    outcome: TrainState, winner: TrainTrial, more_s: float = 0.0
 ) -> tuple[Execution, int | float]:
     """The final training with the winner's recipe, and its epochs.
 
@@ -51,20 +51,21 @@ def last(
         return final(run, winner.recipe, winner.epochs, winner), winner.epochs
     outcome.said.append(f"{small}the final one started anew, for {epochs} epochs.")
     done = final(run, winner.recipe, epochs)
-    before, after = winner.quality, done.quality_select
+    before, after = winner.quality, done.validation_quality
     if before is None or after is None:
         return done, epochs
     if training_trial.signed_quality(run, after) >= training_trial.signed_quality(run, before):
         return done, epochs
     outcome.said.append(
-        f"A training of {epochs} epochs was no better on select than the trial's {winner.epochs} "
-        f"({units.metric(after)} against {units.metric(before)}): the trial's weights are kept."
+        f"A training of {epochs} epochs was no better on validation than the trial's "
+        f"{winner.epochs} ({units.metric(after)} against {units.metric(before)}): "
+        "the trial's weights are kept."
     )
     return final(run, winner.recipe, winner.epochs, winner), winner.epochs
 
 
 def final(
-    run: Run, recipe: Recipe, epochs: int | float, trial: TrainTrial | None = None
+    run: RunContext, recipe: Recipe, epochs: int | float, trial: TrainTrial | None = None
 ) -> Execution:
     """Train the winner to the horizon, metered, to `WEIGHTS`; it goes on from its ``trial``'s
     state.  Interrupted, it goes on from its own.
@@ -102,14 +103,14 @@ def final(
         samples_per_s=done.samples_per_s,
         train_losses=done.train_losses,
         step_losses=done.step_losses,
-        quality_select=done.quality,
+        validation_quality=done.quality,
         target_cost=target_quality.cost(run, done.train_s, energy) if done.reached else None,
         kept_epochs=done.kept_epochs,
     )
 
 
 def _final_rungs(
-    run: Run, before: TrainTrial | None, epochs: float, *, ended: bool
+    run: RunContext, before: TrainTrial | None, epochs: float, *, ended: bool
 ) -> tuple[float, ...]:
     """Where the final training is looked at; one that has ended is looked at where it is."""
     first = before.rungs[-1] if before is not None and before.rungs else 0.0

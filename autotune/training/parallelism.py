@@ -8,7 +8,7 @@ import math
 
 import msgspec
 
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.records import job as jobs
 from autotune.records.plan import Recipe
 from autotune.records.task import Split
@@ -29,7 +29,9 @@ NEARLY = 0.7
 _LEAST_EPOCHS, _MOST_WHOLE = 0.01, 10.0
 
 
-def measure_splits(run: Run, budget_s: float, *, channels_last: bool = False) -> tuple[Split, ...]:
+def measure_splits(
+    run: RunContext, budget_s: float, *, channels_last: bool = False
+) -> tuple[Split, ...]:
     """Throughput of every legal split at a small and a larger batch.
 
     A split that fails is recorded with its reason.  Ranks are started once a batch size, so
@@ -53,7 +55,7 @@ def measure_splits(run: Run, budget_s: float, *, channels_last: bool = False) ->
     return tuple(out)
 
 
-def rate(run: Run, recipe: Recipe) -> float | None:
+def rate(run: RunContext, recipe: Recipe) -> float | None:
     """Training samples per second of one recipe; None where it cannot be trained."""
     return measured(run, recipe).samples_per_s
 
@@ -62,7 +64,7 @@ def _nearest(sizes: tuple[int, ...], wanted: int) -> int:
     return min(sizes, key=lambda s: abs(math.log2(s / wanted)))
 
 
-def plain_recipe(run: Run, split: tuple[str, int, int], batch: int) -> Recipe:
+def plain_recipe(run: RunContext, split: tuple[str, int, int], batch: int) -> Recipe:
     """The default recipe on a split: to measure, not to learn with."""
     parallel, ranks, threads = split
     return Recipe(
@@ -74,7 +76,7 @@ def plain_recipe(run: Run, split: tuple[str, int, int], batch: int) -> Recipe:
     )
 
 
-def recipe_of(run: Run, split: Split, **changes: object) -> Recipe:
+def recipe_of(run: RunContext, split: Split, **changes: object) -> Recipe:
     """A recipe of the same split and batch, but for ``changes``: to measure, not to learn with."""
     fields = {
         "parallel": split.parallel,
@@ -87,7 +89,9 @@ def recipe_of(run: Run, split: Split, **changes: object) -> Recipe:
     return msgspec.convert(fields | changes, Recipe)
 
 
-def measured(run: Run, recipe: Recipe, meter: str | None = None, timeout_s: float = 30.0) -> Split:
+def measured(
+    run: RunContext, recipe: Recipe, meter: str | None = None, timeout_s: float = 30.0
+) -> Split:
     """Throughput and memory of one recipe's step; a failure is recorded with its reason."""
     job = jobs.Throughput(
         task=run.task(recipe),
@@ -122,7 +126,7 @@ def measured(run: Run, recipe: Recipe, meter: str | None = None, timeout_s: floa
     )
 
 
-def dear(run: Run) -> bool:
+def dear(run: RunContext) -> bool:
     """Whether an epoch takes so long that a training is looked at within it: its batches must be
     ours to cut.
     """
@@ -130,12 +134,12 @@ def dear(run: Run) -> bool:
     return epoch_s is not None and epoch_s > _DEAR_S and not task.own_train and not task.own_loader
 
 
-def _in_parts(run: Run) -> bool:
+def _in_parts(run: RunContext) -> bool:
     """Whether trainings may end within an epoch; what reaching a quality costs is whole epochs'."""
     return dear(run) and run.budget.target_quality is None
 
 
-def count(run: Run, epochs: float) -> int | float:
+def count(run: RunContext, epochs: float) -> int | float:
     """So many epochs as a training can have: whole ones, and parts of one where epochs are dear."""
     if not _in_parts(run):
         return max(1, round(epochs))
@@ -143,7 +147,7 @@ def count(run: Run, epochs: float) -> int | float:
     return int(found) if found >= _MOST_WHOLE or found == int(found) else found
 
 
-def horizon(run: Run, share_s: float, most_s: float | None = None) -> int | float:
+def horizon(run: RunContext, share_s: float, most_s: float | None = None) -> int | float:
     """Epochs of the final training: asked for, or what the training time budget allows at the
     measured throughput; without one ``share_s`` seconds, where those are a few epochs up to
     ``most_s``.
@@ -166,13 +170,13 @@ def horizon(run: Run, share_s: float, most_s: float | None = None) -> int | floa
     return count(run, min(_MOST_EPOCHS, epochs if _in_parts(run) else int(epochs)))
 
 
-def timed(run: Run) -> bool:
+def timed(run: RunContext) -> bool:
     """Whether the horizon follows from time, not from a number of epochs that was asked for."""
     effort, info = run.effort, run.survey.task
     return not (effort.epochs or effort.steps or info.epochs or info.steps)
 
 
-def one_epoch_s(run: Run) -> float | None:
+def one_epoch_s(run: RunContext) -> float | None:
     """Seconds of one epoch at the baseline's batch size by the fastest split; None where no split
     could be measured.
     """
@@ -186,7 +190,7 @@ def one_epoch_s(run: Run) -> float | None:
     return run.survey.task.train_rows / max(r for distance, r in rates if distance == nearest)
 
 
-def reach(run: Run, epochs: float, search_s: float) -> int | float:
+def reach(run: RunContext, epochs: float, search_s: float) -> int | float:
     """Epochs that a trial is trained for: the horizon, or fewer where the search's time does not
     hold some four whole trainings.
     """
@@ -198,7 +202,7 @@ def reach(run: Run, epochs: float, search_s: float) -> int | float:
 
 
 def lengths(
-    run: Run, share_s: float, most_s: float, search_s: float
+    run: RunContext, share_s: float, most_s: float, search_s: float
 ) -> tuple[int | float, int | float]:
     """Epochs of the final training (`horizon`) and of a trial (`reach`).  Where the length follows
     from time and a trial is nearly as long, that is the final training: the winner goes on from it.
@@ -208,7 +212,7 @@ def lengths(
     return (trial if timed(run) and trial >= NEARLY * epochs else epochs), trial
 
 
-def usual_lengths(run: Run) -> tuple[int | float, int | float]:
+def usual_lengths(run: RunContext) -> tuple[int | float, int | float]:
     """`lengths` by the shares of a run's time."""
     time_s = run.effort.time_s
     return lengths(run, FINAL_SHARE * time_s, FINAL_MOST * time_s, TRAIN_SHARE * time_s)

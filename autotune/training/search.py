@@ -16,16 +16,16 @@ from typing import NamedTuple
 
 import msgspec
 
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.errors import ContractError
 from autotune.records.plan import Recipe, Value
 from autotune.records.report import Failure, TrainTrial
 from autotune.search import space, warm_start
 from autotune.search.halving import Halving
-from autotune.search.study import Proposal, Search
+from autotune.search.study import Proposal, Study
 from autotune.training import lengths, search_space, seed_repeats, target_quality, throughput, width
 from autotune.training import trial as training_trial
-from autotune.training.trial import Outcome
+from autotune.training.trial import TrainState
 
 _MOST_REPEATS = 30
 _FEW_EPOCHS = 3
@@ -34,7 +34,7 @@ _MOST_OF_IT = 0.8
 _BASELINE, _DEFAULT = "the baseline recipe", "the default recipe"
 
 
-def fitting(run: Run, recipe: Recipe) -> Recipe:
+def fitting(run: RunContext, recipe: Recipe) -> Recipe:
     """The recipe, its split replaced where this machine does not have it, without a power limit
     and clock where none is allowed, and not compiled where that cannot be or does not pay.
     """
@@ -56,18 +56,18 @@ def fitting(run: Run, recipe: Recipe) -> Recipe:
 class _Hand(NamedTuple):
     """What a search works with; ``values`` are those of each trial inside the space."""
 
-    outcome: Outcome
-    study: warm_start.Guided
+    outcome: TrainState
+    study: warm_start.MixedStudy
     halving: Halving
     values: dict[int, dict[str, Value]]
     began_s: float
     until_s: float
 
 
-def search(outcome: Outcome, until_s: float) -> None:
+def search(outcome: TrainState, until_s: float) -> None:
     """Try recipes until the run's clock reads ``until_s`` or the trials are used up."""
     run = outcome.run
-    study = Search(
+    study = Study(
         search_space.train_space(run.survey, run.effort),
         seed=run.effort.seed,
         constraints=("train_energy", "train_memory", "train_time"),
@@ -91,7 +91,7 @@ def search(outcome: Outcome, until_s: float) -> None:
         outcome.said += target_quality.said(run, outcome.winner, outcome.baseline)
 
 
-def _times(outcome: Outcome) -> int:
+def _times(outcome: TrainState) -> int:
     """The seeds' batch for one of the default's."""
     return 2 if outcome.epochs < _FEW_EPOCHS else 4
 
@@ -252,7 +252,7 @@ def _asks(hand: _Hand, trial: TrainTrial, *, to_the_end: bool = False) -> traini
     return on_report
 
 
-def _peers(run: Run, recipe: Recipe) -> str:
+def _peers(run: RunContext, recipe: Recipe) -> str:
     """Trials are compared among those of one schedule and, where widths are searched, of one width:
     narrow models learn less, and are to be there at the end.
     """

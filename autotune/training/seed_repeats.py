@@ -18,20 +18,20 @@ from autotune.records.report import TrainTrial
 from autotune.stats import launch_ratio
 from autotune.training import target_quality
 from autotune.training import trial as training_trial
-from autotune.training.trial import Outcome
+from autotune.training.trial import TrainState
 
 ROUNDS, _MOST_ROUNDS = 2, 4  # further seeds, beside a trial's own
 _FINALISTS = 3
 _SHARE = 0.35  # of the search's time, at most
 
 
-def candidates(outcome: Outcome) -> list[TrainTrial]:
+def candidates(outcome: TrainState) -> list[TrainTrial]:
     """Complete trials, the best first: those within every budget, or all."""
     ranked = training_trial.ranked(outcome.run, outcome.trials)
     return [t for t in ranked if training_trial.violation(t) <= 0] or ranked
 
 
-def reserve_s(outcome: Outcome, budget_s: float) -> float:
+def reserve_s(outcome: TrainState, budget_s: float) -> float:
     """Seconds to leave for three seeds of as many finalists as fit into a share of the time."""
     return _needed(candidates(outcome), _SHARE * budget_s)[1]
 
@@ -45,7 +45,7 @@ def _needed(found: list[TrainTrial], most_s: float) -> tuple[int, float]:
     return 0, 0.0
 
 
-def repeat(outcome: Outcome, until_s: float) -> None:
+def repeat(outcome: TrainState, until_s: float) -> None:
     """Train finalists with further seeds until the run's clock would pass ``until_s``."""
     now = outcome.run.bridge.now
     count, _ = _needed(candidates(outcome), until_s - now())
@@ -67,7 +67,7 @@ def _next(leading: list[TrainTrial]) -> TrainTrial | None:
     return fewest if fewest is not None and len(fewest.repeats) < _MOST_ROUNDS else None
 
 
-def _again(outcome: Outcome, trial: TrainTrial, number: int) -> TrainTrial:
+def _again(outcome: TrainState, trial: TrainTrial, number: int) -> TrainTrial:
     run, length = outcome.run, outcome.length(trial.recipe)
     info = run.survey.task
 
@@ -123,12 +123,12 @@ def interval(
     return (max(0.0, low), min(1.0, high)) if rate else (low, high)
 
 
-def _said(outcome: Outcome) -> str:
+def _said(outcome: TrainState) -> str:
     winner = outcome.winner
     if winner is None or not winner.repeats or winner.quality_mean is None:
         return "The recipe was chosen by one seed: there was no time to repeat finalists."
     seeds = 1 + len(winner.repeats)
-    text = f"The recipe's quality on select over {seeds} seeds: mean {winner.quality_mean:.4g}"
+    text = f"The recipe's quality on validation over {seeds} seeds: mean {winner.quality_mean:.4g}"
     if winner.quality_interval is not None:
         low, high = winner.quality_interval
         text += f" (95 % interval {low:.4g} to {high:.4g})"

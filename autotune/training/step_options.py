@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from autotune import units
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.records.task import Option, Split
 from autotune.training import parallelism, search_space, throughput
 from autotune.training.throughput import plain
@@ -30,7 +30,7 @@ _PATIENCE_S, _PATIENCE_SHARE = 10.0, 0.25  # and of a trial: what compiles for l
 # -- the layout of images ------------------------------------------------------------------
 
 
-def channels_last(run: Run) -> bool:
+def channels_last(run: RunContext) -> bool:
     """Whether weights of convolutions lie with their channels last while all else is measured and
     trained: where a step of the first split is 5 % faster so; else it is refused with both rates.
     It changes nothing that is learnt.
@@ -59,7 +59,7 @@ def _layout_refused(usual: Split, last: Split) -> str | None:
 # -- what is measured ------------------------------------------------------------------------
 
 
-def measure(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ...]:
+def measure(run: RunContext, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ...]:
     """A row for each that is worth a look, until the run's clock reads ``until_s``."""
     out: tuple[Split, ...] = ()
     run.survey = msgspec.structs.replace(run.survey, splits=rows)
@@ -70,7 +70,7 @@ def measure(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split, .
     return out
 
 
-def _compiled(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ...]:
+def _compiled(run: RunContext, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ...]:
     """The fastest plain split at the knee, compiled, where it is one process."""
     whole_s = _trial_s(run)
     patience_s = min(_PATIENCE_S + _PATIENCE_SHARE * whole_s, until_s - run.bridge.now())
@@ -83,13 +83,13 @@ def _compiled(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split,
     return (parallelism.measured(run, recipe, timeout_s=patience_s),)
 
 
-def _trial_s(run: Run) -> float:
+def _trial_s(run: RunContext) -> float:
     """Seconds of a whole trial in the search, by what is measured so far."""
     _, reach = parallelism.usual_lengths(run)
     return reach * (parallelism.one_epoch_s(run) or 0.0)
 
 
-def _recomputed(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
+def _recomputed(run: RunContext, rows: tuple[Split, ...]) -> tuple[Split, ...]:
     wish = _wished(run, rows)
     if wish is None:
         return ()
@@ -101,7 +101,7 @@ def _recomputed(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
     )
 
 
-def _wished(run: Run, rows: Sequence[Split]) -> tuple[Split, int] | None:
+def _wished(run: RunContext, rows: Sequence[Split]) -> tuple[Split, int] | None:
     """The smallest batch that memory alone keeps from being tried, and the split to try it with;
     None where memory forbids nothing that would be faster.
     """
@@ -125,7 +125,7 @@ def _wished(run: Run, rows: Sequence[Split]) -> tuple[Split, int] | None:
     return (first, larger) if rising else None
 
 
-def fits(run: Run, known: Sequence[Split], size: int) -> bool:
+def fits(run: RunContext, known: Sequence[Split], size: int) -> bool:
     """Whether a batch is likely to fit: memory grows linearly with it."""
     points = sorted((s.batch_size, s.peak_memory_bytes) for s in known if s.peak_memory_bytes)
     if run.profile.gpus or len(points) < 2:
@@ -135,7 +135,7 @@ def fits(run: Run, known: Sequence[Split], size: int) -> bool:
     return more + each * (size - high) <= _limit_bytes(run)
 
 
-def _limit_bytes(run: Run) -> float:
+def _limit_bytes(run: RunContext) -> float:
     usable = _MEMORY_SHARE * (run.profile.usable_memory_bytes or math.inf)
     return min(usable, run.budget.train_memory_bytes or math.inf)
 
@@ -143,7 +143,7 @@ def _limit_bytes(run: Run) -> float:
 # -- what it says ----------------------------------------------------------------------------
 
 
-def judge(run: Run, reach: float) -> None:
+def judge(run: RunContext, reach: float) -> None:
     """Refuse, among the survey's options, those of the step that do not pay, with their figures.
 
     Args:
@@ -154,7 +154,7 @@ def judge(run: Run, reach: float) -> None:
     _refuse(run, {"compile": _compile_refused(run, whole_s), "recompute": _recompute_refused(run)})
 
 
-def _refuse(run: Run, reasons: Mapping[str, str | None]) -> None:
+def _refuse(run: RunContext, reasons: Mapping[str, str | None]) -> None:
     """Options of the step that have a reason are not available."""
     out: list[Option] = []
     for option in run.survey.options:
@@ -165,7 +165,7 @@ def _refuse(run: Run, reasons: Mapping[str, str | None]) -> None:
     run.survey = msgspec.structs.replace(run.survey, options=tuple(out))
 
 
-def _compile_refused(run: Run, whole_s: float) -> str | None:
+def _compile_refused(run: RunContext, whole_s: float) -> str | None:
     rows = run.survey.splits
     row = next((s for s in rows if s.compile), None)
     if row is None:
@@ -186,7 +186,7 @@ def _compile_refused(run: Run, whole_s: float) -> str | None:
     )
 
 
-def _recompute_refused(run: Run) -> str | None:
+def _recompute_refused(run: RunContext) -> str | None:
     rows = run.survey.splits
     row = next((s for s in rows if s.recompute), None)
     if row is None:

@@ -3,11 +3,11 @@
     cost = eta * energy + (1 - eta) * largest power * time        (You et al., NSDI'23)
 
 With eta 0 it is divided by the power, so that it is the time.  A training ends at the first look
-at *select* that is good enough; there are more looks than halving needs.  Where energy cannot be
-measured eta counts as 0, and the report says so.
+at *validation* that is good enough; there are more looks than halving needs.  Where energy cannot
+be measured eta counts as 0, and the report says so.
 """
 
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.records import job as jobs
 from autotune.records.measurement import Verdict
 from autotune.records.report import Execution, TrainTrial
@@ -16,18 +16,18 @@ _LOOKS = 27
 _NOT_REACHED = 1e3
 
 
-def eta(run: Run) -> float:
+def eta(run: RunContext) -> float:
     """What energy weighs; 0 where it cannot be measured."""
     return 0.0 if run.meter is None else run.budget.eta or 0.0
 
 
-def most_w(run: Run) -> float:
+def most_w(run: RunContext) -> float:
     """The largest power of what trains: the GPUs' limits and ``--cpu-max-w``, as far as known."""
     gpus = sum((gpu.power_limit_w or 0.0) * gpu.count for gpu in run.profile.gpus)
     return gpus + (run.effort.cpu_max_w or 0.0)
 
 
-def cost(run: Run, time_s: float, energy_j: float | None) -> float | None:
+def cost(run: RunContext, time_s: float, energy_j: float | None) -> float | None:
     """The cost of a training in joules, or in seconds where energy weighs nothing; None where the
     energy is not known.
     """
@@ -39,12 +39,12 @@ def cost(run: Run, time_s: float, energy_j: float | None) -> float | None:
     return share * energy_j + (1 - share) * most_w(run) * time_s
 
 
-def unit(run: Run) -> str:
+def unit(run: RunContext) -> str:
     """Of a cost."""
     return "J" if eta(run) else "s"
 
 
-def looks(run: Run, rungs: tuple[float, ...]) -> tuple[float, ...]:
+def looks(run: RunContext, rungs: tuple[float, ...]) -> tuple[float, ...]:
     """The rungs of a training, and some 27 further looks where it ends at a target quality."""
     if run.budget.target_quality is None:
         return rungs
@@ -66,14 +66,16 @@ def objective(trial: TrainTrial, distance: float) -> float:
     return _NOT_REACHED * mean / (mean + _NOT_REACHED)  # ascending, and below
 
 
-def reached_cost(run: Run, trial: TrainTrial, done: jobs.Trained) -> tuple[float | None, ...]:
+def reached_cost(
+    run: RunContext, trial: TrainTrial, done: jobs.Trained
+) -> tuple[float | None, ...]:
     """The cost of a trial's own seed, once it has ended."""
     if run.budget.target_quality is None or trial.state != "complete":
         return ()
     return (cost(run, trial.train_s or 0.0, trial.energy_j) if done.reached else None,)
 
 
-def said(run: Run, winner: TrainTrial, baseline: TrainTrial | None) -> list[str]:
+def said(run: RunContext, winner: TrainTrial, baseline: TrainTrial | None) -> list[str]:
     """Lines for the report: what reaching the target costs, and what the baseline needs."""
     target = run.budget.target_quality
     if target is None:
@@ -81,13 +83,13 @@ def said(run: Run, winner: TrainTrial, baseline: TrainTrial | None) -> list[str]
     lines = []
     if run.budget.eta and run.meter is None:
         lines.append("Energy cannot be measured here: --eta counts as 0, time alone is the cost.")
-    text = f"Quality {target:g} on select: the recipe {_named(run, winner)}"
+    text = f"Quality {target:g} on validation: the recipe {_named(run, winner)}"
     if baseline is not None and baseline.number != winner.number:
         text += f"; the baseline recipe {_named(run, baseline)}"
     return [*lines, text + "."]
 
 
-def _named(run: Run, trial: TrainTrial) -> str:
+def _named(run: RunContext, trial: TrainTrial) -> str:
     found = [c for c in trial.costs if c is not None]
     if not found:
         return "does not reach it"
@@ -97,12 +99,12 @@ def _named(run: Run, trial: TrainTrial) -> str:
     return f"takes {sum(found) / len(found):.4g} {unit(run)}{label}{seeds}"
 
 
-def verdicts(run: Run, done: Execution) -> tuple[Verdict, ...]:
+def verdicts(run: RunContext, done: Execution) -> tuple[Verdict, ...]:
     """Whether the final training has the quality that was asked for."""
     target = run.budget.target_quality
     if target is None:
         return ()
-    higher, found = run.survey.task.higher_is_better, done.quality_select
+    higher, found = run.survey.task.higher_is_better, done.validation_quality
     met = found is not None and (found >= target if higher else found <= target)
     return (
         Verdict(
@@ -115,7 +117,7 @@ def verdicts(run: Run, done: Execution) -> tuple[Verdict, ...]:
             confidence=1.0,
             samples=0 if found is None else 1,
             verdict="NOT_MEASURED" if found is None else "MET" if met else "NOT_MET",
-            source="quality on select at the end of the final training",
+            source="quality on validation at the end of the final training",
             at_least=higher,
         ),
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.records import job as jobs
 from autotune.records.task import Split
 from autotune.training import parallelism, power_limit, step_options, throughput
@@ -25,7 +25,7 @@ _CLOCKS = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the highest
 _OTHER = ("bf16", "tf32", "fp16")
 
 
-def measure(run: Run, budget_s: float) -> tuple[Split, ...]:
+def measure(run: RunContext, budget_s: float) -> tuple[Split, ...]:
     """Everything that the search needs to know of the hardware, within about ``budget_s``."""
     began = run.bridge.now()
     last = step_options.channels_last(run)
@@ -47,16 +47,16 @@ def measure(run: Run, budget_s: float) -> tuple[Split, ...]:
     return rows + _power(run, rows)
 
 
-def _faster_evaluation(run: Run, rows: tuple[Split, ...]) -> None:
+def _faster_evaluation(run: RunContext, rows: tuple[Split, ...]) -> None:
     """An evaluation costs no more than training on as many rows: what the survey reckoned from
     the processor holds for it alone.
     """
     best = max((s.samples_per_s or 0.0 for s in rows if s.precision == "fp32"), default=0.0)
     if run.profile.gpus and run.effort.device != "cpu" and best:
-        run.evaluation_s = min(run.evaluation_s, run.survey.task.select_rows / best)
+        run.evaluation_s = min(run.evaluation_s, run.survey.task.validation_rows / best)
 
 
-def _curve(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ...]:
+def _curve(run: RunContext, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ...]:
     """Larger and larger batches of the fastest split, until one is no faster or does not fit."""
     first = _fastest(rows)
     if first is None:
@@ -84,7 +84,7 @@ def _curve(run: Run, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ..
     return out
 
 
-def _precisions(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
+def _precisions(run: RunContext, rows: tuple[Split, ...]) -> tuple[Split, ...]:
     """Other precisions of the fastest split, at the knee."""
     first = _fastest(rows)
     legal = {o.name for o in run.survey.options if o.kind == "precision" and o.available}
@@ -100,7 +100,7 @@ def _precisions(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
     )
 
 
-def _workers(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
+def _workers(run: RunContext, rows: tuple[Split, ...]) -> tuple[Split, ...]:
     """Loader workers on the cores that training leaves free, where batches are waited for."""
     first = _fastest(rows)
     if first is None or run.survey.task.own_loader or (first.waiting or 0.0) < _WAITING:
@@ -114,7 +114,7 @@ def _workers(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
     )
 
 
-def _power(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
+def _power(run: RunContext, rows: tuple[Split, ...]) -> tuple[Split, ...]:
     """Batch sizes and power limits by energy (`power`), then clocks at the best of these, where
     the user allows it and energy is among what the search weighs; what cannot be done is said.
     """
@@ -149,7 +149,7 @@ def _power(run: Run, rows: tuple[Split, ...]) -> tuple[Split, ...]:
 
 
 def _clocks(
-    run: Run,
+    run: RunContext,
     told: jobs.PowerLimits,
     best: power_limit.Found,
     look: Callable[[float], power_limit.Look],

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.hardware import bounds
 from autotune.records import job as jobs
 from autotune.records.plan import Recipe
@@ -37,7 +37,7 @@ GoOn = Callable[[float, float], bool]
 
 
 @dataclass
-class Outcome:
+class TrainState:
     """The train search as it goes on: ``epochs`` are those of the baseline's final training,
     ``reach`` how far a trial of it is trained.  ``timed``: these follow from time, so that a recipe
     that is faster here trains for more epochs in the same time.
@@ -46,7 +46,7 @@ class Outcome:
     on disk, ``unneeded`` those to delete.
     """
 
-    run: Run
+    run: RunContext
     epochs: int | float
     reach: int | float
     timed: bool = False
@@ -151,14 +151,14 @@ class Outcome:
         return min(max(rate * epoch_s / run.survey.task.train_rows, _SLOWEST), _FASTEST)
 
 
-def fresh(outcome: Outcome, recipe: Recipe, why: str) -> TrainTrial:
+def fresh(outcome: TrainState, recipe: Recipe, why: str) -> TrainTrial:
     """The next trial, of which nothing is trained yet."""
     epochs = outcome.length(recipe).epochs
     number = len(outcome.trials)
     return TrainTrial(number=number, recipe=recipe, state="pruned", why=why, epochs=epochs)
 
 
-def go_on(outcome: Outcome, trial: TrainTrial, on_report: GoOn) -> TrainTrial:
+def go_on(outcome: TrainState, trial: TrainTrial, on_report: GoOn) -> TrainTrial:
     """Train a trial further, from its checkpoint where it has one.
 
     Out of memory, it is tried once more with its batch computed in two parts.
@@ -175,7 +175,7 @@ def go_on(outcome: Outcome, trial: TrainTrial, on_report: GoOn) -> TrainTrial:
     return done
 
 
-def _job(outcome: Outcome, trial: TrainTrial, on_report: GoOn) -> TrainTrial:
+def _job(outcome: TrainState, trial: TrainTrial, on_report: GoOn) -> TrainTrial:
     run, length = outcome.run, outcome.length(trial.recipe)
     rungs = tuple(r for r in length.looks if not trial.rungs or r > trial.rungs[-1])
 
@@ -222,7 +222,7 @@ def state_of(number: int) -> str:
 
 
 def _further(
-    outcome: Outcome, trial: TrainTrial, done: jobs.Trained, rungs: tuple[float, ...]
+    outcome: TrainState, trial: TrainTrial, done: jobs.Trained, rungs: tuple[float, ...]
 ) -> TrainTrial:
     """A trial with what one more job has found."""
     length = outcome.length(trial.recipe)
@@ -265,7 +265,7 @@ def added_energy(trial: TrainTrial, done: jobs.Trained) -> tuple[float | None, s
     return (None, None) if trial.energy_j is None else (trial.energy_j + here, done.energy.label)
 
 
-def keep_the_best(outcome: Outcome, waiting: Sequence[int]) -> None:
+def keep_the_best(outcome: TrainState, waiting: Sequence[int]) -> None:
     """Mark the states that are likely never needed: the next job deletes them.
 
     The best complete trials' and those of ``waiting`` ones, the most promising first, are kept
@@ -285,7 +285,7 @@ def keep_the_best(outcome: Outcome, waiting: Sequence[int]) -> None:
 
 
 def constraints(
-    run: Run, time_s: float, energy_j: float | None, memory_bytes: float
+    run: RunContext, time_s: float, energy_j: float | None, memory_bytes: float
 ) -> dict[str, float]:
     """Measured / budget - 1 for each training budget that was given and measured."""
     limits = run.budget
@@ -299,7 +299,9 @@ def constraints(
     return out
 
 
-def skipped(run: Run, recipe: Recipe, epochs: float, number: int, why: str) -> TrainTrial | None:
+def skipped(
+    run: RunContext, recipe: Recipe, epochs: float, number: int, why: str
+) -> TrainTrial | None:
     """A trial that a provable lower bound already rules out."""
     traits, limits = run.survey.traits, run.budget
     if recipe.params != run.survey.task.params:
@@ -326,22 +328,22 @@ def skipped(run: Run, recipe: Recipe, epochs: float, number: int, why: str) -> T
     )
 
 
-def timeout_s(run: Run, epochs: float) -> float:
+def timeout_s(run: RunContext, epochs: float) -> float:
     return min(3 * whole_s(run, epochs) + 15, max(60.0, run.left_s))
 
 
-def whole_s(run: Run, epochs: float) -> float:
+def whole_s(run: RunContext, epochs: float) -> float:
     """Seconds of a training at the slowest split's speed."""
     rates = [s.samples_per_s for s in run.survey.splits if s.samples_per_s]
     return epochs * run.survey.task.train_rows / min(rates) if rates else run.effort.time_s
 
 
-def signed_quality(run: Run, quality: float) -> float:
+def signed_quality(run: RunContext, quality: float) -> float:
     """Higher is better."""
     return quality if run.survey.task.higher_is_better else -quality
 
 
-def objective(run: Run, trial: TrainTrial) -> float | None:
+def objective(run: RunContext, trial: TrainTrial) -> float | None:
     """What the search minimises: the mean quality over a trial's seeds, turned."""
     quality = trial.quality_mean
     if quality is None:
@@ -356,13 +358,13 @@ def objective(run: Run, trial: TrainTrial) -> float | None:
     return -signed_quality(run, quality) + charged + 1e-3 * math.tanh(loss)
 
 
-def ranked(run: Run, trials: Sequence[TrainTrial]) -> list[TrainTrial]:
+def ranked(run: RunContext, trials: Sequence[TrainTrial]) -> list[TrainTrial]:
     """Those trained to the end, the best first: within every budget before beyond one."""
     done = [t for t in trials if t.state == "complete" and t.quality is not None]
     return sorted(done, key=lambda t: (violation(t), objective(run, t), t.number))
 
 
-def best(run: Run, trials: Sequence[TrainTrial]) -> TrainTrial | None:
+def best(run: RunContext, trials: Sequence[TrainTrial]) -> TrainTrial | None:
     """The fully trained trial of highest quality among those within every budget; among none,
     the least violating one.  Where finalists have three seeds one of them wins.
     """

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from autotune import units
-from autotune.context import Run, first_epoch
-from autotune.deployment.evaluator import Lab
+from autotune.context import RunContext, first_epoch
+from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.records import job as jobs
 from autotune.records.budget import Effort
 from autotune.records.plan import Deployment, Recipe, Value
@@ -58,7 +58,7 @@ def searched(survey: Survey, effort: Effort) -> tuple[float, ...]:
     return tuple(found) if len(found) > 1 else ()
 
 
-def measure(run: Run, until_s: float) -> None:
+def measure(run: RunContext, until_s: float) -> None:
     """Fill the survey's widths, until the run's clock reads ``until_s``."""
     if not run.effort.joint or run.survey.task.width is None:
         return
@@ -68,7 +68,7 @@ def measure(run: Run, until_s: float) -> None:
     run.survey = msgspec.structs.replace(run.survey, widths=_all(run, until_s))
 
 
-def _all(run: Run, until_s: float) -> tuple[Width, ...]:
+def _all(run: RunContext, until_s: float) -> tuple[Width, ...]:
     out: list[Width] = []
     for width in (_FULL, *_NARROWER):
         if out and run.bridge.now() >= until_s:
@@ -94,13 +94,13 @@ def _slow(found: Width, wider: Sequence[Width]) -> str | None:
     return f"a call of the dense model takes {mine}, at {wider[-1].width:g} {other}"
 
 
-def _measured(run: Run, width: float) -> Width:
+def _measured(run: RunContext, width: float) -> Width:
     """One step of training for the weights, the dense model built, some calls of it."""
     recipe = Recipe(params={**run.survey.task.params, **params({NAME: width})})
     weights = f"weights/width-{width:g}.safetensors"
     usable = [o for o in run.survey.options if o.kind == "runtime" and o.available]
     runtime = next((o.name for o in usable if o.takes == "onnx"), "eager")
-    lab = Lab(run, weights, recipe, 0.0)
+    lab = DeploymentEvaluator(run, weights, recipe, 0.0)
     deployment = Deployment(runtime=runtime, batch_size=lab.batch)
     job = first_epoch(run, recipe, weights, _STEP_S)
     latency, failure = None, run.bridge.run(job, timeout_s=_TIMEOUT_S).failure
@@ -114,12 +114,12 @@ def _measured(run: Run, width: float) -> Width:
 
 
 def _called(
-    run: Run, built: jobs.Built, deployment: Deployment
+    run: RunContext, built: jobs.Built, deployment: Deployment
 ) -> tuple[float | None, Failure | None]:
     """The median of some calls."""
     job = jobs.Measure(
         artifact=built.artifact,
-        rows="data/select.npz",
+        rows="data/validation.npz",
         batch_size=deployment.batch_size,
         threads=deployment.threads,
         seed=run.effort.seed,
@@ -132,7 +132,7 @@ def _called(
     return calls[len(calls) // 2], None
 
 
-def price(run: Run, recipe: Recipe, quality: float) -> float:
+def price(run: RunContext, recipe: Recipe, quality: float) -> float:
     """What a recipe's objective is charged for the time that a call of its model takes; 0 where
     widths are not searched.
     """
@@ -143,12 +143,12 @@ def price(run: Run, recipe: Recipe, quality: float) -> float:
     return allowed * known[of(recipe)] / known[_FULL]
 
 
-def _known(run: Run) -> dict[float, float]:
+def _known(run: RunContext) -> dict[float, float]:
     found = {w.width: w.latency_s for w in run.survey.widths if w.latency_s and not w.refused}
     return found if len(found) > 1 else {}
 
 
-def said(run: Run, winner: TrainTrial | None, tried: Sequence[TrainTrial]) -> list[str]:
+def said(run: RunContext, winner: TrainTrial | None, tried: Sequence[TrainTrial]) -> list[str]:
     """A line for the report: the width chosen, and the best of each other."""
     known = _known(run)
     if winner is None or of(winner.recipe) not in known:
@@ -167,6 +167,6 @@ def said(run: Run, winner: TrainTrial | None, tried: Sequence[TrainTrial]) -> li
         for width in sorted(best, reverse=True)
     ]
     return [
-        f"Width {of(winner.recipe):g} was chosen; the best quality on select and a call of the "
+        f"Width {of(winner.recipe):g} was chosen; the best quality on validation and a call of the "
         f"dense model by width: {'; '.join(parts)}."
     ]

@@ -7,17 +7,17 @@
 Each launch is a new interpreter on fresh samples.  Verdicts are given at two looks that are
 fixed beforehand, each at half of the error rate: to look after every launch until a
 verdict pleases would multiply it.  A launch that the machine disturbed is taken again, once;
-both are recorded.  Quality is tested on *confirm*, once for each finalist in order, with
-most of the error rate for the first; the first launch answers *confirm*, so a finalist that fails
+both are recorded.  Quality is tested on *test*, once for each finalist in order, with
+most of the error rate for the first; the first launch answers *test*, so a finalist that fails
 there is launched no further while another waits.
 """
 
 import math
 from typing import NamedTuple
 
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.deployment import metrics
-from autotune.deployment.evaluator import Lab
+from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import QUALITY_ALPHA
 from autotune.deployment.trial import outputs_of
 from autotune.records import job as jobs
@@ -27,7 +27,7 @@ from autotune.records.report import Execution, PlanResult
 from autotune.stats import launch_ratio, limit_tests
 from autotune.verification import disturbed
 from autotune.verification import verdicts as verification_verdicts
-from autotune.verification.verdicts import LATENCY_ALPHA, LOOKS, Side
+from autotune.verification.verdicts import LATENCY_ALPHA, LOOKS, Candidate
 
 EXPECTED_SLOW = 100
 """Calls over the limit that a plan at the limit would show by the last look, where time
@@ -49,8 +49,8 @@ class Verified(NamedTuple):
     failed after the first launch, and that it was left there; ``beaten`` whose place it takes.
     """
 
-    side: Side
-    reference: Side
+    side: Candidate
+    reference: Candidate
     verdicts: tuple[Verdict, ...]
     comparison: limit_tests.Comparison | None
     failure: str | None = None
@@ -68,14 +68,19 @@ def calls_per_launch(percentile: float) -> int:
     return max(limit_tests.samples_needed(percentile, LATENCY_ALPHA), math.floor(spread + 1e-6))
 
 
-def launch_window_s(run: Run, launch: Launch) -> float:
+def launch_window_s(run: RunContext, launch: Launch) -> float:
     """About how long a launch of what was screened so will be timed, before the last look."""
     call_s = launch.window_s / max(1, launch.window_calls)
     return min(_MOST_S[0], max(_LAUNCH_S, calls_per_launch(run.budget.percentile) * call_s))
 
 
 def verify(
-    lab: Lab, deployment: Deployment, alpha: float, execution: Execution, *, others: bool = False
+    lab: DeploymentEvaluator,
+    deployment: Deployment,
+    alpha: float,
+    execution: Execution,
+    *,
+    others: bool = False,
 ) -> Verified:
     """Verify one deployment against the dense eager baseline at its threads and batch, its quality
     at the error rate ``alpha``.  Where ``others`` wait, one whose quality fails is left after its
@@ -94,7 +99,13 @@ def verify(
     return finish(lab, side, reference, alpha, execution)
 
 
-def finish(lab: Lab, side: Side, reference: Side, alpha: float, execution: Execution) -> Verified:
+def finish(
+    lab: DeploymentEvaluator,
+    side: Candidate,
+    reference: Candidate,
+    alpha: float,
+    execution: Execution,
+) -> Verified:
     """Launch both sides up to the looks, beyond what launches they have, and judge."""
     run = lab.run
     trained = verification_verdicts.training_verdicts(run.budget, execution, run)
@@ -124,13 +135,15 @@ def _may_be_faster(comparison: limit_tests.Comparison | None) -> bool:
     return comparison is not None and comparison.ratio < 1 and not comparison.beyond_noise
 
 
-def unkept(run: Run, found: Verified) -> tuple[str, ...]:
+def unkept(run: RunContext, found: Verified) -> tuple[str, ...]:
     """The limits that the baseline, in its own launches, was not shown to keep."""
     own = verification_verdicts.judge(run, found.reference, found.reference, QUALITY_ALPHA)
     return tuple(v.name for v in own if v.verdict != "MET")
 
 
-def head_to_head(lab: Lab, mine: Deployment, theirs: Deployment) -> limit_tests.Comparison | None:
+def head_to_head(
+    lab: DeploymentEvaluator, mine: Deployment, theirs: Deployment
+) -> limit_tests.Comparison | None:
     """Both launched anew in turn, up to the last look while that may show mine to be faster; None
     where one fails.
     """
@@ -145,12 +158,14 @@ def head_to_head(lab: Lab, mine: Deployment, theirs: Deployment) -> limit_tests.
     return found
 
 
-def in_turn(lab: Lab, side: Side, other: Side) -> str | None:
+def in_turn(lab: DeploymentEvaluator, side: Candidate, other: Candidate) -> str | None:
     """Launch two sides in turn up to the first look; why it failed, if it did."""
     return _take(lab, side, other, LOOKS[0])
 
 
-def _take(lab: Lab, side: Side, reference: Side, launches: int) -> str | None:
+def _take(
+    lab: DeploymentEvaluator, side: Candidate, reference: Candidate, launches: int
+) -> str | None:
     """Launch both sides in turn up to this number.  Past the first look the clock may end
     it early: never what was measured.
     """
@@ -166,7 +181,7 @@ def _take(lab: Lab, side: Side, reference: Side, launches: int) -> str | None:
     return None
 
 
-def alone(lab: Lab, deployment: Deployment) -> Side | None:
+def alone(lab: DeploymentEvaluator, deployment: Deployment) -> Candidate | None:
     """Launch one deployment by itself, for the report; None when it fails."""
     side = _side(lab, deployment)
     for pair in range(LOOKS[0]):
@@ -175,17 +190,17 @@ def alone(lab: Lab, deployment: Deployment) -> Side | None:
     return side
 
 
-def _side(lab: Lab, deployment: Deployment) -> Side:
+def _side(lab: DeploymentEvaluator, deployment: Deployment) -> Candidate:
     built = lab.build(deployment).answer
     assert isinstance(built, jobs.Built), "it was built in the search"
-    return Side(deployment, built)
+    return Candidate(deployment, built)
 
 
-def _launch(lab: Lab, side: Side, pair: int) -> str | None:
+def _launch(lab: DeploymentEvaluator, side: Candidate, pair: int) -> str | None:
     """One launch, and one more if the machine disturbed it.  The first also writes the
-    outputs on *confirm*, which are scored.
+    outputs on *test*, which are scored.
     """
-    part = "confirm" if side.scores is None else None
+    part = "test" if side.scores is None else None
     result = _measure(lab, side, pair, part)
     if not isinstance(result.answer, jobs.Measured):
         return _message(result)
@@ -210,11 +225,11 @@ def _message(result: jobs.Result) -> str:
     return result.failure.message if result.failure else "no answer"
 
 
-def _measure(lab: Lab, side: Side, pair: int, part: str | None) -> jobs.Result:
+def _measure(lab: DeploymentEvaluator, side: Candidate, pair: int, part: str | None) -> jobs.Result:
     run, calls = lab.run, calls_per_launch(lab.run.budget.percentile)
     job = jobs.Measure(
         artifact=side.built.artifact,
-        rows="data/select.npz",
+        rows="data/validation.npz",
         batch_size=side.deployment.batch_size,
         threads=side.deployment.threads,
         seed=1000 * (run.effort.seed + 1) + pair,  # fresh samples: not the search's order
@@ -231,7 +246,7 @@ def _measure(lab: Lab, side: Side, pair: int, part: str | None) -> jobs.Result:
     return run.bridge.run(job, timeout_s=150.0 + lab.evaluation_limit_s())
 
 
-def result(run: Run, side: Side, plan: Plan) -> PlanResult:
+def result(run: RunContext, side: Candidate, plan: Plan) -> PlanResult:
     """Everything measured about one verified deployment."""
     fields = metrics.describe(run, side.launches, side.deployment)
     scores, launches, batch = side.scores, side.launches, side.deployment.batch_size

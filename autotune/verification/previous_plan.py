@@ -1,7 +1,7 @@
 """``--baseline DIR``: the plan of an earlier report races against the new one, as it was shipped.
 
 Its artifact's bytes are measured in turn with the chosen one's, in new interpreters, and scored
-on the same *confirm* rows.  It is never shipped again: the report says which is faster and by
+on the same *test* rows.  It is never shipped again: the report says which is faster and by
 how much, and whoever reads it decides.
 """
 
@@ -9,20 +9,20 @@ import shutil
 from pathlib import Path
 
 from autotune import units
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.errors import UsageError
-from autotune.pipeline.report_builder import Known
+from autotune.pipeline.report_builder import RunState
 from autotune.records import job as jobs
 from autotune.records.report import Report
 from autotune.report import run_folder
 from autotune.stats import limit_tests
 from autotune.verification import launches
-from autotune.verification.verdicts import Side
+from autotune.verification.verdicts import Candidate
 
 _INPUTS = ("input_kind", "input_names", "input_shapes", "input_dtypes", "metric")
 
 
-def check(folder: Path, run: Run) -> None:
+def check(folder: Path, run: RunContext) -> None:
     """Refuse what could not be raced, before anything is spent on it.
 
     Raises:
@@ -38,7 +38,7 @@ def check(folder: Path, run: Run) -> None:
             )
 
 
-def race(known: Known, folder: Path, chosen: Side, work: Path) -> None:
+def race(known: RunState, folder: Path, chosen: Candidate, work: Path) -> None:
     """Measure the earlier plan in turn with the chosen one; fills ``known.earlier``."""
     run, lab = known.run, known.lab
     assert lab is not None
@@ -46,8 +46,8 @@ def race(known: Known, folder: Path, chosen: Side, work: Path) -> None:
     report = run_folder.verified(folder)
     assert report.chosen is not None
     plan = report.chosen.plan
-    theirs = Side(plan.deployment, _brought(report, folder, work))
-    ours = Side(chosen.deployment, chosen.built, scores=chosen.scores)
+    theirs = Candidate(plan.deployment, _brought(report, folder, work))
+    ours = Candidate(chosen.deployment, chosen.built, scores=chosen.scores)
     failure = launches.in_turn(lab, ours, theirs)
     if failure is not None:
         known.messages.append(f"The earlier plan of {folder} could not be measured: {failure}")
@@ -76,5 +76,5 @@ def _brought(report: Report, folder: Path, work: Path) -> jobs.Built:
     )
 
 
-def _quality(side: Side) -> str:
+def _quality(side: Candidate) -> str:
     return units.metric(side.scores.quality if side.scores else None)

@@ -1,7 +1,7 @@
 """``artifact/recorded.npz``: a few inputs with the artifact's outputs, and baseline scores.
 
 Keys: ``in0``, ``in1``, ... and ``in_names``, ``in_kind``; ``out0``, ... likewise; and
-``baseline_quality``, ``baseline_per_sample`` or ``baseline_replicates`` (on *confirm*), which
+``baseline_quality``, ``baseline_per_sample`` or ``baseline_replicates`` (on *test*), which
 a later verification is tested against.  Nothing is pickled.
 """
 
@@ -16,7 +16,7 @@ _ROWS = 8
 
 
 def record(work: Path, target: Path, built: str, baseline: Scores | None) -> None:
-    """Write ``target`` from the run's *confirm* rows and the verified outputs.
+    """Write ``target`` from the run's *test* rows and the verified outputs.
 
     Raises:
         OutputError: it cannot be written.
@@ -26,8 +26,8 @@ def record(work: Path, target: Path, built: str, baseline: Scores | None) -> Non
     name = built.rpartition("/")[2]
     data: dict[str, Any] = {}
     for prefix, path in (
-        ("in", work / "data" / "confirm.npz"),
-        ("out", work / "outputs" / f"{name}-confirm.npz"),
+        ("in", work / "data" / "test.npz"),
+        ("out", work / "outputs" / f"{name}-test.npz"),
     ):
         if not path.exists():  # outputs too large to keep are removed once they are scored
             continue
@@ -89,7 +89,7 @@ def rows_file(recorded: Path, out: Path) -> Callable[[Path], bool]:
 
 
 def scores(recorded: Path, whose: str) -> Scores:
-    """The recorded *confirm* scores of the baseline."""
+    """The recorded *test* scores of the baseline."""
     import numpy as np
 
     with np.load(recorded, allow_pickle=False) as data:

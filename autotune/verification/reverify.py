@@ -2,7 +2,7 @@
 
 Its bytes are checked against ``checksums`` first.  Without the model file quality is
 NOT_MEASURED, and the recorded one is shown with its date; with it, the artifact answers
-the *confirm* rows again and is tested against the baseline's recorded scores.
+the *test* rows again and is tested against the baseline's recorded scores.
 Relative limits hold against the baseline that the report recorded.
 """
 
@@ -15,7 +15,7 @@ import msgspec
 
 from autotune import units
 from autotune.bridge.protocol import Bridge
-from autotune.context import INSPECT_S, Run, Silent, must
+from autotune.context import INSPECT_S, RunContext, Silent, must
 from autotune.deployment import metrics
 from autotune.deployment.metrics import QUALITY_ALPHA
 from autotune.errors import UsageError
@@ -29,7 +29,7 @@ from autotune.report import run_folder
 from autotune.stats import limit_tests
 from autotune.verification import recorded_io
 from autotune.verification.launches import calls_per_launch
-from autotune.verification.verdicts import LOOKS, Side, deployment_verdicts, min_quality
+from autotune.verification.verdicts import LOOKS, Candidate, deployment_verdicts, min_quality
 
 _LAUNCH_S = 0.7
 
@@ -96,8 +96,8 @@ def _measure(
         assert isinstance(found, jobs.Inspection)
         if found.info.source_sha256 != report.survey.task.source_sha256:
             raise UsageError(f"{spec.path} is not the model file that this report was made from")
-        scored_part, rows = "confirm", "data/select.npz"
-    run = Run(
+        scored_part, rows = "test", "data/validation.npz"
+    run = RunContext(
         bridge, task, budget, effort, Silent(), report.profile, report.survey, sources.sources
     )
     deployment = report.chosen.plan.deployment
@@ -109,7 +109,7 @@ def _measure(
         size_bytes=size,
         stages=(),
     )
-    side = Side(deployment, built)
+    side = Candidate(deployment, built)
     verdicts: tuple[Verdict, ...] = ()
     agree: bool | None = None
     for number in range(LOOKS[-1]):
@@ -194,7 +194,9 @@ def _at(found: Quantiles, percentile: float) -> float | None:
     return known.get(percentile)
 
 
-def _quality(report: Report, run: Run, side: Side, recorded: Path) -> tuple[Verdict, ...]:
+def _quality(
+    report: Report, run: RunContext, side: Candidate, recorded: Path
+) -> tuple[Verdict, ...]:
     """Tested again against the baseline's recorded scores, or NOT_MEASURED."""
     assert report.chosen is not None
     if side.scores is None:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import msgspec
 
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.deployment import finalists as deployment_finalists
 from autotune.deployment import metrics, ranking
-from autotune.deployment.evaluator import Lab
+from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.pipeline import report_builder
-from autotune.pipeline.report_builder import Known
+from autotune.pipeline.report_builder import RunState
 from autotune.records.measurement import Verdict
 from autotune.records.plan import Deployment
 from autotune.records.report import PlanResult
@@ -24,18 +24,18 @@ from autotune.stats import launch_ratio, limit_tests
 from autotune.verification import launches, previous_plan, recorded_io
 from autotune.verification import verdicts as verification_verdicts
 from autotune.verification.launches import Beaten, Verified
-from autotune.verification.verdicts import Side
+from autotune.verification.verdicts import Candidate
 
 _OVER = 0.05  # of a run's time, that a further finalist may end after it
 
 
-def finalists(lab: Lab) -> list[Deployment]:
+def finalists(lab: DeploymentEvaluator) -> list[Deployment]:
     """The few that are verified, in their order; the baseline stands ready after them."""
     return [t.trial.deployment for t in deployment_finalists.chosen(lab)]
 
 
 def conclude(
-    known: Known,
+    known: RunState,
     candidates: list[Deployment],
     folder: run_folder.RunFolder,
     *,
@@ -69,7 +69,9 @@ def conclude(
     run.timed("verification", began)
 
 
-def _tested(known: Known, lab: Lab, candidates: list[Deployment]) -> list[Verified]:
+def _tested(
+    known: RunState, lab: DeploymentEvaluator, candidates: list[Deployment]
+) -> list[Verified]:
     """Finalists in order, until one keeps every limit, none can, or time is over (a little more
     may be spent on another one that could keep them).
     """
@@ -90,7 +92,7 @@ def _tested(known: Known, lab: Lab, candidates: list[Deployment]) -> list[Verifi
     return tested
 
 
-def _no_other_helps(run: Run, found: Verified) -> bool:
+def _no_other_helps(run: RunContext, found: Verified) -> bool:
     """Whether what is not MET does not depend on the deployment: the training's own limits, what
     cannot be measured, and a drop of quality too small for these rows to certify at all.
     """
@@ -102,7 +104,7 @@ def _no_other_helps(run: Run, found: Verified) -> bool:
     return not found.left and all(common(v) for v in found.verdicts if v.verdict != "MET")
 
 
-def _pick(run: Run, tested: list[Verified]) -> Verified | None:
+def _pick(run: RunContext, tested: list[Verified]) -> Verified | None:
     """The first that met everything, else the least violating."""
     met = [v for v in tested if v.met]
     if met:
@@ -110,13 +112,13 @@ def _pick(run: Run, tested: list[Verified]) -> Verified | None:
     return min(tested, key=lambda v: _distance(run, v), default=None)
 
 
-def _distance(run: Run, found: Verified) -> tuple[int, float]:
+def _distance(run: RunContext, found: Verified) -> tuple[int, float]:
     """How far from every limit: first the exit code's severity, then the relative excess."""
     code = limit_tests.exit_code(found.verdicts)
     return {0: 0, 4: 1}.get(code, 2), sum(_excess(run, v) for v in found.verdicts)
 
 
-def _excess(run: Run, v: Verdict) -> float:
+def _excess(run: RunContext, v: Verdict) -> float:
     """By what decides; by the drop seen where the rows are too few for any plan, since their
     number says nothing against this one.
     """
@@ -128,7 +130,7 @@ def _excess(run: Run, v: Verdict) -> float:
 
 
 def _against_baseline(
-    known: Known, lab: Lab, chosen: Verified | None
+    known: RunState, lab: DeploymentEvaluator, chosen: Verified | None
 ) -> tuple[Verified, str | None]:
     """The winner replaces the baseline only if it beats it beyond noise."""
     if chosen is None:
@@ -160,7 +162,7 @@ def _unkept(found: Verified) -> str:
     return f"does not: {'; '.join(parts)}"
 
 
-def _baseline_of(known: Known, found: Verified) -> Verified:
+def _baseline_of(known: RunState, found: Verified) -> Verified:
     """The baseline as a plan of its own, from the launches that it already had."""
     run, own = known.run, found.reference
     verdicts = (
@@ -170,14 +172,14 @@ def _baseline_of(known: Known, found: Verified) -> Verified:
     return Verified(own, own, verdicts, None)
 
 
-def _fastest_threads(lab: Lab) -> int:
+def _fastest_threads(lab: DeploymentEvaluator) -> int:
     """Threads of the fastest baseline that was measured."""
     timed = [t.trial for t in lab.baselines.values() if t.trial.latency_s is not None]
     best = min(timed, key=lambda t: t.latency_s.p50 if t.latency_s else math.inf, default=None)
     return best.deployment.threads if best else 1
 
 
-def _improves(run: Run, found: Verified) -> bool:
+def _improves(run: RunContext, found: Verified) -> bool:
     """Better than the baseline beyond noise, in what the goal asks for (or it keeps a limit
     that the baseline breaks).
     """
@@ -199,7 +201,9 @@ def _improves(run: Run, found: Verified) -> bool:
     return comparison.beyond_noise and comparison.ratio < 1
 
 
-def _ship(known: Known, chosen: Verified, plain: Side | None, folder: run_folder.RunFolder) -> None:
+def _ship(
+    known: RunState, chosen: Verified, plain: Candidate | None, folder: run_folder.RunFolder
+) -> None:
     """Ship the verified bytes and write down what was found, of the best plan without compression
     too.
     """
@@ -230,13 +234,13 @@ def _ship(known: Known, chosen: Verified, plain: Side | None, folder: run_folder
     )
 
 
-def _build_s(known: Known, deployment: Deployment) -> float | None:
+def _build_s(known: RunState, deployment: Deployment) -> float | None:
     """What the plan's build took when it was built (it has come from the cache since)."""
     tried = known.lab.tried if known.lab else []
     return next((t.trial.build_s for t in tried if t.trial.deployment == deployment), None)
 
 
-def _lossless(known: Known, chosen: Verified) -> Side | None:
+def _lossless(known: RunState, chosen: Verified) -> Candidate | None:
     """The best plan without compression, launched like the others when time allows."""
     run, lab = known.run, known.lab
     assert lab is not None
@@ -255,7 +259,7 @@ def _lossless(known: Known, chosen: Verified) -> Side | None:
     return launches.alone(lab, fast.deployment)
 
 
-def _faster(known: Known, chosen: Verified, plain: Side) -> Verified | None:
+def _faster(known: RunState, chosen: Verified, plain: Candidate) -> Verified | None:
     """The best plan without compression where the chosen one loses quality for no gain: launched
     with it in turn it is faster beyond noise, and it keeps every limit.
     """
@@ -275,7 +279,7 @@ def _faster(known: Known, chosen: Verified, plain: Side) -> Verified | None:
     return found._replace(beaten=Beaten(other.deployment, by)) if found.met else None
 
 
-def _may_replace(run: Run, plain: Side, other: Side) -> bool:
+def _may_replace(run: RunContext, plain: Candidate, other: Candidate) -> bool:
     """Whether the goal asks for the faster of the two, or for quality, which is no worse."""
     goal = run.budget.resolved_goal()
     if plain.deployment.batch_size != other.deployment.batch_size:
@@ -286,7 +290,7 @@ def _may_replace(run: Run, plain: Side, other: Side) -> bool:
     return goal in ("latency", "throughput")
 
 
-def _reported(known: Known, chosen: Verified, plain: Side | None) -> PlanResult | None:
+def _reported(known: RunState, chosen: Verified, plain: Candidate | None) -> PlanResult | None:
     if plain is None:
         return None
     if plain is chosen.side:

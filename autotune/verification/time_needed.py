@@ -1,11 +1,11 @@
 """What verification will need, from the screening's launches: the search may have the rest.
 
-    best candidate, its baseline --launches up to the looks, confirm's rows--> seconds x finalists
+    best candidate, its baseline --launches up to the looks, test's rows--> seconds x finalists
 
 The share that is set aside beforehand (`shares`) suits the slowest models; most need less.
 """
 
-from autotune.deployment.evaluator import Lab
+from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import Tried
 from autotune.verification.launches import launch_window_s
 from autotune.verification.verdicts import LOOKS
@@ -25,7 +25,7 @@ def launch_s(one: Tried) -> float:
     return launch.load_s + launch.first_call_s + launch.window_s + _STARTS_S
 
 
-def until_s(lab: Lab, planned_s: float) -> float:
+def until_s(lab: DeploymentEvaluator, planned_s: float) -> float:
     """When the search has to end, by the run's clock: as planned, or later where verification is
     known to need less than what is left then.
     """
@@ -40,8 +40,8 @@ def until_s(lab: Lab, planned_s: float) -> float:
     return max(planned_s, lab.run.bridge.now() + lab.run.left_s - needed_s)
 
 
-def _verified_s(lab: Lab, side: Tried) -> float:
-    """All launches of one side, and its answers to *confirm*."""
+def _verified_s(lab: DeploymentEvaluator, side: Tried) -> float:
+    """All launches of one side, and its answers to *test*."""
     run, launch = lab.run, side.launch
     assert launch is not None
     limits = run.budget
@@ -50,4 +50,4 @@ def _verified_s(lab: Lab, side: Tried) -> float:
     each_s = launch_s(side) - launch.window_s + launch_window_s(run, launch) + _WARMS_S
     scored_s = max(0.0, launch.work_s - launch.load_s - launch.first_call_s - launch.window_s)
     info = run.survey.task
-    return launches * each_s + scored_s * info.confirm_rows / max(1, info.select_rows)
+    return launches * each_s + scored_s * info.test_rows / max(1, info.validation_rows)

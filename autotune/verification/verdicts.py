@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.deployment import metrics
 from autotune.records import job as jobs
 from autotune.records.budget import Budget
@@ -28,7 +28,7 @@ ENERGY_ALPHA = 0.05 / len(LOOKS)
 
 
 @dataclass
-class Side:
+class Candidate:
     """One deployment under verification.  ``disturbed`` launches were taken again."""
 
     deployment: Deployment
@@ -44,7 +44,9 @@ class Side:
         return [launch.latency_s for launch in self.launches]
 
 
-def judge(run: Run, side: Side, reference: Side, quality_alpha: float) -> tuple[Verdict, ...]:
+def judge(
+    run: RunContext, side: Candidate, reference: Candidate, quality_alpha: float
+) -> tuple[Verdict, ...]:
     """A verdict for every deployment budget and for quality."""
     out = deployment_verdicts(run, side, reference)
     if side.scores is None or reference.scores is None:
@@ -53,7 +55,7 @@ def judge(run: Run, side: Side, reference: Side, quality_alpha: float) -> tuple[
     return (*out, _quality(run, side, reference, quality_alpha), *floor)
 
 
-def min_quality(run: Run, side: Side) -> tuple[Verdict, ...]:
+def min_quality(run: RunContext, side: Candidate) -> tuple[Verdict, ...]:
     """``--min-quality`` against the 95 % interval of the quality itself."""
     limit, scores = run.budget.min_quality, side.scores
     if limit is None or scores is None:
@@ -61,7 +63,9 @@ def min_quality(run: Run, side: Side) -> tuple[Verdict, ...]:
     return (limit_tests.floor("min_quality", scores, limit, run.survey.task.higher_is_better),)
 
 
-def deployment_verdicts(run: Run, side: Side, reference: Side | None) -> tuple[Verdict, ...]:
+def deployment_verdicts(
+    run: RunContext, side: Candidate, reference: Candidate | None
+) -> tuple[Verdict, ...]:
     """A verdict for every deployment budget; relative limits need the reference."""
     budget = run.budget
     base_s = base_bytes = None
@@ -95,7 +99,7 @@ def judged(launches: Sequence[Launch]) -> list[list[float]]:
     ]
 
 
-def _latency(budget: Budget, side: Side, reference: Side | None, limit: float) -> Verdict:
+def _latency(budget: Budget, side: Candidate, reference: Candidate | None, limit: float) -> Verdict:
     what = "single calls"
     if budget.load_per_s is not None:
         what = f"response times at {budget.load_per_s:g} requests per second"
@@ -117,7 +121,7 @@ def _latency(budget: Budget, side: Side, reference: Side | None, limit: float) -
     return msgspec.structs.replace(found, note="; ".join(notes) or None)
 
 
-def _quality(run: Run, side: Side, reference: Side, alpha: float) -> Verdict:
+def _quality(run: RunContext, side: Candidate, reference: Candidate, alpha: float) -> Verdict:
     assert side.scores is not None
     assert reference.scores is not None
     allowed = metrics.max_drop(run, reference.scores.quality)
@@ -132,7 +136,7 @@ def _quality(run: Run, side: Side, reference: Side, alpha: float) -> Verdict:
     return found
 
 
-def _energy(run: Run, side: Side, reference: Side | None) -> Verdict:
+def _energy(run: RunContext, side: Candidate, reference: Candidate | None) -> Verdict:
     batch = side.deployment.batch_size
     windows = [launch.energy for launch in side.launches]
     base = modelled = None
@@ -168,7 +172,7 @@ def _energy(run: Run, side: Side, reference: Side | None) -> Verdict:
     )
 
 
-def _why_no_energy(run: Run, windows: list[EnergyWindow]) -> str | None:
+def _why_no_energy(run: RunContext, windows: list[EnergyWindow]) -> str | None:
     reasons = [s.reason for s in run.sources if s.reason]
     remedies = [s.remedy for s in run.sources if s.remedy]
     if any(w.total_j is not None for w in windows):
@@ -176,7 +180,7 @@ def _why_no_energy(run: Run, windows: list[EnergyWindow]) -> str | None:
     return "; ".join(dict.fromkeys(reasons + remedies)) or "no energy source"
 
 
-def training_verdicts(budget: Budget, done: Execution, run: Run) -> tuple[Verdict, ...]:
+def training_verdicts(budget: Budget, done: Execution, run: RunContext) -> tuple[Verdict, ...]:
     """Verdicts on the final training, measured once."""
     source = "the final training"
     out = []
@@ -199,12 +203,12 @@ def training_verdicts(budget: Budget, done: Execution, run: Run) -> tuple[Verdic
     return (*out, *target_quality.verdicts(run, done))
 
 
-def failed(run: Run, v: Verdict) -> bool:
+def failed(run: RunContext, v: Verdict) -> bool:
     """Whether a verdict on quality is against a plan, where another plan may be better."""
     return v.name in ("quality", "min_quality") and v.verdict != "MET" and not too_few(run, v)
 
 
-def too_few(run: Run, v: Verdict) -> bool:
+def too_few(run: RunContext, v: Verdict) -> bool:
     """Whether an allowed drop is undecided as these rows could certify it for no plan."""
     least = run.survey.certifiable_drop
     uncertain = v.name == "quality" and v.verdict == "UNDECIDED"

@@ -61,4 +61,4 @@ def make_model() -> nn.Module:
     return Classifier()
 
 
-train_data, eval_data, confirm_data = parts.of(lambda part: data.words(part, VOCABULARY, LENGTH))
+train_data, eval_data, test_data = parts.of(lambda part: data.words(part, VOCABULARY, LENGTH))

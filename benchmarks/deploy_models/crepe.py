@@ -34,7 +34,7 @@ def make_model() -> nn.Module:
     return model.eval()
 
 
-train_data, eval_data, confirm_data = parts.of(data.tones)
+train_data, eval_data, test_data = parts.of(data.tones)
 
 
 def score(output: Tensor, target: Tensor) -> Tensor:

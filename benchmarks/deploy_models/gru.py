@@ -30,4 +30,4 @@ def make_model() -> nn.Module:
     return Forecast()
 
 
-train_data, eval_data, confirm_data = parts.of(data.weather)
+train_data, eval_data, test_data = parts.of(data.weather)

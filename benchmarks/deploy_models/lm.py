@@ -70,11 +70,11 @@ def train_data() -> TensorDataset:
 
 
 def eval_data() -> TensorDataset:
-    return _set("select", 800)
+    return _set("validation", 800)
 
 
-def confirm_data() -> TensorDataset:
-    return _set("confirm", 3000)
+def test_data() -> TensorDataset:
+    return _set("test", 3000)
 
 
 def loss(output: Tensor, target: Tensor) -> Tensor:

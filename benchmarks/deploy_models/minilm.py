@@ -110,8 +110,8 @@ def train_data() -> Pairs:
 
 
 def eval_data() -> Pairs:
-    return Pairs("select")
+    return Pairs("validation")
 
 
-def confirm_data() -> Pairs:
-    return Pairs("confirm")
+def test_data() -> Pairs:
+    return Pairs("test")

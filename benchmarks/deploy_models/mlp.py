@@ -23,4 +23,4 @@ def make_model() -> nn.Module:
     )
 
 
-train_data, eval_data, confirm_data = parts.of(data.diamonds)
+train_data, eval_data, test_data = parts.of(data.diamonds)

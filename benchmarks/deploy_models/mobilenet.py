@@ -45,4 +45,4 @@ def make_model() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(640, 10))
 
 
-train_data, eval_data, confirm_data = parts.of(data.fashion)
+train_data, eval_data, test_data = parts.of(data.fashion)

@@ -41,4 +41,4 @@ def make_model() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
-train_data, eval_data, confirm_data = parts.of(data.fashion)
+train_data, eval_data, test_data = parts.of(data.fashion)

@@ -1,4 +1,4 @@
-"""Small tables of scikit-learn, divided by a fixed seed into train, select and confirm."""
+"""Small tables of scikit-learn, divided by a fixed seed into train, validation and test."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 
 
 def parts(name: str, bounds: tuple[int, int], *, real: bool = False) -> dict[str, TensorDataset]:
-    """``bounds`` are the rows of train, and of train and select; the rest confirms.  Features,
+    """``bounds`` are the rows of train, and of train and validation; the rest test.  Features,
     and ``real`` targets, are standardised by the training rows.
     """
     features, target = getattr(datasets, f"load_{name}")(return_X_y=True)
@@ -25,4 +25,4 @@ def parts(name: str, bounds: tuple[int, int], *, real: bool = False) -> dict[str
         goal = torch.tensor(target[rows], dtype=torch.float32 if real else torch.int64)
         return TensorDataset(torch.tensor(features[rows], dtype=torch.float32), goal)
 
-    return dict(zip(("train", "select", "confirm"), map(made, cuts), strict=True))
+    return dict(zip(("train", "validation", "test"), map(made, cuts), strict=True))

@@ -1,6 +1,6 @@
 """Bicycles hired in an hour, by calendar and weather; R2.
 
-5,500 train, 1,145 select, 2,000 confirm.
+5,500 train, 1,145 validation, 2,000 test.
 """
 
 from torch import Tensor, nn
@@ -19,4 +19,4 @@ def quality(output: Tensor, target: Tensor) -> float:
     return float(1 - left / (target - target.mean()).square().sum())
 
 
-train_data, eval_data, confirm_data = parts.of(data.bikes)
+train_data, eval_data, test_data = parts.of(data.bikes)

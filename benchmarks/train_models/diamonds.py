@@ -1,5 +1,5 @@
 """Which eighth of the market a diamond's price is in: 40,000 train, 3,940
-select, 10,000 confirm.
+validation, 10,000 test.
 """
 
 from torch import nn
@@ -13,4 +13,4 @@ def make_model() -> nn.Module:
     )
 
 
-train_data, eval_data, confirm_data = parts.of(data.diamonds)
+train_data, eval_data, test_data = parts.of(data.diamonds)

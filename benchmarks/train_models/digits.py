@@ -1,4 +1,4 @@
-"""Handwritten digits of scikit-learn, 8x8: 1,000 train, 300 select, 497 confirm."""
+"""Handwritten digits of scikit-learn, 8x8: 1,000 train, 300 validation, 497 test."""
 
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -19,8 +19,8 @@ def train_data() -> TensorDataset:
 
 
 def eval_data() -> TensorDataset:
-    return _PARTS["select"]
+    return _PARTS["validation"]
 
 
-def confirm_data() -> TensorDataset:
-    return _PARTS["confirm"]
+def test_data() -> TensorDataset:
+    return _PARTS["test"]

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, 28x28: 60,000 images train, 2,500 select, 5,000 confirm."""
+"""Fashion-MNIST, 28x28: 60,000 images train, 2,500 validation, 5,000 test."""
 
 from torch import nn
 
@@ -13,4 +13,4 @@ def make_model() -> nn.Module:
     )  # fmt: skip
 
 
-train_data, eval_data, confirm_data = parts.of(data.fashion)
+train_data, eval_data, test_data = parts.of(data.fashion)

@@ -1,4 +1,4 @@
-"""Whether a film review's sentence praises: 7,000 train, 1,000 select, some 2,600 confirm."""
+"""Whether a film review's sentence praises: 7,000 train, 1,000 validation, some 2,600 test."""
 
 import torch
 from torch import Tensor, nn
@@ -28,4 +28,4 @@ def make_model() -> nn.Module:
     return Mean()
 
 
-train_data, eval_data, confirm_data = parts.of(lambda part: data.words(part, VOCABULARY, LENGTH))
+train_data, eval_data, test_data = parts.of(lambda part: data.words(part, VOCABULARY, LENGTH))

@@ -77,7 +77,7 @@ def contestant(seconds: float, kept: bool = True) -> dict[str, object]:
 
 def row(model: str, ours: float, peer: float) -> dict[str, object]:
     return {
-        "model": model, "batch": 1, "threads": 2, "confirm_rows": 1000, "plan": "eager",
+        "model": model, "batch": 1, "threads": 2, "test_rows": 1000, "plan": "eager",
         "tried": 3, "search_s": 9.0,
         "contestants": {
             "peer": contestant(peer), "cheat": contestant(1e-6, kept=False),

@@ -1,4 +1,4 @@
-"""The quality guard's error rate: how many plans *confirm* can bear."""
+"""The quality guard's error rate: how many plans *test* can bear."""
 
 from typing import Any
 
@@ -26,19 +26,19 @@ from tests.support import made
     ],
 )
 def test_no_more_finalists_than_the_rows_can_certify(rows: int, split: tuple[float, ...]) -> None:
-    run = made.run(task=made.info(confirm_rows=rows))
+    run = made.run(task=made.info(test_rows=rows))
     assert metrics.quality_alphas(run) == pytest.approx(split)
     assert sum(metrics.quality_alphas(run)) == pytest.approx(metrics.QUALITY_ALPHA)
 
 
 def test_fewer_finalists_have_it_all() -> None:
-    run = made.run(task=made.info(confirm_rows=600))
+    run = made.run(task=made.info(test_rows=600))
     assert metrics.quality_alphas(run, 2) == pytest.approx((0.035, 0.015))
     assert metrics.quality_alphas(run, 1) == pytest.approx((0.05,))
 
 
 def test_a_metric_without_an_exact_test_splits_as_ever() -> None:
-    run = made.run(task=made.info(confirm_rows=398, binary=False, rate=False))
+    run = made.run(task=made.info(test_rows=398, binary=False, rate=False))
     assert len(metrics.quality_alphas(run)) == metrics.FINALISTS
     exact = made.run(budget=Budget(max_drop=0.0))
     assert len(metrics.quality_alphas(exact)) == metrics.FINALISTS
@@ -49,7 +49,7 @@ def test_what_real_scores_can_certify_is_said_once_their_spread_is_known(
     allowed: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """500 rows rule out changes of 0.6 % of them: of scores that spread by 10, a drop of 0.06."""
-    task = made.info(confirm_rows=500, binary=False, rate=False, metric="mse")
+    task = made.info(test_rows=500, binary=False, rate=False, metric="mse")
     run = made.run(task=task, budget=Budget(max_drop=allowed))
     notes: list[str] = []
     monkeypatch.setattr(run.listener, "note", notes.append)
@@ -58,15 +58,15 @@ def test_what_real_scores_can_certify_is_said_once_their_spread_is_known(
         metrics.say_certifiable(run, scores)
     assert run.survey.certifiable_drop == pytest.approx(10 * (1 - 0.05 ** (1 / 500)))
     text = (
-        "500 rows to confirm: the smallest drop of mse they can certify is 0.05974. One of "
+        "500 test rows: the smallest drop of mse they can certify is 0.05974. One of "
         "0.02 would need 1497 rows: quality will be UNDECIDED; --max-drop 0.09 is wide enough."
     )
     assert notes == ([text] if allowed < 0.06 else [])
 
 
-def test_real_scores_are_judged_by_what_confirm_would_certify_where_it_can() -> None:
+def test_real_scores_are_judged_by_what_test_would_certify_where_it_can() -> None:
     """Rows that differ by 0.1 either way, in the mean by nothing: 500 bound the drop at 0.009."""
-    task = made.info(confirm_rows=500, binary=False, rate=False)
+    task = made.info(test_rows=500, binary=False, rate=False)
     run = made.run(task=task, budget=Budget(max_drop=0.05))
     dense = Deployment(runtime="eager", threads=1, batch_size=1)
     trial = DeployTrial(number=0, deployment=dense, state="complete")
@@ -100,7 +100,7 @@ def test_rows_of_real_scores() -> None:
 
 def test_too_few_rows_say_nothing_against_a_plan() -> None:
     """What no plan could certify counts by the drop that was seen, else by the bound."""
-    run = made.run(task=made.info(confirm_rows=500, binary=False, rate=False))
+    run = made.run(task=made.info(test_rows=500, binary=False, rate=False))
     drop = Verdict(
         name="quality", unit="mse", limit=0.02, estimate=0.01, lower=-0.1, upper=0.1,
         confidence=0.95, samples=500, verdict="UNDECIDED", source="paired bootstrap",

@@ -108,5 +108,5 @@ def test_it_needs_rows_and_layers() -> None:
     layers = made.traits(module_types={"Linear": 1})
     assert int8_aware.unavailable(made.context(of=layers)) is None
     assert "no linear" in str(int8_aware.unavailable(made.context()))
-    bare = made.info(train_rows=0, adapt_rows=0)
+    bare = made.info(train_rows=0, calibration_rows=0)
     assert "train_data" in str(int8_aware.unavailable(made.context(task=bare, of=layers)))

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from autotune.deployment import finalists, metrics
-from autotune.deployment.evaluator import Lab
+from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import Tried
 from autotune.records.budget import Budget
 from autotune.records.measurement import Scores
@@ -23,13 +23,13 @@ STATIC, DYNAMIC = Step(name="int8_static"), Step(name="int8_dynamic")
 
 
 @pytest.fixture
-def lab() -> Lab:
+def lab() -> DeploymentEvaluator:
     run = made.run(
-        task=made.info(select_rows=ROWS, confirm_rows=2600),
+        task=made.info(validation_rows=ROWS, test_rows=2600),
         budget=Budget(goal="latency", max_drop=0.01),
     )
     run.survey = msgspec.structs.replace(run.survey, options=OPTIONS)
-    found = Lab(run, "weights", Recipe(), 1.0)
+    found = DeploymentEvaluator(run, "weights", Recipe(), 1.0)
     scores = Scores(quality=0.7, rows=ROWS)
     found.baselines[1, 1] = tried(found, 8.0, scores=scores, runtime="eager")
     found.tried.append(found.baselines[1, 1])
@@ -37,7 +37,7 @@ def lab() -> Lab:
 
 
 def tried(
-    lab: Lab,
+    lab: DeploymentEvaluator,
     seconds: float,
     *steps: Step,
     drop: float = 0.0,
@@ -45,7 +45,7 @@ def tried(
     scores: Scores | None = None,
     runtime: str = "onnxruntime",
 ) -> Tried:
-    """A plan whose drop on *select* was bounded at ``drop + wide``, by as many rows as *confirm*
+    """A plan whose drop on *validation* was bounded at ``drop + wide``, by as many rows as *test*
     has.
     """
     launch = made.launch(seconds)
@@ -61,13 +61,13 @@ def tried(
     return Tried(trial, None, launch, scores)
 
 
-def lined(lab: Lab, *plans: Tried) -> list[tuple[str, ...]]:
+def lined(lab: DeploymentEvaluator, *plans: Tried) -> list[tuple[str, ...]]:
     for number, plan in enumerate(plans, start=1):
         lab.tried.append(plan._replace(trial=msgspec.structs.replace(plan.trial, number=number)))
     return [tuple(s.name for s in t.trial.deployment.compress) for t in finalists.chosen(lab)]
 
 
-def test_a_bold_plan_goes_first_and_what_is_sure_behind_it(lab: Lab) -> None:
+def test_a_bold_plan_goes_first_and_what_is_sure_behind_it(lab: DeploymentEvaluator) -> None:
     plans = (
         tried(lab, 1.2, PRUNED, DYNAMIC, drop=-0.012, wide=0.0144),
         tried(lab, 1.3, PRUNED, STATIC, drop=-0.010, wide=0.0144),
@@ -78,18 +78,18 @@ def test_a_bold_plan_goes_first_and_what_is_sure_behind_it(lab: Lab) -> None:
     assert lined(lab, *plans) == [("prune", "int8_dynamic"), ("int8_dynamic",), ()]
 
 
-def test_of_plans_that_are_all_sure_the_fastest_goes_first(lab: Lab) -> None:
+def test_of_plans_that_are_all_sure_the_fastest_goes_first(lab: DeploymentEvaluator) -> None:
     plans = (tried(lab, 1.0, STATIC), tried(lab, 2.0, DYNAMIC), tried(lab, 3.0, runtime="openvino"))
     assert lined(lab, *plans)[0] == ("int8_static",)
 
 
-def test_what_all_trials_say_of_a_plan_goes_before_its_one_launch(lab: Lab) -> None:
+def test_what_all_trials_say_of_a_plan_goes_before_its_one_launch(lab: DeploymentEvaluator) -> None:
     """One launch has the static one in front; its other trials say that it is slower."""
     lucky = tried(lab, 1.0, STATIC)._replace(steady=math.log(1.5 / 8.0))
     assert lined(lab, lucky, tried(lab, 1.2, DYNAMIC))[:2] == [("int8_dynamic",), ("int8_static",)]
 
 
-def test_plans_of_other_threads_are_compared_by_their_time(lab: Lab) -> None:
+def test_plans_of_other_threads_are_compared_by_their_time(lab: DeploymentEvaluator) -> None:
     """On two threads the baseline is faster too, so that a ratio to it would hide the gain."""
     scores = Scores(quality=0.7, rows=ROWS)
     dense = tried(lab, 4.0, scores=scores, runtime="eager")
@@ -107,14 +107,16 @@ def test_plans_of_other_threads_are_compared_by_their_time(lab: Lab) -> None:
     assert ours < theirs
 
 
-def test_launches_in_turn_go_before_what_all_trials_say(lab: Lab) -> None:
+def test_launches_in_turn_go_before_what_all_trials_say(lab: DeploymentEvaluator) -> None:
     raced = tried(lab, 1.0, STATIC)._replace(
         steady=math.log(1.5 / 8.0), again=(made.launch(1.0),) * 5
     )
     assert lined(lab, raced, tried(lab, 1.2, DYNAMIC))[:2] == [("int8_static",), ("int8_dynamic",)]
 
 
-def test_a_plan_that_is_hardly_faster_and_unsure_does_not_go_first(lab: Lab) -> None:
+def test_a_plan_that_is_hardly_faster_and_unsure_does_not_go_first(
+    lab: DeploymentEvaluator,
+) -> None:
     plans = (
         tried(lab, 2.0, LESS, drop=0.004, wide=0.005),
         tried(lab, 2.05, DYNAMIC, wide=0.001),
@@ -123,7 +125,9 @@ def test_a_plan_that_is_hardly_faster_and_unsure_does_not_go_first(lab: Lab) -> 
     assert lined(lab)[1] == ("int8_dynamic",)
 
 
-def test_the_same_steps_are_not_asked_twice_while_there_is_another(lab: Lab) -> None:
+def test_the_same_steps_are_not_asked_twice_while_there_is_another(
+    lab: DeploymentEvaluator,
+) -> None:
     plans = (
         tried(lab, 1.0, PRUNED, drop=0.0, wide=0.009),
         tried(lab, 1.01, PRUNED, drop=0.0, wide=0.009, runtime="openvino"),
@@ -133,7 +137,7 @@ def test_the_same_steps_are_not_asked_twice_while_there_is_another(lab: Lab) -> 
     assert lined(lab, *plans) == [("prune",), ("int8_dynamic",), ()]
 
 
-def test_chance_follows_the_rows_and_the_error_rate(lab: Lab) -> None:
+def test_chance_follows_the_rows_and_the_error_rate(lab: DeploymentEvaluator) -> None:
     sure, unsure = tried(lab, 1.0, DYNAMIC), tried(lab, 1.0, PRUNED, drop=0.0, wide=0.0099)
     assert finalists.chance(lab, sure, 0.03) > 0.99
     assert 0.3 < finalists.chance(lab, unsure, 0.03) < 0.7
@@ -141,9 +145,9 @@ def test_chance_follows_the_rows_and_the_error_rate(lab: Lab) -> None:
 
 
 def test_where_quality_cannot_be_weighed_the_last_place_is_for_what_compresses_nothing(
-    lab: Lab,
+    lab: DeploymentEvaluator,
 ) -> None:
-    few = made.info(select_rows=ROWS, confirm_rows=100)
+    few = made.info(validation_rows=ROWS, test_rows=100)
     lab.run.survey = msgspec.structs.replace(lab.run.survey, task=few)
     plans = (
         tried(lab, 1.0, PRUNED),

@@ -44,7 +44,7 @@ def test_a_step_that_trains_searches_its_recovery() -> None:
 
 def test_without_joint_or_rows_nothing_changes() -> None:
     assert own(searched(Effort())) == []
-    assert searched(train_rows=0, adapt_rows=0).hash == searched(Effort()).hash
+    assert searched(train_rows=0, calibration_rows=0).hash == searched(Effort()).hash
     assert searched().hash != searched(Effort()).hash
 
 

@@ -41,7 +41,7 @@ def go(tmp_path: Path, profile: Profile) -> Go:
 
 def screening(job: jobs.Measure) -> bool:
     """Whether it is the search's own launch, which writes the outputs."""
-    return job.outputs is not None and job.score_rows == "data/select.npz"
+    return job.outputs is not None and job.score_rows == "data/validation.npz"
 
 
 def lucky(build: jobs.Build, job: jobs.Measure) -> float:

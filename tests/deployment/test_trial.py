@@ -1,4 +1,4 @@
-"""A candidate whose evaluation is dear is judged on growing parts of *select*."""
+"""A candidate whose evaluation is dear is judged on growing parts of *validation*."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ class Bench:
 
     def __init__(self, wrong: Any, seconds: float = 0.01, fail: str = "") -> None:
         self.run = made.run(
-            task=made.info(select_rows=ROWS, confirm_rows=ROWS), budget=Budget(max_drop=0.01)
+            task=made.info(validation_rows=ROWS, test_rows=ROWS), budget=Budget(max_drop=0.01)
         )
         self.tried: list[Tried] = []
         self.asked: list[tuple[str, int]] = []

@@ -220,7 +220,7 @@ def test_peeking_is_not_done(
     looked = []
     judge = verdicts.judge
 
-    def counting(run: Any, side: verdicts.Side, *rest: Any) -> Any:
+    def counting(run: Any, side: verdicts.Candidate, *rest: Any) -> Any:
         looked.append(len(side.launches))
         return judge(run, side, *rest)
 

@@ -217,7 +217,7 @@ import sys
 from pathlib import Path
 from autotune.records import codec
 from autotune.records.job import Train
-from autotune.worker import train
+from autotune.worker.training import train
 from autotune.worker.channel import NullChannel
 root = Path(sys.argv[1])
 train.run(codec.decode((root / "job.json").read_bytes(), Train), root, NullChannel())

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.pipeline import forecast, outlay
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Gpu, Leaf
@@ -26,7 +26,7 @@ def watts(value: float | None, low: float | None = None, high: float | None = No
 POWER = {"idle_power_w": watts(10.0, 9.0, 11.0), "loaded_power_2t_w": watts(30.0, 29.0, 31.0)}
 
 
-def run(figures: dict[str, Leaf] | None = None, **given: Any) -> Run:
+def run(figures: dict[str, Leaf] | None = None, **given: Any) -> RunContext:
     found = made.run(task=made.info(train_rows=800), splits=(SPLIT,), **given)
     found.survey = msgspec.structs.replace(found.survey, options=(OPTION,))
     found.profile = made.profile(measured=figures or {})

@@ -16,7 +16,7 @@ from autotune.worker.training import train
 TEXT = (Path(__file__).parent.parent.parent / "docs" / "contract.md").read_text()
 FIRST, *BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 NAMES = [  # what the code looks for, but for a script's own four
-    "make_model", "train_data", "eval_data", "confirm_data", "loss", "score", "quality", "metric",
+    "make_model", "train_data", "eval_data", "test_data", "loss", "score", "quality", "metric",
     "higher_is_better", "pretrained", "recipe", "epochs", "steps", "space", "train_steps",
     "collate",
     "train_loader", "train", "tunes", "dynamic",

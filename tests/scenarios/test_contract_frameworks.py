@@ -82,10 +82,10 @@ def test_a_model_goes_all_the_way(
         built = build.run(job, tmp_path, NullChannel())
         assert "model.pt2" not in built.files
         predict = loaded_alone(tmp_path / job.out)
-        inputs = rows.load(tmp_path / "data" / "select.npz")
+        inputs = rows.load(tmp_path / "data" / "validation.npz")
         measure_outputs.record(predict, inputs, tmp_path / f"{runtime}.npz", fixed=None)
         scored = score.run(
-            Score(task=spec, part="select", outputs=f"{runtime}.npz"), tmp_path, NullChannel()
+            Score(task=spec, part="validation", outputs=f"{runtime}.npz"), tmp_path, NullChannel()
         )
         assert scored.scores.quality == pytest.approx(done.qualities[-1], abs=0.02)
         assert scored.scores.loss == pytest.approx(done.val_losses[-1], rel=0.05)

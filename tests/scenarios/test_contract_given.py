@@ -100,7 +100,7 @@ def built(root: Path, spec: TaskSpec, runtime: str = "eager") -> Any:
     return names["load"]()
 
 
-def scored(root: Path, spec: TaskSpec, predict: Any, part: str = "confirm") -> Any:
+def scored(root: Path, spec: TaskSpec, predict: Any, part: str = "test") -> Any:
     inputs = rows.load(root / "data" / f"{part}.npz")
     outputs.record(predict, inputs, root / "outputs.npz", fixed=None)
     job = Score(task=spec, part=part, outputs="outputs.npz")
@@ -214,7 +214,10 @@ root = Path(sys.argv[1])
 import numpy as np, torch
 from autotune.records.job import Score
 from autotune.records.task import TaskSpec
-from autotune.worker import contract, record, rows, score
+from autotune.worker.contract import task as contract
+from autotune.worker.data import rows
+from autotune.worker.evaluation import score
+from autotune.worker.measure import outputs as record
 from autotune.worker.channel import NullChannel
 from autotune.worker.evaluation.evaluate import evaluate
 spec = TaskSpec(kind="file", path=str(root / "model.py"))
@@ -223,15 +226,16 @@ step = sys.argv[2]
 if step == "record":
     words, out = (np.random.default_rng(0).normal(size=s).astype(np.float32)
                   for s in ((32000, 4), (4, 32000)))
-    read = np.stack([x.numpy() for x, _ in contract.load(spec).select])
+    read = np.stack([x.numpy() for x, _ in contract.load(spec).validation])
     inputs = rows.Rows("tensor", ("",), (read,))
     record.record(lambda x: words[x] @ out, inputs, root / "o.npz", fixed=None)
 elif step == "score":
-    scores = score.run(Score(task=spec, part="select", outputs="o.npz"), root, NullChannel()).scores
+    job = Score(task=spec, part="validation", outputs="o.npz")
+    scores = score.run(job, root, NullChannel()).scores
     assert scores.rows == 200
 else:
     loaded = contract.load(spec)
-    evaluate(loaded.make_model(), loaded, "select")
+    evaluate(loaded.make_model(), loaded, "validation")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 WORDS = """

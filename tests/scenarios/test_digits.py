@@ -34,7 +34,7 @@ def test_every_limit_is_met(main: Ran) -> None:
     assert low < main.report["chosen"]["quality"] < high
     assert main.report["survey"]["task"]["train_rows"] == 900
     task = main.report["survey"]["task"]
-    assert task["select_rows"] + task["confirm_rows"] == 897
+    assert task["validation_rows"] + task["test_rows"] == 897
 
 
 def test_the_figures_are_printed_beside_the_baselines(main: Ran) -> None:

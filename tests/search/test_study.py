@@ -5,7 +5,7 @@ import pytest
 
 from autotune.records.task import Dim, Node
 from autotune.search.space import Space, choice
-from autotune.search.study import Search
+from autotune.search.study import Study
 
 SPACE = Space(
     name="toy",
@@ -17,7 +17,7 @@ SPACE = Space(
 )
 
 
-def _values(search: Search, count: int) -> list[dict[str, object]]:
+def _values(search: Study, count: int) -> list[dict[str, object]]:
     out = []
     for _ in range(count):
         proposal = search.ask()
@@ -28,24 +28,24 @@ def _values(search: Search, count: int) -> list[dict[str, object]]:
 
 
 def test_the_same_seed_gives_the_same_proposals() -> None:
-    runs = [_values(Search(SPACE, seed=5, constraints=("limit",)), 25) for _ in range(2)]
+    runs = [_values(Study(SPACE, seed=5, constraints=("limit",)), 25) for _ in range(2)]
     assert runs[0] == runs[1]
-    assert runs[0] != _values(Search(SPACE, seed=6, constraints=("limit",)), 25)
+    assert runs[0] != _values(Study(SPACE, seed=6, constraints=("limit",)), 25)
 
 
 def test_conditional_values_are_there_only_with_their_parent() -> None:
-    for values in _values(Search(SPACE, seed=0, constraints=("limit",)), 30):
+    for values in _values(Study(SPACE, seed=0, constraints=("limit",)), 30):
         assert ("x" in values) == (values["kind"] == "a")
 
 
 def test_it_learns_and_keeps_the_constraint() -> None:
-    late = _values(Search(SPACE, seed=1, constraints=("limit",)), 80)[50:]
+    late = _values(Study(SPACE, seed=1, constraints=("limit",)), 80)[50:]
     near = [v for v in late if v["kind"] == "b" or abs(float(str(v["x"])) - 0.3) < 0.25]
     assert len(near) > 0.6 * len(late)
 
 
 def test_a_failed_configuration_is_told_as_bad_not_as_unknown() -> None:
-    search = Search(SPACE, seed=0, constraints=("limit", "other"))
+    search = Study(SPACE, seed=0, constraints=("limit", "other"))
     proposal = search.ask()
     search.tell(proposal.number, None, {"failed": 1.0})
     trial = search._study.trials[0]
@@ -55,7 +55,7 @@ def test_a_failed_configuration_is_told_as_bad_not_as_unknown() -> None:
 
 
 def test_what_is_enqueued_comes_first_and_says_why() -> None:
-    search = Search(SPACE, seed=0, constraints=("limit",))
+    search = Study(SPACE, seed=0, constraints=("limit",))
     search.enqueue({"kind": "a", "x": 0.25, "n": 3}, "seed")
     proposal = search.ask()
     assert (proposal.values, proposal.why) == ({"kind": "a", "x": 0.25, "n": 3}, "seed")
@@ -63,7 +63,7 @@ def test_what_is_enqueued_comes_first_and_says_why() -> None:
 
 
 def test_what_became_of_a_paused_trial_is_told_as_one_more() -> None:
-    search = Search(SPACE, seed=0, constraints=("limit",))
+    search = Study(SPACE, seed=0, constraints=("limit",))
     search.enqueue({"kind": "b", "n": 2}, "waits its turn")
     values = {"kind": "a", "x": 0.25, "n": 3}
     number = search.add(values, "seed")
@@ -76,7 +76,7 @@ def test_what_became_of_a_paused_trial_is_told_as_one_more() -> None:
 
 @pytest.mark.parametrize("pruned", [True, False])
 def test_a_trial_can_be_abandoned(pruned: bool) -> None:
-    search = Search(SPACE, seed=0, constraints=("limit",))
+    search = Study(SPACE, seed=0, constraints=("limit",))
     search.abandon(search.ask().number)
     proposal = search.ask()
     if pruned:
@@ -86,8 +86,8 @@ def test_a_trial_can_be_abandoned(pruned: bool) -> None:
 
 
 def test_a_study_apart_learns_nothing_of_the_first() -> None:
-    first = Search(SPACE, seed=3, constraints=("limit",))
+    first = Study(SPACE, seed=3, constraints=("limit",))
     _values(first, 20)
-    alone = Search(SPACE, seed=4, constraints=("limit",))
+    alone = Study(SPACE, seed=4, constraints=("limit",))
     apart = first.apart()
     assert [apart.ask().values for _ in range(3)] == [alone.ask().values for _ in range(3)]

@@ -17,7 +17,7 @@ from autotune.records.plan import Deployment, Recipe, Step
 from autotune.records.report import DeployTrial, Report
 from autotune.records.task import Survey, TaskInfo
 from autotune.search import space, warm_start
-from autotune.search.study import Search
+from autotune.search.study import Study
 from autotune.training import search_space as training_search_space
 from autotune.tune import Task, tune
 from tests.support import made
@@ -232,8 +232,8 @@ def test_a_plan_that_this_space_does_not_have_is_left_out(plan: Deployment) -> N
 def test_the_blind_study_takes_every_third_after_the_first_ones() -> None:
     whole = searched()
     apart = space.Space(name="apart", nodes=whole.nodes)
-    guided = warm_start.Guided(
-        Search(whole, seed=0, constraints=()), Search(apart, seed=1, constraints=()), 2
+    guided = warm_start.MixedStudy(
+        Study(whole, seed=0, constraints=()), Study(apart, seed=1, constraints=()), 2
     )
     why = []
     for _ in range(8):

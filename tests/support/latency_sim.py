@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 
 from autotune.bridge.protocol import FunctionBridge
-from autotune.context import Run, Silent
-from autotune.deployment.evaluator import Lab
+from autotune.context import RunContext, Silent
+from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
@@ -89,11 +89,11 @@ class Scripted(Simulation):
 
 def lab(
     root: Path, profile: Profile, script: Script, budget: Budget, time_s: float = 600.0
-) -> tuple[Lab, Scripted]:
+) -> tuple[DeploymentEvaluator, Scripted]:
     """A laboratory on a scripted machine, ready to verify."""
     machine = Scripted(root, profile, script=script)
     survey = Survey(task=info(), traits=TRAITS, options=OPTIONS)
-    run = Run(
+    run = RunContext(
         bridge=FunctionBridge(machine.answer),
         spec=TaskSpec(kind="file", path="model.py"),
         budget=budget,
@@ -102,4 +102,4 @@ def lab(
         profile=profile,
         survey=survey,
     )
-    return Lab(run, "weights.safetensors", Recipe(), 0), machine
+    return DeploymentEvaluator(run, "weights.safetensors", Recipe(), 0), machine

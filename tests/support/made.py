@@ -3,7 +3,7 @@
 from typing import Any
 
 from autotune.bridge.protocol import FunctionBridge
-from autotune.context import Run, Silent
+from autotune.context import RunContext, Silent
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Cpu, Leaf, Profile
 from autotune.records.job import Context, Job, Result
@@ -23,9 +23,9 @@ def info(**changes: object) -> TaskInfo:
         "input_dtypes": ("float32",),
         "ragged": False,
         "train_rows": 900,
-        "select_rows": 450,
-        "confirm_rows": 450,
-        "adapt_rows": 0,
+        "validation_rows": 450,
+        "test_rows": 450,
+        "calibration_rows": 0,
         "classes": 10,
         "metric": "accuracy",
         "higher_is_better": True,
@@ -86,12 +86,14 @@ def context(
     return Context(info=task or info(), traits=of or traits(), profile=on or profile())
 
 
-def run(*, task: TaskInfo | None = None, splits: tuple[Split, ...] = (), **given: Any) -> Run:
+def run(
+    *, task: TaskInfo | None = None, splits: tuple[Split, ...] = (), **given: Any
+) -> RunContext:
     """A run in progress whose bridge answers nothing; ``given`` are its budget and effort."""
     survey = Survey(task=task or info(), traits=traits(), options=(), splits=splits)
     spec = TaskSpec(kind="file", path="model.py")
     budget, effort = given.get("budget", Budget()), given.get("effort", Effort())
-    return Run(FunctionBridge(_unasked), spec, budget, effort, Silent(), profile(), survey)
+    return RunContext(FunctionBridge(_unasked), spec, budget, effort, Silent(), profile(), survey)
 
 
 def _unasked(job: Job) -> Result:

@@ -127,7 +127,7 @@ class Simulation:
     spread: float = 0.02
     prune_floor: float = 0.0
     int8_lost: int = 1
-    confirm_lost: int = 0  # rows of *confirm* that a compressed plan loses beyond those of *select*
+    test_lost: int = 0  # rows of *test* that a compressed plan loses beyond those of *validation*
     luck: Callable[[jobs.Build, jobs.Measure], float] = lambda build, job: 1.0
     seen: dict[str, int] = field(default_factory=dict)
     built: dict[str, jobs.Build] = field(default_factory=dict)
@@ -143,7 +143,7 @@ class Simulation:
         return result
 
     def _inspect(self, job: jobs.Inspect) -> Result:
-        for part in ("select", "confirm", "calibrate"):
+        for part in ("validation", "test", "calibration"):
             self._rows(f"data/{part}.npz", np.zeros((ROWS, 4), np.float32))
         return Result(
             answer=jobs.Inspection(info=self.task, traits=TRAITS, weights="weights.safetensors"),
@@ -279,8 +279,8 @@ class Simulation:
         noise = np.random.default_rng(job.seed).uniform(-self.spread, self.spread, job.min_calls)
         latency = tuple(float(x) for x in center * (1 + noise))
         if job.outputs and job.score_rows:
-            lucky = job.score_rows == "data/confirm.npz" and build.compress
-            wrong = self.wrong(build) + (self.confirm_lost if lucky else 0)
+            lucky = job.score_rows == "data/test.npz" and build.compress
+            wrong = self.wrong(build) + (self.test_lost if lucky else 0)
             self._rows(job.outputs, np.full((ROWS, 1), wrong, np.float32))
         launch = Launch(
             latency_s=latency,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from autotune.bridge.protocol import OnReport
-from autotune.context import Run, Silent
+from autotune.context import RunContext, Silent
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
 from autotune.records.job import Job, Result
@@ -166,9 +166,9 @@ def run(
     budget: Budget | None = None,
     effort: Effort | None = None,
     **task: Any,
-) -> Run:
+) -> RunContext:
     """A run at the beginning of its train search."""
     survey = Survey(task=made.info(**task), traits=made.traits(), options=options, splits=splits)
     spec = TaskSpec(kind="file", path="model.py")
     effort = effort or Effort(time_s=time_s)
-    return Run(trainer, spec, budget or Budget(), effort, Silent(), made.profile(), survey)
+    return RunContext(trainer, spec, budget or Budget(), effort, Silent(), made.profile(), survey)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.pipeline import forecast
 from autotune.records.budget import Budget, Effort
 from autotune.records.task import Split
@@ -14,7 +14,7 @@ from tests.support import made
 
 def run(
     effort: dict[str, Any], task: dict[str, Any], budget: dict[str, Any], rate: float = 300.0
-) -> Run:
+) -> RunContext:
     """900 rows at 300 rows per second: an epoch takes 3 s."""
     split = Split(
         parallel="single", ranks=1, threads=1, batch_size=32, precision="fp32", samples_per_s=rate

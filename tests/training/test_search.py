@@ -19,7 +19,7 @@ from autotune.records.report import Failure, TrainTrial
 from autotune.records.task import Split
 from autotune.training import final, search, seed_repeats, target_quality
 from autotune.training import trial as training_trial
-from autotune.training.trial import Outcome, best
+from autotune.training.trial import TrainState, best
 from tests.support import trainer as simulated
 from tests.support.trainer import Trainer
 
@@ -37,8 +37,8 @@ def split(rate: float, batch_size: int = 32) -> Split:
 
 def searched(
     trainer: Trainer, *, epochs: int = 9, reach: int = 9, until_s: float = 300.0, **limits: float
-) -> Outcome:
-    outcome = Outcome(simulated.run(trainer, budget=Budget(**limits)), epochs, reach)
+) -> TrainState:
+    outcome = TrainState(simulated.run(trainer, budget=Budget(**limits)), epochs, reach)
     search.search(outcome, until_s)
     return outcome
 
@@ -179,35 +179,35 @@ def test_states_that_nobody_needs_are_deleted() -> None:
 
 def test_a_dear_epoch_has_rungs_inside() -> None:
     def rungs(rate: float, reach: int, **task: object) -> tuple[float, ...]:
-        run = simulated.run(Trainer(), splits=(split(rate),), **{"select_rows": 9, **task})
-        return Outcome(run, reach, reach).length(Recipe()).rungs
+        run = simulated.run(Trainer(), splits=(split(rate),), **{"validation_rows": 9, **task})
+        return TrainState(run, reach, reach).length(Recipe()).rungs
 
     assert rungs(100.0, 3) == (0.333, 1.0, 3.0)  # 9 s an epoch
     assert rungs(100.0, 1) == (0.111, 0.333, 1.0)
     assert rungs(3000.0, 3) == (1.0, 3.0)
     assert rungs(3000.0, 20) == (2.0, 6.0, 20.0)
     assert rungs(100.0, 3, own_train=True) == (1.0, 3.0)
-    assert rungs(100.0, 3, select_rows=450) == (1.0, 3.0)  # a look costs a sixth of an epoch
+    assert rungs(100.0, 3, validation_rows=450) == (1.0, 3.0)  # a look costs a sixth of an epoch
 
 
-@pytest.mark.parametrize(("select", "evaluation_s", "reach", "looks"), [
+@pytest.mark.parametrize(("validation", "evaluation_s", "reach", "looks"), [
     (300, 0.0, 20, (2, 4, 6, 8, 11, 13, 15, 17, 20)),
     (300, 0.0, 4, (1, 2, 4)),
     (1350, 0.0, 20, (2, 5, 6, 10, 15, 20)),  # a look costs half an epoch
     (300, 99.0, 20, (2, 6, 20)),  # or, as was seen, many
 ])  # fmt: skip
 def test_a_training_is_looked_at_some_nine_times(
-    select: int, evaluation_s: float, reach: int, looks: tuple[float, ...]
+    validation: int, evaluation_s: float, reach: int, looks: tuple[float, ...]
 ) -> None:
-    run = simulated.run(Trainer(), splits=(split(3000.0),), select_rows=select)
+    run = simulated.run(Trainer(), splits=(split(3000.0),), validation_rows=validation)
     run.evaluation_s = evaluation_s
-    assert Outcome(run, reach, reach).length(Recipe()).looks == looks
+    assert TrainState(run, reach, reach).length(Recipe()).looks == looks
 
 
 def test_where_time_is_short_trials_are_small_trainings_of_their_own() -> None:
     splits = (split(100.0), split(200.0, batch_size=256))  # 9 s an epoch
-    run = simulated.run(Trainer(), splits=splits, select_rows=9)
-    short = Outcome(run, 2, 0.5, timed=True)
+    run = simulated.run(Trainer(), splits=splits, validation_rows=9)
+    short = TrainState(run, 2, 0.5, timed=True)
     assert short.proxies
     assert short.length(Recipe())[:2] == (0.5, (0.056, 0.167, 0.5))
     assert short.length(Recipe(batch_size=256))[:2] == (1, (0.111, 0.333, 1.0))
@@ -217,13 +217,13 @@ def test_where_time_is_short_trials_are_small_trainings_of_their_own() -> None:
     assert short.final(slower, -9.0) == 0.707
     assert short.final(slower, -90.0) == 0.707
     assert short.final(msgspec.structs.replace(slower, samples_per_s=None)) == 2
-    assert Outcome(run, 2, 0.5).final(slower) == 2  # epochs that were asked for
-    long = Outcome(run, 2, 2, timed=True)
+    assert TrainState(run, 2, 0.5).final(slower) == 2  # epochs that were asked for
+    long = TrainState(run, 2, 2, timed=True)
     assert not long.proxies
     assert long.length(Recipe())[:2] == (2, (0.222, 0.667, 2.0))
-    assert not Outcome(run, 20, 15).proxies
+    assert not TrainState(run, 20, 15).proxies
     wanted = simulated.run(Trainer(), splits=splits, budget=Budget(target_quality=0.9))
-    assert not Outcome(wanted, 9, 1).proxies
+    assert not TrainState(wanted, 9, 1).proxies
 
 
 def test_small_trainings_end_with_their_schedule_and_are_said() -> None:
@@ -237,7 +237,7 @@ def test_small_trainings_end_with_their_schedule_and_are_said() -> None:
 
 def test_a_final_training_is_never_shorter_than_its_trial() -> None:
     run = simulated.run(Trainer(), splits=(split(900.0),))
-    outcome = Outcome(run, 4, 2, timed=True)
+    outcome = TrainState(run, 4, 2, timed=True)
     search.search(outcome, 60.0)
     winner = outcome.winner
     assert winner is not None
@@ -257,20 +257,20 @@ def test_a_longer_training_that_is_no_better_gives_way_to_the_trial() -> None:
     assert winner is not None
     done, epochs = final.last(outcome, winner)
     assert epochs == winner.epochs == 2
-    assert done.quality_select == winner.quality
+    assert done.validation_quality == winner.quality
     assert "the trial's weights are kept" in outcome.said[-1]
     better = searched(Trainer(), epochs=9, reach=2)
     assert better.winner is not None
     done, epochs = final.last(better, better.winner)
     assert epochs == 9
-    assert done.quality_select is not None
+    assert done.validation_quality is not None
     assert better.winner.quality is not None
-    assert done.quality_select > better.winner.quality
+    assert done.validation_quality > better.winner.quality
 
 
 def test_no_recipe_is_trained_for_longer_than_the_baseline_learns() -> None:
     run = simulated.run(Trainer(), splits=(split(3000.0),))
-    outcome = Outcome(run, 20, 20, timed=True)
+    outcome = TrainState(run, 20, 20, timed=True)
     assert not outcome.shorten()
     base = TrainTrial(number=0, recipe=Recipe(), state="complete", rungs=(2.0, 6.0, 8.0), epochs=20)
     outcome.trials.append(base)
@@ -278,7 +278,7 @@ def test_no_recipe_is_trained_for_longer_than_the_baseline_learns() -> None:
     assert (outcome.epochs, outcome.reach) == (8, 8)
     assert outcome.length(Recipe())[:2] == (8, (2.0, 8.0))
     assert "within 8 of 20 epochs" in outcome.said[0]
-    assert not Outcome(run, 20, 20, trials=[base]).shorten()  # as many as were asked for
+    assert not TrainState(run, 20, 20, trials=[base]).shorten()  # as many as were asked for
 
 
 def test_a_trial_that_cannot_be_trained_to_its_end_is_not_begun() -> None:
@@ -295,24 +295,24 @@ def test_the_first_proposal_goes_to_its_end() -> None:
 
 def test_how_slow_a_trial_may_be_follows_from_the_baseline() -> None:
     run = simulated.run(Trainer(), splits=(split(900.0), split(3600.0, batch_size=256)))
-    outcome = Outcome(run, 10, 10, timed=True)
+    outcome = TrainState(run, 10, 10, timed=True)
     assert outcome.least_rate(Recipe()) is None
     outcome.trials.append(TrainTrial(number=0, recipe=Recipe(), state="complete", wall_s=10.0))
     assert outcome.least_rate(Recipe()) == pytest.approx(300.0)
     assert outcome.least_rate(Recipe(batch_size=256)) == pytest.approx(1200.0)
-    assert Outcome(run, 10, 10, trials=outcome.trials).least_rate(Recipe()) is None
+    assert TrainState(run, 10, 10, trials=outcome.trials).least_rate(Recipe()) is None
 
 
 def test_a_faster_recipe_trains_for_more_epochs_in_the_same_time() -> None:
     splits = (split(900.0), split(3600.0, batch_size=256))
     run = simulated.run(Trainer(), splits=splits)
-    outcome = Outcome(run, 10, 10, timed=True)
+    outcome = TrainState(run, 10, 10, timed=True)
     assert outcome.length(Recipe())[:2] == (10, (1.0, 3.0, 10.0))
     assert outcome.length(Recipe(batch_size=256))[:2] == (40, (4.0, 13.0, 40.0))
-    given = Outcome(run, 10, 10)
+    given = TrainState(run, 10, 10)
     assert given.length(Recipe(batch_size=256)).epochs == 10
     mine = simulated.run(Trainer(), splits=splits, own_train=True)
-    assert Outcome(mine, 10, 10, timed=True).length(Recipe(batch_size=256)).epochs == 10
+    assert TrainState(mine, 10, 10, timed=True).length(Recipe(batch_size=256)).epochs == 10
 
 
 def test_a_target_quality_is_reached_at_the_least_cost() -> None:
@@ -325,7 +325,7 @@ def test_a_target_quality_is_reached_at_the_least_cost() -> None:
     ended = [t for t in outcome.trials if t.state == "complete" and t.costs]
     own = [t.costs[0] for t in ended if t.costs[0] is not None and len(t.repeats) >= 2]
     assert min(own) == winner.costs[0]
-    assert any("Quality 0.9 on select: the recipe takes" in line for line in outcome.said)
+    assert any("Quality 0.9 on validation: the recipe takes" in line for line in outcome.said)
     execution = final.final(outcome.run, winner.recipe, 30, winner)
     assert execution.target_cost == pytest.approx(winner.costs[0])
     verdict = target_quality.verdicts(outcome.run, execution)[0]
@@ -357,7 +357,7 @@ def test_eta_weighs_energy_where_it_is_measured() -> None:
 
 
 @pytest.fixture(scope="module")
-def whole() -> Outcome:
+def whole() -> TrainState:
     return searched(Trainer(), until_s=_SHORT_S)
 
 
@@ -366,16 +366,16 @@ _SHORT_S = 150.0
 
 @pytest.mark.parametrize("moment", sorted(random.Random(0).sample(range(1, 29), 20)))
 def test_a_search_killed_at_any_moment_resumes_to_the_same_recipe(
-    moment: int, tmp_path: Path, whole: Outcome
+    moment: int, tmp_path: Path, whole: TrainState
 ) -> None:
     """Half of the way to a rung was kept when it was killed, and is not trained again."""
     assert len(whole.run.bridge.asked) >= 28  # type: ignore[attr-defined]
     trainer, file = Trainer(killed_at=moment), tmp_path / "recording.jsonl"
 
-    def go_on(bridge: Bridge) -> Outcome:
+    def go_on(bridge: Bridge) -> TrainState:
         run = simulated.run(trainer)
         run.bridge = bridge
-        outcome = Outcome(run, 9, 9)
+        outcome = TrainState(run, 9, 9)
         search.search(outcome, _SHORT_S)
         return outcome
 
@@ -398,7 +398,7 @@ def _slow_one(recipe: Recipe) -> float:
 
 def test_a_trial_many_times_as_slow_as_expected_is_not_trained_further() -> None:
     """It is the best of all by its loss; but the final training would take as long."""
-    outcome = Outcome(simulated.run(Trainer(epoch_s=_slow_one)), 9, 9, timed=True)
+    outcome = TrainState(simulated.run(Trainer(epoch_s=_slow_one)), 9, 9, timed=True)
     search.search(outcome, 300.0)
     slow = [t for t in outcome.trials if t.recipe.optimizer == "adamw" and t.rungs]
     assert slow
@@ -415,10 +415,10 @@ def test_a_trial_goes_on_only_where_its_own_pace_reaches_the_next_rung_in_time()
 def test_a_replay_that_knows_no_time_pauses_the_same_trials(tmp_path: Path) -> None:
     file = tmp_path / "recording.jsonl"
 
-    def done(bridge: Bridge) -> Outcome:
+    def done(bridge: Bridge) -> TrainState:
         run = simulated.run(Trainer())
         run.bridge = bridge
-        outcome = Outcome(run, 9, 9, timed=True)
+        outcome = TrainState(run, 9, 9, timed=True)
         search.search(outcome, 110.0)
         return outcome
 

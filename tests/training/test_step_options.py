@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from autotune.context import Run
+from autotune.context import RunContext
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
 from autotune.records.plan import Recipe
@@ -44,7 +44,7 @@ def rate(recipe: Recipe, *, gain: float = 1.5, first_s: float = 3.0) -> jobs.Rat
     )
 
 
-def judged(trainer: Trainer, **given: Any) -> Run:
+def judged(trainer: Trainer, **given: Any) -> RunContext:
     given = {"options": ALL, "train_rows": 100_000, **given}
     run = simulated.run(trainer, **given)
     rows = throughput_stage.measure(run, 54.0)
@@ -54,11 +54,11 @@ def judged(trainer: Trainer, **given: Any) -> Run:
     return run
 
 
-def option(run: Run, name: str) -> Option:
+def option(run: RunContext, name: str) -> Option:
     return next(o for o in run.survey.options if (o.kind, o.name) == ("step", name))
 
 
-def dims(run: Run) -> dict[str, tuple[Any, ...]]:
+def dims(run: RunContext) -> dict[str, tuple[Any, ...]]:
     space = search_space.train_space(run.survey, run.effort)
     return {n.dim.name: n.dim.choices for n in space.nodes}
 
@@ -128,7 +128,7 @@ def test_what_the_user_holds_fast_or_leaves_out_is_obeyed() -> None:
 
 def test_a_faster_step_trains_for_more_epochs_in_the_same_time() -> None:
     run = judged(Trainer(rate=rate))
-    outcome = trial.Outcome(run, 40, 20, timed=True)
+    outcome = trial.TrainState(run, 40, 20, timed=True)
     plain = Recipe(threads=2)
     fast = msgspec.structs.replace(plain, compile=True)
     assert outcome.length(fast).epochs > outcome.length(plain).epochs
@@ -208,7 +208,7 @@ def test_channels_last_where_it_was_measured_to_pay(gain: float, pays: bool) -> 
     found = option(run, "channels_last")
     assert found.available == pays
     assert pays or "samples/s with it" in (found.reason or "")
-    outcome = trial.Outcome(run, 4, 4)
+    outcome = trial.TrainState(run, 4, 4)
     search.search(outcome, run.bridge.now() + 40.0)
     assert {t.recipe.channels_last for t in outcome.trials} == {pays}
 

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from autotune.context import Run, Silent
+from autotune.context import RunContext, Silent
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
 from autotune.records.measurement import EnergySource
@@ -143,7 +143,7 @@ def powered(recipe: Recipe) -> jobs.Rate | Failure:
     )
 
 
-def with_counter(trainer: Trainer, **given: Any) -> Run:
+def with_counter(trainer: Trainer, **given: Any) -> RunContext:
     run = simulated.run(trainer, train_rows=100_000, **given)
     run.sources = (EnergySource(name="nvml", label="measured_counter"),)
     return run

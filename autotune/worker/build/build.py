@@ -54,7 +54,7 @@ class _Chain:
     def __init__(self, job: Build, root: Path, channel: Channel) -> None:
         self.job = job
         self.root = root
-        self.bench = context.Bench(job, root, channel)
+        self.bench = context.BuildContext(job, root, channel)
         self.stages: list[Stage] = []
         self.key = ""
 

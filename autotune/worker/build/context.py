@@ -47,7 +47,7 @@ SOURCE = "model.py"
 _TAKEN = (SOURCE, "load.py")  # names in an artifact that no sibling of the source may have
 
 
-class Bench:
+class BuildContext:
     """The hands of one build."""
 
     def __init__(self, job: Build, root: Path, channel: Channel) -> None:
@@ -56,7 +56,7 @@ class Bench:
         self.channel = channel
 
     @functools.cached_property
-    def loaded(self) -> contract_task.Loaded:
+    def loaded(self) -> contract_task.LoadedTask:
         return contract_task.load(self.job.task).remember(self.root)
 
     def fresh(self) -> nn.Module:
@@ -70,7 +70,7 @@ class Bench:
 
     def example(self, rows_: int, size: Mapping[str, int] | None = None) -> tuple[Tensor, ...]:
         """One sample repeated to a batch, as positional tensors; ``size`` of free dimensions."""
-        sample = self.loaded.select[0]
+        sample = self.loaded.validation[0]
         inputs, _ = self.loaded.collate([sample] * rows_)
         named = [(n, torch.as_tensor(value)) for n, value in fields(inputs)]
         if size:
@@ -144,7 +144,7 @@ class Bench:
         Raises:
             JobError: unsupported: there are none.
         """
-        path = self.root / "data" / "calibrate.npz"
+        path = self.root / "data" / "calibration.npz"
         found = rows.load(path) if path.is_file() else None
         if found is None or len(found) == 0:
             raise JobError("unsupported", "calibration rows are needed, and there are none")
@@ -308,7 +308,7 @@ def _as_the_loader_does(form: Form) -> nn.Module:
     return model
 
 
-def contract_names(loaded: contract_task.Loaded) -> tuple[str, ...]:
+def contract_names(loaded: contract_task.LoadedTask) -> tuple[str, ...]:
     """Names of the input's fields; positional ones are made up where the task has none."""
     names = loaded.info.input_names
     return tuple(name or f"input_{i}" for i, name in enumerate(names))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from autotune.forms.flat import tensors
 from autotune.worker.data import batches, batch_indexing, batch_tree, samples
-from autotune.worker.contract.task import Loaded
+from autotune.worker.contract.task import LoadedTask
 from autotune.worker.data.samples import LABELS
 from autotune.worker.data.streams import Stream, rows_of
 
@@ -96,7 +96,7 @@ class Lessons:
 
     Args:
         loaded: the task.
-        data: its *train* or *adapt* part.
+        data: its *train* or *calibration* part.
         size: rows of a batch.
         seed: of the order, and of what is held back.
         teacher: the dense model, or None.
@@ -105,7 +105,7 @@ class Lessons:
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: LoadedTask,
         data: Any,
         size: int,
         seed: int,
@@ -187,7 +187,7 @@ def unlabelled(inputs: Any) -> Any:
     return inputs
 
 
-def gatherer(loaded: Loaded, data: Any) -> tuple[batch_indexing.Gather, bool]:
+def gatherer(loaded: LoadedTask, data: Any) -> tuple[batch_indexing.Gather, bool]:
     """From row numbers to a batch, and whether rows stay as they are from one reading to the
     next.
     """
@@ -212,7 +212,7 @@ def _taken(stacked: Any, rows: Tensor) -> tuple[Any, Any]:
     return found
 
 
-def _shapes(loaded: Loaded, data: Any) -> Tensor | None:
+def _shapes(loaded: LoadedTask, data: Any) -> Tensor | None:
     """A number a row, the same for rows of one shape; None where collate takes any."""
     if loaded.has_own_collate:
         return None

@@ -26,7 +26,7 @@ from torch.utils.data import Subset
 from autotune.errors import JobError
 from autotune.records.plan import Recipe, Recovery
 from autotune.worker.channel import Channel
-from autotune.worker.contract.task import Loaded
+from autotune.worker.contract.task import LoadedTask
 from autotune.worker.data.batch_tree import to
 from autotune.worker.data.streams import Stream
 from autotune.worker.training.evaluation import lay_out
@@ -47,7 +47,7 @@ _DENSE = 2000.0  # FLOPs of a batch a parameter: bf16 pays from here (see `_fast
 
 def recover(
     model: nn.Module,
-    loaded: Loaded,
+    loaded: LoadedTask,
     recipe: Recipe,
     epochs: float,
     seed: int,
@@ -57,7 +57,7 @@ def recover(
     manner: Recovery = _USUAL,
     device: str = "cpu",
 ) -> float:
-    """Train ``model`` in place on *train* (or *adapt*); reports each epoch's held-back loss.
+    """Train ``model`` in place on *train* (or *calibration*); reports each epoch's held-back loss.
 
     Args:
         model: what was pruned.
@@ -114,8 +114,8 @@ def recover(
     return time.perf_counter() - started
 
 
-def _rows(loaded: Loaded, epochs: float) -> Any:
-    data: Any = loaded.train if loaded.train is not None else loaded.adapt
+def _rows(loaded: LoadedTask, epochs: float) -> Any:
+    data: Any = loaded.train if loaded.train is not None else loaded.calibration
     if data is None or len(data) == 0:
         raise JobError(
             "unsupported",
@@ -149,7 +149,7 @@ class _Course:
     def __init__(
         self,
         model: nn.Module,
-        loaded: Loaded,
+        loaded: LoadedTask,
         recipe: Recipe,
         lessons: "Lessons",
         arranged: "Callable[[Any], Any]",
@@ -291,7 +291,7 @@ def _layout(model: nn.Module, inputs: Any, *, fast: bool) -> "Iterator[Callable[
         lay_out(model, torch.contiguous_format)
 
 
-def _fast(model: nn.Module, loaded: Loaded, inputs: Any, batch_size: int) -> bool:
+def _fast(model: nn.Module, loaded: LoadedTask, inputs: Any, batch_size: int) -> bool:
     """Whether to train in bf16: where the processor has matrix units for it and a step's
     arithmetic outweighs its optimizer and its casts of the weights.
     """

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from autotune.worker.contract import agreement
-from autotune.worker.contract.task import Loaded
+from autotune.worker.contract.task import LoadedTask
 from autotune.worker.data import rows
 from autotune.worker.evaluation.evaluate import evaluating
 from autotune.worker.user_file.errors import guard
@@ -14,7 +14,7 @@ from autotune.worker.user_file.errors import guard
 _BATCH = 32
 
 
-def record(loaded: Loaded, model: nn.Module, root: Path) -> None:
+def record(loaded: LoadedTask, model: nn.Module, root: Path) -> None:
     """Run the model once over all such rows, and keep its outputs for this job and others.
 
     Raises:
@@ -22,7 +22,7 @@ def record(loaded: Loaded, model: nn.Module, root: Path) -> None:
     """
     keys: list[agreement.Key] = []
     outputs: list[list[Any]] = []
-    for part in ("select", "confirm", "adapt"):
+    for part in ("validation", "test", "calibration"):
         if getattr(loaded, part) is None:
             continue
         for inputs, target in loaded.batches(part, _BATCH):

@@ -1,7 +1,7 @@
 """The task contract: from the user's file to one object that every torch job uses.
 
     model.py ── script.load ── names ─┬─ make_model / model ── weights
-                                      ├─ train_data, eval_data, confirm_data ── splits ── parts
+                                      ├─ train_data, eval_data, test_data ── splits ── parts
                                       └─ loss, score, quality, ... ── functions (or defaults)
 
 What this does not do: run a forward (that is ``worker.survey.inspect``), or train.
@@ -35,14 +35,14 @@ ABOUT = "data/about.json"
 _ROWS_LOOKED_AT = 64  # to know whether shapes differ; each job loads the task anew
 
 
-class Loaded:
+class LoadedTask:
     """A task, ready to be used.  See the module's picture.
 
     Attributes:
         info: what was found (``module_names`` and the final ``binary`` come from Inspect).
-        train, select, confirm, adapt: map-style datasets of ``(input, target)``; ``train`` is
-            None where only evaluation data was given, and a `Stream` where it can only be
-            iterated; ``adapt`` is None where there are too few rows for it.
+        train, validation, test, calibration: map-style datasets of ``(input, target)``;
+            ``train`` is None where only evaluation data was given, and a `Stream` where it can
+            only be iterated; ``calibration`` is None where there are too few rows for it.
         functions: what judges outputs.
         source: text that makes the model by itself, or None for a pickled Task.
         root: the folder that the user's imports start from.
@@ -60,9 +60,9 @@ class Loaded:
         self.functions = Functions(origin)
         data = collect(origin, spec.seed, binary=self.functions.threshold is not None)
         self.train: Dataset[Pair] | None = data.train
-        self.select: Dataset[Pair] = data.select
-        self.confirm: Dataset[Pair] = data.confirm
-        self.adapt: Dataset[Pair] | None = data.adapt
+        self.validation: Dataset[Pair] = data.validation
+        self.test: Dataset[Pair] = data.test
+        self.calibration: Dataset[Pair] | None = data.calibration
         self.functions.unlabelled = agreement.judges(data[:3], self.where, pretrained=pretrained)
         self._collate = names.function(origin, "collate")
         self.own_train = names.function(origin, "train")
@@ -104,7 +104,7 @@ class Loaded:
         return self._origin.path
 
     def part(self, name: str) -> Dataset[Pair]:
-        """The dataset called ``train``, ``select``, ``confirm`` or ``adapt``.
+        """The dataset called ``train``, ``validation``, ``test`` or ``calibration``.
 
         Raises:
             ContractError: the task has no such part.
@@ -118,7 +118,7 @@ class Loaded:
         """How many rows a part has; of a stream, how many make an epoch."""
         return _length(self.part(name))
 
-    def remember(self, root: Path) -> "Loaded":
+    def remember(self, root: Path) -> "LoadedTask":
         """Take over what Inspect learned from the model (`ABOUT`), where it was written."""
         path = root / ABOUT
         if path.is_file():
@@ -244,7 +244,7 @@ class Loaded:
 
     def _describe(self, data: Parts) -> TaskInfo:
         """All that can be said without making a model."""
-        first = self.collate([self.sample("select", 0)])
+        first = self.collate([self.sample("validation", 0)])
         self._refuse_nested(first[0])
         named = [(name, as_array(value)) for name, value in fields(first[0])]
         functions = self.functions
@@ -260,9 +260,9 @@ class Loaded:
             input_dtypes=tuple(str(a.dtype) for _, a in named),
             ragged=self._ragged(),
             train_rows=_length(data.train),
-            select_rows=len(data.select),
-            confirm_rows=len(data.confirm),
-            adapt_rows=_length(data.adapt),
+            validation_rows=len(data.validation),
+            test_rows=len(data.test),
+            calibration_rows=_length(data.calibration),
             classes=None if data.labels is None else int(data.labels.max()) + 1,
             metric=metric,
             higher_is_better=self.higher_is_better,
@@ -297,7 +297,7 @@ class Loaded:
     def _ragged(self) -> bool:
         """Whether the first rows of any part differ in shape."""
         shapes = set()
-        for part in (self.train, self.select, self.confirm):
+        for part in (self.train, self.validation, self.test):
             rows = 1 if isinstance(part, Stream) else min(_ROWS_LOOKED_AT, _length(part))
             shapes |= {samples.describe(part[row][0]) for row in range(rows)}  # type: ignore[index]
         return len(shapes) > 1
@@ -320,7 +320,7 @@ class Loaded:
         )
 
 
-_held: list[Loaded] = []
+_held: list[LoadedTask] = []
 
 
 def hold(spec: TaskSpec) -> None:
@@ -332,7 +332,7 @@ def hold(spec: TaskSpec) -> None:
     _held[:] = [load(spec)]
 
 
-def load(spec: TaskSpec, *, pretrained: bool | None = None) -> Loaded:
+def load(spec: TaskSpec, *, pretrained: bool | None = None) -> LoadedTask:
     """Load a task, or take the one that this process was forked with (`hold`).
 
     Args:
@@ -349,7 +349,7 @@ def load(spec: TaskSpec, *, pretrained: bool | None = None) -> Loaded:
     if origin.names.get("make_model") is None and origin.names.get("model") is None:
         raise no_model(origin, None)
     own = names.flag(origin, "pretrained", False)
-    return Loaded(spec, origin, _comes_trained(spec, pretrained, own))
+    return LoadedTask(spec, origin, _comes_trained(spec, pretrained, own))
 
 
 def _comes_trained(spec: TaskSpec, asked: bool | None, own: bool) -> bool:

@@ -83,7 +83,7 @@ def of_task(loaded: Any, data: Any, share: Share, seed: int) -> Epochs:
 
     Args:
         loaded: the task (`contract.Loaded`).
-        data: its *train* or *adapt* part.
+        data: its *train* or *calibration* part.
         share: this rank's.
         seed: of the order, where that is ours.
     """

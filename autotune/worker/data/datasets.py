@@ -17,7 +17,7 @@ from autotune.worker.user_file import names
 from autotune.worker.user_file.errors import broken, guard
 from autotune.worker.user_file.run import Source
 
-FEW_CONFIRM_ROWS = 30  # under this many a quality verdict is never MET
+FEW_TEST_ROWS = 30  # under this many a quality verdict is never MET
 _BATCH = 32  # of a recipe that names none
 
 
@@ -27,9 +27,9 @@ class Parts(NamedTuple):
     """
 
     train: Part | Stream | None
-    select: Part
-    confirm: Part
-    adapt: Part | None
+    validation: Part
+    test: Part
+    calibration: Part | None
     labels: NDArray[Any] | None
     rare: bool
     warnings: tuple[str, ...]
@@ -53,34 +53,33 @@ def collect(origin: Source, seed: int, *, binary: bool = False) -> Parts:
         found = samples.labels(rows)
         return samples.binary_labels(rows) if found is None and binary else found
 
-    own_confirm = _given(origin, "confirm_data", seed)
+    own_test = _given(origin, "test_data", seed)
     warnings = list(origin.warnings)
     fit, pool = _hold_back(origin, train, evaluation, seed, warnings, classes)
     found = splits.divide(
         len(pool),
         seed,
         classes(pool),
-        own_confirm=own_confirm is not None,
-        wants_adapt=train is None,
+        own_test=own_test is not None,
+        wants_calibration=train is None,
     )
-    select = pool.take(found.select)
-    confirm = Part(own_confirm) if found.confirm is None else pool.take(found.confirm)
-    adapt = None if found.adapt is None else pool.take(found.adapt)
-    _refuse_empty(origin, {"train": fit, "select": select, "confirm": confirm}, len(pool))
-    if train is None and adapt is None:
+    validation = pool.take(found.validation)
+    test = Part(own_test) if found.test is None else pool.take(found.test)
+    calibration = None if found.calibration is None else pool.take(found.calibration)
+    _refuse_empty(origin, {"train": fit, "validation": validation, "test": test}, len(pool))
+    if train is None and calibration is None:
         warnings.append(
-            f"no train_data() and fewer than {splits.MIN_ADAPT_ROWS} rows for a part of its own: "
-            "calibration uses select's inputs, and recovery training is refused"
+            f"no train_data() and fewer than {splits.MIN_CALIBRATION_ROWS} rows for a part of its "
+            "own: calibration uses validation's inputs, and recovery training is refused"
         )
-    if len(confirm) < FEW_CONFIRM_ROWS:
+    if len(test) < FEW_TEST_ROWS:
         warnings.append(
-            f"confirm has {len(confirm)} rows; under {FEW_CONFIRM_ROWS} a quality floor is never "
-            "MET"
+            f"test has {len(test)} rows; under {FEW_TEST_ROWS} a quality floor is never MET"
         )
     learns = fit if isinstance(fit, Part) else pool
     rare = _rare_classes(classes(learns))
     return Parts(
-        fit, select, confirm, adapt, samples.labels(learns), bool(rare), (*warnings, *rare)
+        fit, validation, test, calibration, samples.labels(learns), bool(rare), (*warnings, *rare)
     )
 
 
@@ -229,7 +228,7 @@ def _given(origin: Source, name: str, seed: int, has_evaluation: bool = False) -
 
 
 def _no_data(origin: Source) -> ContractError:
-    given = [name for name in ("example_input", "confirm_data", "X", "y") if name in origin.names]
+    given = [name for name in ("example_input", "test_data", "X", "y") if name in origin.names]
     return broken(
         origin.where,
         "no data was found, and without data quality cannot be measured",

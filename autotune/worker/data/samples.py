@@ -27,7 +27,7 @@ from autotune.worker.user_file.errors import broken, guard
 
 MOST_LABELS_READ = 20_000  # rows read one by one to know their classes
 LABELS = "labels"
-_SOURCES = ("eval_data", "confirm_data")  # may be without targets
+_SOURCES = ("eval_data", "test_data")  # may be without targets
 
 Pair = tuple[Any, Any]
 

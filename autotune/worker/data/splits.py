@@ -1,11 +1,11 @@
-"""Which rows are train, select, confirm and adapt.  Pure index arithmetic, torch-free.
+"""Which rows are train, validation, test and calibration.  Pure index arithmetic, torch-free.
 
     train_data ──────────────────────────── train
         └─ no eval_data: a fifth ─┐
-    eval_data ────────────────────┴─ half ─ select      (what the search sees)
-        │                          └ half ─ confirm     (verification alone)
-        └─ no train_data: thirds ─ adapt, select, confirm
-    confirm_data ────────────────────────── confirm     (then all of eval is select)
+    eval_data ────────────────────┴─ half ─ validation      (what the search sees)
+        │                          └ half ─ test     (verification alone)
+        └─ no train_data: thirds ─ calibration, validation, test
+    test_data ────────────────────────── test     (then all of eval is validation)
 
 Classes are kept in proportion.  The same seed and labels give the same rows.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
-MIN_ADAPT_ROWS = 60  # recovery on fewer rows than this overfits them
+MIN_CALIBRATION_ROWS = 60  # recovery on fewer rows than this overfits them
 
 
 class Parts(NamedTuple):
@@ -24,9 +24,9 @@ class Parts(NamedTuple):
     data (of the held-back rows where there is none).
     """
 
-    select: Indices
-    confirm: Indices | None
-    adapt: Indices | None
+    validation: Indices
+    test: Indices | None
+    calibration: Indices | None
 
 
 def deal(rows: int, ways: int, seed: int, labels: NDArray[Any] | None = None) -> list[Indices]:
@@ -53,8 +53,8 @@ def divide(
     seed: int,
     labels: NDArray[Any] | None = None,
     *,
-    own_confirm: bool,
-    wants_adapt: bool,
+    own_test: bool,
+    wants_calibration: bool,
 ) -> Parts:
     """Divide the evaluation rows.
 
@@ -62,14 +62,14 @@ def divide(
         rows: how many there are.
         seed: the task's.
         labels: ``[rows]`` classes, or None.
-        own_confirm: the user gave ``confirm_data``: no rows of these are needed for it.
-        wants_adapt: there is no training data: give a part to calibration and recovery
-            where at least `MIN_ADAPT_ROWS` are left in each part.
+        own_test: the user gave ``test_data``: no rows of these are needed for it.
+        wants_calibration: there is no training data: give a part to calibration and recovery
+            where at least `MIN_CALIBRATION_ROWS` are left in each part.
     """
-    ways = 1 if own_confirm else 2
-    adapt = None
-    if wants_adapt and rows // (ways + 1) >= MIN_ADAPT_ROWS:
-        adapt, *piles = deal(rows, ways + 1, seed, labels)
+    ways = 1 if own_test else 2
+    calibration = None
+    if wants_calibration and rows // (ways + 1) >= MIN_CALIBRATION_ROWS:
+        calibration, *piles = deal(rows, ways + 1, seed, labels)
     else:
         piles = deal(rows, ways, seed, labels)
-    return Parts(piles[0], None if own_confirm else piles[1], adapt)
+    return Parts(piles[0], None if own_test else piles[1], calibration)

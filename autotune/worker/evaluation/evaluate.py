@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from autotune.errors import ContractError, JobError
 from autotune.records.measurement import Scores
 from autotune.worker.contract.default_metrics import Named
-from autotune.worker.contract.task import Loaded
+from autotune.worker.contract.task import LoadedTask
 from autotune.worker.data.batch_tree import join, size_of, take, to
 from autotune.worker.data.rows import Rows
 from autotune.worker.data.streams import rows_of
@@ -37,7 +37,7 @@ KEPT_BYTES = 1 << 30
 """Outputs that are kept for a ``quality`` over the whole set."""
 
 
-def evaluate(model: nn.Module, loaded: Loaded, part: str, batch_size: int = 256) -> Scores:
+def evaluate(model: nn.Module, loaded: LoadedTask, part: str, batch_size: int = 256) -> Scores:
     """Score a model on ``part`` in eval mode, without gradients, where the model is.
 
     The modes of all its modules are put back afterwards.
@@ -63,7 +63,7 @@ def fitting(batch_size: int, row_bytes: int) -> int:
 
 
 def score_outputs(
-    loaded: Loaded, part: str, rows: Rows, seed: int, batch_size: int = 256, *, every: int = 1
+    loaded: LoadedTask, part: str, rows: Rows, seed: int, batch_size: int = 256, *, every: int = 1
 ) -> Scores:
     """Score outputs recorded elsewhere, one row per row of ``part``, in its order (or of
     ``every`` so manieth row).
@@ -88,7 +88,7 @@ def score_outputs(
 class Tally:
     """Collects batches of outputs and targets of a part of ``rows`` rows into `Scores`."""
 
-    def __init__(self, loaded: Loaded, rows: int) -> None:
+    def __init__(self, loaded: LoadedTask, rows: int) -> None:
         self._functions = loaded.functions
         self._name = loaded.info.metric
         self._per_sample: list[Tensor] = []

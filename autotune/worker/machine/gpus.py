@@ -32,7 +32,7 @@ def count() -> int:
     return torch.cuda.device_count()
 
 
-def cuda(bench: microbenchmarks.Bench, *, anchors_only: bool) -> tuple[Gpu, ...]:
+def cuda(bench: microbenchmarks.Timer, *, anchors_only: bool) -> tuple[Gpu, ...]:
     """Every CUDA device that torch sees, with its facts and, time permitting, its rates."""
     import torch
 
@@ -42,7 +42,7 @@ def cuda(bench: microbenchmarks.Bench, *, anchors_only: bool) -> tuple[Gpu, ...]
     return tuple(_gpu(bench, index, anchors_only) for index in devices)
 
 
-def _gpu(bench: microbenchmarks.Bench, index: int, anchors_only: bool) -> Gpu:
+def _gpu(bench: microbenchmarks.Timer, index: int, anchors_only: bool) -> Gpu:
     import torch
 
     facts = torch.cuda.get_device_properties(index)
@@ -66,7 +66,7 @@ def _gpu(bench: microbenchmarks.Bench, index: int, anchors_only: bool) -> Gpu:
 
 
 def device_leaves(
-    bench: microbenchmarks.Bench,
+    bench: microbenchmarks.Timer,
     device: "torch.device",
     wait: Callable[[], None],
     *,
@@ -123,7 +123,7 @@ def _products(precision: str) -> Iterator[None]:
 
 
 def _host_copies(
-    bench: microbenchmarks.Bench, held: "torch.Tensor", wait: Callable[[], None]
+    bench: microbenchmarks.Timer, held: "torch.Tensor", wait: Callable[[], None]
 ) -> dict[str, Leaf]:
     """Between pinned host memory and the device, one way each."""
     import torch
@@ -147,7 +147,7 @@ def _host_copies(
 
 
 def _launches(
-    bench: microbenchmarks.Bench, one: "torch.Tensor", wait: Callable[[], None]
+    bench: microbenchmarks.Timer, one: "torch.Tensor", wait: Callable[[], None]
 ) -> dict[str, Leaf]:
     """``launch_overhead_s``: one operator on one element, among many that are not waited for."""
     import torch

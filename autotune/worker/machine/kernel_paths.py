@@ -22,8 +22,8 @@ from typing import Any, Protocol
 from autotune.records.hardware import Leaf
 
 
-class Bench(Protocol):
-    """What times: see `probes.Bench`."""
+class KernelTimer(Protocol):
+    """What times: see `microbenchmarks.Timer`."""
 
     def scaled(
         self,
@@ -63,7 +63,7 @@ _DEPTHWISE = (2, 192, 58)
 
 
 def quick(
-    bench: Bench, counts: Sequence[int], buffer_bytes: int, cache_bytes: int | None
+    bench: KernelTimer, counts: Sequence[int], buffer_bytes: int, cache_bytes: int | None
 ) -> dict[str, Leaf]:
     """What bounds need.  ``cache_bytes`` is the size of the last cache before memory."""
     batch, channels, side = _CONV
@@ -94,7 +94,7 @@ def quick(
 
 
 def thorough(
-    bench: Bench, counts: Sequence[int], buffer_bytes: int, cache_bytes: int | None
+    bench: KernelTimer, counts: Sequence[int], buffer_bytes: int, cache_bytes: int | None
 ) -> dict[str, Leaf]:
     """What estimates gain from."""
     found: dict[str, Leaf] = {}
@@ -155,7 +155,7 @@ def packed_linear(rows: int, depth: int, width: int) -> Callable[[], object] | N
     return call
 
 
-def _thin(bench: Bench, counts: Sequence[int]) -> dict[str, Leaf]:
+def _thin(bench: KernelTimer, counts: Sequence[int]) -> dict[str, Leaf]:
     """Linear layers as eager PyTorch does them, with few rows."""
     found: dict[str, Leaf] = {}
     for rows in ROWS:
@@ -187,7 +187,9 @@ def _gemm(size: int) -> Callable[[], object]:
     return lambda: torch.mm(left, right, out=out)
 
 
-def _onnx(bench: Bench, name: str, unit: str, int8: bool, counts: Sequence[int]) -> dict[str, Leaf]:
+def _onnx(
+    bench: KernelTimer, name: str, unit: str, int8: bool, counts: Sequence[int]
+) -> dict[str, Leaf]:
     """A product with packed weights; none where the packages are missing."""
     found: dict[str, Leaf] = {}
     floor: float | None = None

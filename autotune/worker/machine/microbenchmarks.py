@@ -1,10 +1,10 @@
 """Microbenchmarks: how fast this machine multiplies, copies and dispatches.
 
-    Bench.cpu      gemm_fp32_{t}t_flop_per_s (t: 1 and all threads), gemm_bf16_1t_flop_per_s,
+    Timer.cpu      gemm_fp32_{t}t_flop_per_s (t: 1 and all threads), gemm_bf16_1t_flop_per_s,
                    gemm_int8_1t_op_per_s, copy_{t}t_bytes_per_s, op_overhead_s; the other paths
                    (`paths`): conv_fp32_, linear_fp32_ and read_; with ``thorough`` all of theirs,
                    bf16 and int8 on all threads, and int8 as ONNX Runtime does it
-    Bench.anchors  gemm_fp32_1t, copy_1t and op_overhead: enough to see that a profile fits
+    Timer.anchors  gemm_fp32_1t, copy_1t and op_overhead: enough to see that a profile fits
 
 "Supports bf16" says nothing: without the instructions it is 60 times slower than fp32.  So
 bf16 and int8 start small, and the first call over its budget is the last.
@@ -41,10 +41,10 @@ DISPATCHES = 500
 _SHOWN = 3
 """Uncertain rates that are named; each leaf holds its own interval."""
 
-Timer = Callable[[], float]
+Clock = Callable[[], float]
 
 
-class Bench:
+class Timer:
     """Probes until ``deadline_s`` (on `time.monotonic`'s clock); what it doubts in ``warnings``."""
 
     def __init__(
@@ -53,7 +53,7 @@ class Bench:
         threads: int,
         *,
         clock: Callable[[], float] = time.monotonic,
-        timer: Timer = time.perf_counter,
+        timer: Clock = time.perf_counter,
         pause: Callable[[float], object] = time.sleep,
     ) -> None:
         self._deadline_s = deadline_s

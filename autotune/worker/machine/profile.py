@@ -52,7 +52,7 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
     started = time.monotonic()
     cpu = processor()
     memory, usable = memory_bytes()
-    bench = microbenchmarks.Bench(started + job.budget_s, threads=max(1, int(cpu.cores)))
+    bench = microbenchmarks.Timer(started + job.budget_s, threads=max(1, int(cpu.cores)))
     watch = foreign.Watch()
     figures, gpus, warnings = _measured(job, cpu, usable, bench)
     versions = software()
@@ -77,7 +77,7 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
 _Measured = tuple[dict[str, Leaf], tuple[Gpu, ...], tuple[str, ...]]
 
 
-def _measured(job: Probe, cpu: Cpu, usable: int, bench: microbenchmarks.Bench) -> _Measured:
+def _measured(job: Probe, cpu: Cpu, usable: int, bench: microbenchmarks.Timer) -> _Measured:
     """The machine's leaves, its devices with theirs, and what is doubtful."""
     size = _buffer_bytes(cpu, usable)
     if job.anchors_only:
@@ -101,7 +101,7 @@ def _measured(job: Probe, cpu: Cpu, usable: int, bench: microbenchmarks.Bench) -
     return found, gpus, (*bench.warnings, *watts.warnings)
 
 
-def _devices(job: Probe, bench: microbenchmarks.Bench) -> tuple[Gpu, ...]:
+def _devices(job: Probe, bench: microbenchmarks.Timer) -> tuple[Gpu, ...]:
     """The devices first, and in time of their own: what they are used for costs them next to
     nothing, but to set one up takes seconds, which the processor's probes shall not lack.
     """
@@ -122,7 +122,7 @@ def _linked(job: Probe, cpu: Cpu) -> dict[str, Leaf]:
 
 
 @contextmanager
-def _metered(job: Probe, bench: microbenchmarks.Bench) -> Iterator[power_draw.Probe]:
+def _metered(job: Probe, bench: microbenchmarks.Timer) -> Iterator[power_draw.Probe]:
     """A probe of power, which finds nothing where there is no meter process to ask."""
     if job.meter is None:
         yield power_draw.Probe(None)

@@ -3,7 +3,7 @@
     tape of the model --distinct operators--> built anew, with several copies of their weights
                                                |-> eager: called in turn, results kept for a while
                                                |-> packed (`packed`): what a compiled model calls
-                                               `-> ONNX Runtime (`onnxops`): with what it fuses
+                                               `-> ONNX Runtime (`onnx_ops`): with what it fuses
 
 A model's weights have been pushed out of a core's own caches by all the others' weights, so each
 call takes the next of as many copies as it needs for that; its input was just written, so it is
@@ -59,7 +59,7 @@ Timing = Callable[[], Sample | None]
 
 class Piece(NamedTuple):
     """A distinct operator: ``followers`` are fused into it by ONNX Runtime, ``inside`` says that
-    it is itself fused into another; ``deep``: see `onnxops`.
+    it is itself fused into another; ``deep``: see `onnx_ops`.
     """
 
     one: Played
@@ -85,8 +85,8 @@ def run(job: Replay, root: Path, channel: Channel) -> Replayed:
     model = loaded.make_model().eval()
 
     def inputs(size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        rows = loaded.rows("select")
-        samples = [loaded.sample("select", i % rows) for i in range(size)]
+        rows = loaded.rows("validation")
+        samples = [loaded.sample("validation", i % rows) for i in range(size)]
         return loaded.model_inputs(loaded.collate(samples)[0])
 
     return Replayed(

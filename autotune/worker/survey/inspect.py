@@ -28,7 +28,7 @@ from autotune.records.job import Inspect, Inspection
 from autotune.records.task import Floor, TaskInfo, TaskSpec
 from autotune.worker.channel import Channel
 from autotune.worker.contract import answers, default_metrics, dynamic_shapes, frameworks
-from autotune.worker.contract.task import ABOUT, Loaded, load
+from autotune.worker.contract.task import ABOUT, LoadedTask, load
 from autotune.worker.data import rows, samples
 from autotune.worker.data.batch_tree import size_of
 from autotune.worker.data.inputs import fields, kind_of
@@ -45,7 +45,7 @@ _SCORED_ROWS = 256
 
 
 def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
-    """Inspect ``job.task``; writes ``data/select``, ``data/confirm`` and ``data/calibrate``.
+    """Inspect ``job.task``; writes ``data/validation``, ``data/test`` and ``data/calibration``.
 
     Raises:
         ContractError: what is wrong with the task, where, and the lines that mend it.
@@ -61,7 +61,7 @@ def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
         answers.record(loaded, model, root)
     checked, evaluation_s = _check(loaded, model)
     info = _with_weights(checked, loaded)
-    arguments, named = loaded.model_inputs(loaded.collate([loaded.sample("select", 0)])[0])
+    arguments, named = loaded.model_inputs(loaded.collate([loaded.sample("validation", 0)])[0])
     traits = count(model, arguments, named)
     if not info.ragged and not info.dynamic:  # a longer row would bound a shorter one
         traits = msgspec.structs.replace(traits, floor=_floor(loaded, model))
@@ -79,13 +79,13 @@ def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
     )
 
 
-def _floor(loaded: Loaded, model: nn.Module) -> Floor | None:
+def _floor(loaded: LoadedTask, model: nn.Module) -> Floor | None:
     """The needed work of one sample and of two; None for a model that cannot be taped."""
     from autotune.worker.survey import op_trace, work_bounds
 
     tapes: list[op_trace.Tape | None] = []
     for size in (1, 2):
-        sample = loaded.sample("select", 0)
+        sample = loaded.sample("validation", 0)
         arguments, named = loaded.model_inputs(loaded.collate([sample] * size)[0])
         try:
             tapes.append(op_trace.record(model, arguments, named))
@@ -95,7 +95,7 @@ def _floor(loaded: Loaded, model: nn.Module) -> Floor | None:
     return work_bounds.floor(one, two) if one is not None else None
 
 
-def _with_weights(info: TaskInfo, loaded: Loaded) -> TaskInfo:
+def _with_weights(info: TaskInfo, loaded: LoadedTask) -> TaskInfo:
     """The checkpoint's hash, and what was found and stripped in it."""
     if loaded.spec.weights is None:
         return info
@@ -107,24 +107,24 @@ def _with_weights(info: TaskInfo, loaded: Loaded) -> TaskInfo:
     return changed
 
 
-def write_rows(loaded: Loaded, root: Path) -> None:
-    """The inputs of *select* and *confirm*, and up to `CALIBRATION_ROWS` for calibration.
+def write_rows(loaded: LoadedTask, root: Path) -> None:
+    """The inputs of *validation* and *test*, and up to `CALIBRATION_ROWS` for calibration.
 
-    Calibration rows come from *train*, else *adapt*, else *select*; evenly spaced, or the first
-    ones of a stream.
+    Calibration rows come from *train*, else *calibration*, else *validation*; evenly spaced, or
+    the first ones of a stream.
     """
-    for part in ("select", "confirm"):
+    for part in ("validation", "test"):
         count = loaded.rows(part)
         rows.save(root / "data" / f"{part}.npz", _rows(loaded, part, range(count)))
-    part = "train" if loaded.train else "adapt" if loaded.adapt else "select"
+    part = "train" if loaded.train else "calibration" if loaded.calibration else "validation"
     count = loaded.rows(part)
     spread = np.unique(np.linspace(0, count - 1, min(count, CALIBRATION_ROWS)).astype(int))
     if isinstance(loaded.part(part), Stream):
         spread = np.arange(len(spread))
-    rows.save(root / "data" / "calibrate.npz", _rows(loaded, part, spread.tolist()))
+    rows.save(root / "data" / "calibration.npz", _rows(loaded, part, spread.tolist()))
 
 
-def _rows(loaded: Loaded, part: str, numbers: Sequence[int]) -> rows.Rows:
+def _rows(loaded: LoadedTask, part: str, numbers: Sequence[int]) -> rows.Rows:
     """Inputs of these rows, taken apart from batches (of one where the shapes may differ)."""
     size = 1 if loaded.info.ragged or loaded.has_own_collate else _SCORED_ROWS
     found: list[list[Any]] = []
@@ -138,9 +138,9 @@ def _rows(loaded: Loaded, part: str, numbers: Sequence[int]) -> rows.Rows:
     return rows.from_samples(info.input_kind, names, found)
 
 
-def _check(loaded: Loaded, model: nn.Module) -> tuple[TaskInfo, float]:
+def _check(loaded: LoadedTask, model: nn.Module) -> tuple[TaskInfo, float]:
     """One forward, one loss and one score on real rows; what they tell about the task, and the
-    seconds that scoring all of *select* so would take.
+    seconds that scoring all of *validation* so would take.
     """
     info = loaded.info
     if not info.pretrained and loaded.train is None:
@@ -152,7 +152,7 @@ def _check(loaded: Loaded, model: nn.Module) -> tuple[TaskInfo, float]:
             "    X, y = ...  # tensors or arrays, one row a sample\n"
             "    return torch.utils.data.TensorDataset(X, y)",
         )
-    inputs, target = _batch(loaded, "select", _CHECKED_ROWS)
+    inputs, target = _batch(loaded, "validation", _CHECKED_ROWS)
     with evaluating(model):
         output = _forward(loaded, model, inputs)
     has_loss = _check_loss(loaded, model, output, target, inputs)
@@ -174,7 +174,7 @@ def _check(loaded: Loaded, model: nn.Module) -> tuple[TaskInfo, float]:
     return changed, evaluation_s
 
 
-def _smoothable(loaded: Loaded, model: nn.Module, output: Any, target: Any) -> bool:
+def _smoothable(loaded: LoadedTask, model: nn.Module, output: Any, target: Any) -> bool:
     """Whether the loss is the default cross-entropy; the recipe may then smooth its labels.
 
     Raises:
@@ -194,7 +194,7 @@ def samples_in(inputs: Any) -> int:
     return len(named[0][1]) if named and isinstance(named[0][1], Tensor) else 1
 
 
-def _framework(loaded: Loaded, model: nn.Module) -> tuple[str, ...]:
+def _framework(loaded: LoadedTask, model: nn.Module) -> tuple[str, ...]:
     if not frameworks.has_training_step(model) or loaded.own_train is not None:
         return ()
     return (
@@ -203,12 +203,12 @@ def _framework(loaded: Loaded, model: nn.Module) -> tuple[str, ...]:
     )
 
 
-def _check_dynamic(loaded: Loaded, model: nn.Module) -> None:
+def _check_dynamic(loaded: LoadedTask, model: nn.Module) -> None:
     """The model must run at both ends and the middle of its free dimensions."""
     free = loaded.info.dynamic
     if not free:
         return
-    inputs, _ = loaded.collate([loaded.sample("select", 0)])
+    inputs, _ = loaded.collate([loaded.sample("validation", 0)])
     for size in dynamic_shapes.sizes(free):
         named = dynamic_shapes.resized(fields(inputs), free, size)
         shapes = ", ".join(f"{name} {_shape(value)}" for name, value in named)
@@ -223,13 +223,13 @@ def _check_dynamic(loaded: Loaded, model: nn.Module) -> None:
                 model(*(value for _, value in named))
 
 
-def _batch(loaded: Loaded, part: str, most: int) -> tuple[Any, Any]:
+def _batch(loaded: LoadedTask, part: str, most: int) -> tuple[Any, Any]:
     count = 1 if loaded.info.ragged and not loaded.has_own_collate else most
     count = min(count, loaded.rows(part))
     return loaded.collate([loaded.sample(part, row) for row in range(count)])
 
 
-def _forward(loaded: Loaded, model: nn.Module, inputs: Any) -> Any:
+def _forward(loaded: LoadedTask, model: nn.Module, inputs: Any) -> Any:
     shapes = ", ".join(f"{name} {_shape(value)}" for name, value in fields(inputs))
     how = {"tensor": "model(x)", "tuple": "model(*inputs)", "dict": "model(**inputs)"}
     hint = (Exception, f"a batch of your dataset's inputs is passed as {how[kind_of(inputs)]}")
@@ -237,7 +237,9 @@ def _forward(loaded: Loaded, model: nn.Module, inputs: Any) -> Any:
         return loaded.call(model, inputs)
 
 
-def _check_loss(loaded: Loaded, model: nn.Module, output: Any, target: Any, inputs: Any) -> bool:
+def _check_loss(
+    loaded: LoadedTask, model: nn.Module, output: Any, target: Any, inputs: Any
+) -> bool:
     """Whether there is a loss; it must be one finite number."""
     trains_itself = loaded.own_train is not None or frameworks.has_training_step(model)
     if trains_itself and not loaded.has_own_loss:
@@ -269,7 +271,7 @@ def _check_loss(loaded: Loaded, model: nn.Module, output: Any, target: Any, inpu
     return True
 
 
-def _check_training(loaded: Loaded, model: nn.Module) -> None:
+def _check_training(loaded: LoadedTask, model: nn.Module) -> None:
     """The loss must reach a parameter in training mode."""
     if loaded.own_train is not None:
         return
@@ -297,17 +299,17 @@ def _check_training(loaded: Loaded, model: nn.Module) -> None:
         )
 
 
-def _check_score(loaded: Loaded, model: nn.Module) -> tuple[bool, float]:
+def _check_score(loaded: LoadedTask, model: nn.Module) -> tuple[bool, float]:
     """Whether all scores are 0 or 1, so that the exact paired test fits; and the seconds."""
     began = time.perf_counter()
-    inputs, target = _batch(loaded, "select", _SCORED_ROWS)
+    inputs, target = _batch(loaded, "validation", _SCORED_ROWS)
     with evaluating(model):
         output = _forward(loaded, model, inputs)
         score = loaded.score(output, target)
         if score is None:
             loaded.quality(output, target)
     spent = time.perf_counter() - began
-    seconds = spent * loaded.info.select_rows / max(1, samples_in(inputs))
+    seconds = spent * loaded.info.validation_rows / max(1, samples_in(inputs))
     # balanced: weighted by class once the whole is known; unlabelled: of itself, all 1
     if score is None or loaded.functions.balanced or loaded.functions.unlabelled:
         return False, seconds
@@ -315,7 +317,7 @@ def _check_score(loaded: Loaded, model: nn.Module) -> tuple[bool, float]:
     return loaded.info.binary or (plain and bool((score == 1).any())), seconds
 
 
-def _check_binary_floats(loaded: Loaded) -> None:
+def _check_binary_floats(loaded: LoadedTask) -> None:
     """Float targets that are all 0 or 1 may be classes or numbers: the user must say which."""
     if loaded.has_own_loss and (loaded.has_own_score or loaded.info.metric != "neg_mse"):
         return
@@ -324,7 +326,7 @@ def _check_binary_floats(loaded: Loaded) -> None:
     if loaded.functions.unlabelled:
         return
     streamed = loaded.train is None or isinstance(loaded.train, Stream)
-    values = samples.targets(loaded.select if streamed else loaded.train)
+    values = samples.targets(loaded.validation if streamed else loaded.train)
     if values is None or values.dtype.kind != "f" or not np.isin(values, (0.0, 1.0)).all():
         return
     both = not loaded.has_own_loss
@@ -344,7 +346,7 @@ def _check_binary_floats(loaded: Loaded) -> None:
     )
 
 
-def _check_classes(loaded: Loaded, output: Any, target: Any) -> None:
+def _check_classes(loaded: LoadedTask, output: Any, target: Any) -> None:
     classes, guess = loaded.info.classes, default_metrics.main_output(output)
     if classes is None or guess is None or loaded.has_own_loss or guess.dim() != target.dim() + 1:
         return
@@ -358,7 +360,7 @@ def _check_classes(loaded: Loaded, output: Any, target: Any) -> None:
         )
 
 
-def _broadcasts(loaded: Loaded, output: Any, target: Any) -> Exception:
+def _broadcasts(loaded: LoadedTask, output: Any, target: Any) -> Exception:
     return broken(
         loaded.where,
         "output and target do not fit together: the loss broadcasts them, which is seldom meant",

@@ -20,7 +20,7 @@ from autotune.errors import ContractError, JobError
 from autotune.records.job import Outline, Outlined
 from autotune.records.task import Traits
 from autotune.worker.channel import Channel
-from autotune.worker.contract.task import Loaded, load
+from autotune.worker.contract.task import LoadedTask, load
 from autotune.worker.survey.model_stats import count
 
 _SHARE = 0.7  # of the memory that is free, for a model that must be made in full
@@ -35,7 +35,7 @@ def run(job: Outline, root: Path, channel: Channel) -> Outlined:
     """
     del root, channel
     loaded = load(job.task, pretrained=False)
-    first = loaded.collate([loaded.sample("select", 0)])[0]
+    first = loaded.collate([loaded.sample("validation", 0)])[0]
     arguments, named = loaded.model_inputs(first)
     try:
         traits = _on_meta(loaded, arguments, named)
@@ -48,7 +48,7 @@ def run(job: Outline, root: Path, channel: Channel) -> Outlined:
     return Outlined(info=loaded.info, traits=traits)
 
 
-def _on_meta(loaded: Loaded, arguments: Any, named: Any) -> Traits:
+def _on_meta(loaded: LoadedTask, arguments: Any, named: Any) -> Traits:
     with warnings.catch_warnings():
         # copying weights into a meta tensor does nothing, which is what is wanted here
         warnings.filterwarnings("ignore", message="for .*: copying from a non-meta parameter")
@@ -57,7 +57,7 @@ def _on_meta(loaded: Loaded, arguments: Any, named: Any) -> Traits:
     return count(model, args, kwargs)
 
 
-def _made_on_meta(loaded: Loaded) -> nn.Module:
+def _made_on_meta(loaded: LoadedTask) -> nn.Module:
     with torch.device("meta"):
         model = loaded.given_model()
     return model.to("meta")
@@ -67,7 +67,7 @@ def _to_meta(leaf: Any) -> Any:
     return leaf.to("meta") if isinstance(leaf, Tensor) else leaf
 
 
-def _must_fit(loaded: Loaded) -> None:
+def _must_fit(loaded: LoadedTask) -> None:
     """Refuse to make a model that is known not to fit."""
     try:
         made = _made_on_meta(loaded)

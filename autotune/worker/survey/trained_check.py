@@ -1,6 +1,6 @@
 """Does a model look trained, before we train it?  Nothing must train over a person's weights.
 
-    quality on up to ROWS rows of select ── clearly better than chance? ── no: fresh
+    quality on up to ROWS rows of validation ── clearly better than chance? ── no: fresh
                                                     │ yes
     two models under two seeds ── drawn anew? ── yes: fresh, and lucky
                                                     │ no: the same weights, whatever the seed
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from autotune.errors import ContractError
 from autotune.worker.contract import default_metrics
 from autotune.worker.contract.model_factory import reinitialise
-from autotune.worker.contract.task import Loaded
+from autotune.worker.contract.task import LoadedTask
 from autotune.worker.data.batch_tree import size_of
 from autotune.worker.evaluation.evaluate import evaluating, fitting
 
@@ -50,7 +50,7 @@ class Guess(NamedTuple):
         return f"{self.what} {self.value:.3g} before any training, chance is {self.chance:.3g}"
 
 
-def check(loaded: Loaded) -> None:
+def check(loaded: LoadedTask) -> None:
     """Refuse to train a model that looks trained, where nothing was said about it.
 
     Raises:
@@ -72,12 +72,12 @@ def check(loaded: Loaded) -> None:
     )
 
 
-def guess(model: nn.Module, loaded: Loaded) -> Guess | None:
-    """Accuracy or R2 on rows of *select* spread over it; None where neither is defined."""
+def guess(model: nn.Module, loaded: LoadedTask) -> Guess | None:
+    """Accuracy or R2 on rows of *validation* spread over it; None where neither is defined."""
     outputs: list[Tensor] = []
     targets: list[Tensor] = []
     began = time.monotonic()
-    count = len(loaded.select)  # type: ignore[arg-type]
+    count = len(loaded.validation)  # type: ignore[arg-type]
     rows = np.unique(np.linspace(0, count - 1, min(count, ROWS)).astype(int)).tolist()
     np.random.default_rng(count).shuffle(rows)  # should time run out, of all classes
     size = 1
@@ -85,7 +85,7 @@ def guess(model: nn.Module, loaded: Loaded) -> Guess | None:
         while rows and (not targets or time.monotonic() - began < TIME_S):
             one_by_one = loaded.info.ragged and not loaded.has_own_collate
             now, rows = rows[: 1 if one_by_one else size], rows[1 if one_by_one else size :]
-            inputs, target = loaded.collate([loaded.sample("select", row) for row in now])
+            inputs, target = loaded.collate([loaded.sample("validation", row) for row in now])
             output = loaded.call(model, inputs)
             pair = _right(output, target, loaded)
             if pair is None:
@@ -97,7 +97,7 @@ def guess(model: nn.Module, loaded: Loaded) -> Guess | None:
     return _classes(said, true) if true.dtype == torch.int64 else _numbers(said, true)
 
 
-def _right(output: Any, target: Any, loaded: Loaded) -> tuple[Tensor, Tensor] | None:
+def _right(output: Any, target: Any, loaded: LoadedTask) -> tuple[Tensor, Tensor] | None:
     """What was said and what is true, flat: classes as int64, numbers as float64."""
     functions = loaded.functions
     found = functions.classes(output, target)
@@ -146,7 +146,7 @@ def _numbers(said: Tensor, true: Tensor) -> Guess:
     return Guess("R2", r2 if math.isfinite(r2) else 0.0, 0.0, clear)
 
 
-def _given(model: nn.Module, loaded: Loaded, found: Guess) -> bool:
+def _given(model: nn.Module, loaded: LoadedTask, found: Guess) -> bool:
     """Whether the weights are given rather than drawn."""
     torch.manual_seed(loaded.spec.seed + 1)
     other = loaded.given_model()

@@ -17,7 +17,7 @@ from autotune.errors import ContractError
 from autotune.parallel import Group
 from autotune.records.measurement import EnergyWindow
 from autotune.worker.channel import Channel
-from autotune.worker.contract.task import Loaded
+from autotune.worker.contract.task import LoadedTask
 from autotune.worker.evaluation import evaluate
 
 
@@ -33,13 +33,13 @@ class Look(NamedTuple):
 
 _BETWEEN = 1e-4
 _RISE, _FALL, _BY_HEART = 0.2, 0.3, 2
-"""The loss on *select* up by this share since the best look, that of training down by this one, in
-so many looks one after the other: the rows are learnt by heart, and no schedule mends that.
+"""The loss on *validation* up by this share since the best look, that of training down by this one,
+in so many looks one after the other: the rows are learnt by heart, and no schedule mends that.
 """
 
 
-class Judge:
-    """Evaluates on *select*, on rank 0 alone; every rank hears the decision.
+class Evaluator:
+    """Evaluates on *validation*, on rank 0 alone; every rank hears the decision.
 
     With ``keeps`` it holds on to the weights of the best look: a model that begins to learn its
     rows by heart is not what is shipped.  A later look is the better one unless neither its
@@ -48,7 +48,7 @@ class Judge:
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: LoadedTask,
         model: nn.Module,
         group: Group,
         channel: Channel,
@@ -116,7 +116,7 @@ class Judge:
         """
         if self._group.rank != 0:
             return
-        scores = evaluate.evaluate(self.model, self._loaded, "select")
+        scores = evaluate.evaluate(self.model, self._loaded, "validation")
         loss = scores.loss
         if loss is None:  # the metric stands in, turned so that less is better
             loss = 1.0 - scores.quality if self._loaded.higher_is_better else scores.quality
@@ -176,13 +176,13 @@ def peak_memory_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def rows_of(loaded: Loaded) -> Any:
-    """*train*, or *adapt* where there is none.
+def rows_of(loaded: LoadedTask) -> Any:
+    """*train*, or *calibration* where there is none.
 
     Raises:
         ContractError: there is neither.
     """
-    rows = loaded.adapt if loaded.train is None else loaded.train
+    rows = loaded.calibration if loaded.train is None else loaded.train
     if rows is None:
         raise ContractError(
             f"{loaded.info.name} has no training data: define train_data(), or set "

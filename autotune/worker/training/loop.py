@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from autotune.errors import JobError
 from autotune.parallel import Group
 from autotune.records.plan import Recipe
-from autotune.worker.contract.task import Loaded
+from autotune.worker.contract.task import LoadedTask
 from autotune.worker.data.batches import Batch, Share, of_task, parts
 from autotune.worker.training import (
     activation_checkpoint,
@@ -55,7 +55,7 @@ class Loop:
     def __init__(
         self,
         recipe: Recipe,
-        loaded: Loaded,
+        loaded: LoadedTask,
         group: Group,
         *,
         seed: int,

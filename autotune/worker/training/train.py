@@ -1,12 +1,12 @@
 """Training: one loop for every number of ranks, measured as it runs.
 
     run(job) --launch--> fit, on each rank, with its group
-                           to the next rung -> evaluate on select, report, go or pause -> ...
+                           to the next rung -> evaluate on validation, report, go or pause -> ...
                            weights, losses, time, memory, energy -> Trained
 
 A training that is told to stop at a rung pauses: its whole state is kept (`resuming`), and a
 later job with the same checkpoint goes on from there.  What is shipped are the weights of the best
-look at *select*, so that a model that begins to learn its rows by heart does no harm.
+look at *validation*, so that a model that begins to learn its rows by heart does no harm.
 
 The gradient of a global batch of n rows over W ranks is that of one process: DDP takes the
 mean over ranks, so a rank with k rows scales its mean loss by k W / n.  Losses are taken to
@@ -31,7 +31,7 @@ from autotune.records.job import Rate, Throughput, Train, Trained
 from autotune.worker.channel import Channel
 from autotune.worker.contract import task
 from autotune.worker.training import checkpoint, compile, determinism, user_loop
-from autotune.worker.training.evaluation import Judge, Meter, peak_memory_bytes, save
+from autotune.worker.training.evaluation import Evaluator, Meter, peak_memory_bytes, save
 from autotune.worker.training.loop import NO_STEP, Loop
 
 
@@ -77,7 +77,7 @@ def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
         least_rate=job.least_samples_per_s,
     )
     loop.wanted_step_losses = job.step_losses
-    judge = Judge(loaded, loop.model, group, channel, keeps=job.until_quality is None)
+    judge = Evaluator(loaded, loop.model, group, channel, keeps=job.until_quality is None)
     keeper = checkpoint.Keeper(loop, job, root, group, judge)
     with contextlib.ExitStack() as stack:
         meter = Meter(job.meter if group.rank == 0 else None, stack)
@@ -115,7 +115,7 @@ def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
     )
 
 
-def _climb(job: Train, loop: Loop, keeper: checkpoint.Keeper, judge: Judge) -> bool:
+def _climb(job: Train, loop: Loop, keeper: checkpoint.Keeper, judge: Evaluator) -> bool:
     """Train from rung to rung; False where it is told to pause.  Where rows are learnt by heart it
     ends early.
     """

@@ -3,7 +3,7 @@
     train(...) ── trial.report(epoch, value) ── at rungs ── go or stop
                ── trial.should_stop()         stop was said, or the time is up
                ── trial.checkpoint(state)     kept on disk until the training has ended
-               `─ model ── evaluated on select by us, saved, measured
+               `─ model ── evaluated on validation by us, saved, measured
 
 The recipe's fields that it honours are the user's ``tunes``.  It runs in one process.  Values
 that it reports only decide about stopping early; quality is what we measure of the model that
@@ -29,7 +29,7 @@ from autotune.records import codec
 from autotune.records.job import Rate, Throughput, Train, Trained
 from autotune.records.plan import Recipe
 from autotune.worker.channel import Channel, NullChannel
-from autotune.worker.contract.task import Loaded
+from autotune.worker.contract.task import LoadedTask
 from autotune.worker.data.samples import LABELS, Part
 from autotune.worker.data.streams import Stream
 from autotune.worker.training import evaluation
@@ -50,7 +50,7 @@ class Trial:
     """
 
     def __init__(
-        self, job: Train, channel: Channel, loaded: Loaded, device: str, checkpoint: Path
+        self, job: Train, channel: Channel, loaded: LoadedTask, device: str, checkpoint: Path
     ) -> None:
         self.epochs = job.epochs
         self.seed = job.seed
@@ -163,7 +163,7 @@ class _EnoughError(BaseException):
     """Ends a loop that is only timed; no handler of the user's catches it."""
 
 
-def fit(job: Train, root: Path, channel: Channel, group: Group, loaded: Loaded) -> Trained:
+def fit(job: Train, root: Path, channel: Channel, group: Group, loaded: LoadedTask) -> Trained:
     """Run the user's loop once and measure it, as `train.fit` does ours."""
     _alone(group)
     model, data = _begin(job.seed, group, loaded)
@@ -179,7 +179,7 @@ def fit(job: Train, root: Path, channel: Channel, group: Group, loaded: Loaded) 
     paused = trial.stopped and job.checkpoint and trial.last_step < max(job.rungs, default=0)
     if not paused:  # else `restore` finds it when the training goes on
         path.unlink(missing_ok=True)
-    judge = evaluation.Judge(loaded, model, group, channel)
+    judge = evaluation.Evaluator(loaded, model, group, channel)
     if not trial.reached:
         judge.look()
     done = trial.last_step or job.epochs
@@ -201,7 +201,7 @@ def fit(job: Train, root: Path, channel: Channel, group: Group, loaded: Loaded) 
     )
 
 
-def rate(job: Throughput, group: Group, loaded: Loaded) -> Rate:
+def rate(job: Throughput, group: Group, loaded: LoadedTask) -> Rate:
     """Rows per second that the user's loop reads, in one epoch or as much as the time allows."""
     _alone(group)
     until = time.monotonic() + job.budget_s
@@ -230,7 +230,7 @@ def _alone(group: Group) -> None:
 
 
 def _begin(
-    seed: int, group: Group, loaded: Loaded, until: float = math.inf
+    seed: int, group: Group, loaded: LoadedTask, until: float = math.inf
 ) -> tuple[nn.Module, Data | StreamData]:
     evaluation.seed_all(seed)
     model = loaded.make_model().to(group.device)
@@ -240,7 +240,9 @@ def _begin(
     return model, data
 
 
-def _run(loaded: Loaded, model: nn.Module, recipe: Recipe, data: Any, trial: Trial) -> nn.Module:
+def _run(
+    loaded: LoadedTask, model: nn.Module, recipe: Recipe, data: Any, trial: Trial
+) -> nn.Module:
     assert loaded.own_train is not None
     with guard(loaded.where, _CALL, loaded.path):
         made = loaded.own_train(model, recipe, data, trial)

@@ -1,4 +1,4 @@
-"""A tuple input of unequal parts, from plain Python numbers; a confirm set of its own."""
+"""A tuple input of unequal parts, from plain Python numbers; a test set of its own."""
 
 import torch
 from sklearn.datasets import load_iris
@@ -37,5 +37,5 @@ def eval_data():
     return rows(1, 4)
 
 
-def confirm_data():
+def test_data():
     return rows(3, 4)

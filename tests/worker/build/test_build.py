@@ -126,7 +126,7 @@ class Project:
         info = loaded.info
         samples = [[field[i] for field in fields] for i in range(32)]
         found = rows.from_samples(info.input_kind, info.input_names, samples)
-        rows.save(self.root / "data" / "calibrate.npz", found)
+        rows.save(self.root / "data" / "calibration.npz", found)
         self.rows = found
         return self
 
@@ -399,8 +399,8 @@ def test_recovery_without_training_rows_is_refused_with_the_reason(tmp_path):
     only_eval = CNN.replace("def train_data():\n    return _rows(128, 0)\n", "pretrained = True\n")
     project = Project(tmp_path, only_eval.replace("_rows(48, 1)", "_rows(8, 1)"))
     loaded = task.load(project.spec)
-    if loaded.train is not None or loaded.adapt is not None:
-        pytest.skip("the task gave rows to adapt on")
+    if loaded.train is not None or loaded.calibration is not None:
+        pytest.skip("the task gave calibration rows")
     torch.manual_seed(3)
     save_model(loaded.make_model(), str(project.root / "dense.safetensors"))
     with pytest.raises(JobError, match="train_data"):

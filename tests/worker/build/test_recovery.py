@@ -138,12 +138,12 @@ def score(output, target):
 RECIPE = Recipe(lr=0.02, batch_size=24)
 
 
-def task(root: Path, text: str) -> contract_task.Loaded:
+def task(root: Path, text: str) -> contract_task.LoadedTask:
     (root / "model.py").write_text(text)
     return contract_task.load(TaskSpec(kind="file", path=str(root / "model.py")))
 
 
-def pair(loaded: contract_task.Loaded) -> tuple[nn.Module, nn.Module]:
+def pair(loaded: contract_task.LoadedTask) -> tuple[nn.Module, nn.Module]:
     """A teacher and a student that begins elsewhere."""
     torch.manual_seed(0)
     teacher, student = loaded.make_model(), loaded.make_model()

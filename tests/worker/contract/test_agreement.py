@@ -48,13 +48,13 @@ def scored(task: TaskSpec, root: Path, noise: float) -> float:
     model = loaded.make_model().eval()
     generator = torch.Generator().manual_seed(0)
     found = []
-    for row in range(loaded.rows("confirm")):
-        inputs, _ = loaded.collate([loaded.sample("confirm", row)])
+    for row in range(loaded.rows("test")):
+        inputs, _ = loaded.collate([loaded.sample("test", row)])
         with torch.no_grad():
             output = model(inputs if not isinstance(inputs, dict) else inputs["x"])[0]
         found.append([(output + noise * torch.randn(5, generator=generator)).numpy()])
     rows.save(root / "outputs.npz", rows.from_samples("tensor", ("",), found))
-    job = Score(task=task, part="confirm", outputs="outputs.npz", seed=0)
+    job = Score(task=task, part="test", outputs="outputs.npz", seed=0)
     return score.run(job, root, NullChannel()).scores.quality
 
 
@@ -120,7 +120,7 @@ def test_recovery_lowers_the_distance_to_the_answers(tmp_path: Path) -> None:
     task, root = spec(tmp_path), tmp_path / "run"
     inspect.run(Inspect(task=task), root, NullChannel())
     loaded = load(task).remember(root)
-    inputs, target = loaded.collate([loaded.sample("select", row) for row in range(8)])
+    inputs, target = loaded.collate([loaded.sample("validation", row) for row in range(8)])
     model = loaded.make_model()
     assert float(loaded.loss(model(inputs), target).detach()) == pytest.approx(0, abs=1e-9)
     worse = torch.nn.Linear(4, 5)

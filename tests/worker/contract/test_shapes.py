@@ -130,13 +130,13 @@ def shipped(root: Path, spec: TaskSpec, runtime: str, batch: int = 1) -> tuple[A
 def test_what_is_shipped_answers_as_the_model_does(tmp_path: Path, text: str, runtime: str) -> None:
     spec, _ = inspected(tmp_path, text)
     predict, _ = shipped(tmp_path, spec, runtime)
-    inputs = rows.load(tmp_path / "data" / "confirm.npz")
+    inputs = rows.load(tmp_path / "data" / "test.npz")
     outputs.record(predict, inputs, tmp_path / "o.npz", fixed=None)
-    found = score.run(Score(task=spec, part="confirm", outputs="o.npz"), tmp_path, NullChannel())
+    found = score.run(Score(task=spec, part="test", outputs="o.npz"), tmp_path, NullChannel())
     loaded = task.load(spec, pretrained=True)
     model = loaded.make_model()
     module.load_weights(model, tmp_path / "weights.safetensors")
-    direct = evaluate(model, loaded, "confirm")
+    direct = evaluate(model, loaded, "test")
     assert found.scores.per_sample == direct.per_sample
 
 

@@ -70,10 +70,10 @@ def train(loaded, epochs=3, lr=1e-2):
 def test_models_of_each_form_learn(name, floor):
     before = sorted(MODELS.iterdir())
     loaded = task.load(TaskSpec(kind="file", path=str(MODELS / f"{name}.py")))
-    scores = evaluate(train(loaded, loaded.info.epochs), loaded, "confirm")
+    scores = evaluate(train(loaded, loaded.info.epochs), loaded, "test")
     kind = {"script": "tensor", "tuple": "tuple", "dict": "dict"}[name.partition("_")[0]]
     assert loaded.info.input_kind == kind
-    assert scores.rows == loaded.info.confirm_rows
+    assert scores.rows == loaded.info.test_rows
     if floor is None:
         assert scores.quality < 0.75  # mean absolute error: less is better
         assert not loaded.higher_is_better
@@ -84,9 +84,9 @@ def test_models_of_each_form_learn(name, floor):
 
 def test_parts_are_apart_and_cover_the_data(load):
     loaded = load(HEAD)
-    rows = [part.rows for part in (loaded.train, loaded.select, loaded.confirm)]
+    rows = [part.rows for part in (loaded.train, loaded.validation, loaded.test)]
     assert sorted(np.concatenate(rows)) == list(range(60))
-    assert (loaded.info.train_rows, loaded.info.select_rows, loaded.info.confirm_rows) == (
+    assert (loaded.info.train_rows, loaded.info.validation_rows, loaded.info.test_rows) == (
         48,
         6,
         6,
@@ -96,8 +96,8 @@ def test_parts_are_apart_and_cover_the_data(load):
 
 def test_random_data_is_the_same_in_each_load(load):
     one, two = load(HEAD), load(HEAD)
-    assert torch.equal(one.select[0][0], two.select[0][0])
-    assert not torch.equal(one.select[0][0], load(HEAD, seed=1).select[0][0])
+    assert torch.equal(one.validation[0][0], two.validation[0][0])
+    assert not torch.equal(one.validation[0][0], load(HEAD, seed=1).validation[0][0])
 
 
 def test_loading_leaves_the_random_state_alone(load):
@@ -146,21 +146,21 @@ def test_module_level_model_keeps_its_weights_when_pretrained(load):
 def test_pretrained_flag_changes_no_rows(load):
     text = HEAD.replace("train_data", "eval_data").replace("60", "240")
     one, two = load(text), load(text, pretrained=True)
-    assert one.info.adapt_rows == two.info.adapt_rows == 80
-    assert one.select.rows.tolist() == two.select.rows.tolist()
+    assert one.info.calibration_rows == two.info.calibration_rows == 80
+    assert one.validation.rows.tolist() == two.validation.rows.tolist()
     assert two.info.pretrained
     assert one.train is None
 
 
-def test_confirm_data_of_the_users_own(load):
+def test_test_data_of_the_users_own(load):
     text = (
         HEAD
-        + "def confirm_data():\n"
+        + "def test_data():\n"
         + "    return TensorDataset(torch.ones(40, 4), torch.zeros(40).long())\n"
     )
     loaded = load(text)
-    assert loaded.info.select_rows == 12
-    assert loaded.info.confirm_rows == 40
+    assert loaded.info.validation_rows == 12
+    assert loaded.info.test_rows == 40
 
 
 def test_ragged_samples_need_a_collate_and_work_with_one(load):
@@ -178,7 +178,7 @@ def test_ragged_samples_need_a_collate_and_work_with_one(load):
     assert loaded.info.ragged
     with pytest.raises(ContractError, match="pads them"):
         loaded.collate([loaded.train[row] for row in range(8)])
-    assert evaluate(loaded.make_model(), loaded, "select").rows == 6
+    assert evaluate(loaded.make_model(), loaded, "validation").rows == 6
     padded = load(
         data + "def collate(samples):\n    X, y = zip(*samples)\n"
         "    return nn.utils.rnn.pad_sequence(X, batch_first=True), torch.tensor(y)\n"
@@ -334,7 +334,7 @@ def test_a_pickled_task(tmp_path):
     loaded = task.load(TaskSpec(kind="pickle", path=str(path)))
     assert (loaded.info.form, loaded.info.name, loaded.source) == ("object", "mine", None)
     assert loaded.info.metric == "neg_mse"
-    assert evaluate(loaded.make_model(), loaded, "select").rows == 4
+    assert evaluate(loaded.make_model(), loaded, "validation").rows == 4
 
 
 def test_a_metric_object(load):
@@ -344,7 +344,7 @@ def test_a_metric_object(load):
     )
     assert not loaded.info.per_sample
     assert loaded.info.metric == "metric"
-    assert evaluate(loaded.make_model(), loaded, "select").quality == 3.0
+    assert evaluate(loaded.make_model(), loaded, "validation").quality == 3.0
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_a_metric_object(load):
         ("def eval_data():\n    pass", r"eval_data\(\) returned None"),
         ("def eval_data():\n    return torch.utils.data.DataLoader([1])", "DataLoader"),
         ("def eval_data():\n    return torch.ones(3), torch.ones(3)", "a tuple of arrays"),
-        ("def eval_data():\n    return [(torch.ones(4), 1)]", "none is left for confirm"),
+        ("def eval_data():\n    return [(torch.ones(4), 1)]", "none is left for test"),
         ("def eval_data():\n    return 1 / 0", r"ZeroDivisionError.*\n.*line 10: `return 1 / 0`"),
     ],
 )

@@ -35,22 +35,22 @@ def test_hold_back_keeps_four_fifths():
 
 
 def test_divide_gives_halves():
-    parts = splits.divide(101, 0, own_confirm=False, wants_adapt=False)
-    assert parts.confirm is not None
-    assert (len(parts.select), len(parts.confirm), parts.adapt) == (51, 50, None)
+    parts = splits.divide(101, 0, own_test=False, wants_calibration=False)
+    assert parts.test is not None
+    assert (len(parts.validation), len(parts.test), parts.calibration) == (51, 50, None)
 
 
-def test_divide_gives_all_to_select_where_confirm_is_given():
-    parts = splits.divide(10, 0, own_confirm=True, wants_adapt=False)
-    assert parts.select.tolist() == list(range(10))
-    assert parts.confirm is None
+def test_divide_gives_all_to_validation_where_test_is_given():
+    parts = splits.divide(10, 0, own_test=True, wants_calibration=False)
+    assert parts.validation.tolist() == list(range(10))
+    assert parts.test is None
 
 
-def test_divide_gives_a_third_to_adapt_only_where_sixty_are_left():
-    enough = splits.divide(180, 0, own_confirm=False, wants_adapt=True)
-    assert enough.adapt is not None
-    assert enough.confirm is not None
-    assert [len(p) for p in (enough.select, enough.confirm, enough.adapt)] == [60, 60, 60]
-    few = splits.divide(179, 0, own_confirm=False, wants_adapt=True)
-    assert few.adapt is None
-    assert len(few.select) == 90
+def test_divide_gives_a_third_to_calibration_only_where_sixty_are_left():
+    enough = splits.divide(180, 0, own_test=False, wants_calibration=True)
+    assert enough.calibration is not None
+    assert enough.test is not None
+    assert [len(p) for p in (enough.validation, enough.test, enough.calibration)] == [60, 60, 60]
+    few = splits.divide(179, 0, own_test=False, wants_calibration=True)
+    assert few.calibration is None
+    assert len(few.validation) == 90

@@ -83,7 +83,7 @@ def test_they_are_inspected_and_trained(tmp_path: Path, text: str, rows_: int, s
     info = inspect.run(Inspect(task=spec), tmp_path, NullChannel()).info
     assert info.train_rows == rows_
     assert info.own_loader
-    assert len(rows.load(tmp_path / "data" / "calibrate.npz")) == rows_
+    assert len(rows.load(tmp_path / "data" / "calibration.npz")) == rows_
     recipe = Recipe(lr=0.02, batch_size=16)
     done = train.run(
         Train(task=spec, recipe=recipe, epochs=15, rungs=(5, 15)), tmp_path, NullChannel()

@@ -61,7 +61,7 @@ def test_batch_size_changes_nothing_and_modes_come_back(load):
     model = loaded.make_model()
     model.norm.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    one, many = (evaluate.evaluate(model, loaded, "select", size) for size in (7, 256))
+    one, many = (evaluate.evaluate(model, loaded, "validation", size) for size in (7, 256))
     assert one.per_sample == many.per_sample
     assert one.loss == pytest.approx(many.loss)
     assert one.rows == 45
@@ -73,9 +73,9 @@ def test_batch_size_changes_nothing_and_modes_come_back(load):
 def test_recorded_outputs_score_as_the_model_does(load):
     loaded = load()
     model = loaded.make_model()
-    direct = evaluate.evaluate(model, loaded, "confirm")
-    recorded = outputs_of(model, loaded, "confirm")
-    assert evaluate.score_outputs(loaded, "confirm", recorded, 0) == direct
+    direct = evaluate.evaluate(model, loaded, "test")
+    recorded = outputs_of(model, loaded, "test")
+    assert evaluate.score_outputs(loaded, "test", recorded, 0) == direct
 
 
 def test_worst_class_recall(load):
@@ -83,7 +83,7 @@ def test_worst_class_recall(load):
         def forward(self, x):
             return torch.tensor([0.0, 1.0, 0.0]).expand(len(x), 3)
 
-    scores = evaluate.evaluate(Always(), load(), "select")
+    scores = evaluate.evaluate(Always(), load(), "validation")
     assert scores.worst_class_recall == 0.0
     assert scores.balanced_accuracy == pytest.approx(1 / 3)
     assert scores.quality == pytest.approx(1 / 3)
@@ -92,11 +92,11 @@ def test_worst_class_recall(load):
 def test_quality_alone_gives_paired_replicates(load):
     loaded = load(QUALITY)
     model = loaded.make_model()
-    scores = evaluate.evaluate(model, loaded, "select", 16)
+    scores = evaluate.evaluate(model, loaded, "validation", 16)
     assert scores.per_sample is None
     assert scores.replicates is not None
     assert len(scores.replicates) == evaluate.REPLICATES
-    plain = evaluate.evaluate(model, load(), "select")
+    plain = evaluate.evaluate(model, load(), "validation")
     right = np.array(plain.per_sample)
     picked = evaluate.resamples(45, 0)
     assert scores.quality == pytest.approx(plain.quality)
@@ -115,27 +115,27 @@ def test_named_and_several_outputs_can_be_recorded(load):
         "    return nn.functional.cross_entropy(output['logits'], target)\n"
     )
     model = loaded.make_model()
-    plain = outputs_of(model, loaded, "select")
+    plain = outputs_of(model, loaded, "validation")
     named = rows.Rows("dict", ("other", "logits"), (np.zeros(45), plain.fields[0]))
-    expected = evaluate.score_outputs(load(), "select", plain, 0)
-    assert evaluate.score_outputs(loaded, "select", named, 0).quality == expected.quality
+    expected = evaluate.score_outputs(load(), "validation", plain, 0)
+    assert evaluate.score_outputs(loaded, "validation", named, 0).quality == expected.quality
     several = rows.Rows("tuple", ("", ""), (plain.fields[0], np.zeros(45)))
-    assert evaluate.score_outputs(load(), "select", several, 0).quality == expected.quality
+    assert evaluate.score_outputs(load(), "validation", several, 0).quality == expected.quality
 
 
 def test_ragged_outputs_are_scored_one_by_one(load):
     loaded = load()
-    plain = outputs_of(loaded.make_model(), loaded, "select")
+    plain = outputs_of(loaded.make_model(), loaded, "validation")
     ragged = rows.Rows("tensor", ("",), (list(plain.fields[0]),))
-    expected = evaluate.score_outputs(loaded, "select", plain, 0)
-    assert evaluate.score_outputs(loaded, "select", ragged, 0).per_sample == expected.per_sample
+    expected = evaluate.score_outputs(loaded, "validation", plain, 0)
+    assert evaluate.score_outputs(loaded, "validation", ragged, 0).per_sample == expected.per_sample
 
 
 def test_a_wrong_number_of_rows_is_refused(load):
     loaded = load()
     few = rows.Rows("tensor", ("",), (np.zeros((3, 3), np.float32),))
-    with pytest.raises(ContractError, match="3 rows of outputs for the 45 rows of select"):
-        evaluate.score_outputs(loaded, "select", few, 0)
+    with pytest.raises(ContractError, match="3 rows of outputs for the 45 rows of validation"):
+        evaluate.score_outputs(loaded, "validation", few, 0)
 
 
 def test_a_model_that_gives_nan_is_a_failure_named_nan(load):
@@ -145,16 +145,16 @@ def test_a_model_that_gives_nan_is_a_failure_named_nan(load):
 
     loaded = load()
     with pytest.raises(JobError, match="loss over 45 rows is nan") as caught:
-        evaluate.evaluate(Broken(), loaded, "select")
+        evaluate.evaluate(Broken(), loaded, "validation")
     assert caught.value.kind == "nan"
     recorded = rows.Rows("tensor", ("",), (np.full((45, 3), np.nan, np.float32),))
-    assert evaluate.score_outputs(loaded, "select", recorded, 0).loss is None
+    assert evaluate.score_outputs(loaded, "validation", recorded, 0).loss is None
 
 
 def test_a_quality_that_is_nan_is_a_failure(load):
     loaded = load("def quality(output, target):\n    return float('nan')\n")
     with pytest.raises(JobError, match="quality over 45 rows is nan"):
-        evaluate.evaluate(loaded.make_model(), loaded, "select")
+        evaluate.evaluate(loaded.make_model(), loaded, "validation")
 
 
 def test_named_tuples_keep_their_names():
@@ -171,8 +171,8 @@ def test_named_tuples_keep_their_names():
 
 def test_the_score_job(load, tmp_path):
     loaded = load()
-    rows.save(tmp_path / "out.npz", outputs_of(loaded.make_model(), loaded, "confirm"))
-    job = Score(task=loaded.spec, part="confirm", outputs="out.npz")
+    rows.save(tmp_path / "out.npz", outputs_of(loaded.make_model(), loaded, "test"))
+    job = Score(task=loaded.spec, part="test", outputs="out.npz")
     scored = score.run(job, tmp_path, NullChannel())
     assert scored.scores.rows == 45
 
@@ -185,11 +185,11 @@ def test_default_losses_are_left_out_where_they_do_not_fit(load):
             return {"boxes": torch.ones(len(x), 2, 2, 2)}
 
     loaded = load("def quality(output, target):\n    return float(output['boxes'].mean())\n")
-    scores = evaluate.evaluate(Wide(), loaded, "select")
+    scores = evaluate.evaluate(Wide(), loaded, "validation")
     assert (scores.quality, scores.loss, scores.worst_class_recall) == (1.0, None, None)
 
 
 def test_a_loss_of_ones_own_that_breaks_the_contract_is_told(load):
     loaded = load("def loss(output, target):\n    return output\n")
     with pytest.raises(ContractError, match="one number, the mean over the batch"):
-        evaluate.evaluate(loaded.make_model(), loaded, "select")
+        evaluate.evaluate(loaded.make_model(), loaded, "validation")

@@ -73,8 +73,8 @@ class Always(nn.Module):
 
 def test_a_metric_object_gives_what_the_score_would(load):
     model = load(TASK).make_model()
-    plain = evaluate.evaluate(model, load(TASK), "select")
-    streamed = evaluate.evaluate(model, load(TASK + METRIC), "select", 50)
+    plain = evaluate.evaluate(model, load(TASK), "validation")
+    streamed = evaluate.evaluate(model, load(TASK + METRIC), "validation", 50)
     assert streamed.quality == pytest.approx(plain.quality)
     assert streamed.per_sample is None
     assert streamed.replicates is not None
@@ -86,9 +86,9 @@ def test_a_metric_object_gives_what_the_score_would(load):
 def test_large_outputs_get_replicates_by_groups_of_rows(load, monkeypatch):
     loaded = load(TASK + METRIC)
     model = loaded.make_model()
-    exact = evaluate.evaluate(model, loaded, "select", 50)
+    exact = evaluate.evaluate(model, loaded, "validation", 50)
     monkeypatch.setattr(streaming_metric, "KEPT_BYTES", 1000)
-    found = [evaluate.evaluate(model, loaded, "select", size) for size in (7, 50)]
+    found = [evaluate.evaluate(model, loaded, "validation", size) for size in (7, 50)]
     assert found[0].replicates == found[1].replicates
     assert found[0].quality == exact.quality
     spread = np.std(exact.replicates)
@@ -125,7 +125,7 @@ class _Functions:
 def test_few_rows_give_no_replicates(load, monkeypatch):
     monkeypatch.setattr(streaming_metric, "KEPT_BYTES", 10)
     loaded = load(TASK.replace("640", "80") + METRIC)
-    assert evaluate.evaluate(loaded.make_model(), loaded, "select").replicates is None
+    assert evaluate.evaluate(loaded.make_model(), loaded, "validation").replicates is None
 
 
 @pytest.mark.parametrize(
@@ -140,24 +140,24 @@ def test_a_broken_metric_is_named(load, metric, words):
     loaded = load(TASK + metric)
     model = loaded.make_model()
     with pytest.raises(ContractError, match=words):
-        evaluate.evaluate(model, loaded, "select")
+        evaluate.evaluate(model, loaded, "validation")
 
 
 def test_outputs_too_large_for_quality_are_refused_with_the_remedy(load, monkeypatch):
     monkeypatch.setattr(evaluate, "KEPT_BYTES", 1000)
     loaded = load(TASK + "def quality(output, target):\n    return 1.0\n")
     with pytest.raises(ContractError, match=r"needs all outputs at once.*\n.*\n.*metric\(\) with"):
-        evaluate.evaluate(loaded.make_model(), loaded, "select")
+        evaluate.evaluate(loaded.make_model(), loaded, "validation")
 
 
 def test_batches_shrink_to_what_fits(load, monkeypatch):
     loaded = load(TASK)
     model = loaded.make_model()
-    expected = evaluate.evaluate(model, loaded, "select")
+    expected = evaluate.evaluate(model, loaded, "validation")
     seen = []
     model.register_forward_hook(lambda m, i, o: seen.append(len(o)))
     monkeypatch.setattr(evaluate, "BATCH_BYTES", 5 * 12)
-    assert evaluate.evaluate(model, loaded, "select").per_sample == expected.per_sample
+    assert evaluate.evaluate(model, loaded, "validation").per_sample == expected.per_sample
     assert max(seen) == 5
 
 
@@ -170,11 +170,11 @@ def test_a_rare_class_makes_accuracy_balanced(load):
     assert (info.metric, info.binary, info.per_sample, info.rate) == (
         "balanced_accuracy", False, True, True,
     )  # fmt: skip
-    majority = evaluate.evaluate(Always(0), loaded, "select")
+    majority = evaluate.evaluate(Always(0), loaded, "validation")
     assert majority.quality == pytest.approx(0.5)
     assert np.mean(majority.per_sample) == pytest.approx(0.5)
     assert majority.worst_class_recall == 0.0
-    minority = evaluate.evaluate(Always(1), loaded, "select")
+    minority = evaluate.evaluate(Always(1), loaded, "validation")
     assert minority.quality == pytest.approx(0.5)
 
 
@@ -182,9 +182,9 @@ def test_balanced_accuracy_is_the_mean_of_the_recalls(load):
     loaded = load(RARE)
     torch.manual_seed(3)
     model = loaded.make_model()
-    scores = evaluate.evaluate(model, loaded, "confirm", 33)
+    scores = evaluate.evaluate(model, loaded, "test", 33)
     said, true = [], []
-    for inputs, target in loaded.batches("confirm"):
+    for inputs, target in loaded.batches("test"):
         said += model(inputs).argmax(1).tolist()
         true += target.tolist()
     pairs = list(zip(said, true, strict=True))
@@ -207,9 +207,9 @@ def test_a_plan_that_always_says_the_majority_is_not_met(load):
             return output
 
     good = Oracle()
-    good.target = torch.cat([t for _, t in loaded.batches("confirm")])
-    base = evaluate.evaluate(good, loaded, "confirm", 10_000)
-    lazy = evaluate.evaluate(Always(0), loaded, "confirm")
+    good.target = torch.cat([t for _, t in loaded.batches("test")])
+    base = evaluate.evaluate(good, loaded, "test", 10_000)
+    lazy = evaluate.evaluate(Always(0), loaded, "test")
     found = limit_tests.quality(lazy, base, 0.01, higher_is_better=True)
     assert found.verdict == "NOT_MET"
     plain = np.mean([float(v > 0) for v in lazy.per_sample])
@@ -219,7 +219,7 @@ def test_a_plan_that_always_says_the_majority_is_not_met(load):
 def test_a_score_of_ones_own_is_not_balanced(load):
     score = "def score(output, target):\n    return (output.argmax(1) == target).float()\n"
     assert load(RARE + score).info.metric == "score"
-    assert evaluate.evaluate(Always(0), load(RARE + score), "select").quality > 0.9
+    assert evaluate.evaluate(Always(0), load(RARE + score), "validation").quality > 0.9
 
 
 def test_float_targets_of_a_binary_loss_are_stratified_and_balanced(load):
@@ -233,10 +233,10 @@ criterion = torch.nn.BCEWithLogitsLoss()
     loaded = load(text)
     assert loaded.info.metric == "balanced_accuracy"
     share = [
-        float(torch.stack([t for _, t in loaded.part(p)]).mean()) for p in ("select", "confirm")
+        float(torch.stack([t for _, t in loaded.part(p)]).mean()) for p in ("validation", "test")
     ]
     assert share == pytest.approx([1 / 12, 1 / 12], abs=0.02)
-    scores = evaluate.evaluate(nn.Linear(4, 1), loaded, "select")
+    scores = evaluate.evaluate(nn.Linear(4, 1), loaded, "validation")
     assert scores.worst_class_recall is not None
 
 
@@ -271,16 +271,16 @@ def test_recorded_outputs_score_as_the_model_does(load, tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "KEPT_BYTES", 100)
     loaded = load(TASK)
     model = loaded.make_model().eval()
-    inputs = rows.Rows("tensor", ("",), (np.stack([x.numpy() for x, _ in loaded.confirm]),))
+    inputs = rows.Rows("tensor", ("",), (np.stack([x.numpy() for x, _ in loaded.test]),))
 
     def predict(x):
         with torch.no_grad():
             return model(torch.from_numpy(x)).numpy()
 
-    direct = evaluate.evaluate(model, loaded, "confirm")
+    direct = evaluate.evaluate(model, loaded, "test")
     for fixed in (None, 3):
         measure_outputs.record(predict, inputs, tmp_path / "o.npz", fixed=fixed)
-        found = evaluate.score_outputs(loaded, "confirm", rows.load(tmp_path / "o.npz"), 0)
+        found = evaluate.score_outputs(loaded, "test", rows.load(tmp_path / "o.npz"), 0)
         assert found.per_sample == direct.per_sample
         assert found.loss == pytest.approx(direct.loss)
 
@@ -301,7 +301,7 @@ def train_data():
     )
     loaded, whole = load(text), load(text + quality)
     model = loaded.make_model()
-    ragged = [x.numpy() for x, _ in loaded.confirm]
+    ragged = [x.numpy() for x, _ in loaded.test]
     inputs = rows.Rows("tensor", ("",), (ragged,))
 
     def predict(x):
@@ -311,9 +311,9 @@ def train_data():
     measure_outputs.record(predict, inputs, tmp_path / "o.npz", fixed=None)
     outputs = rows.load(tmp_path / "o.npz")
     assert outputs.ragged
-    direct = evaluate.evaluate(model, loaded, "confirm")
-    assert evaluate.score_outputs(loaded, "confirm", outputs, 0).per_sample == direct.per_sample
-    found = evaluate.score_outputs(whole, "confirm", outputs, 0)
+    direct = evaluate.evaluate(model, loaded, "test")
+    assert evaluate.score_outputs(loaded, "test", outputs, 0).per_sample == direct.per_sample
+    found = evaluate.score_outputs(whole, "test", outputs, 0)
     assert found.quality == pytest.approx(direct.quality)
     assert len(found.replicates) == streaming_metric.REPLICATES
 
@@ -352,6 +352,6 @@ def eval_data():
     model = loaded.make_model().eval()
     batch = []
     model.register_forward_hook(lambda m, i, o: batch.append(o.numel() * 4))
-    scores = evaluate.evaluate(model, loaded, "select")
+    scores = evaluate.evaluate(model, loaded, "validation")
     assert scores.loss == pytest.approx(math.log(32000), rel=0.1)
     assert max(batch) <= evaluate.BATCH_BYTES

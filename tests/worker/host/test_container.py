@@ -14,7 +14,7 @@ GB = 1000**3
 ASK = """
 import os, sys
 from pathlib import Path
-from autotune.worker import system
+from autotune.worker.host import linux as system
 os.sched_setaffinity(0, {int(sys.argv[2])})
 print(system.usable_cores(Path(sys.argv[1])), system.usable_memory_bytes(Path(sys.argv[1])))
 """

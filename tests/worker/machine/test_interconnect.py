@@ -12,13 +12,13 @@ from autotune.worker.machine import interconnect
 
 CODE = """
 import json
-from autotune.worker import links
+from autotune.worker.machine import interconnect as links
 links._PATIENCE_S.update(gloo=50.0, nccl=50.0)  # beside other tests two processes are slow
 print(json.dumps({name: leaf.value for name, leaf in links.gloo().items()}))
 """
 FAKE = """
 import torch, torch.distributed as dist
-from autotune.worker import links
+from autotune.worker.machine import interconnect as links
 join, touched, real = dist.init_process_group, [], links._device
 def init(backend, **how):
     assert backend == "nccl" and touched == [how["rank"]]

@@ -41,8 +41,8 @@ class Steps:
 
 def bench(
     timer: Callable[[], float], deadline: float = 1e9, threads: int = 2
-) -> microbenchmarks.Bench:
-    return microbenchmarks.Bench(
+) -> microbenchmarks.Timer:
+    return microbenchmarks.Timer(
         deadline, threads, clock=lambda: 0.0, timer=timer, pause=lambda s: None
     )
 
@@ -100,7 +100,7 @@ def test_a_set_that_hardly_one_call_was_undisturbed_in_is_taken_again(
     samples = iter([*disturbed, *[noise.Sample(2.0, True)] * 7])
     monkeypatch.setattr(noise, "timed", lambda call: next(samples))
     paused: list[float] = []
-    found = microbenchmarks.Bench(1.0, 2, clock=lambda: 0.0, pause=paused.append)
+    found = microbenchmarks.Timer(1.0, 2, clock=lambda: 0.0, pause=paused.append)
     assert found.rates(nothing, 1.0) == ([rate] * (4 if doubted else 7), doubted)
     assert len(paused) == sets - 1
 
@@ -109,7 +109,7 @@ def test_a_call_that_waits_for_a_device_is_not_disturbed_by_its_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(noise, "timed", lambda call: noise.Sample(1.0, False))
-    found = microbenchmarks.Bench(
+    found = microbenchmarks.Timer(
         1.0, 2, clock=lambda: 0.0, pause=lambda s: pytest.fail("taken again")
     )
     assert found.rates(nothing, 1.0, waits=True) == ([1.0] * 4, False)

@@ -92,7 +92,7 @@ def test_hot_weights_have_no_more_copies_than_a_cores_cache_holds(
     def chain(ones: object, deep: bool, copies: int, threads: int) -> None:
         asked.append(copies)
 
-    monkeypatch.setattr(op_benchmark.onnxops, "chain", chain)
+    monkeypatch.setattr(op_benchmark.onnx_ops, "chain", chain)
     (piece,) = op_benchmark._pieces(
         op_trace.record(nn.Linear(64, 64, bias=False), (torch.randn(2, 64),))
     )

@@ -228,13 +228,13 @@ def test_examples_and_scenarios_are_in_order(path, tmp_path):
     before = sorted(path.parent.iterdir())
     found = run(path, tmp_path)
     info = found.info
-    for part, count in (("select", info.select_rows), ("confirm", info.confirm_rows)):
+    for part, count in (("validation", info.validation_rows), ("test", info.test_rows)):
         saved = rows.load(tmp_path / "data" / f"{part}.npz")
         assert len(saved) == count
         assert saved.kind == info.input_kind
         assert tuple(field.shape[1:] for field in saved.fields) == info.input_shapes
         assert tuple(str(field.dtype) for field in saved.fields) == info.input_dtypes
-    calibrate = rows.load(tmp_path / "data" / "calibrate.npz")
+    calibrate = rows.load(tmp_path / "data" / "calibration.npz")
     assert len(calibrate) == min(inspect.CALIBRATION_ROWS, info.train_rows)
     assert found.weights is None
     assert found.traits.parameters > 0
@@ -246,7 +246,7 @@ def test_examples_and_scenarios_are_in_order(path, tmp_path):
 
 def test_digits_cnn_has_the_rows_it_promises(examples, tmp_path):
     info = run(examples / "digits_cnn.py", tmp_path).info
-    assert (info.train_rows, info.select_rows + info.confirm_rows) == (900, 897)
+    assert (info.train_rows, info.validation_rows + info.test_rows) == (900, 897)
     assert (info.classes, info.metric, info.binary, info.per_sample) == (10, "accuracy", True, True)
 
 
@@ -273,8 +273,8 @@ def test_pretrained_weights_are_written_with_their_ties(tmp_path):
     (tmp_path / "model.py").write_text(text)
     found = run(tmp_path / "model.py", tmp_path)
     assert found.info.pretrained
-    assert (found.info.train_rows, found.info.adapt_rows) == (0, 80)
-    assert len(rows.load(tmp_path / "data" / "calibrate.npz")) == 80
+    assert (found.info.train_rows, found.info.calibration_rows) == (0, 80)
+    assert len(rows.load(tmp_path / "data" / "calibration.npz")) == 80
     assert found.weights is not None
     assert len(load_file(str(tmp_path / found.weights))) == 3
 
@@ -282,9 +282,9 @@ def test_pretrained_weights_are_written_with_their_ties(tmp_path):
 def test_few_evaluation_rows_refuse_recovery(tmp_path):
     (tmp_path / "model.py").write_text(HEAD + MODEL + DATA.replace("train_data", "eval_data"))
     found = run(tmp_path / "model.py", tmp_path, pretrained=True)
-    assert found.info.adapt_rows == 0
+    assert found.info.calibration_rows == 0
     assert any("recovery training is refused" in text for text in found.info.warnings)
-    assert len(rows.load(tmp_path / "data" / "calibrate.npz")) == 30
+    assert len(rows.load(tmp_path / "data" / "calibration.npz")) == 30
 
 
 def test_inspecting_leaves_the_model_as_it_was(tmp_path):
@@ -348,7 +348,7 @@ def test_the_pretrained_example_hears_tones(examples, tmp_path):
     found = run(examples / "pretrained_pitch.py", tmp_path)
     assert found.weights is not None
     loaded = load(TaskSpec(kind="file", path=str(examples / "pretrained_pitch.py")))
-    assert evaluate(loaded.make_model(), loaded, "select").quality > 0.97
+    assert evaluate(loaded.make_model(), loaded, "validation").quality > 0.97
 
 
 def test_numpy_floats_become_single(tmp_path):
@@ -362,4 +362,4 @@ def test_numpy_floats_become_single(tmp_path):
     )
     (tmp_path / "model.py").write_text(text)
     run(tmp_path / "model.py", tmp_path)
-    assert rows.load(tmp_path / "data" / "select.npz").fields[0].dtype == np.float32
+    assert rows.load(tmp_path / "data" / "validation.npz").fields[0].dtype == np.float32

@@ -15,7 +15,7 @@ from autotune.records.task import TaskSpec
 from autotune.worker.channel import NullChannel
 from autotune.worker.contract import task
 from autotune.worker.training import checkpoint, train
-from autotune.worker.training.evaluation import Judge
+from autotune.worker.training.evaluation import Evaluator
 from autotune.worker.training.loop import Loop
 
 MODEL = """
@@ -148,7 +148,7 @@ def test_a_further_rank_keeps_its_own_random_numbers(tmp_path: Path) -> None:
         return Loop(job.recipe, task.load(spec), group, seed=0, epochs=2)
 
     first, second = loop(Solo("cpu", 0.0)), OfTwo("cpu", 0.0)
-    judge = Judge(first.loaded, first.model, first.group, NullChannel())
+    judge = Evaluator(first.loaded, first.model, first.group, NullChannel())
     checkpoint.Keeper(first, job, tmp_path, first.group, judge).save()
     torch.manual_seed(77)
     checkpoint.Keeper(first, job, tmp_path, second, judge).save()

@@ -13,7 +13,7 @@ from autotune.worker.training.loop import Loop
 from tests.support import texts
 
 
-def loaded(root: Path, text: str) -> task.Loaded:
+def loaded(root: Path, text: str) -> task.LoadedTask:
     (root / "model.py").write_text(texts.DATA + text)
     return task.load(TaskSpec(kind="file", path=str(root / "model.py")))
 

@@ -262,7 +262,9 @@ def test_the_weights_file_is_the_model(tmp_path: Path, text: str) -> None:
     loaded = contract_task.load(task(tmp_path, text))
     model = loaded.make_model()
     load_model(model, path)
-    assert evaluate(model, loaded, "select").loss == pytest.approx(done.val_losses[-1], abs=1e-6)
+    assert evaluate(model, loaded, "validation").loss == pytest.approx(
+        done.val_losses[-1], abs=1e-6
+    )
 
 
 def weights(root: Path, name: str = "w.st") -> dict[str, torch.Tensor]:
@@ -319,7 +321,7 @@ def test_averaged_weights_are_what_is_judged_and_kept(tmp_path: Path, text: str)
     loaded = contract_task.load(task(tmp_path, text))
     model = loaded.make_model()
     load_model(model, tmp_path / "w.st")
-    loss = evaluate(model, loaded, "select").loss
+    loss = evaluate(model, loaded, "validation").loss
     assert loss == pytest.approx(whole.val_losses[-1], abs=1e-6)
 
 
@@ -520,10 +522,10 @@ def test_channels_last_learns_the_same_and_is_saved_as_usual(tmp_path: Path) -> 
         )  # fmt: skip
         return train.run(job, tmp_path, channel)
 
-    usual = evaluation("usual", NullChannel(), (4,), last=False)
-    paused = evaluation("last", StopsAt(2), (2, 4), last=True)
+    usual = trained("usual", NullChannel(), (4,), last=False)
+    paused = trained("last", StopsAt(2), (2, 4), last=True)
     assert paused.stopped
-    done = evaluation("last", NullChannel(), (4,), last=True)
+    done = trained("last", NullChannel(), (4,), last=True)
     assert done.resumed_epochs == 2
     assert done.val_losses[-1] == pytest.approx(usual.val_losses[-1], rel=1e-3)
     ours, theirs = (load_file(tmp_path / f"{n}.safetensors") for n in ("last", "usual"))
