@@ -21,10 +21,10 @@ from autotune.errors import UsageError, WorkerError
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort, Goal, Limit
 from autotune.records.hardware import Profile
+from autotune.records.measurement import LOOKS
 from autotune.records.report import Failure, Report
 from autotune.report.run_folder import load_plan
 from autotune.tune import Task, tune
-from autotune.verification import verdicts as verification_verdicts
 from tests.support import simulated
 from tests.support.simulated import AWARE, OPTIONS, Simulation, info
 
@@ -110,7 +110,7 @@ def test_a_plan_whose_quality_was_luck_gives_way_to_one_that_compresses_nothing(
     assert report.exit_code == 0
     assert chosen(report).lossless
     assert report.chosen is not None
-    assert report.chosen.launches == verification_verdicts.LOOKS[0]
+    assert report.chosen.launches == LOOKS[0]
     told = "Verification turned down "
     turned = [line.removeprefix(told) for line in report.why.text if line.startswith(told)]
     assert turned
@@ -150,7 +150,7 @@ def test_a_finalist_that_was_left_early_is_launched_in_full_before_it_is_shipped
     assert verdicts(report) == {"latency": "MET", "quality": "UNDECIDED"}
     assert chosen(report).compress
     assert report.chosen is not None
-    assert report.chosen.launches == verification_verdicts.LOOKS[0]
+    assert report.chosen.launches == LOOKS[0]
 
 
 def test_an_impossible_limit_names_the_least_violating_plan(go: Go) -> None:

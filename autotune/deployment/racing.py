@@ -19,7 +19,6 @@ from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import Tried
 from autotune.records import job as jobs
 from autotune.records.measurement import Launch
-from autotune.verification import time_needed
 
 _SHARE, _LEAST_S = 0.08, 60.0
 """Of the time left after training that is kept for this; nothing of a search shorter than that,
@@ -30,12 +29,20 @@ _MOST = 4
 _NEAR = 1.6
 """A plan that took this much longer than the best, as far as is known, does not lead."""
 _MOST_GROUPS = 3
+_START_S = 0.5  # of an interpreter
 _GOALS = ("latency", "quality", "energy", "throughput")
 
 
 def kept_s(left_s: float, search_s: float) -> float:
     """What is kept of the time that is left after training, by how long the search is."""
     return _SHARE * left_s if search_s >= _LEAST_S else 0.0
+
+
+def launch_s(one: Tried) -> float:
+    """Seconds of a short launch, without the scoring of rows."""
+    launch = one.launch
+    assert launch is not None
+    return launch.load_s + launch.first_call_s + launch.window_s + _START_S
 
 
 def run(lab: DeploymentEvaluator, until_s: float) -> str | None:
@@ -83,7 +90,7 @@ def _measured(lab: DeploymentEvaluator, group: Sequence[Tried], until_s: float) 
     """
     left_s = until_s - lab.run.bridge.now()
     rounds = ROUNDS
-    while len(group) > 1 and rounds * math.fsum(map(time_needed.launch_s, group)) > left_s:
+    while len(group) > 1 and rounds * math.fsum(map(launch_s, group)) > left_s:
         if rounds > _FEWEST:
             rounds -= 1
         else:

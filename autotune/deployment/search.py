@@ -10,20 +10,20 @@ to the surrogate, and it is tried once nothing else is expected to gain.
 """
 
 import math
+from collections.abc import Callable
 from statistics import median
 
 from autotune.deployment import initial_order, qat_fallback, ranking, search_space, skip_rules
 from autotune.deployment.evaluator import CONSTRAINTS, DeploymentEvaluator
 from autotune.deployment.metrics import Tried, broken_bound, guess, objective
 from autotune.errors import ContractError
+from autotune.records.measurement import LOOKS
 from autotune.records.plan import Deployment
 from autotune.records.report import DeployTrial
 from autotune.search import space, surrogate, warm_start
 from autotune.search.space import Values
 from autotune.search.study import Proposal, Study
 from autotune.training import search_space as training_search_space
-from autotune.verification import time_needed
-from autotune.verification.verdicts import LOOKS
 
 _MOST_REPEATS = 40
 _SAMPLED = 4
@@ -37,10 +37,21 @@ _LEAST_TRIED = 3
 _NEIGHBOUR = "neighbour of the best"
 
 
-def explore(lab: DeploymentEvaluator, until_s: float, kept_s: float = 0.0) -> None:
-    """Fill ``lab.tried`` until the run's clock reads ``until_s``, or later where verification turns
-    out to need less than what is left then (`reserve`); ``kept_s`` before that; or until the trials
-    are used up, or the space is exhausted.
+def explore(
+    lab: DeploymentEvaluator,
+    until_s: float,
+    extended_s: Callable[[], float] | None = None,
+    kept_s: float = 0.0,
+) -> None:
+    """Fill ``lab.tried`` until the deadline, or until the trials are used up or the space is
+    exhausted.
+
+    Args:
+        lab: what builds and measures.
+        until_s: the deadline as planned, by the run's clock.
+        extended_s: the deadline by what has been measured, asked for after each trial: later than
+            planned where verification needs less time than was set aside for it.
+        kept_s: seconds before either deadline that are kept for the race of the finalists.
 
     Raises:
         ContractError: the trained model cannot be served even as it stands.
@@ -61,7 +72,7 @@ def explore(lab: DeploymentEvaluator, until_s: float, kept_s: float = 0.0) -> No
     for values, why in first:
         guided.enqueue(values, why)
     exploration = _Exploration(lab, searched, guided, dear)
-    exploration.run(until_s, kept_s)
+    exploration.run(until_s, extended_s or (lambda: until_s), kept_s)
     exploration.settle()
     lab.until_s = None
 
@@ -132,7 +143,7 @@ class _Exploration:
         self._repeats: list[Tried] = []
         """Other values of what was tried: they mean the same deployment."""
 
-    def run(self, planned_s: float, kept_s: float) -> None:
+    def run(self, planned_s: float, extended_s: Callable[[], float], kept_s: float) -> None:
         limit = self._run.effort.trials or 10_000
         repeats = 0
         self._lab.until_s = planned_s - kept_s
@@ -156,7 +167,7 @@ class _Exploration:
                 tried = self._tried(proposal, deployment)
                 self._lab.keep(tried)
                 if len(self._lab.tried) >= len(self._lab.baselines) + _LEAST_TRIED:
-                    self._lab.until_s = time_needed.until_s(self._lab, planned_s) - kept_s
+                    self._lab.until_s = extended_s() - kept_s
                 self._tell_listener()
             value = objective(self._run, tried, self._lab.reference)
             self._study.tell(proposal.number, value, tried.trial.constraints)

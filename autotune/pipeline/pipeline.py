@@ -156,8 +156,12 @@ def _search(known: RunState, folder: run_folder.RunFolder) -> None:
     run.bridge.preload(("onnxscript", "torch_pruning", "onnxruntime.quantization"))
     until = began + DEPLOY_SHARE * run.left_s
     run.listener.phase("deploy search", until - began)
-    search.explore(lab, until, racing.kept_s(run.left_s, until - began))
-    said = racing.run(lab, time_needed.until_s(lab, until))
+
+    def extended_s() -> float:
+        return time_needed.until_s(lab, until)
+
+    search.explore(lab, until, extended_s, racing.kept_s(run.left_s, until - began))
+    said = racing.run(lab, extended_s())
     known.messages += [said] if said else []
     run.timed("deploy search", began)
     select.conclude(known, select.finalists(lab), folder)

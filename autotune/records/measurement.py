@@ -13,6 +13,9 @@ EnergyLabel = Literal[
 ]
 VerdictName = Literal["MET", "NOT_MET", "UNDECIDED", "NOT_MEASURED"]
 
+LOOKS = (3, 6)
+"""Launches of each side after which verification gives its verdicts."""
+
 
 class Domain(Record, frozen=True, kw_only=True):
     """One energy domain over one window, e.g. ``rapl:package-0`` or ``nvml:gpu0``.

@@ -21,13 +21,13 @@ from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import QUALITY_ALPHA
 from autotune.deployment.trial import outputs_of
 from autotune.records import job as jobs
-from autotune.records.measurement import Launch, Verdict
+from autotune.records.measurement import LOOKS, Launch, Verdict
 from autotune.records.plan import Deployment, Plan
 from autotune.records.report import Execution, PlanResult
 from autotune.stats import launch_ratio, limit_tests
 from autotune.verification import disturbed
 from autotune.verification import verdicts as verification_verdicts
-from autotune.verification.verdicts import LATENCY_ALPHA, LOOKS, Candidate
+from autotune.verification.verdicts import LATENCY_ALPHA, Candidate
 
 EXPECTED_SLOW = 100
 """Calls over the limit that a plan at the limit would show by the last look, where time

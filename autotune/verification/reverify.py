@@ -22,14 +22,14 @@ from autotune.errors import UsageError
 from autotune.records import job as jobs
 from autotune.records.base import Record
 from autotune.records.budget import Budget, Effort, Limit
-from autotune.records.measurement import Scores, Verdict
+from autotune.records.measurement import LOOKS, Scores, Verdict
 from autotune.records.report import PlanResult, Quantiles, Report
 from autotune.records.task import TaskSpec
 from autotune.report import run_folder
 from autotune.stats import limit_tests
 from autotune.verification import recorded_io
 from autotune.verification.launches import calls_per_launch
-from autotune.verification.verdicts import LOOKS, Candidate, deployment_verdicts, min_quality
+from autotune.verification.verdicts import Candidate, deployment_verdicts, min_quality
 
 _LAUNCH_S = 0.7
 

@@ -16,7 +16,7 @@ from autotune.deployment import metrics, ranking
 from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.pipeline import report_builder
 from autotune.pipeline.report_builder import RunState
-from autotune.records.measurement import Verdict
+from autotune.records.measurement import LOOKS, Verdict
 from autotune.records.plan import Deployment
 from autotune.records.report import PlanResult
 from autotune.report import describe, run_folder
@@ -86,7 +86,7 @@ def _tested(
             continue
         tested.append(found)
         launch_s = (run.bridge.now() - began) / len(found.side.launches)
-        over = verification_verdicts.LOOKS[0] * launch_s > run.left_s + _OVER * run.effort.time_s
+        over = LOOKS[0] * launch_s > run.left_s + _OVER * run.effort.time_s
         if found.met or _no_other_helps(run, found) or over:
             break
     return tested
@@ -270,7 +270,7 @@ def _faster(known: RunState, chosen: Verified, plain: Candidate) -> Verified | N
     if launch_ratio.faster(plain.latencies, other.latencies, run.budget.percentile).ratio >= 1:
         return None
     launch_s = sum(side.launches[0].work_s for side in (plain, other, plain, chosen.reference))
-    if verification_verdicts.LOOKS[0] * launch_s > run.left_s + _OVER * run.effort.time_s:
+    if LOOKS[0] * launch_s > run.left_s + _OVER * run.effort.time_s:
         return None
     by = launches.head_to_head(lab, plain.deployment, other.deployment)
     if by is None or not by.beyond_noise:

@@ -7,22 +7,14 @@ The share that is set aside beforehand (`shares`) suits the slowest models; most
 
 from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import Tried
+from autotune.deployment.racing import launch_s
+from autotune.records.measurement import LOOKS
 from autotune.verification.launches import launch_window_s
-from autotune.verification.verdicts import LOOKS
 
 _FINALISTS = 2
 """Finalists that are launched in full, about: one whose quality fails has a single launch."""
-_STARTS_S = 0.5
-"""An interpreter's start."""
 _WARMS_S = 1.5
 """Warming up before verification's timing, at most."""
-
-
-def launch_s(one: Tried) -> float:
-    """What a short launch takes, the scoring of rows not counted."""
-    launch = one.launch
-    assert launch is not None
-    return launch.load_s + launch.first_call_s + launch.window_s + _STARTS_S
 
 
 def until_s(lab: DeploymentEvaluator, planned_s: float) -> float:

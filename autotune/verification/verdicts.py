@@ -14,15 +14,13 @@ from autotune.context import RunContext
 from autotune.deployment import metrics
 from autotune.records import job as jobs
 from autotune.records.budget import Budget
-from autotune.records.measurement import EnergyWindow, Launch, Scores, Verdict
+from autotune.records.measurement import LOOKS, EnergyWindow, Launch, Scores, Verdict
 from autotune.records.plan import Deployment
 from autotune.records.report import Execution
 from autotune.stats import launch_ratio, limit_tests
 from autotune.training import target_quality
 from autotune.verification import disturbed
 
-LOOKS = (3, 6)
-"""Launches of each side after which verdicts are given."""
 LATENCY_ALPHA = 0.01 / len(LOOKS)
 ENERGY_ALPHA = 0.05 / len(LOOKS)
 

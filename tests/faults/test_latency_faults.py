@@ -20,7 +20,7 @@ from autotune.deployment.metrics import QUALITY_ALPHA
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort, Limit
 from autotune.records.hardware import Profile
-from autotune.records.measurement import Launch
+from autotune.records.measurement import LOOKS, Launch
 from autotune.records.report import Execution, Failure
 from autotune.stats import launch_ratio, limit_tests, quantile
 from autotune.tune import Task, tune
@@ -199,7 +199,7 @@ def test_peeking() -> None:
     counts = slow.cumsum(axis=1)[:, sizes - 1]
     most = [_most_slow(int(n), 0.01) for n in sizes]
     peeked = (counts <= np.asarray(most)).any(axis=1).mean()
-    at = np.asarray(verdicts.LOOKS) * verification_launches.calls_per_launch(95)
+    at = np.asarray(LOOKS) * verification_launches.calls_per_launch(95)
     most = [_most_slow(int(n), verdicts.LATENCY_ALPHA) for n in at]
     scheduled = (slow.cumsum(axis=1)[:, at - 1] <= np.asarray(most)).any(axis=1).mean()
     assert peeked > 0.03
@@ -230,7 +230,7 @@ def test_peeking_is_not_done(
 
     monkeypatch.setattr(verdicts, "judge", counting)
     assert latency(verified(at_the_edge)).verdict == "UNDECIDED"
-    assert tuple(looked) == verdicts.LOOKS
+    assert tuple(looked) == LOOKS
 
 
 # -- comparing -----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from autotune.deployment.metrics import QUALITY_ALPHA
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Limit
 from autotune.records.hardware import Profile
+from autotune.records.measurement import LOOKS
 from autotune.records.plan import Plan
 from autotune.records.report import Execution, Failure
 from autotune.verification import disturbed, launches, verdicts
@@ -41,9 +42,9 @@ def latency(found: launches.Verified) -> Any:
 
 
 def test_the_error_is_split_over_two_looks() -> None:
-    assert verdicts.LOOKS == (3, 6)
-    assert len(verdicts.LOOKS) * verdicts.LATENCY_ALPHA == pytest.approx(0.01)
-    assert len(verdicts.LOOKS) * verdicts.ENERGY_ALPHA == pytest.approx(0.05)
+    assert LOOKS == (3, 6)
+    assert len(LOOKS) * verdicts.LATENCY_ALPHA == pytest.approx(0.01)
+    assert len(LOOKS) * verdicts.ENERGY_ALPHA == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(("percentile", "calls"), [(50, 33), (95, 333), (99, 1666)])
