@@ -37,11 +37,12 @@ from autotune.records.job import Build
 from autotune.records.plan import Recovery, Step
 from autotune.records.task import Dynamic
 from autotune.runtimes import _torch as torch_loader
-from autotune.worker.contract import task as contract_task, dynamic_shapes
-from autotune.worker.data import rows
-from autotune.worker.channel import Channel
-from autotune.worker.data.inputs import fields
 from autotune.worker.build.recovery import recover
+from autotune.worker.channel import Channel
+from autotune.worker.contract import dynamic_shapes
+from autotune.worker.contract import task as contract_task
+from autotune.worker.data import rows
+from autotune.worker.data.inputs import fields
 
 SOURCE = "model.py"
 _TAKEN = (SOURCE, "load.py")  # names in an artifact that no sibling of the source may have

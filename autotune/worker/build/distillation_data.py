@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from autotune.forms.flat import tensors
-from autotune.worker.data import batches, batch_indexing, batch_tree, samples
 from autotune.worker.contract.task import LoadedTask
+from autotune.worker.data import batch_indexing, batch_tree, batches, samples
 from autotune.worker.data.samples import LABELS
 from autotune.worker.data.streams import Stream, rows_of
 

@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from autotune.errors import ContractError, JobError
 from autotune.records.plan import Recovery
-from autotune.worker.contract import frameworks, default_metrics
-from autotune.worker.contract.task import LoadedTask
 from autotune.worker.build.distillation_data import Lesson, outputs, unlabelled
+from autotune.worker.contract import default_metrics, frameworks
+from autotune.worker.contract.task import LoadedTask
 
 _TINY = 1e-8
 
@@ -37,7 +37,9 @@ class Distillation:
         manner: the teacher's share, and the temperature.
     """
 
-    def __init__(self, loaded: LoadedTask, student: nn.Module, first: Lesson, manner: Recovery) -> None:
+    def __init__(
+        self, loaded: LoadedTask, student: nn.Module, first: Lesson, manner: Recovery
+    ) -> None:
         self._loaded, self._temperature = loaded, manner.temperature
         self._own = frameworks.has_training_step(student)
         self._scale = 1.0

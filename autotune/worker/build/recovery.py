@@ -296,8 +296,8 @@ def _fast(model: nn.Module, loaded: LoadedTask, inputs: Any, batch_size: int) ->
     arithmetic outweighs its optimizer and its casts of the weights.
     """
     from autotune.forms import flat, module
-    from autotune.worker.evaluation.evaluate import evaluating
     from autotune.worker.build.distillation_data import unlabelled
+    from autotune.worker.evaluation.evaluate import evaluating
 
     if not torch.cpu.get_capabilities().get("amx_bf16", False):
         return False
