@@ -13,6 +13,16 @@ AutotuneError
 Messages name the value, the rule and the remedy.
 """
 
+DISTRIBUTION = "autotune-torch"
+"""What pip installs; the import name, the command and the repository are ``autotune``, a name
+that on PyPI belongs to another project."""
+
+
+def install_hint(extra: str, missing: tuple[str, ...] = ()) -> str:
+    """The remedy for a package that an extra brings: ``needs `pip install ...[onnx]```."""
+    absent = f" ({', '.join(missing)} missing)" if missing else ""
+    return f"needs `pip install {DISTRIBUTION}[{extra}]`{absent}"
+
 
 class AutotuneError(Exception):
     """Base of all; ``exit_code`` is what the command line ends with."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from autotune.cli import options, profiles
-from autotune.errors import AutotuneError
+from autotune.errors import DISTRIBUTION, AutotuneError
 
 if TYPE_CHECKING:
     from autotune.records.measurement import Verdict
@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="autotune")
+@click.version_option(package_name=DISTRIBUTION)
 def cli() -> None:
     """Tune a PyTorch model for the machine it runs on, under latency and energy budgets."""
 

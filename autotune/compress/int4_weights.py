@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from autotune.compress import Tools, _int8
+from autotune.errors import install_hint
 from autotune.forms import Form
 from autotune.records.job import Context
 from autotune.records.plan import Value
@@ -27,7 +28,7 @@ _IN_INT8 = 4  # ONNX Runtime's accuracy level at which the kernel multiplies in 
 def unavailable(context: Context) -> str | None:
     """Needs the onnx extra and at least one Linear layer."""
     if find_spec("onnxruntime") is None or find_spec("onnx") is None:
-        return "needs `pip install autotune[onnx]`"
+        return install_hint("onnx")
     if not _int8.linear(context):
         return "the model has no Linear layer, the only kind that 4-bit weights reach"
     return None

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any
 
 from autotune.compress import Tools, _half, _int8
-from autotune.errors import JobError
+from autotune.errors import JobError, install_hint
 from autotune.forms import Form, changed
 from autotune.records.job import Context
 from autotune.records.plan import Value
@@ -39,7 +39,7 @@ _ROWS, _BATCHES = 16, 16
 def unavailable(context: Context) -> str | None:
     """Needs a quantizer to prepare for, layers that it rounds, and rows to learn from."""
     if find_spec("onnxruntime") is None or find_spec("onnx") is None:
-        return "needs `pip install autotune[onnx]`"
+        return install_hint("onnx")
     if not _int8.layers(context):
         return "the model has no linear or convolutional layer"
     if context.info.train_rows + context.info.calibration_rows == 0:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from autotune.compress import Tools, _int8
+from autotune.errors import install_hint
 from autotune.forms import Form
 from autotune.records.job import Context
 from autotune.records.plan import Value
@@ -21,7 +22,7 @@ RUNTIMES = ("onnxruntime",)
 def unavailable(context: Context) -> str | None:
     """Needs the onnx extra, a Linear layer, and int8 products that were not measured as slower."""
     if find_spec("onnxruntime") is None or find_spec("onnx") is None:
-        return "needs `pip install autotune[onnx]`"
+        return install_hint("onnx")
     if not _int8.linear(context):
         return "the model has no Linear layer, the only kind that dynamic int8 reaches"
     return _int8.slower(context)

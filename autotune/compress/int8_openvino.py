@@ -15,7 +15,7 @@ from typing import Any
 
 from autotune import patterns
 from autotune.compress import Tools, _int8
-from autotune.errors import JobError
+from autotune.errors import JobError, install_hint
 from autotune.forms import Form
 from autotune.records.job import Context
 from autotune.records.plan import Value
@@ -35,10 +35,8 @@ _ROWS = 128  # each is a run of the instrumented model; how few would do was not
 def unavailable(context: Context) -> str | None:
     """Needs the openvino extra."""
     del context
-    missing = [name for name in _NEEDS if find_spec(name) is None]
-    if missing:
-        return f"needs `pip install autotune[openvino]` ({', '.join(missing)} missing)"
-    return None
+    missing = tuple(name for name in _NEEDS if find_spec(name) is None)
+    return install_hint("openvino", missing) if missing else None
 
 
 def dims(context: Context) -> tuple[Dim, ...]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.compress import Tools, _int8
+from autotune.errors import install_hint
 from autotune.forms import Form
 from autotune.records.job import Context
 from autotune.records.plan import Value
@@ -37,7 +38,7 @@ _RESTORED = (0, 2, 8)
 def unavailable(context: Context) -> str | None:
     """Needs the onnx extra, and a processor whose int8 products were not measured as slower."""
     if find_spec("onnxruntime") is None or find_spec("onnx") is None:
-        return "needs `pip install autotune[onnx]`"
+        return install_hint("onnx")
     return _int8.slower(context)
 
 

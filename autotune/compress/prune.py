@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from autotune.compress import Tools
-from autotune.errors import JobError
+from autotune.errors import JobError, install_hint
 from autotune.forms import Form, changed
 from autotune.records.job import Context
 from autotune.records.plan import Value
@@ -44,7 +44,7 @@ _ROWS, _BATCHES = 16, 16  # of calibration, for the effect of each channel
 def unavailable(context: Context) -> str | None:
     """Needs torch-pruning, and a layer that is not the output's."""
     if find_spec("torch_pruning") is None:
-        return "needs `pip install autotune[prune]`"
+        return install_hint("prune")
     types = context.traits.module_types
     layers = sum(count for name, count in types.items() if name in _PRUNABLE)
     if layers < 2:

@@ -15,6 +15,7 @@ from autotune import plugins
 from autotune.context import RunContext
 from autotune.deployment import ranking
 from autotune.deployment.evaluator import DeploymentEvaluator
+from autotune.errors import DISTRIBUTION
 from autotune.records.measurement import Verdict
 from autotune.records.plan import Deployment, Plan, Recipe
 from autotune.records.report import (
@@ -222,7 +223,7 @@ def _robustness(lab: DeploymentEvaluator) -> list[str]:
 
 
 _SOFTWARE = (
-    *("autotune", "torch", "optuna", "numpy", "onnx", "onnxruntime", "openvino", "nncf"),
+    *(DISTRIBUTION, "torch", "optuna", "numpy", "onnx", "onnxruntime", "openvino", "nncf"),
     "torch-pruning",
 )
 

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from autotune.errors import install_hint
 from autotune.forms import ABOUT, Form, place
 from autotune.runtimes import Tools
 
@@ -36,10 +37,8 @@ def write(
 
 def missing(packages: tuple[str, ...], extra: str) -> str | None:
     """What to install, where a package is missing."""
-    absent = [name for name in packages if find_spec(name) is None]
-    if not absent:
-        return None
-    return f"needs `pip install autotune[{extra}]` ({', '.join(absent)} missing)"
+    absent = tuple(name for name in packages if find_spec(name) is None)
+    return install_hint(extra, absent) if absent else None
 
 
 def _facts(form: Form, tools: Tools, runtime: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Written against the two libraries' documents; nothing here has run on a GPU.
 
 from pathlib import Path
 
-from autotune.errors import JobError
+from autotune.errors import DISTRIBUTION, JobError
 from autotune.forms import Form
 from autotune.records.job import Context
 from autotune.records.task import Dim
@@ -19,7 +19,7 @@ from autotune.runtimes import Tools, _artifact, onnxruntime
 TAKES = "onnx"
 _PROVIDER = "TensorrtExecutionProvider"
 _NEEDS = ("onnx", "onnxscript")
-_INSTALL = "`pip uninstall onnxruntime && pip install autotune[tensorrt]`"
+_INSTALL = f"`pip uninstall onnxruntime && pip install {DISTRIBUTION}[tensorrt]`"
 """The two packages of ONNX Runtime hide each other."""
 
 _SESSION = """\

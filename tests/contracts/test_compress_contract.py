@@ -132,7 +132,7 @@ def test_it_is_available_or_says_what_to_do(name, monkeypatch):
         return
     assert plugin.unavailable(CONTEXT) is None
     monkeypatch.setattr(plugin, "find_spec", lambda module: None)
-    assert "pip install autotune[" in plugin.unavailable(CONTEXT)
+    assert "pip install autotune-torch[" in plugin.unavailable(CONTEXT)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -103,7 +103,7 @@ def test_tensorrt_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu(index=0, name="made up", memory_bytes=1 << 30, compute_capability="8.0")
     context = made.context(on=msgspec.structs.replace(made.profile(), gpus=(gpu,)))
     fake(monkeypatch, ("CPUExecutionProvider",))
-    assert "pip install autotune[tensorrt]" in str(tensorrt.unavailable(context))
+    assert "pip install autotune-torch[tensorrt]" in str(tensorrt.unavailable(context))
     fake(monkeypatch, ("TensorrtExecutionProvider", "CPUExecutionProvider"))
     assert tensorrt.unavailable(context) is None
 

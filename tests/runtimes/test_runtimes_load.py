@@ -399,4 +399,4 @@ def test_openvino_computes_in_what_the_form_says(pair, tmp_path, precision, hint
 
 def test_openvino_says_what_to_install(monkeypatch):
     monkeypatch.setattr(_artifact, "find_spec", lambda name: None)
-    assert "pip install autotune[openvino]" in (openvino.unavailable(None) or "")
+    assert "pip install autotune-torch[openvino]" in (openvino.unavailable(None) or "")

@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from autotune.errors import DISTRIBUTION
 from autotune.records import profiles
 from autotune.records.hardware import Cpu, Gpu, Leaf, Profile
 from autotune.records.job import Probe, Probed
@@ -33,7 +34,7 @@ from autotune.worker.machine import gpus as machine_gpus
 
 _SOFTWARE = (
     *("torch", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "torch-pruning", "optuna"),
-    "autotune",
+    DISTRIBUTION,
 )
 _ISA = (
     *("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl"),
