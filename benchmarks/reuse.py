@@ -26,7 +26,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from autotune.deployment import ranking
 from autotune.hardware import doctor
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
@@ -93,7 +92,7 @@ def deployments(first: Report, second: Report, cold: Report) -> Found:
 
         def there(number: int) -> bool:
             seconds = _seconds(trials[number])
-            return ranking.feasible(trials[number]) and seconds <= NEAR * target
+            return trials[number].feasible and seconds <= NEAR * target
 
         return until(trials, there)
 
@@ -104,9 +103,9 @@ def wanted_s(first: Report, report: Report, cold: Report) -> float:
     """Seconds of the first run's plan in a report; of the cold run's best without it."""
     assert first.chosen is not None
     plan = _plan(first.chosen.plan.deployment)
-    within = [t for t in report.deploy_trials if ranking.feasible(t)]
+    within = [t for t in report.deploy_trials if t.feasible]
     same = [t for t in within if _plan(t.deployment) == plan]
-    return min(_seconds(t) for t in same or filter(ranking.feasible, cold.deploy_trials))
+    return min(_seconds(t) for t in same or (t for t in cold.deploy_trials if t.feasible))
 
 
 def _plan(deployment: Deployment) -> str:

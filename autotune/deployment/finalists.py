@@ -37,7 +37,7 @@ def chosen(lab: DeploymentEvaluator, without: Sequence[Tried] = ()) -> list[Trie
     gone = {t.trial.number for t in without}
     ranked = [t for t in standing(lab) if t.trial.number not in gone]
     most = len(metrics.quality_alphas(lab.run))
-    good = [t for t in ranked if ranking.feasible(t.trial)]
+    good = [t for t in ranked if t.trial.feasible]
     if not good or not _weighable(lab, good[0]):
         return _with_a_safe_one(ranked[:most], good)
     pool = good[:_CONSIDERED]
@@ -54,11 +54,11 @@ def standing(lab: DeploymentEvaluator) -> list[Tried]:
     """
     ranked = [t for t in lab.ranked() if not lab.is_baseline(t.deployment)]
     if lab.run.budget.resolved_goal() != "quality":
-        good = [t for t in ranked if ranking.feasible(t)]
+        good = [t for t in ranked if t.feasible]
         costs = {t.number: cost(lab, lab.tried[t.number]) for t in good}
         good.sort(key=lambda t: costs[t.number])
         good = ranking.lossless_first(good, lambda t: costs[t.number])
-        ranked = [*good, *(t for t in ranked if not ranking.feasible(t))]
+        ranked = [*good, *(t for t in ranked if not t.feasible)]
     return [lab.tried[t.number] for t in ranked]
 
 

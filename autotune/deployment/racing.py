@@ -63,7 +63,7 @@ def _leading(lab: DeploymentEvaluator) -> list[Tried]:
     """The few best plans within the limits that lie near the first."""
     if lab.run.budget.resolved_goal() not in _GOALS:
         return []
-    found = [t for t in finalists.standing(lab) if ranking.feasible(t.trial)]
+    found = [t for t in finalists.standing(lab) if t.trial.feasible]
     if not found:
         return []
     costs = [finalists.cost(lab, t) for t in found]
@@ -80,7 +80,7 @@ def _group(lab: DeploymentEvaluator) -> list[Tried]:
     line = finalists.chosen(lab)[1:]
     behind = finalists.chosen(lab, without=line)[1:]
     wanted = (*leading[:1], *line, *leading[1:], *behind)
-    good = [t for t in wanted if ranking.feasible(t.trial)]
+    good = [t for t in wanted if t.trial.feasible]
     return list({t.trial.number: t for t in good}.values())
 
 

@@ -21,7 +21,6 @@ from autotune.report.describe import describe, latency_of
 
 __all__ = [
     "describe",
-    "feasible",
     "latency_of",
     "lossless_first",
     "order",
@@ -35,11 +34,6 @@ CLOSE = 0.03
 _SHOWN = 3
 _NO_BUDGET = {"failed", "bound"}  # constraints of trials that were never measured
 Same = Callable[[DeployTrial, DeployTrial], bool]
-
-
-def feasible(trial: DeployTrial) -> bool:
-    """Completed, and within every budget that constrains it."""
-    return trial.state == "complete" and all(c <= 0 for c in trial.constraints.values())
 
 
 def violation(trial: DeployTrial) -> float:
@@ -99,9 +93,9 @@ def order(
         latency, energy = latency_of(trial), energy_of(trial)
         return _or_last(latency), _or_last(energy), _worseness(trial, "quality", higher_is_better)
 
-    good = sorted(filter(feasible, done), key=lambda t: (*rank(t), t.number))
+    good = sorted((trial for trial in done if trial.feasible), key=lambda t: (*rank(t), t.number))
     bad = sorted(
-        (trial for trial in done if not feasible(trial)),
+        (trial for trial in done if not trial.feasible),
         key=lambda t: (violation(t), *rank(t), t.number),
     )
     if goal == "quality" and good:
@@ -193,7 +187,7 @@ def why(
     better = _runner_up(picked, others)
     binding = report_describe.binding(verdicts)
     margin = report_describe.margin(picked, better) if picked and better else None
-    knobs = report_describe.knobs(picked, ranked, rank, feasible) if picked else {}
+    knobs = report_describe.knobs(picked, ranked, rank) if picked else {}
     looser = _looser(trials, picked, rank, {v.name for v in verdicts if v.limit <= 0})
     limit = next((v.limit for v in verdicts if v.name == "quality"), None)
     lost = report_describe.guarded(trials, picked, limit)
@@ -225,7 +219,7 @@ def why(
 
 def _runner_up(picked: DeployTrial | None, others: Sequence[DeployTrial]) -> DeployTrial | None:
     """The best other plan; one outside the budgets only where the chosen is outside too."""
-    if not others or (picked is not None and feasible(picked) and not feasible(others[0])):
+    if not others or (picked is not None and picked.feasible and not others[0].feasible):
         return None
     return others[0]
 
@@ -236,7 +230,7 @@ def _chosen_text(
     name = describe(chosen)
     if kept_baseline:
         return f"The baseline is kept ({name}): no plan beat it beyond noise and kept the limits."
-    if picked is not None and not feasible(picked):
+    if picked is not None and not picked.feasible:
         return (
             f"No plan of {tried} measured kept every limit in the search; {name} breaks them least."
         )
@@ -270,9 +264,9 @@ def _looser(
     for name in names:
         allowed = rank([report_describe.loosened(trial, name) for trial in trials])
         best = allowed[0] if allowed else None
-        if best is None or not feasible(best) or best.deployment == picked.deployment:
+        if best is None or not best.feasible or best.deployment == picked.deployment:
             continue
-        if not feasible(picked) or not _already(best, trials):
+        if not picked.feasible or not _already(best, trials):
             lines.append(f"a 10 % looser {name} limit would allow {report_describe.brief(best)}")
     if not lines:
         return "A 10 % looser limit, of any one kind, would not change the plan."
@@ -282,4 +276,4 @@ def _looser(
 
 def _already(best: DeployTrial, trials: Sequence[DeployTrial]) -> bool:
     """The plan was within the limits as they are (so it lost for another reason)."""
-    return any(feasible(trial) for trial in trials if trial.number == best.number)
+    return any(trial.feasible for trial in trials if trial.number == best.number)

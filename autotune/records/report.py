@@ -111,6 +111,11 @@ class DeployTrial(Record, frozen=True, kw_only=True):
     wall_s: float = 0.0
     overhead_s: float = 0.0
 
+    @property
+    def feasible(self) -> bool:
+        """Completed, and within every limit that constrains it."""
+        return self.state == "complete" and all(c <= 0 for c in self.constraints.values())
+
 
 class PlanResult(Record, frozen=True, kw_only=True):
     """A verified plan.  ``quality`` is on *test* with its 95 % interval.

@@ -126,12 +126,7 @@ def margin(picked: DeployTrial, other: DeployTrial) -> str:
     return ", ".join(parts) or "nothing comparable was measured"
 
 
-def knobs(
-    picked: DeployTrial,
-    ranked: Sequence[DeployTrial],
-    rank: Rank,
-    feasible: Callable[[DeployTrial], bool],
-) -> dict[str, str]:
+def knobs(picked: DeployTrial, ranked: Sequence[DeployTrial], rank: Rank) -> dict[str, str]:
     """For each knob of the chosen plan: the best plan measured with another setting."""
     chosen = picked.deployment
     out: dict[str, str] = {}
@@ -140,7 +135,7 @@ def knobs(
         label = f"{name.replace('_', ' ')} {value}".strip()
         if not without:
             out[label] = "nothing else was measured"
-        elif feasible(picked) and not feasible(without[0]):
+        elif picked.feasible and not without[0].feasible:
             out[label] = "without it no plan measured keeps the limits"
         else:
             best = without[0]

@@ -14,7 +14,6 @@ from html import escape
 from typing import NamedTuple
 
 from autotune import units
-from autotune.deployment.ranking import feasible
 from autotune.records.plan import Deployment
 from autotune.records.report import DeployTrial, Report
 from autotune.report.describe import brief, latency_of
@@ -108,7 +107,7 @@ def _in_view(report: Report, dots: Sequence[Dot], floor: float | None) -> list[f
     shown = [
         d.y
         for d in dots
-        if feasible(d.trial) or d.trial.number in report.pareto or d.trial.deployment in named
+        if d.trial.feasible or d.trial.number in report.pareto or d.trial.deployment in named
     ]
     shown = (shown or [d.y for d in dots]) + ([floor] if floor is not None else [])
     low, high = min(shown), max(shown)
@@ -231,7 +230,7 @@ def _front(report: Report, dots: Sequence[Dot], across: Axis, up: Axis) -> list[
 def _mark(report: Report, dot: Dot, across: Axis, up: Axis, runtimes: Sequence[str]) -> str:
     trial = dot.trial
     x, y = across.place(dot.x), min(max(up.place(dot.y), _TOP), _HEIGHT - _BOTTOM)
-    within = feasible(trial)
+    within = trial.feasible
     title = f"trial {trial.number}: {brief(trial)}; {'within' if within else 'breaks'} the limits"
     style = f"series-{runtimes.index(trial.deployment.runtime) % SERIES}"
     kind = "dot" if within else "dot hollow"
@@ -260,7 +259,7 @@ def _legend(
         return f'<li><span class="swatch {style}"></span>{safe(text)}</li>'
 
     items = [swatch(f"series-{i % SERIES}", name) for i, name in enumerate(runtimes)]
-    if any(not feasible(dot.trial) for dot in dots):
+    if any(not dot.trial.feasible for dot in dots):
         items.append(swatch("hollow", "breaks a limit in the search"))
     if len(report.pareto) > 1:
         items.append(swatch("line", "Pareto front"))

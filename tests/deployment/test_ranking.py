@@ -79,8 +79,8 @@ def against(trials: list[DeployTrial], limit: float) -> list[DeployTrial]:
 def test_tightening_never_adds_a_feasible_plan(
     trials: list[DeployTrial], limit: float, factor: float
 ) -> None:
-    before = {t.number for t in against(trials, limit) if ranking.feasible(t)}
-    after = {t.number for t in against(trials, limit * factor) if ranking.feasible(t)}
+    before = {t.number for t in against(trials, limit) if t.feasible}
+    after = {t.number for t in against(trials, limit * factor) if t.feasible}
     assert after <= before
 
 
@@ -96,9 +96,9 @@ def test_the_chosen_plan_is_never_infeasible(
 
     ranked = ranking.order(trials, goal, higher, indistinguishable=same)
     assert {t.number for t in ranked} == {t.number for t in trials if t.state == "complete"}
-    flags = [ranking.feasible(t) for t in ranked]
+    flags = [t.feasible for t in ranked]
     assert flags == sorted(flags, reverse=True)
-    violations = [ranking.violation(t) for t in ranked if not ranking.feasible(t)]
+    violations = [ranking.violation(t) for t in ranked if not t.feasible]
     assert violations == sorted(violations)
 
 
@@ -130,7 +130,7 @@ def test_violation() -> None:
     assert ranking.violation(trial(0, over={"memory": 0.5, "energy": -3.0})) == 0.5
     failed = msgspec.structs.replace(trial(0), state="failed")
     assert ranking.violation(failed) == math.inf
-    assert not ranking.feasible(failed)
+    assert not failed.feasible
 
 
 def test_quality_goal_takes_the_fastest_of_the_indistinguishable() -> None:
