@@ -19,8 +19,10 @@ from autotune.records import codec
 from autotune.records import job as jobs
 from autotune.records.base import Record
 from autotune.records.budget import Budget, Effort
+from autotune.records.task import Option
 from autotune.task import Task
 from autotune.tune import tune
+from tests.support import made
 
 FOLDER = Path(__file__).parent / "recordings"
 RENAMED = {
@@ -51,7 +53,8 @@ class _Line(Record, frozen=True, kw_only=True):
 
 def _renamed(value: Any) -> Any:
     if isinstance(value, dict):
-        return {RENAMED.get(k, k): _renamed(v) for k, v in value.items()}
+        new = {RENAMED.get(k, k): _renamed(v) for k, v in value.items()}
+        return _declared(new) if "excluded_by_user" in new else new
     if isinstance(value, list):
         return [_renamed(v) for v in value]
     if isinstance(value, str):
@@ -60,6 +63,16 @@ def _renamed(value: Any) -> Any:
         for old, new in VALUES.items():
             value = value.replace(old, new)
     return value
+
+
+def _declared(option: dict[str, Any]) -> dict[str, Any]:
+    """An option with what its plug-in declares: these fields are younger than the recordings."""
+    found = Option(kind="", name="", available=True)
+    new = {name: getattr(found, name) for name in made.DECLARED}
+    filled: dict[str, Any] = json.loads(
+        json.dumps(option | new | made.declared(option["kind"], option["name"]))
+    )
+    return filled
 
 
 def _compared(value: Any) -> Any:

@@ -42,17 +42,24 @@ class Tools:
 
 
 class Compressor(Protocol):
-    """A module under ``compress/``.  Steps of one ``GROUP`` exclude each other.
+    """A module under ``compress/``, from the form that it ``TAKES`` to the one that it ``GIVES``
+    (`forms.ROAD`).  Steps of one ``GROUP`` exclude each other.  ``DTYPE`` is the number format that
+    it rounds to; None where it rounds nothing.
 
-    A module may also have ``RUNTIMES``, the names of those that can serve what it gives; without
-    it each can that takes the form, or one that the form can become.  One with
-    ``TRAINS = True`` calls ``Tools.recover``.  ``SEARCHED = False``: it prepares for another step
-    and is no choice of its own.
+    It may also have (`autotune.records.task.Option` holds them):
+
+    - ``RUNTIMES``, or a function ``runtimes(context)``: names of those that can serve what it
+      gives; without it each can that takes the form, or one that the form can become.
+    - ``TRAINS = True``: it calls ``Tools.recover``.
+    - ``TIME_LEFT``: a guess of the share of the dense model's latency that it leaves.
+    - ``SEARCHED = False`` and ``PREPARES``, names of other compressors: it is no choice of its own,
+      and tried before one of those where that would be chosen but for its quality.
     """
 
     TAKES: str
     GIVES: str
     GROUP: str
+    DTYPE: str | None
 
     def unavailable(self, context: Context) -> str | None:
         """None, or why it cannot be used, in words that a person can act on."""

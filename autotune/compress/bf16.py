@@ -13,6 +13,7 @@ from autotune.records.task import Dim
 TAKES = "module"
 GIVES = "module"
 GROUP = "precision"
+DTYPE = "bf16"
 _ON_PROCESSOR = ("eager", "compiled", "openvino")
 _ON_GPU = ("cuda_eager", "cuda_graphs", "cuda_compiled")
 

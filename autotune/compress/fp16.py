@@ -13,6 +13,7 @@ from autotune.records.task import Dim
 TAKES = "module"
 GIVES = "module"
 GROUP = "precision"
+DTYPE = "fp16"
 RUNTIMES = ("cuda_eager", "cuda_graphs", "cuda_compiled", "tensorrt")
 
 

@@ -29,9 +29,11 @@ from autotune.records.task import Dim
 TAKES = "module"
 GIVES = "module"
 GROUP = "aware"
+DTYPE = "int8"
 TRAINS = True
 RUNTIMES = ("onnxruntime", "openvino")
 SEARCHED = False
+PREPARES = ("int8_static", "int8_openvino")
 
 _ROWS, _BATCHES = 16, 16
 

@@ -24,6 +24,7 @@ from autotune.records.task import Dim
 TAKES = "openvino"
 GIVES = "openvino"
 GROUP = "quantize"
+DTYPE = "int8"
 RUNTIMES = ("openvino",)
 
 _NEEDS = ("openvino", "nncf")

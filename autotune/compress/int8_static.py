@@ -26,6 +26,7 @@ from autotune.records.task import Dim
 TAKES = "onnx"
 GIVES = "onnx"
 GROUP = "quantize"
+DTYPE = "int8"
 RUNTIMES = ("onnxruntime",)
 
 _BATCH = 16  # rows a calibration call: bounds the memory that recording activations takes

@@ -24,6 +24,7 @@ from autotune.records.task import Dim
 TAKES = "module"
 GIVES = "module"
 GROUP = "prune"
+DTYPE = None
 TRAINS = True
 
 _PRUNABLE = (

@@ -87,7 +87,10 @@ class Body(Protocol):
 
 
 class Plugin(Protocol):
-    """What each file of this folder is."""
+    """What each file of this folder is.
+
+    ``RANKS``, or a function ``ranks(context)``, gives the numbers of processes to be measured.
+    """
 
     def unavailable(self, context: Context) -> str | None:
         """Why this machine or task cannot use it, and what would mend that; None if it can."""

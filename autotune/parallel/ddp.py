@@ -18,6 +18,7 @@ signals); whatever way the launcher goes on, it kills the agent's tree first.
 import contextlib
 import datetime
 import json
+import math
 import os
 import re
 import selectors
@@ -65,6 +66,13 @@ def unavailable(context: Context) -> str | None:
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         return "needs torch built with torch.distributed and gloo: install a PyPI build of torch"
     return None
+
+
+def ranks(context: Context) -> tuple[int, ...]:
+    """Powers of two up to one a GPU, or a core where there is no GPU."""
+    profile = context.profile
+    devices = len(profile.gpus) or math.floor(profile.cpu.cores)
+    return tuple(1 << i for i in range(1, 11) if 1 << i <= devices)
 
 
 def launch(job: Train | Throughput, root: Path, channel: "Reporter", body: "Body") -> Answer:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from autotune.parallel import Body, Reporter
 
+RANKS = (1,)
+
 
 class Solo:
     """A group of one: every collective is the identity."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from autotune.records.base import Record
+from autotune.records.plan import Device
 
 
 class TaskSpec(Record, frozen=True, kw_only=True):
@@ -199,15 +200,25 @@ class Traits(Record, frozen=True, kw_only=True):
 
 
 class Option(Record, frozen=True, kw_only=True):
-    """One legal or refused choice.
+    """One legal or refused choice, and what a plug-in declares of itself.
 
     ``kind`` is ``runtime``, ``compress``, ``parallel``, ``precision``, ``optimizer`` or ``step``.
     A refused one carries a reason that a person can act on.  ``takes`` and ``gives`` are forms
-    (``forms.ROAD``); compressors of one ``group`` exclude each other; ``dims`` are a compressor's
-    or runtime's own parameters.  A compressor that ``trains`` recovers what it took away by
-    training.  ``runtimes`` are those that can serve what a compressor gives;
-    None: each that takes the form, or one that the form can become.  One that is not ``searched``
-    is no dimension of the search, which tries it where another trial calls for it.
+    (``forms.ROAD``); ``dims`` are a compressor's or runtime's own parameters.
+
+    Of a compressor: those of one ``group`` exclude each other.  ``runtimes`` are those that can
+    serve what it gives; None: each that takes the form, or one that the form can become.  One that
+    ``trains`` recovers quality by training.  One that is not ``searched`` is no dimension of the
+    search; it ``prepares`` the model for the compressors named there, and is tried where one of
+    them would be chosen but for its quality.  ``dtype`` is the number format that it rounds to
+    (``int8``, ``bf16``, ...), None where it rounds nothing.  ``time_left`` is a prior guess of the
+    share of the dense model's latency that it leaves; it only orders first trials.
+
+    Of a runtime: it computes on ``device``, a GPU being PyTorch's ``cuda``, also AMD's.  It
+    ``compiles`` when the artifact is built, or at the first call in each process; None: never.
+    ``build_s`` is the least that a first trial of it is expected to take, before one was measured.
+
+    Of a parallel plug-in: ``ranks`` are the numbers of processes to be measured.
     """
 
     kind: str
@@ -222,6 +233,13 @@ class Option(Record, frozen=True, kw_only=True):
     runtimes: tuple[str, ...] | None = None
     trains: bool = False
     searched: bool = True
+    prepares: tuple[str, ...] = ()
+    dtype: str | None = None
+    time_left: float = 0.5
+    device: Device = "cpu"
+    compiles: Literal["build", "first_call"] | None = None
+    build_s: float = 0.0
+    ranks: tuple[int, ...] = ()
 
 
 class Split(Record, frozen=True, kw_only=True):
@@ -281,3 +299,12 @@ class Survey(Record, frozen=True, kw_only=True):
     widths: tuple[Width, ...] = ()
     certifiable_drop: float | None = None
     notes: tuple[str, ...] = ()
+
+    def option(self, kind: str, name: str) -> Option:
+        """The option of that kind and name; one with defaults where the survey has none."""
+        found = (o for o in self.options if o.kind == kind and o.name == name)
+        return next(found, Option(kind=kind, name=name, available=False))
+
+    def device(self, runtime: str) -> Device:
+        """Where the runtime of that name computes."""
+        return self.option("runtime", runtime).device

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from autotune.forms import Form
 from autotune.records.job import Context
-from autotune.records.plan import Value
+from autotune.records.plan import Device, Value
 from autotune.records.task import Dim
 
 
@@ -26,11 +26,17 @@ class Tools:
 
 
 class Runtime(Protocol):
-    """A module under ``runtimes/``.  One that takes ``module`` also takes ``program``, and takes
-    nothing else where it says ``TRACED = True``.
+    """A module under ``runtimes/``.  ``TAKES`` is the form that it serves (`forms.ROAD`): one that
+    takes ``module`` also takes ``program``, and takes nothing else where it says ``TRACED = True``.
+    ``DEVICE`` is where it computes.
+
+    It may also have (`autotune.records.task.Option` holds them): ``COMPILES``, ``build`` or
+    ``first_call``, where a compiler runs; ``BUILD_S``, the least seconds that a first trial of
+    it is expected to take, before one was measured.
     """
 
     TAKES: str
+    DEVICE: Device
 
     def unavailable(self, context: Context) -> str | None:
         """None, or why it cannot be used, in words that a person can act on."""

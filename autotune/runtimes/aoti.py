@@ -20,7 +20,10 @@ from autotune.records.job import Context
 from autotune.records.task import Dim
 from autotune.runtimes import Tools, _artifact, compiled
 
+DEVICE = "cpu"
 TAKES = "module"
+COMPILES = "build"
+BUILD_S = 20.0
 TRACED = True
 """It takes the exported ``program`` even of a module whose source could stand alone."""
 _RECURRENT = ("GRU", "LSTM", "RNN")

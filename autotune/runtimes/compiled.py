@@ -14,7 +14,10 @@ from autotune.records.job import Context
 from autotune.records.task import Dim
 from autotune.runtimes import Tools, _artifact
 
+DEVICE = "cpu"
 TAKES = "module"
+COMPILES = "first_call"
+BUILD_S = 20.0  # a first trial: compiling takes 2.5 to 7.4 s in each of several processes
 
 
 def unavailable(context: Context) -> str | None:

@@ -11,7 +11,9 @@ from autotune.records.job import Context
 from autotune.records.task import Dim
 from autotune.runtimes import Tools, _cuda, eager
 
+DEVICE = "cuda"
 TAKES = "module"
+COMPILES = "first_call"
 
 
 def unavailable(context: Context) -> str | None:

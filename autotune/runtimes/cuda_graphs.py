@@ -12,6 +12,7 @@ from autotune.records.job import Context
 from autotune.records.task import Dim
 from autotune.runtimes import Tools, _cuda, eager
 
+DEVICE = "cuda"
 TAKES = "module"
 
 

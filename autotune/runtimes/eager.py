@@ -11,6 +11,7 @@ from autotune.records.job import Context
 from autotune.records.task import Dim
 from autotune.runtimes import Tools, _artifact
 
+DEVICE = "cpu"
 TAKES = "module"
 
 

@@ -7,6 +7,7 @@ from autotune.records.job import Context
 from autotune.records.task import Dim
 from autotune.runtimes import Tools, _artifact
 
+DEVICE = "cpu"
 TAKES = "onnx"
 _NEEDS = ("onnx", "onnxruntime", "onnxscript")
 

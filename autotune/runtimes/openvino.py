@@ -15,6 +15,7 @@ from autotune.records.job import Context
 from autotune.records.task import Dim
 from autotune.runtimes import Tools, _artifact
 
+DEVICE = "cpu"
 TAKES = "openvino"
 _NEEDS = ("onnx", "onnxscript", "openvino")  # the first two export what OpenVINO converts
 _PRECISION = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}

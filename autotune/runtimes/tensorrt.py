@@ -16,6 +16,7 @@ from autotune.records.job import Context
 from autotune.records.task import Dim
 from autotune.runtimes import Tools, _artifact, onnxruntime
 
+DEVICE = "cuda"
 TAKES = "onnx"
 _PROVIDER = "TensorrtExecutionProvider"
 _NEEDS = ("onnx", "onnxscript")

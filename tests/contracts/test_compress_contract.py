@@ -1,5 +1,6 @@
 """What every file under compress/ must keep; a new file joins by itself."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,10 @@ def test_it_declares_its_forms_and_its_group(name):
     assert plugin.TAKES in ROAD
     assert plugin.GIVES in ROAD
     assert plugin.GROUP
+    assert plugin.DTYPE is None or re.fullmatch(r"(fp|tf|bf|int)\d+", plugin.DTYPE)
+    assert 0 < getattr(plugin, "TIME_LEFT", 0.5) < 1
+    assert set(getattr(plugin, "PREPARES", ())) <= set(NAMES) - {name}
+    assert getattr(plugin, "SEARCHED", True) or plugin.PREPARES
     assert plugin.__doc__
 
 

@@ -14,6 +14,7 @@ from autotune.parallel import Group, Reporter
 from autotune.records.job import Context, Rate, Throughput
 from autotune.records.plan import Recipe
 from autotune.records.task import TaskSpec
+from autotune.worker.survey.options import declared
 from tests.support import made
 
 NAMES = plugins.names("parallel")
@@ -93,6 +94,10 @@ def test_it_has_the_protocol(name: str) -> None:
     expected = ["job", "root", "channel", "body"]
     assert list(inspect.signature(plugin.launch).parameters) == expected
     assert plugin.__doc__
+    ranks = declared(plugin, made.context(on=made.profile(cores=4.0)))["ranks"]
+    assert ranks
+    assert sorted(set(ranks)) == list(ranks)
+    assert ranks[0] >= 1
 
 
 @pytest.mark.parametrize("name", NAMES)

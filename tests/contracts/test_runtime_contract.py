@@ -78,6 +78,9 @@ def written(request, forms, tmp_path_factory) -> Path:
 def test_it_declares_its_form_and_answers_whether_it_can_be_used(name):
     plugin = plugins.load("runtimes", name)
     assert plugin.TAKES in ROAD
+    assert plugin.DEVICE in ("cpu", "cuda")
+    assert getattr(plugin, "COMPILES", None) in (None, "build", "first_call")
+    assert getattr(plugin, "BUILD_S", 0.0) >= 0
     reason = plugin.unavailable(None)
     assert reason is None or len(reason) > 10
     assert plugin.__doc__

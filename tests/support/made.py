@@ -2,13 +2,33 @@
 
 from typing import Any
 
+from autotune import plugins
 from autotune.bridge.protocol import FunctionBridge
 from autotune.context import RunContext, Silent
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Cpu, Leaf, Profile
 from autotune.records.job import Context, Job, Result
 from autotune.records.measurement import Launch
-from autotune.records.task import Split, Survey, TaskInfo, TaskSpec, Traits
+from autotune.records.task import Option, Split, Survey, TaskInfo, TaskSpec, Traits
+from autotune.worker.survey import options as survey_options
+
+DECLARED = ("prepares", "dtype", "time_left", "device", "compiles", "build_s", "ranks")
+
+
+def declared(kind: str, name: str, cores: float = 2.0) -> dict[str, Any]:
+    """What the plug-in of that name declares of itself, as fields of `Option`: those alone that
+    the recordings under ``tests/recordings`` and most made-up options leave out.
+    """
+    folder = {"runtime": "runtimes"}.get(kind, kind)
+    if folder not in ("runtimes", "compress", "parallel") or name not in plugins.names(folder):
+        return {}
+    found = survey_options.declared(plugins.load(folder, name), context(on=profile(cores=cores)))
+    return {field: found[field] for field in DECLARED if field in found}
+
+
+def option(**fields: Any) -> Option:
+    """An available option; what the plug-in of its name declares is filled in."""
+    return Option(**({"available": True} | declared(fields["kind"], fields["name"]) | fields))
 
 
 def info(**changes: object) -> TaskInfo:

@@ -40,28 +40,26 @@ def info(**changes: object) -> TaskInfo:
 TRAITS = made.traits()
 
 OPTIONS = (
-    Option(kind="runtime", name="compiled", available=True, takes="module"),
-    Option(kind="runtime", name="eager", available=True, takes="module"),
-    Option(kind="runtime", name="onnxruntime", available=True, takes="onnx"),
-    Option(
+    made.option(kind="runtime", name="compiled", takes="module"),
+    made.option(kind="runtime", name="eager", takes="module"),
+    made.option(kind="runtime", name="onnxruntime", takes="onnx"),
+    made.option(
         kind="compress",
         name="prune",
-        available=True,
         takes="module",
         trains=True,
         gives="module",
         group="prune",
         dims=(Dim(name="macs_kept", kind="float", low=0.1, high=0.9, step=0.05, neutral=1.0),),
     ),
-    Option(
+    made.option(
         kind="compress",
         name="int8_static",
-        available=True,
         takes="onnx",
         gives="onnx",
         group="quantize",
     ),
-    Option(
+    made.option(
         kind="compress",
         name="int8_dynamic",
         available=False,
@@ -70,15 +68,14 @@ OPTIONS = (
         group="quantize",
         reason="the model has no Linear layers",
     ),
-    Option(kind="parallel", name="single", available=True),
-    Option(kind="parallel", name="ddp", available=True),
+    made.option(kind="parallel", name="single"),
+    made.option(kind="parallel", name="ddp"),
     Option(kind="precision", name="fp32", available=True),
     *(Option(kind="optimizer", name=name, available=True) for name in get_args(Optimizer)),
 )
-AWARE = Option(
+AWARE = made.option(
     kind="compress",
     name="int8_aware",
-    available=True,
     takes="module",
     gives="module",
     group="aware",
@@ -89,12 +86,11 @@ AWARE = Option(
 """Beside `OPTIONS`: what is tried for another step's sake alone."""
 
 GPU_OPTIONS = (
-    Option(kind="runtime", name="cuda_eager", available=True, takes="module"),
-    Option(kind="runtime", name="cuda_graphs", available=True, takes="module"),
-    Option(
+    made.option(kind="runtime", name="cuda_eager", takes="module"),
+    made.option(kind="runtime", name="cuda_graphs", takes="module"),
+    made.option(
         kind="compress",
         name="fp16",
-        available=True,
         takes="module",
         gives="module",
         group="precision",

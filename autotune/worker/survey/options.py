@@ -3,7 +3,7 @@ optimizers that this torch and this model have a use for, and what a training st
 """
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from autotune import plugins
 from autotune.compress import _paths
@@ -37,16 +37,26 @@ def _option(kind: str, folder: str, name: str, context: Context) -> Option:
         name=name,
         available=reason is None,
         reason=reason,
-        takes=getattr(plugin, "TAKES", None),
-        gives=getattr(plugin, "GIVES", None),
-        group=getattr(plugin, "GROUP", None),
-        dims=plugin.dims(context) if hasattr(plugin, "dims") else (),
-        runtimes=plugin.runtimes(context)
-        if hasattr(plugin, "runtimes")
-        else getattr(plugin, "RUNTIMES", None),
-        trains=getattr(plugin, "TRAINS", False),
-        searched=getattr(plugin, "SEARCHED", True),
+        **declared(plugin, context),
     )
+
+
+_ASKED = ("kind", "name", "available", "reason", "excluded_by_user")
+
+
+def declared(plugin: Any, context: Context) -> dict[str, Any]:
+    """What a plug-in says of itself: each other field of `Option` is a constant of its module
+    (``DEVICE``), or a function of the context (``dims``); one that it lacks has its default.
+    """
+    found: dict[str, Any] = {}
+    for field in Option.__struct_fields__:
+        if field in _ASKED:
+            continue
+        if hasattr(plugin, field.upper()):
+            found[field] = getattr(plugin, field.upper())
+        elif hasattr(plugin, field):
+            found[field] = getattr(plugin, field)(context)
+    return found
 
 
 def precisions(profile: Profile) -> tuple[Option, ...]:
