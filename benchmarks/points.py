@@ -140,9 +140,9 @@ class _Rounds:
                 self._passes.append(codec.decode(data, Replays, what="a pass").replays)
             for kind, make_call in calls.items():
                 self._round(number, kind, make_call)
-        from autotune.worker.opbench import passes
+        from autotune.worker.opbench import op_benchmark
 
-        yield Replays(model=self._name, replays=passes.combined(self._passes))
+        yield Replays(model=self._name, replays=op_benchmark.combined(self._passes))
         for (kind, threads, batch), taken in self._found.items():
             yield Truth(
                 model=self._name,

@@ -3,9 +3,9 @@
     copy_bytes_per_s, gemm_{fp32,tf32,bf16,fp16}_flop_per_s    the device alone
     host_to_device_bytes_per_s, device_to_host_...        pinned memory, one way
     launch_overhead_s                                     one small operator among many
-    idle_power_w, loaded_power_w                          by the meter process (`power`)
+    idle_power_w, loaded_power_w                          by the meter process (`power_draw`)
 
-What this does not know: links between devices (`links`), and sparse or fp8 products.
+What this does not know: links between devices (`interconnect`), sparse and fp8 products.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,38 +21,38 @@ if TYPE_CHECKING:
     import torch
 
 _DEVICE_N = 4096
-_TF32 = 8
-"""Compute capability."""
+_TF32_CAPABILITY = 8
+"""Major compute capability from which on a device has TF32 (Ampere)."""
 
 
 def count() -> int:
-    """CUDA devices that torch sees, without touching any."""
+    """CUDA devices that torch sees, without initialising any."""
     import torch
 
     return torch.cuda.device_count()
 
 
-def cuda(bench: microbenchmarks.Timer, *, anchors_only: bool) -> tuple[Gpu, ...]:
-    """Every CUDA device that torch sees, with its facts and, time permitting, its rates."""
+def cuda(timer: microbenchmarks.Timer, *, anchors_only: bool) -> tuple[Gpu, ...]:
+    """Every CUDA device that torch sees, with its properties and, time permitting, its rates."""
     import torch
 
     if not torch.cuda.is_available():
         return ()
     devices = range(torch.cuda.device_count())
-    return tuple(_gpu(bench, index, anchors_only) for index in devices)
+    return tuple(_gpu(timer, index, anchors_only) for index in devices)
 
 
-def _gpu(bench: microbenchmarks.Timer, index: int, anchors_only: bool) -> Gpu:
+def _gpu(timer: microbenchmarks.Timer, index: int, anchors_only: bool) -> Gpu:
     import torch
 
     facts = torch.cuda.get_device_properties(index)
     device = torch.device("cuda", index)
     measured = device_leaves(
-        bench,
+        timer,
         device,
         lambda: torch.cuda.synchronize(device),
         copy_bytes=min(256 << 20, facts.total_memory // 16),
-        kinds=("fp32",) if anchors_only else _kinds(facts.major),
+        kinds=("fp32",) if anchors_only else _precisions(facts.major),
     )
     gpu = Gpu(
         index=index,
@@ -66,7 +66,7 @@ def _gpu(bench: microbenchmarks.Timer, index: int, anchors_only: bool) -> Gpu:
 
 
 def device_leaves(
-    bench: microbenchmarks.Timer,
+    timer: microbenchmarks.Timer,
     device: "torch.device",
     wait: Callable[[], None],
     *,
@@ -77,7 +77,7 @@ def device_leaves(
     """Copy and GEMM rates of one device; ``wait`` blocks until its work is done."""
     import torch
 
-    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     source = torch.ones(copy_bytes // 4, device=device)
     target = torch.zeros(copy_bytes // 4, device=device)
 
@@ -85,33 +85,35 @@ def device_leaves(
         target.copy_(source)
         wait()
 
-    found = bench.leaf("copy_bytes_per_s", "B/s", copy, 2.0 * copy_bytes, waits=True)
+    found = timer.leaf("copy_bytes_per_s", "B/s", copy, 2.0 * copy_bytes, waits=True)
     if device.type == "cuda":
-        found |= _host_copies(bench, source, wait)
-        found |= _launches(bench, source[:1], wait)
+        found |= _host_copies(timer, source, wait)
+        found |= _launches(timer, source[:1], wait)
     for kind in kinds:
         # not of ones: a GPU multiplies constant numbers up to an eighth faster than others
-        matrix = torch.randn(size, size, device=device).to(types.get(kind, torch.float32))
+        matrix = torch.randn(size, size, device=device).to(dtypes.get(kind, torch.float32))
         out = torch.empty_like(matrix)
 
         def multiply(matrix: "torch.Tensor" = matrix, out: "torch.Tensor" = out) -> None:
             torch.mm(matrix, matrix, out=out)
             wait()
 
-        with _products("high" if kind == "tf32" else "highest"):
-            found |= bench.leaf(
+        with _matmul_precision("high" if kind == "tf32" else "highest"):
+            found |= timer.leaf(
                 f"gemm_{kind}_flop_per_s", "FLOP/s", multiply, 2.0 * size**3, waits=True
             )
     return found
 
 
-def _kinds(major: int) -> tuple[str, ...]:
-    """Types to multiply in; tf32 is there since Ampere (ROCm counts otherwise, and has it too)."""
-    return ("fp32", "tf32", "bf16", "fp16") if major >= _TF32 else ("fp32", "bf16", "fp16")
+def _precisions(major: int) -> tuple[str, ...]:
+    """Precisions of matrix products to time (ROCm's larger capabilities pass too)."""
+    return (
+        ("fp32", "tf32", "bf16", "fp16") if major >= _TF32_CAPABILITY else ("fp32", "bf16", "fp16")
+    )
 
 
 @contextmanager
-def _products(precision: str) -> Iterator[None]:
+def _matmul_precision(precision: str) -> Iterator[None]:
     import torch
 
     before = torch.get_float32_matmul_precision()
@@ -123,31 +125,31 @@ def _products(precision: str) -> Iterator[None]:
 
 
 def _host_copies(
-    bench: microbenchmarks.Timer, held: "torch.Tensor", wait: Callable[[], None]
+    timer: microbenchmarks.Timer, tensor: "torch.Tensor", wait: Callable[[], None]
 ) -> dict[str, Leaf]:
     """Between pinned host memory and the device, one way each."""
     import torch
 
-    part = held[: min(held.numel(), 16 << 20)]
+    part = tensor[: min(tensor.numel(), 16 << 20)]
     host = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
     size = float(part.numel() * part.element_size())
 
-    def down() -> None:
+    def to_device() -> None:
         part.copy_(host, non_blocking=True)
         wait()
 
-    def up() -> None:
+    def to_host() -> None:
         host.copy_(part, non_blocking=True)
         wait()
 
     return {
-        **bench.leaf("host_to_device_bytes_per_s", "B/s", down, size, waits=True),
-        **bench.leaf("device_to_host_bytes_per_s", "B/s", up, size, waits=True),
+        **timer.leaf("host_to_device_bytes_per_s", "B/s", to_device, size, waits=True),
+        **timer.leaf("device_to_host_bytes_per_s", "B/s", to_host, size, waits=True),
     }
 
 
 def _launches(
-    bench: microbenchmarks.Timer, one: "torch.Tensor", wait: Callable[[], None]
+    timer: microbenchmarks.Timer, one: "torch.Tensor", wait: Callable[[], None]
 ) -> dict[str, Leaf]:
     """``launch_overhead_s``: one operator on one element, among many that are not waited for."""
     import torch
@@ -157,32 +159,31 @@ def _launches(
             torch.add(one, one)
         wait()
 
-    samples, spoilt = bench.rates(launch, float(microbenchmarks.DISPATCHES), waits=True)
+    samples, unreliable = timer.rates(launch, float(microbenchmarks.DISPATCHES), waits=True)
     seconds = [1 / rate for rate in samples]
-    if spoilt:
-        bench.doubt("launch_overhead_s", seconds, "s")
+    if unreliable:
+        timer.mark_uncertain("launch_overhead_s", seconds, "s")
     return {"launch_overhead_s": microbenchmarks.as_leaf(seconds, "s")}
 
 
-def drawn(found: tuple[Gpu, ...], watts: power_draw.Probe) -> tuple[Gpu, ...]:
-    """The devices with what they draw, idle and while all of them multiply matrices."""
+def with_power(found: tuple[Gpu, ...], power: power_draw.PowerProbe) -> tuple[Gpu, ...]:
+    """The devices with the power that they draw, idle and while all of them multiply matrices."""
     if not found:
         return ()
     import torch
 
-    kind = torch.float16
     size = (_DEVICE_N, _DEVICE_N)
-    held = [torch.randn(size, device=_device(gpu)).to(kind) for gpu in found]
+    matrices = [torch.randn(size, device=_device(gpu)).to(torch.float16) for gpu in found]
 
     def call() -> None:
-        for matrix in held:
+        for matrix in matrices:
             torch.mm(matrix, matrix)
         for gpu in found:
             torch.cuda.synchronize(gpu.index)
 
-    watts.devices(len(found), call)
+    power.devices(len(found), call)
     return tuple(
-        msgspec.structs.replace(gpu, figures=gpu.figures | watts.boards.get(gpu.index, {}))
+        msgspec.structs.replace(gpu, figures=gpu.figures | power.boards.get(gpu.index, {}))
         for gpu in found
     )
 

@@ -1,4 +1,4 @@
-"""What it costs to exchange tensors on this machine: T(n) = alpha + n / beta.
+"""Cost of exchanging tensors on this machine: T(n) = alpha + n / beta.
 
     fork -> two ranks, gloo over loopback   -> all-reduce of 4 B (alpha) and of 4 MB (beta)
             a rank a CUDA device, NCCL      -> all-reduce of 4 B (alpha) and of 256 MB (beta)
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Backend = Literal["gloo", "nccl"]
 _SMALL = 1
 _LARGE: dict[Backend, int] = {"gloo": 1 << 20, "nccl": 1 << 26}
-"""Numbers of 4 bytes; on a fast link a small tensor's time is all alpha."""
+"""fp32 elements; on a fast link a small tensor's time is all alpha."""
 _CALLS = 15
 _WARM = 3
 _PATIENCE_S: dict[Backend, float] = {"gloo": 10.0, "nccl": 30.0}

@@ -1,18 +1,18 @@
-"""The other ways through this machine: each library path and memory level at its own rate.
+"""Rates of single library paths and memory levels: GEMM, convolution, thin products, reads.
 
-    quick      gemm_fp32_n256_{t}t_flop_per_s  too short for other work to come between
+    quick      gemm_fp32_n256_{t}t_flop_per_s  too short to be interrupted
                conv_fp32_{t}t_flop_per_s     oneDNN's direct convolution
                linear_fp32_{t}t_flop_per_s   oneDNN's packed matrix product (compiled models)
                linear_rows{M}_fp32_{t}t_flop_per_s   eager products of few rows
                gemm_fp32_onnxruntime_{t}t_flop_per_s  its own: 1.3 times MKL's on a Zen 3 core
-               read_{t}t_bytes_per_s         cold GEMV: a matrix that no cache holds, once through
+               read_{t}t_bytes_per_s         GEMV with a matrix that no cache holds
                read_cached_{t}t_bytes_per_s  the same within the cache that cores share
     thorough   gemm_fp32_n{N}_{t}t_flop_per_s, depthwise_fp32_{t}t_flop_per_s,
                gemm_int8_onnxruntime_{t}t_op_per_s  what its int8 models spend their time in
                triad_{t}t_bytes_per_s (memory), triad_cached_1t_bytes_per_s (a core's own cache)
 
-Bounds need the fastest path of all; estimates need each.  Inputs are small integers: exact,
-and as fast as any other.
+Bounds need the fastest path of all; estimates need each.  Inputs are ones: on a CPU the values do
+not change the speed.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from autotune.records.hardware import Leaf
 
 
 class KernelTimer(Protocol):
-    """What times: see `microbenchmarks.Timer`."""
+    """The methods of `microbenchmarks.Timer` that are used here."""
 
     def scaled(
         self,
@@ -35,16 +35,14 @@ class KernelTimer(Protocol):
         *,
         may_slow: bool = False,
     ) -> dict[str, Leaf]:
-        """The same call at several thread counts, ``{}`` in ``name``, of which more may be slower
-        only where they ``may_slow`` it.
-        """
+        """The same call at several thread counts, which replace ``{}`` in ``name``."""
         ...
 
     def leaf(
         self, name: str, unit: str, call: Callable[[], object], work: float,
         floor: float | None = None,
     ) -> dict[str, Leaf]:  # fmt: skip
-        """One call as it is; not recorded where it lies far under ``floor``."""
+        """One rate; unknown where it lies far below ``floor``."""
         ...
 
 
@@ -54,7 +52,7 @@ _LINEAR_N = 512
 _ONNX_N = 512
 ROWS = (1, 2, 4, 8, 16, 32)
 _FEW, _LONG, _SQUARE = 2, (4096, 256), (512, 512)
-"""Up to so many rows a long product is the fastest, beyond them a square one: [depth, width]."""
+"""[depth, width] of the fastest product: long up to ``_FEW`` rows, square beyond."""
 _TIMES = 8
 _LINEAR_ROWS = 256
 _CONV = (1, 128, 30)
@@ -63,13 +61,13 @@ _DEPTHWISE = (2, 192, 58)
 
 
 def quick(
-    bench: KernelTimer, counts: Sequence[int], buffer_bytes: int, cache_bytes: int | None
+    timer: KernelTimer, counts: Sequence[int], buffer_bytes: int, cache_bytes: int | None
 ) -> dict[str, Leaf]:
-    """What bounds need.  ``cache_bytes`` is the size of the last cache before memory."""
+    """The rates that bounds need.  ``cache_bytes`` is the size of the last cache before memory."""
     batch, channels, side = _CONV
     name = f"gemm_fp32_n{_SHORT}_{{}}t_flop_per_s"
-    found = bench.scaled(name, "FLOP/s", _gemm(_SHORT), 2.0 * _SHORT**3, counts)
-    found |= bench.scaled(
+    found = timer.scaled(name, "FLOP/s", _gemm(_SHORT), 2.0 * _SHORT**3, counts)
+    found |= timer.scaled(
         "conv_fp32_{}t_flop_per_s",
         "FLOP/s",
         convolution(batch, channels, side),
@@ -79,43 +77,43 @@ def quick(
     packed = packed_linear(_LINEAR_ROWS, _LINEAR_N, _LINEAR_N)
     if packed is not None:
         flops = 2.0 * _LINEAR_ROWS * _LINEAR_N**2
-        found |= bench.scaled("linear_fp32_{}t_flop_per_s", "FLOP/s", packed, flops, counts)
-    found |= _thin(bench, counts)
-    found |= _onnx(bench, "gemm_fp32_onnxruntime_{}t_flop_per_s", "FLOP/s", False, counts)
-    found |= bench.scaled(
+        found |= timer.scaled("linear_fp32_{}t_flop_per_s", "FLOP/s", packed, flops, counts)
+    found |= _thin(timer, counts)
+    found |= _onnx(timer, "gemm_fp32_onnxruntime_{}t_flop_per_s", "FLOP/s", False, counts)
+    found |= timer.scaled(
         "read_{}t_bytes_per_s", "B/s", _read(buffer_bytes), float(buffer_bytes), counts
     )
     if cache_bytes:
         size = cache_bytes // 4
-        found |= bench.scaled(
+        found |= timer.scaled(
             "read_cached_{}t_bytes_per_s", "B/s", _read(size), float(size), counts
         )
     return found
 
 
 def thorough(
-    bench: KernelTimer, counts: Sequence[int], buffer_bytes: int, cache_bytes: int | None
+    timer: KernelTimer, counts: Sequence[int], buffer_bytes: int, cache_bytes: int | None
 ) -> dict[str, Leaf]:
-    """What estimates gain from."""
+    """The further rates that estimates use.  ``cache_bytes`` is the size of a core's own cache."""
     found: dict[str, Leaf] = {}
     for size in _SIZES:
         name = f"gemm_fp32_n{size}_{{}}t_flop_per_s"
-        found |= bench.scaled(name, "FLOP/s", _gemm(size), 2.0 * size**3, counts)
+        found |= timer.scaled(name, "FLOP/s", _gemm(size), 2.0 * size**3, counts)
     batch, channels, side = _DEPTHWISE
-    found |= bench.scaled(
+    found |= timer.scaled(
         "depthwise_fp32_{}t_flop_per_s",
         "FLOP/s",
         convolution(batch, channels, side, groups=channels),
         2.0 * batch * 9 * channels * (side - 2) ** 2,
         counts,
     )
-    found |= _onnx(bench, "gemm_int8_onnxruntime_{}t_op_per_s", "op/s", True, counts)
-    found |= bench.scaled(
+    found |= _onnx(timer, "gemm_int8_onnxruntime_{}t_op_per_s", "op/s", True, counts)
+    found |= timer.scaled(
         "triad_{}t_bytes_per_s", "B/s", _triad(buffer_bytes), 3.0 * buffer_bytes, counts
     )
     if cache_bytes:
         size = cache_bytes // 4  # three arrays and room for what else there is
-        found |= bench.scaled(
+        found |= timer.scaled(
             "triad_cached_{}t_bytes_per_s", "B/s", _triad(size), 3.0 * size, counts[:1]
         )
     return found
@@ -155,14 +153,14 @@ def packed_linear(rows: int, depth: int, width: int) -> Callable[[], object] | N
     return call
 
 
-def _thin(bench: KernelTimer, counts: Sequence[int]) -> dict[str, Leaf]:
-    """Linear layers as eager PyTorch does them, with few rows."""
+def _thin(timer: KernelTimer, counts: Sequence[int]) -> dict[str, Leaf]:
+    """Eager linear layers with few rows."""
     found: dict[str, Leaf] = {}
     for rows in ROWS:
         depth, width = _LONG if rows <= _FEW else _SQUARE
         name, work = f"linear_rows{rows}_fp32_{{}}t_flop_per_s", 2.0 * _TIMES * rows * depth * width
         call = _linear(rows, depth, width)
-        found |= bench.scaled(name, "FLOP/s", call, work, counts, may_slow=True)
+        found |= timer.scaled(name, "FLOP/s", call, work, counts, may_slow=True)
     return found
 
 
@@ -188,7 +186,7 @@ def _gemm(size: int) -> Callable[[], object]:
 
 
 def _onnx(
-    bench: KernelTimer, name: str, unit: str, int8: bool, counts: Sequence[int]
+    timer: KernelTimer, name: str, unit: str, int8: bool, counts: Sequence[int]
 ) -> dict[str, Leaf]:
     """A product with packed weights; none where the packages are missing."""
     found: dict[str, Leaf] = {}
@@ -197,7 +195,7 @@ def _onnx(
         call = onnx_product(_ONNX_N, threads, int8=int8)
         if call is None:
             break
-        found |= bench.leaf(name.format(threads), unit, call, 2.0 * _ONNX_N**3, floor)
+        found |= timer.leaf(name.format(threads), unit, call, 2.0 * _ONNX_N**3, floor)
         leaf = found.get(name.format(threads))
         floor = leaf.value if leaf is not None else floor
     return found

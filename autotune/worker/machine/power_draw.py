@@ -1,15 +1,15 @@
-"""What this machine draws, idle and at work: watts, by the meter process alone.
+"""The power that this machine draws, idle and loaded, in watts; read by the meter process.
 
     idle    nothing runs      -- windows --> idle_power_w
     loaded  matrix products   -- windows --> loaded_power_{t}t_w (t threads)
                                              loaded_power_w (a board)
 
-The processor's watts are those of all domains that a run's joules are counted in, boards
-excepted; each board has its own.  A leaf is the median of its windows; its interval reaches from
-the least to the most that any of them may have been, the counter's resolution included.  A window
+The processor's watts are those of all domains that a run's joules are counted in, GPU boards
+excepted; each board has its own.  A leaf is the median of its windows; its interval spans all of
+them, the counter's resolution included.  A window
 in which others used over 5 % of the processor is taken again; what stays so is not recorded.
 
-What this does not know: the power of other work than matrix products, and falling clocks later on.
+What this does not know: the power of other work than matrix products, and clocks that fall later.
 """
 
 import time
@@ -25,15 +25,15 @@ IDLE = "idle_power_w"
 LOADED = "loaded_power_{}t_w"
 BOARD = "loaded_power_w"
 _ERROR = 0.05
-"""Relative error that the counter's update period alone may make in one window."""
+"""Relative error of one window that the counter's update period may cause."""
 _LEAST_S, _MOST_S = 0.3, 3.5
 _PHASE_S = 4.0
 _IDLE_WINDOWS = 3
 _REPEATS = 2
 
 
-class Meter(Protocol):
-    """What of the meter process's client is used: see `meterclient.MeterClient`."""
+class WindowMeter(Protocol):
+    """The methods of `meter_client.MeterClient` that are used here."""
 
     def sources(self) -> tuple[EnergySource, ...]: ...
 
@@ -43,23 +43,25 @@ class Meter(Protocol):
 
 
 class Watts(NamedTuple):
-    """Of one window: the likeliest, and what they may have been at least and at most."""
+    """Mean power of one window, with its interval."""
 
     value: float
     low: float
     high: float
 
 
-class Probe:
+class PowerProbe:
     """Fills ``figures`` (the processor's), ``boards`` (by torch's index) and ``warnings``.
 
-    ``windows`` are taken of each load (of idleness always three).  ``over`` tells that the time for
-    probing is spent: then what is left stays unknown.  Without a meter nothing is done.
+    Args:
+        meter: the meter process's client; without one nothing is measured.
+        windows: how many to take of each load (of idleness always three).
+        over: whether the time for probing is spent: what is left then stays unknown.
     """
 
     def __init__(
         self,
-        meter: Meter | None,
+        meter: WindowMeter | None,
         *,
         windows: int = 1,
         over: Callable[[], bool] = lambda: False,
@@ -79,37 +81,37 @@ class Probe:
         self._window_s = min(_MOST_S, max(_LEAST_S, wanted))
 
     def idle(self, boards: int = 0) -> None:
-        """The processor and so many boards while nothing runs; before anything touches a board."""
+        """The processor and ``boards`` GPUs while nothing runs; call it before a GPU is used."""
         windows = self._windows(None, _IDLE_WINDOWS)
-        self._keep(IDLE, windows)
+        self._record(IDLE, windows)
         for index in range(boards):
-            self._keep_board(index, IDLE, windows)
+            self._record_board(index, IDLE, windows)
 
     def processor(self, threads: int, call: Callable[[], object]) -> None:
-        """The processor while ``call`` runs over and over on so many threads."""
-        self._keep(LOADED.format(threads), self._windows(call, self._count))
+        """The processor while ``call`` runs repeatedly on ``threads`` threads."""
+        self._record(LOADED.format(threads), self._windows(call, self._count))
 
     def devices(self, boards: int, call: Callable[[], object]) -> None:
-        """So many boards while ``call`` keeps all of them busy, and has waited for them."""
+        """``boards`` GPUs while ``call`` keeps all of them busy; it must wait for them."""
         taken = self._windows(call, self._count)
         for index in range(boards):
-            self._keep_board(index, BOARD, taken)
+            self._record_board(index, BOARD, taken)
 
     # -- windows ---------------------------------------------------------------------------
 
     def _windows(self, call: Callable[[], object] | None, count: int) -> list[EnergyWindow]:
-        """Clean windows, and at least one whatever it is like; none where nothing can be read."""
+        """Undisturbed windows, or else one disturbed one; none where nothing can be read."""
         if not self._readable or self._over():
             return []
         count = max(1, min(count, int(_PHASE_S / self._window_s)))
         clean: list[EnergyWindow] = []
-        spoilt: list[EnergyWindow] = []
-        while len(clean) < count and len(spoilt) <= _REPEATS:
+        unreliable: list[EnergyWindow] = []
+        while len(clean) < count and len(unreliable) <= _REPEATS:
             window = self._window(call)
-            (spoilt if _foreign(window) > FOREIGN_WARN else clean).append(window)
+            (unreliable if _foreign(window) > FOREIGN_WARN else clean).append(window)
             if clean and self._over():
                 break
-        return clean or spoilt[-1:]
+        return clean or unreliable[-1:]
 
     def _window(self, call: Callable[[], object] | None) -> EnergyWindow:
         assert self._meter is not None
@@ -123,13 +125,13 @@ class Probe:
 
     # -- leaves ----------------------------------------------------------------------------
 
-    def _keep(self, name: str, windows: Sequence[EnergyWindow]) -> None:
+    def _record(self, name: str, windows: Sequence[EnergyWindow]) -> None:
         if self._meter is None:
             return
         chosen = [[d for d in w.domains if not _board(d.name)] for w in windows]
         self.figures[name] = self._leaf(name, windows, chosen, of_boards=False)
 
-    def _keep_board(self, index: int, name: str, windows: Sequence[EnergyWindow]) -> None:
+    def _record_board(self, index: int, name: str, windows: Sequence[EnergyWindow]) -> None:
         if self._meter is None:
             return
         wanted = [f"{maker}:gpu{index}" for maker in BOARDS]
@@ -166,7 +168,7 @@ class Probe:
     def _why(
         self, pairs: Sequence[tuple[EnergyWindow, Sequence[Domain]]], *, of_boards: bool
     ) -> str:
-        """Why these windows prove no power."""
+        """Why no power follows from these windows."""
         if not pairs and self._readable:
             return "the time for probing was spent"
         domains = [d for _, ds in pairs for d in ds]
@@ -179,24 +181,24 @@ class Probe:
         lacking = [s for s in self._sources if s.label == "unavailable"]
         own = [s for s in lacking if _board(s.name) == of_boards]
         why = f"{own[0].name} says {own[0].reason}" if own else "nothing here measures it"
-        return f"{why} (`autotune doctor` tells what helps)"
+        return f"{why} (`autotune doctor` says what helps)"
 
 
 def _watts(window: EnergyWindow, domains: Sequence[Domain]) -> Watts | None:
     if not domains or window.duration_s <= 0:
         return None
-    joules = unsure = 0.0
+    joules = uncertainty = 0.0
     for domain in domains:
         if domain.energy_j is None:
             return None
         joules += domain.energy_j
-        unsure += domain.uncertainty_j or 0.0
-    ends = (joules, joules - unsure, joules + unsure)
+        uncertainty += domain.uncertainty_j or 0.0
+    ends = (joules, joules - uncertainty, joules + uncertainty)
     return Watts(*(energy / window.duration_s for energy in ends))
 
 
 def _foreign(window: EnergyWindow) -> float:
-    """What others used of the processor; a simulated tree's watts are not of this machine."""
+    """Share of the processor that others used; 0 for simulated counters."""
     real = any(d.origin != "simulated" for d in window.domains)
     return (window.foreign_load or 0.0) if real else 0.0
 

@@ -1,15 +1,15 @@
-"""Profile this machine: what it has (read) and what it does (measured), in about 4 seconds.
+"""Profile this machine: what it has (read) and how fast it is (measured), in about 4 seconds.
 
-    system readers -> Cpu, memory            never the host's name, serials, addresses, paths
-    links          -> leaves                 two processes, all devices: alpha and beta
-    probes.cpu     -> leaves                 GEMM, copy and operator overhead on the CPU
-    devices.cuda   -> Gpu and its leaves     only where there is a device; before the processor
-    power          -> watts, idle and loaded only where the meter process is asked
+    host readers         -> Cpu, memory            never the host's name, serials, addresses, paths
+    interconnect         -> leaves                 two processes, all devices: alpha and beta
+    microbenchmarks.cpu  -> leaves                 GEMM, copy and operator overhead on the CPU
+    gpus.cuda            -> Gpu and its leaves     only where there is a device; before the CPU
+    power_draw           -> watts, idle and loaded only where there is a meter process
 
 A leaf's value is the median of its samples, low and high are their extremes; the anchors are
-measured again at the end, so that their interval holds the machine's drift.  How much others
-used meanwhile stands beside them (`foreign`).  Samples that foreign load spoiled are discarded
-and taken again, twice; what is still spoiled then stays, with its wide interval and a warning.
+measured again at the end, so that their interval holds the machine's drift.  The foreign load
+meanwhile is a leaf too (`noise`).  Samples that foreign load disturbed are taken again, twice; what
+is still disturbed then stays, with its wide interval and a warning.
 
 What this does not know: the machine when it is busy, and behaviour beyond the probed sizes.
 """
@@ -29,8 +29,16 @@ from autotune.records.hardware import Cpu, Gpu, Leaf, Profile
 from autotune.records.job import Probe, Probed
 from autotune.worker.channel import Channel
 from autotune.worker.host import linux, topology
-from autotune.worker.machine import boards, foreign, interconnect, microbenchmarks, power_draw
-from autotune.worker.machine import gpus as machine_gpus
+from autotune.worker.machine import (
+    boards,
+    interconnect,
+    microbenchmarks,
+    noise,
+    power_draw,
+)
+from autotune.worker.machine import (
+    gpus as machine_gpus,
+)
 
 _SOFTWARE = (
     *("torch", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "torch-pruning", "optuna"),
@@ -43,7 +51,7 @@ _ISA = (
 )
 """The extensions that decide how fast a model runs, by the kernel's names."""
 _WINDOWS = 3
-"""Of loaded power, each, in a thorough profile."""
+"""Of each loaded power, in a thorough profile."""
 _TORCH_NAMES = {"fma3": "fma", "avx512_f": "avx512f", "avx512_bw": "avx512bw",
                 "avx512_vl": "avx512vl", "neon": "asimd"}  # fmt: skip
 
@@ -53,9 +61,9 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
     started = time.monotonic()
     cpu = processor()
     memory, usable = memory_bytes()
-    bench = microbenchmarks.Timer(started + job.budget_s, threads=max(1, int(cpu.cores)))
-    watch = foreign.Watch()
-    figures, gpus, warnings = _measured(job, cpu, usable, bench)
+    timer = microbenchmarks.Timer(started + job.budget_s, threads=max(1, int(cpu.cores)))
+    load = noise.ForeignLoad()
+    figures, gpus, warnings = _measured(job, cpu, usable, timer)
     versions = software()
     profile = Profile(
         name=name(cpu, gpus),
@@ -67,7 +75,7 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
         usable_memory_bytes=usable,
         gpus=gpus,
         others=() if job.device == "cpu" else boards.others(),
-        figures=figures | watch.leaves() | topology.clocks(),
+        figures=figures | load.leaves() | topology.clocks(),
         software=versions,
         warnings=warnings,
         probe_s=time.monotonic() - started,
@@ -78,40 +86,40 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
 _Measured = tuple[dict[str, Leaf], tuple[Gpu, ...], tuple[str, ...]]
 
 
-def _measured(job: Probe, cpu: Cpu, usable: int, bench: microbenchmarks.Timer) -> _Measured:
-    """The machine's leaves, its devices with theirs, and what is doubtful."""
+def _measured(job: Probe, cpu: Cpu, usable: int, timer: microbenchmarks.Timer) -> _Measured:
+    """The machine's leaves, its devices with theirs, and warnings."""
     size = _buffer_bytes(cpu, usable)
     if job.anchors_only:
         with _threads():
-            gpus = _devices(job, bench)
-            found = bench.anchors(size)
-        return found, gpus, tuple(bench.warnings)
+            gpus = _devices(job, timer)
+            found = timer.anchors(size)
+        return found, gpus, tuple(timer.warnings)
     found = _linked(job, cpu)  # before any thread, and before a device is touched
-    with _metered(job, bench) as watts, _threads():
-        watts.idle(0 if job.device == "cpu" else machine_gpus.count())
-        gpus = machine_gpus.drawn(_devices(job, bench), watts)
-        found |= bench.cpu(
+    with _metered(job, timer) as power, _threads():
+        power.idle(0 if job.device == "cpu" else machine_gpus.count())
+        gpus = machine_gpus.with_power(_devices(job, timer), power)
+        found |= timer.cpu(
             size,
             thorough=job.thorough,
             own_cache_bytes=cpu.l2_bytes,
             last_cache_bytes=cpu.l3_bytes,
         )
-        bench.loaded(watts)
+        timer.loaded(power)
     with _threads():
-        found = foreign.pooled(found, bench.anchors(size)) | watts.figures
-    return found, gpus, (*bench.warnings, *watts.warnings)
+        found = noise.pooled(found, timer.anchors(size)) | power.figures
+    return found, gpus, (*timer.warnings, *power.warnings)
 
 
-def _devices(job: Probe, bench: microbenchmarks.Timer) -> tuple[Gpu, ...]:
-    """The devices first, and in time of their own: what they are used for costs them next to
-    nothing, but to set one up takes seconds, which the processor's probes shall not lack.
+def _devices(job: Probe, timer: microbenchmarks.Timer) -> tuple[Gpu, ...]:
+    """The devices' rates; the deadline moves by the time that they took, as initialising CUDA takes
+    seconds that the processor's probes need.
     """
     if job.device == "cpu":
         return ()
     began = time.monotonic()
-    found = machine_gpus.cuda(bench, anchors_only=job.anchors_only)
+    found = machine_gpus.cuda(timer, anchors_only=job.anchors_only)
     if found and not job.thorough:
-        bench.extend(time.monotonic() - began)
+        timer.extend(time.monotonic() - began)
     return found
 
 
@@ -123,15 +131,15 @@ def _linked(job: Probe, cpu: Cpu) -> dict[str, Leaf]:
 
 
 @contextmanager
-def _metered(job: Probe, bench: microbenchmarks.Timer) -> Iterator[power_draw.Probe]:
-    """A probe of power, which finds nothing where there is no meter process to ask."""
+def _metered(job: Probe, timer: microbenchmarks.Timer) -> Iterator[power_draw.PowerProbe]:
+    """A power probe, which measures nothing where there is no meter process."""
     if job.meter is None:
-        yield power_draw.Probe(None)
+        yield power_draw.PowerProbe(None)
         return
     from autotune.worker.energy.meter_client import MeterClient
 
     with MeterClient(job.meter) as meter:
-        yield power_draw.Probe(meter, over=bench.over, windows=_WINDOWS if job.thorough else 1)
+        yield power_draw.PowerProbe(meter, over=timer.over, windows=_WINDOWS if job.thorough else 1)
 
 
 def processor(root: Path = linux.ROOT) -> Cpu:

@@ -16,12 +16,14 @@ under long load: one run of the whole model tells (control.estimate).
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import combinations
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -33,7 +35,7 @@ from autotune.worker.contract import task
 from autotune.worker.host import linux
 from autotune.worker.machine.noise import Sample, best, timed
 from autotune.worker.measure import malloc
-from autotune.worker.opbench import onednn_ops, onnx_ops, passes
+from autotune.worker.opbench import onednn_ops, onnx_ops
 from autotune.worker.survey import op_trace, work_bounds
 from autotune.worker.survey.op_trace import Cell, Played, Spec, Tape
 
@@ -123,7 +125,7 @@ def replay(
         now = time.monotonic()
         if now + (now - began) / len(found) > until_s:
             break
-    return passes.combined(found)
+    return combined(found)
 
 
 def once(
@@ -392,3 +394,49 @@ def _weights(model: nn.Module, found: Tape, threads: int) -> Weights:
     if size < own // 2:
         return Weights(0, own // 2)
     return Weights(min(size, 2 * shared if size > shared else 2 * own * threads), own // 2)
+
+
+def combined(passes: Sequence[Sequence[OpReplay]]) -> tuple[OpReplay, ...]:
+    """Several passes over a model's operators as one: the (lower) median of each operator's timings
+    at each setting.  All passes have the same settings in the same order.
+    """
+    return tuple(_combined(same) for same in zip(*passes, strict=True))
+
+
+def _combined(same: Sequence[OpReplay]) -> OpReplay:
+    """One setting of several passes."""
+
+    def median_of(seconds: Iterable[float | None]) -> float | None:
+        known = [s for s in seconds if s is not None]
+        return median_low(known) if known else None
+
+    one = same[0]
+    # an operator may be timed in some passes alone
+    alike = [r for r in same if [op.kind for op in r.ops] == [op.kind for op in one.ops]]
+    if len(alike) == 1:
+        return one
+    ops = tuple(
+        msgspec.structs.replace(
+            found[0],
+            eager_s=median_low(op.eager_s for op in found),
+            packed_s=median_of(op.packed_s for op in found),
+            onnx_s=median_of(op.onnx_s for op in found),
+        )
+        for found in zip(*(r.ops for r in alike), strict=True)
+    )
+    whole_s = median_of(r.whole_s for r in alike)
+    return msgspec.structs.replace(one, ops=ops, whole_s=whole_s, apart=_apart(alike))
+
+
+def _apart(same: Sequence[OpReplay]) -> float:
+    """The root mean square of the log-ratios of two passes' sums, of eager's or of ONNX Runtime's
+    times, whichever is larger.
+    """
+    eager = [math.fsum(op.calls * op.eager_s for op in r.ops) for r in same]
+    onnx = [math.fsum(op.calls * (op.onnx_s or 0.0) for op in r.ops) for r in same]
+    return max(_spread(eager), _spread(onnx))
+
+
+def _spread(sums: Sequence[float]) -> float:
+    pairs = [math.log(a / b) for a, b in combinations(sums, 2) if a and b]
+    return math.sqrt(math.fsum(x * x for x in pairs) / len(pairs)) if pairs else 0.0

@@ -1,4 +1,4 @@
-"""The power guard on a made-up NVML: limits are put back however the run ends."""
+"""The power guard on a made-up NVML: limits are restored however the run ends."""
 
 import json
 import os

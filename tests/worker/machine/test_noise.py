@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from autotune.records.hardware import Leaf
-from autotune.worker.machine import foreign
+from autotune.worker.machine import noise
 
 
 def stat(root: Path, busy: int, idle: int, steal: int) -> None:
@@ -19,17 +19,17 @@ def stat(root: Path, busy: int, idle: int, steal: int) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
 def test_shares_of_what_others_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreign.time, "process_time", lambda: 0.0)
+    monkeypatch.setattr(noise.time, "process_time", lambda: 0.0)
     stat(tmp_path, 100, 1000, 0)
-    watch = foreign.Watch(tmp_path)
+    load = noise.ForeignLoad(tmp_path)
     stat(tmp_path, 160, 1030, 10)
-    found = {name: leaf.value for name, leaf in watch.leaves().items()}
+    found = {name: leaf.value for name, leaf in load.leaves().items()}
     assert found == {"foreign_load": pytest.approx(0.6), "steal_share": pytest.approx(0.1)}
-    assert all(leaf.unit == "1" for leaf in watch.leaves().values())
+    assert all(leaf.unit == "1" for leaf in load.leaves().values())
 
 
 def test_what_cannot_be_read_is_absent(tmp_path: Path) -> None:
-    assert foreign.Watch(tmp_path).leaves() == {}
+    assert noise.ForeignLoad(tmp_path).leaves() == {}
 
 
 def rate(value: float | None, **more: float) -> Leaf:
@@ -38,8 +38,8 @@ def rate(value: float | None, **more: float) -> Leaf:
 
 def test_two_rounds_are_one_leaf_with_both_ends() -> None:
     first = {"a": rate(10.0, low=9.0, high=11.0), "b": rate(1.0)}
-    pooled = foreign.pooled(first, {"a": rate(12.0, low=11.5, high=12.5), "c": rate(5.0)})
+    pooled = noise.pooled(first, {"a": rate(12.0, low=11.5, high=12.5), "c": rate(5.0)})
     assert set(pooled) == {"a", "b"}
     a = pooled["a"]
     assert (a.value, a.low, a.high, a.samples) == (11.0, 9.0, 12.5, 14)
-    assert foreign.pooled(first, {"a": rate(None)})["a"] == first["a"]
+    assert noise.pooled(first, {"a": rate(None)})["a"] == first["a"]

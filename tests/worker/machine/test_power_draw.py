@@ -61,9 +61,9 @@ class Clock:
         self.slept = seconds
 
 
-def probe(meter: Meter | None, over: Callable[[], bool] = lambda: False) -> power_draw.Probe:
+def probe(meter: Meter | None, over: Callable[[], bool] = lambda: False) -> power_draw.PowerProbe:
     clock = Clock()
-    return power_draw.Probe(meter, over=over, clock=clock, sleep=clock.sleep)
+    return power_draw.PowerProbe(meter, over=over, clock=clock, sleep=clock.sleep)
 
 
 def test_idle_power_is_the_median_of_three_windows() -> None:
@@ -147,7 +147,7 @@ def test_a_slow_counter_gets_long_and_few_windows() -> None:
     slow = EnergySource(name="hwmon", domains=("hwmon:power1",), label="measured_sampled")
     meter = Meter(window(domain(20.0, "hwmon:power1")), sources=(slow,))
     clock = Clock()
-    watts = power_draw.Probe(meter, clock=clock, sleep=clock.sleep)
+    watts = power_draw.PowerProbe(meter, clock=clock, sleep=clock.sleep)
     watts.idle()
     assert (clock.slept, meter.closed) == (3.5, 1)
 

@@ -39,11 +39,11 @@ class Steps:
         return self.now
 
 
-def bench(
-    timer: Callable[[], float], deadline: float = 1e9, threads: int = 2
+def timer_on(
+    clock: Callable[[], float], deadline: float = 1e9, threads: int = 2
 ) -> microbenchmarks.Timer:
     return microbenchmarks.Timer(
-        deadline, threads, clock=lambda: 0.0, timer=timer, pause=lambda s: None
+        deadline, threads, clock=lambda: 0.0, timer=clock, pause=lambda s: None
     )
 
 
@@ -68,22 +68,22 @@ def nothing() -> None:
 
 
 def test_quiet_samples_are_taken_once() -> None:
-    timer = Steps(1.0, 1.01, 1.02, 1.0, 1.0, 1.0, 1.0, 99.0)
-    samples, spoilt = bench(timer).rates(nothing, 2.0)
-    assert not spoilt
+    clock = Steps(1.0, 1.01, 1.02, 1.0, 1.0, 1.0, 1.0, 99.0)
+    samples, unreliable = timer_on(clock).rates(nothing, 2.0)
+    assert not unreliable
     assert len(samples) == 7
     assert max(samples) == pytest.approx(2.0)
 
 
 def test_spoilt_samples_are_discarded_and_taken_again() -> None:
     loaded = [1.0, 9.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    samples, spoilt = bench(Steps(*loaded, 1.0)).rates(nothing, 1.0)
-    assert not spoilt
+    samples, unreliable = timer_on(Steps(*loaded, 1.0)).rates(nothing, 1.0)
+    assert not unreliable
     assert samples == pytest.approx([1.0] * 7)
 
 
 def test_lasting_load_is_a_warning_and_a_wide_interval() -> None:
-    tester = bench(Steps(*([1.0, 2.0] * 50)))
+    tester = timer_on(Steps(*([1.0, 2.0] * 50)))
     leaf = tester.leaf("x", "B/s", nothing, 1.0)["x"]
     assert (leaf.low, leaf.high, leaf.samples, leaf.source) == (0.5, 1.0, 7, "measured")
     tester.leaf("y", "B/s", nothing, 1.0)
@@ -117,30 +117,30 @@ def test_a_call_that_waits_for_a_device_is_not_disturbed_by_its_waiting(
 
 def test_what_more_threads_hardly_raise_is_looked_at_again_at_the_end() -> None:
     """A core at half its speed for a second makes two threads no faster than one."""
-    found = bench(Steps(*[1.0] * 16, *[0.5] * 8))
+    found = timer_on(Steps(*[1.0] * 16, *[0.5] * 8))
     first = found.scaled("rate_{}t", "1/s", nothing, 1.0, (1, 2))
     assert first["rate_2t"].value == 1.0
-    again = found._looked_again(first)
+    again = found._remeasured(first)
     assert list(again) == ["rate_2t"], "one thread has nothing to share"
     assert (again["rate_2t"].value, again["rate_2t"].low, again["rate_2t"].high) == (2.0, 1.0, 2.0)
     assert found.warnings[0].startswith("uncertain: rate_2t (1 to 2 1/s)")
 
 
 def test_what_two_threads_double_is_not_looked_at_again() -> None:
-    found = bench(Steps(*[1.0] * 8, 0.5))
-    assert found._looked_again(found.scaled("rate_{}t", "1/s", nothing, 1.0, (1, 2))) == {}
+    found = timer_on(Steps(*[1.0] * 8, 0.5))
+    assert found._remeasured(found.scaled("rate_{}t", "1/s", nothing, 1.0, (1, 2))) == {}
 
 
 def test_more_threads_that_are_slower_are_spoilt() -> None:
-    samples, spoilt = bench(Steps(1.0)).rates(nothing, 1.0, floor=5.0)
-    assert spoilt
+    samples, unreliable = timer_on(Steps(1.0)).rates(nothing, 1.0, floor=5.0)
+    assert unreliable
     assert samples == [1.0] * 7
-    recovered = bench(Steps(*[1.0] * 7, 0.1)).rates(nothing, 1.0, floor=5.0)
+    recovered = timer_on(Steps(*[1.0] * 7, 0.1)).rates(nothing, 1.0, floor=5.0)
     assert not recovered[1]
 
 
 def test_spent_budget_leaves_values_out_and_says_so() -> None:
-    tester = bench(Steps(1.0), deadline=-1.0)
+    tester = timer_on(Steps(1.0), deadline=-1.0)
     assert tester.cpu(1 << 20) == {}
     assert len(tester.warnings) >= 5
 
@@ -152,14 +152,14 @@ def test_ladder_stops_at_the_first_call_over_its_budget() -> None:
         sizes.append(size)
         return nothing
 
-    tester = bench(Steps(*[0.001] * 8, 0.2))  # N=32: one call and seven samples; N=64: too slow
+    tester = timer_on(Steps(*[0.001] * 8, 0.2))  # N=32: one call and seven samples; N=64: too slow
     leaf = tester._ladder("slow", "op/s", make)["slow"]
     assert sizes == [32, 64]
     assert (leaf.value, leaf.samples) == (pytest.approx(2 * 64**3 / 0.2), 1)
 
 
 def test_a_ladder_on_more_threads_that_collapses_is_not_recorded() -> None:
-    tester = bench(Steps(1e-3))
+    tester = timer_on(Steps(1e-3))
     found = tester._ladder("x", "op/s", lambda size: nothing, threads=1, floor=1e15)
     assert found["x"].value is None
     assert "other work held their cores" in tester.warnings[0]
@@ -186,7 +186,7 @@ def test_ladder_climbs_past_128_only_where_it_is_affordable() -> None:
             sizes.append(size)
             return call
 
-        bench(lambda: now)._ladder("bf16", "op/s", make)
+        timer_on(lambda: now)._ladder("bf16", "op/s", make)
         return sizes[-1]
 
     assert largest(1.4e9) == 256  # 24 ms; the next would take 192 ms
@@ -198,7 +198,7 @@ def test_an_operator_that_is_missing_is_a_warning() -> None:
     def make(size: int) -> Callable[[], object]:
         raise RuntimeError("not built\nC++ trace")
 
-    tester = bench(Steps(1.0))
+    tester = timer_on(Steps(1.0))
     assert tester._ladder("int8", "op/s", make) == {}
     assert tester.warnings == ["int8 was not measured: not built"]
 
@@ -253,7 +253,7 @@ def test_fingerprint_holds_what_must_agree() -> None:
 def test_no_cuda_device() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    assert machine_gpus.cuda(bench(Steps(1.0)), anchors_only=False) == ()
+    assert machine_gpus.cuda(timer_on(Steps(1.0)), anchors_only=False) == ()
 
 
 def test_rates_of_a_device_wait_for_it() -> None:
@@ -264,7 +264,7 @@ def test_rates_of_a_device_wait_for_it() -> None:
         waits += 1
 
     found = machine_gpus.device_leaves(
-        bench(Steps(1.0)),
+        timer_on(Steps(1.0)),
         torch.device("cpu"),
         wait,
         copy_bytes=4096,
@@ -290,7 +290,7 @@ def test_copies_to_a_device_are_from_pinned_memory(monkeypatch: pytest.MonkeyPat
         return plain(shape, dtype=dtype)  # type: ignore[call-overload,no-any-return]
 
     monkeypatch.setattr(torch, "empty", empty)
-    found = machine_gpus._host_copies(bench(Steps(0.5)), torch.ones(1024), nothing)
+    found = machine_gpus._host_copies(timer_on(Steps(0.5)), torch.ones(1024), nothing)
     assert pinned == [True]
     assert {name: leaf.value for name, leaf in found.items()} == {
         "host_to_device_bytes_per_s": pytest.approx(8192.0),
@@ -299,7 +299,7 @@ def test_copies_to_a_device_are_from_pinned_memory(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_launch_is_one_of_many_that_are_waited_for_together() -> None:
-    found = machine_gpus._launches(bench(Steps(1.0)), torch.ones(1), nothing)
+    found = machine_gpus._launches(timer_on(Steps(1.0)), torch.ones(1), nothing)
     assert found["launch_overhead_s"].value == pytest.approx(1 / microbenchmarks.DISPATCHES)
 
 
@@ -312,16 +312,16 @@ def test_devices_are_loaded_together_and_keep_their_own_watts(
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     leaf = Leaf(value=300.0, unit="W", source="measured")
 
-    class Watts(power_draw.Probe):
+    class Watts(power_draw.PowerProbe):
         def devices(self, boards: int, call: Callable[[], object]) -> None:
             call()
             self.boards = {index: {power_draw.BOARD: leaf} for index in range(boards)}
 
     two = (gpu(), Gpu(index=1, name="x", memory_bytes=1))
-    found = machine_gpus.drawn(two, Watts(None))
+    found = machine_gpus.with_power(two, Watts(None))
     assert [g.figures for g in found] == [{"loaded_power_w": leaf}] * 2
     assert waited == [0, 1]
-    assert machine_gpus.drawn((), Watts(None)) == ()
+    assert machine_gpus.with_power((), Watts(None)) == ()
 
 
 def test_a_device_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +332,7 @@ def test_a_device_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts)
     monkeypatch.setattr(machine_gpus, "device_leaves", lambda *args, **kwargs: {})
-    (found,) = machine_gpus.cuda(bench(Steps(1.0)), anchors_only=True)
+    (found,) = machine_gpus.cuda(timer_on(Steps(1.0)), anchors_only=True)
     assert (found.name, found.compute_capability, found.multiprocessors) == ("GPU X", "9.0", 132)
     assert "u" not in codec.encode(found).decode().split('"')
 
@@ -403,12 +403,12 @@ def process(command: list[object]) -> Iterator[None]:
 
 
 def test_a_collapsed_rate_is_not_recorded_as_truth() -> None:
-    tester = bench(Steps(1.0))
+    tester = timer_on(Steps(1.0))
     found = tester.leaf("gemm", "FLOP/s", nothing, 1.0, floor=5.0)
     assert found["gemm"].value is None
     assert tester.warnings == [
         "gemm is not recorded: 1 FLOP/s is under half of what fewer threads reach, so other work "
         "held their cores; profile again when it is done"
     ]
-    kept = bench(Steps(1.0)).leaf("gemm", "FLOP/s", nothing, 1.0, floor=1.5)
+    kept = timer_on(Steps(1.0)).leaf("gemm", "FLOP/s", nothing, 1.0, floor=1.5)
     assert kept["gemm"].value == 1.0

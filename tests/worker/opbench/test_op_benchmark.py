@@ -13,7 +13,7 @@ from autotune.records.measurement import OpReplay, OpTime
 from autotune.records.task import TaskSpec
 from autotune.worker.channel import NullChannel
 from autotune.worker.machine import noise
-from autotune.worker.opbench import op_benchmark, passes
+from autotune.worker.opbench import op_benchmark
 from autotune.worker.survey import op_trace
 
 
@@ -106,17 +106,17 @@ def passed(*seconds: float, packed_s: float | None = None) -> tuple[OpReplay]:
 
 
 def test_of_two_passes_the_faster_counts() -> None:
-    (both,) = passes.combined([passed(2.0, 5.0), passed(3.0, 4.0, packed_s=1.0)])
+    (both,) = op_benchmark.combined([passed(2.0, 5.0), passed(3.0, 4.0, packed_s=1.0)])
     assert [op.eager_s for op in both.ops] == [2.0, 4.0]
     assert [op.packed_s for op in both.ops] == [1.0, 1.0]
     assert both.apart == pytest.approx(0.0), "7 s both"
-    (both,) = passes.combined([passed(2.0), passed(1.0)])
+    (both,) = op_benchmark.combined([passed(2.0), passed(1.0)])
     assert both.apart == pytest.approx(math.log(2))
-    assert passes.combined([passed(2.0), passed(1.0, 1.0)]) == passed(2.0)
+    assert op_benchmark.combined([passed(2.0), passed(1.0, 1.0)]) == passed(2.0)
 
 
 def test_of_three_passes_the_middle_counts() -> None:
-    (one,) = passes.combined([passed(2.0, 5.0), passed(4.0, 5.0), passed(1.0, 7.0)])
+    (one,) = op_benchmark.combined([passed(2.0, 5.0), passed(4.0, 5.0), passed(1.0, 7.0)])
     assert [op.eager_s for op in one.ops] == [2.0, 5.0]
     sums = [math.log(a / b) for a, b in ((7, 9), (7, 8), (9, 8))]
     assert one.apart == pytest.approx(math.sqrt(sum(x * x for x in sums) / 3))
