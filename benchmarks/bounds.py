@@ -34,6 +34,7 @@ from torch import nn
 
 from autotune.errors import FormatError
 from autotune.hardware import bounds
+from autotune.hardware import profiles as hardware_profiles
 from autotune.records import codec
 from autotune.records.base import Record
 from autotune.records.hardware import Profile
@@ -337,7 +338,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(given.seed)
     np.random.seed(given.seed)
     if given.profile:
-        profile = run_folder.load_profile(given.profile)
+        profile = hardware_profiles.load_profile(given.profile)
     else:
         probe = Probe(thorough=True, budget_s=25.0)
         profile = machine_profile.run(probe, Path(), NullChannel()).profile

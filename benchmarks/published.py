@@ -25,10 +25,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from autotune.hardware import profiles as hardware_profiles
 from autotune.planning import machines, training_time
 from autotune.records.outlook import TrainingPlan
 from autotune.records.task import Traits, Transformer
-from autotune.report import run_folder
 
 ROWS = Path(__file__).with_name("published.csv")
 Row = dict[str, str]
@@ -124,7 +124,9 @@ def plans(row: Row) -> Iterable[TrainingPlan]:
 
 def compare(row: Row) -> Compared:
     """Predict one row from its machine's profile."""
-    machine = machines.machine(run_folder.load_profile(row["profile"]), devices=int(row["devices"]))
+    machine = machines.machine(
+        hardware_profiles.load_profile(row["profile"]), devices=int(row["devices"])
+    )
     model = traits(row)
     found = [training_time.forecast(model, machine, plan) for plan in plans(row)]
     fitting = [f for f in found if training_time.fits(f.memory_bytes, machine) >= 0.5] or found[:1]

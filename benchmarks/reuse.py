@@ -27,6 +27,7 @@ from typing import NamedTuple
 import msgspec
 
 from autotune.hardware import doctor
+from autotune.hardware import profiles as hardware_profiles
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
 from autotune.records.plan import Deployment
@@ -125,8 +126,8 @@ def profile() -> Profile:
     path = FOLDER / "profile.json"
     if not path.exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
-        run_folder.save_profile(doctor.profile(), path)
-    return run_folder.load_profile(str(path))
+        hardware_profiles.save_profile(doctor.profile(), path)
+    return hardware_profiles.load_profile(str(path))
 
 
 def report(name: str) -> Report:

@@ -117,9 +117,9 @@ def run(model: str, args: tuple[str, ...], **given: Any) -> None:
         with listener:
             report, folder = resume(given["resume"], listener=listener)
     else:
-        from autotune.report import run_folder
+        from autotune.hardware import profiles as hardware_profiles
 
-        profile = run_folder.load_profile(given["profile"]) if given["profile"] else None
+        profile = hardware_profiles.load_profile(given["profile"]) if given["profile"] else None
         task = Task.from_file(
             model,
             *args,

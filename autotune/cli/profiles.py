@@ -26,13 +26,13 @@ def profile(out: Path | None, device: str, as_json: bool, **given: Any) -> None:
     not measured is filled in from it.
     """
     from autotune.hardware import doctor
+    from autotune.hardware import profiles as hardware_profiles
     from autotune.hardware import text as hardware_text
     from autotune.records import profiles as files
-    from autotune.report import run_folder
 
     options.check_powercap(given["powercap_root"])
     found, sheets = doctor.datasheets(doctor.profile(device, **given))
-    path = run_folder.save_profile(found, out)
+    path = hardware_profiles.save_profile(found, out)
     if as_json:
         click.echo(files.write(found).decode(), nl=False)
         return
@@ -64,11 +64,11 @@ def list_() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
 def show(name: str, as_json: bool) -> None:
     """One profile by NAME or file, with the source of every figure."""
+    from autotune.hardware import profiles as hardware_profiles
     from autotune.hardware import text as hardware_text
     from autotune.records import profiles as files
-    from autotune.report import run_folder
 
-    found = run_folder.load_profile(name)
+    found = hardware_profiles.load_profile(name)
     text = files.write(found).decode() if as_json else hardware_text.profile(found, _width())
     click.echo(text.rstrip("\n"))
 
@@ -80,9 +80,8 @@ def diff(first: str, second: str) -> None:
     """What differs between the profiles A and B."""
     from autotune.hardware import profiles as hardware_profiles
     from autotune.hardware import text as hardware_text
-    from autotune.report import run_folder
 
-    a, b = run_folder.load_profile(first), run_folder.load_profile(second)
+    a, b = hardware_profiles.load_profile(first), hardware_profiles.load_profile(second)
     click.echo(hardware_text.difference(a, b, hardware_profiles.diff(a, b)))
 
 
@@ -95,10 +94,10 @@ def check(name: str, device: str) -> None:
     Exit code 0: it fits; 3: it does not; 4: it cannot be told now.
     """
     from autotune.hardware import doctor
+    from autotune.hardware import profiles as hardware_profiles
     from autotune.hardware import text as hardware_text
-    from autotune.report import run_folder
 
-    saved = run_folder.load_profile(name)
+    saved = hardware_profiles.load_profile(name)
     found = doctor.check(saved, device)
     click.echo(hardware_text.check(saved, found, _width()))
     sys.exit(_EXITS[found.state])
@@ -118,13 +117,13 @@ def plan(model: str, args: tuple[str, ...], **given: Any) -> None:
     Training is planned; with a limit on latency, energy or memory, or a goal, deployment.
     Nothing is measured.  Arguments after -- reach MODEL.
     """
+    from autotune.hardware import profiles as hardware_profiles
     from autotune.planning import plan as planning_plan
     from autotune.planning import text as planning_text
     from autotune.records import codec
-    from autotune.report import run_folder
     from autotune.task import Task
 
-    profiles = {name: run_folder.load_profile(name) for name in given["profiles"]}
+    profiles = {name: hardware_profiles.load_profile(name) for name in given["profiles"]}
     found = planning_plan.plan(
         Task.from_file(model, *args),
         tuple(profiles.values()),

@@ -10,13 +10,16 @@ What this does not know: whether a datasheet is right, and a machine's parts tha
 name (Arm processors report none).
 """
 
+import os
 import re
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
 
-from autotune.errors import AutotuneError
+from autotune.errors import AutotuneError, UsageError
 from autotune.records import profiles
 from autotune.records.hardware import Gpu, Leaf, Profile
 from autotune.report import run_folder
@@ -67,16 +70,54 @@ class Difference(NamedTuple):
     second: Leaf | str | None
 
 
+# -- files --------------------------------------------------------------------------------
+
+
+def profile_folders() -> tuple[Path, ...]:
+    """Where profiles are looked for: the user's own, then those that ship with autotune."""
+    home = os.environ.get("XDG_DATA_HOME")
+    base = Path(home) if home else Path.home() / ".local" / "share"
+    shipped = Path(sys.prefix) / "share" / "autotune" / "profiles"
+    return base / "autotune" / "profiles", shipped, Path(__file__).parents[2] / "profiles"
+
+
+def load_profile(name: str) -> Profile:
+    """A profile by file or by name.
+
+    Raises:
+        UsageError: there is none; the message lists those there are.
+        FormatError: the file is wrong, with the path of the wrong leaf.
+    """
+    path = Path(name)
+    if path.suffix != ".json" or not path.exists():
+        found = [f / f"{name}.json" for f in profile_folders() if (f / f"{name}.json").exists()]
+        if not found:
+            names = sorted({p.stem for f in profile_folders() for p in f.glob("*.json")})
+            raise UsageError(
+                f"no profile {name!r}: neither a JSON file nor one of the saved ones "
+                f"({', '.join(names) or 'there are none'}); `autotune profile` makes one"
+            )
+        path = found[0]
+    return profiles.read(path.read_bytes(), what=str(path))
+
+
+def save_profile(profile: Profile, out: Path | None) -> Path:
+    """Write a profile to ``out`` or to the user's own folder under its name."""
+    path = out or profile_folders()[0] / f"{run_folder.slug(profile.name)}.json"
+    run_folder.write(path, profiles.write(profile).decode())
+    return path
+
+
 def entries() -> tuple[Entry, ...]:
     """Every stored profile by name, the user's own first; a name that hides another once."""
     found: dict[str, Entry] = {}
-    for index, folder in enumerate(run_folder.profile_folders()):
+    for index, folder in enumerate(profile_folders()):
         place: Literal["yours", "packaged"] = "packaged" if index else "yours"
         for path in sorted(folder.glob("*.json")):
             if path.stem in found:
                 continue
             try:
-                found[path.stem] = Entry(path.stem, place, run_folder.load_profile(str(path)))
+                found[path.stem] = Entry(path.stem, place, load_profile(str(path)))
             except AutotuneError as error:
                 found[path.stem] = Entry(path.stem, place, None, str(error))
     return tuple(sorted(found.values(), key=lambda e: (e.place != "yours", e.name)))

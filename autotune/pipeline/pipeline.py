@@ -29,6 +29,7 @@ from autotune.records.plan import Deployment, Plan, Recipe
 from autotune.records.report import Report, TrainTrial
 from autotune.records.task import TaskSpec
 from autotune.report import run_folder
+from autotune.report import text as report_text
 from autotune.search import warm_start
 from autotune.shares import DEPLOY_SHARE, TRAIN_SHARE
 from autotune.training import (
@@ -120,7 +121,7 @@ def story(
     finally:
         bridge.close()
     report = report_builder.report(known, status)
-    folder.save(report)
+    folder.save(report, report_text.files(report))
     if status == "complete":
         folder.clean()
     return report, folder.path
@@ -129,7 +130,8 @@ def story(
 def _leave(folder: run_folder.RunFolder, known: RunState | None) -> None:
     """After an error: a valid report of what is known, or no folder at all."""
     if known is not None:
-        folder.save(report_builder.report(known, "interrupted"))
+        report = report_builder.report(known, "interrupted")
+        folder.save(report, report_text.files(report))
         return
     folder.clean()
     with contextlib.suppress(OSError):

@@ -5,7 +5,7 @@ from and its interval.  ``None`` means unknown.  Nothing here identifies a perso
 one machine: no host name, serial, UUID, PCI address, user or path.
 
 What a leaf's name says about its unit stands in `units_of_leaves`; the strict reader of
-profile files, their migration, hashes and fingerprints in `profiles`.
+profile files, their hashes and fingerprints in `profiles`.
 """
 
 from typing import Annotated, Literal

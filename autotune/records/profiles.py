@@ -1,6 +1,6 @@
-"""Profile files: read strictly, migrated, hashed.
+"""Profile files: read strictly, and hashed.
 
-    bytes -> JSON (no NaN, no key twice) -> schema version -> migrate -> every leaf -> Profile
+    bytes -> JSON (no NaN, no key twice) -> schema version -> every leaf -> Profile
 
 Whatever is wrong is refused with its path (``figures.gemm_fp32_1t_flop_per_s.unit``), the
 rule and the remedy.  Hashes are sha256 over canonical JSON: keys sorted, no space, numbers
@@ -10,7 +10,7 @@ as msgspec writes them; so neither the order of keys nor the formatting changes 
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any, NoReturn
 
@@ -28,7 +28,7 @@ _MEASURES = ("torch", "numpy", "onnxruntime", "openvino")
 
 
 def read(data: bytes, *, what: str = "profile") -> Profile:
-    """A profile from a file's bytes, older forms migrated.
+    """A profile from a file's bytes.
 
     Raises:
         FormatError: it is not a profile, with the path of the wrong leaf, the rule and the
@@ -36,8 +36,6 @@ def read(data: bytes, *, what: str = "profile") -> Profile:
     """
     raw = _parse(data, what)
     codec.check_version(data, Profile, what)
-    for migrate in MIGRATIONS:
-        raw = migrate(raw, what)
     for path, leaf in _leaves(raw, what):
         _check_leaf(path, leaf, what)
     try:
@@ -73,47 +71,6 @@ def software_fingerprint(software: dict[str, str]) -> str:
 
 def _sha(value: Any) -> str:
     return sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
-
-
-# -- migration -----------------------------------------------------------------------------
-
-
-def _figures(raw: dict[str, Any], what: str) -> dict[str, Any]:
-    """0.1 wrote ``measured`` for what is now ``figures``, and one fingerprint for both."""
-    gpus = raw.get("gpus")
-    holders = [("", raw)]
-    if isinstance(gpus, list):
-        holders += [(f"gpus[{i}].", g) for i, g in enumerate(gpus) if isinstance(g, dict)]
-    if not any("measured" in holder for _, holder in holders):
-        return raw
-    for path, holder in holders:
-        if "measured" in holder and "figures" in holder:
-            _refuse(what, f"{path}measured", "stands beside figures, its newer name",
-                    "put its leaves into figures and remove it")  # fmt: skip
-    new = _renamed(raw)
-    if isinstance(gpus, list):
-        new["gpus"] = [_renamed(gpu) if isinstance(gpu, dict) else gpu for gpu in gpus]
-    return _fingerprints(new)
-
-
-def _renamed(holder: dict[str, Any]) -> dict[str, Any]:
-    return {"figures" if key == "measured" else key: value for key, value in holder.items()}
-
-
-def _fingerprints(raw: dict[str, Any]) -> dict[str, Any]:
-    """Those of today, from the same facts; facts that are wrong are left to the checks."""
-    try:
-        profile = msgspec.convert(raw, type=Profile)
-    except msgspec.ValidationError:
-        return raw
-    return raw | {
-        "fingerprint": hardware_fingerprint(profile.cpu, profile.memory_bytes, profile.gpus),
-        "software_fingerprint": software_fingerprint(profile.software),
-    }
-
-
-MIGRATIONS: tuple[Callable[[dict[str, Any], str], dict[str, Any]], ...] = (_figures,)
-"""From the oldest form to today's; each takes and gives the decoded file."""
 
 
 # -- checks --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Where things are kept: run folders, reports, profiles.  Every write is atomic.
+"""A run's folder, and reports and plans read from one.  Every write is atomic.
 
     <out>/
       report.json report.html report.md trials.csv plan.json study.journal
@@ -12,14 +12,13 @@ import contextlib
 import os
 import re
 import shutil
-import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
 from autotune.errors import OutputError, UsageError
-from autotune.records import codec, profiles
-from autotune.records.hardware import Profile
+from autotune.records import codec
 from autotune.records.plan import Plan
 from autotune.records.report import Artifact, Report
 
@@ -93,17 +92,15 @@ class RunFolder:
     def recording(self) -> Path:
         return self.work / "recording.jsonl"
 
-    def save(self, report: Report) -> None:
-        """Write report.json, then everything that is rendered from it."""
-        from autotune.report import text as report_text
+    def save(self, report: Report, rendered: Mapping[str, str]) -> None:
+        """Write report.json, plan.json, and the files that were rendered from the report.
 
-        texts: dict[str, str] = {
-            "report.json": codec.encode(report, indent=2).decode(),
-            "report.md": report_text.markdown(report),
-            "trials.csv": report_text.csv(report),
-            "report.html": report_text.html(report),
-        }
-        for name, text in texts.items():
+        Args:
+            report: the truth.
+            rendered: texts by file name, such as those of `report.text.files`.
+        """
+        self.checkpoint(report)
+        for name, text in rendered.items():
             write(self.path / name, text)
         if report.chosen is not None:
             self.save_plan(report.chosen.plan)
@@ -239,44 +236,6 @@ def _read(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UsageError(f"no {what} at {path} ({error.strerror})") from None
-
-
-# -- profiles ------------------------------------------------------------------------------
-
-
-def profile_folders() -> tuple[Path, ...]:
-    """Where profiles are looked for: the user's own, then those that ship with autotune."""
-    home = os.environ.get("XDG_DATA_HOME")
-    base = Path(home) if home else Path.home() / ".local" / "share"
-    shipped = Path(sys.prefix) / "share" / "autotune" / "profiles"
-    return base / "autotune" / "profiles", shipped, Path(__file__).parents[2] / "profiles"
-
-
-def load_profile(name: str) -> Profile:
-    """A profile by file or by name.
-
-    Raises:
-        UsageError: there is none; the message lists those there are.
-        FormatError: the file is wrong, with the path of the wrong leaf.
-    """
-    path = Path(name)
-    if path.suffix != ".json" or not path.exists():
-        found = [f / f"{name}.json" for f in profile_folders() if (f / f"{name}.json").exists()]
-        if not found:
-            names = sorted({p.stem for f in profile_folders() for p in f.glob("*.json")})
-            raise UsageError(
-                f"no profile {name!r}: neither a JSON file nor one of the saved ones "
-                f"({', '.join(names) or 'there are none'}); `autotune profile` makes one"
-            )
-        path = found[0]
-    return profiles.read(path.read_bytes(), what=str(path))
-
-
-def save_profile(profile: Profile, out: Path | None) -> Path:
-    """Write a profile to ``out`` or to the user's own folder under its name."""
-    path = out or profile_folders()[0] / f"{slug(profile.name)}.json"
-    write(path, profiles.write(profile).decode())
-    return path
 
 
 def slug(text: str) -> str:

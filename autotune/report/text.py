@@ -22,11 +22,16 @@ from autotune.report.describe import describe, quantity
 from autotune.report.html import html
 from autotune.report.tables import sections
 
-__all__ = ["csv", "html", "markdown", "summary", "verdicts"]
+__all__ = ["csv", "files", "html", "markdown", "summary", "verdicts"]
 
 WIDTH = 100
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _MARKS = re.compile(r"([\\`*\[\]|#~!$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
+
+
+def files(report: Report) -> dict[str, str]:
+    """What is rendered beside report.json, by file name."""
+    return {"report.md": markdown(report), "trials.csv": csv(report), "report.html": html(report)}
 
 
 # -- terminal ------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from autotune.hardware import text as hardware_text
 from autotune.hardware.profiles import Difference
 from autotune.records import profiles
 from autotune.records.hardware import Gpu, Leaf, Profile
-from autotune.report import run_folder
 
 PACKAGED = sorted((Path(__file__).parents[2] / "profiles").glob("*.json"))
 DEVICES = {
@@ -82,9 +81,9 @@ def test_a_node_is_eight_of_its_device(name: str) -> None:
 
 def test_names_are_found_in_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    assert run_folder.load_profile("h100-sxm-x8") == read("h100-sxm-x8")
+    assert library.load_profile("h100-sxm-x8") == read("h100-sxm-x8")
     mine = changed(read("t4"), name="l4", software_fingerprint="s")
-    run_folder.save_profile(mine, None)
+    library.save_profile(mine, None)
     bad = tmp_path / "autotune/profiles/bad.json"
     bad.write_text("{}")
     found = {entry.name: entry for entry in library.entries()}
@@ -95,9 +94,28 @@ def test_names_are_found_in_the_library(tmp_path: Path, monkeypatch: pytest.Monk
     assert max(map(len, listed.splitlines())) <= 80
     assert "unreadable" in listed
     with pytest.raises(FormatError):
-        run_folder.load_profile("bad")
+        library.load_profile("bad")
     with pytest.raises(UsageError, match="h100-sxm"):
-        run_folder.load_profile("h100")
+        library.load_profile("h100")
+
+
+def test_profiles_by_file_and_by_name(
+    tmp_path: Path, profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    path = library.save_profile(profile, None)
+    assert library.load_profile("made-up") == profile
+    assert library.load_profile(str(path)) == profile
+    with pytest.raises(UsageError, match="made-up"):
+        library.load_profile("missing")
+
+
+def test_a_hand_edited_profile_is_refused_with_the_leaf(tmp_path: Path, profile: Profile) -> None:
+    path = tmp_path / "p.json"
+    text = profiles.write(profile).decode()
+    path.write_text(text.replace('"usable_cores": 2.0', '"usable_cores": "two"'))
+    with pytest.raises(FormatError, match=r"cpu\.usable_cores"):
+        library.load_profile(str(path))
 
 
 # -- merge ---------------------------------------------------------------------------------

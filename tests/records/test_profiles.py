@@ -1,4 +1,4 @@
-"""Profile files: what is refused and with which path, migration, hashes, fingerprints."""
+"""Profile files: what is refused and with which path, hashes, fingerprints."""
 
 import json
 from collections.abc import Callable
@@ -137,29 +137,6 @@ def test_a_key_given_twice_inside_a_leaf() -> None:
     text = profiles.write(made()).replace(b'"unit": "W"', b'"unit": "W", "unit": "W"')
     with pytest.raises(FormatError, match="unit is given twice"):
         profiles.read(text)
-
-
-def test_the_form_of_0_1_is_migrated() -> None:
-    old = raw()
-    old["measured"] = old.pop("figures")
-    old["gpus"][0]["measured"] = old["gpus"][0].pop("figures")
-    old["fingerprint"] = "of hardware and software together"
-    del old["software_fingerprint"]
-    found = profiles.read(json.dumps(old).encode())
-    assert (found.figures, found.gpus) == (made().figures, made().gpus)
-    assert found.fingerprint == profiles.hardware_fingerprint(
-        found.cpu, found.memory_bytes, found.gpus
-    )
-    assert found.software_fingerprint == profiles.software_fingerprint(found.software)
-    assert profiles.read(profiles.write(found)) == found
-
-
-def test_an_old_form_that_is_wrong_is_still_refused_with_its_leaf() -> None:
-    old = raw()
-    old["measured"] = old.pop("figures")
-    old["measured"]["gemm_fp32_1t_flop_per_s"]["unit"] = "flop/s"
-    with pytest.raises(FormatError, match=rf"{GEMM}.unit"):
-        profiles.read(json.dumps(old).encode())
 
 
 def test_hash_is_stable_under_order_and_formatting() -> None:

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.errors import FormatError, OutputError, UsageError
-from autotune.records import codec
-from autotune.records.hardware import Profile
+from autotune.errors import OutputError, UsageError
 from autotune.report import run_folder
 
 
@@ -83,25 +81,6 @@ def test_a_damaged_artifact_is_refused(tmp_path: Path, damage: str, said: str) -
         model.unlink()
     with pytest.raises(OutputError, match=said):
         run_folder.check_artifact(tmp_path / "a")
-
-
-def test_profiles_by_file_and_by_name(
-    tmp_path: Path, profile: Profile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    path = run_folder.save_profile(profile, None)
-    assert run_folder.load_profile("made-up") == profile
-    assert run_folder.load_profile(str(path)) == profile
-    with pytest.raises(UsageError, match="made-up"):
-        run_folder.load_profile("missing")
-
-
-def test_a_hand_edited_profile_is_refused_with_the_leaf(tmp_path: Path, profile: Profile) -> None:
-    path = tmp_path / "p.json"
-    text = codec.encode(profile, indent=2).decode()
-    path.write_text(text.replace('"usable_cores": 2.0', '"usable_cores": "two"'))
-    with pytest.raises(FormatError, match=r"cpu\.usable_cores"):
-        run_folder.load_profile(str(path))
 
 
 def test_no_report_is_a_clear_error(tmp_path: Path) -> None:

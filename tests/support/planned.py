@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from autotune.hardware import profiles as hardware_profiles
 from autotune.planning.machines import Machine, Rate
 from autotune.records.hardware import Profile
 from autotune.records.outlook import TrainingPlan
 from autotune.records.task import Traits, Transformer
-from autotune.report import run_folder
 from tests.support import made
 
 PROFILES = Path(__file__).parents[2] / "profiles"
@@ -14,7 +14,7 @@ PROFILES = Path(__file__).parents[2] / "profiles"
 
 def profile(name: str) -> Profile:
     """A profile of the library."""
-    return run_folder.load_profile(str(PROFILES / f"{name}.json"))
+    return hardware_profiles.load_profile(str(PROFILES / f"{name}.json"))
 
 
 def decoder(
