@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from autotune.hardware import op_latency
 from autotune.records import codec
-from autotune.records.job import Footprinted
+from benchmarks import step_memory
 from benchmarks.points import (
     CACHE,
     MEMORY_BATCHES,
@@ -97,12 +97,12 @@ def memory(wanted: list[tuple[str, str]]) -> list[tuple[str, int, float, bool]]:
         path = CACHE / f"cost-{name}-memory.jsonl"
         if not path.exists():
             continue
-        found = codec.decode(path.read_bytes().strip(), Footprinted, what=path.name)
+        found = codec.decode(path.read_bytes().strip(), step_memory.StepMemory, what=path.name)
         for batch in MEMORY_BATCHES:
             path = CACHE / f"cost-{name}-memory{batch}.jsonl"
             if path.exists():
                 peak = codec.decode(path.read_bytes().strip(), Peak, what=path.name)
-                guess = op_latency.training_memory_bytes(found, batch)
+                guess = step_memory.predicted(found, batch)
                 inside = guess.low <= peak.peak_bytes <= guess.high
                 out.append((name, batch, guess.value / peak.peak_bytes, inside))
     return out

@@ -4,7 +4,7 @@
                                     fork: one pass over the operators      --middle--> Replays
                                     fork a point: the whole model          --median--> Truth
                                     (a compiled one in one fork, which waits from round to round)
-    interpreter (model, "memoryN")                          --------> Footprinted or Peak
+    interpreter (model, "memoryN")                          --------> StepMemory or Peak
 
 Each point is measured in a process of its own, as a served model is.  What predicts and what is
 predicted take turns, since a machine's clock and its neighbours change within minutes.  Rows are
@@ -252,16 +252,17 @@ class _Kept:
 def _memory(name: str, make: Any, inputs: Any, batch: int) -> Record:
     """A training step's footprint, or (``batch``) the peak of a process that trains."""
     from autotune.records.plan import Recipe
-    from autotune.worker.training import evaluation, footprint, optimizers
+    from autotune.worker.training import evaluation, optimizers
+    from benchmarks import step_memory
 
     def loss(model: Any, size: int) -> Any:
         return model(inputs(size)).float().square().mean()
 
     recipe = Recipe()
     if not batch:
-        return footprint.found(make, loss, recipe)
-    footprint.warm_up(recipe)
-    base = footprint.resident_bytes()
+        return step_memory.found(make, loss, recipe)
+    step_memory.warm_up(recipe)
+    base = step_memory.resident_bytes()
     model = make().train()
     optimizer = optimizers.build(recipe, model)
     for _ in range(MEMORY_STEPS):

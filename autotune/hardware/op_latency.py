@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-from autotune.records.job import Footprinted
 from autotune.records.measurement import Interval, OpReplay, OpTime
 from autotune.records.plan import Deployment, Step
 
@@ -50,8 +49,6 @@ _LEFT = {"int8_dynamic": 0.55, "int4_weights": 0.9}
 """Of the dense time, where it differs: dynamic int8 reaches Linear layers alone and looks for
 ranges at each call; 4-bit weights took 0.86 to 1.0 at batch 1 on four models (x86-64, 2 cores).
 """
-_KEPT, _KEPT_SPREAD, _BASE_SPREAD = 1.35, 0.25, 0.03
-"""Resident over tracked bytes of activations, and the half-widths of 90 % intervals."""
 
 
 class Anchor(NamedTuple):
@@ -179,23 +176,6 @@ def left(step: Step) -> float:
     """What a step leaves of the dense model's time: a guess, but for pruning."""
     level = step.params.get("macs_kept")
     return float(level) if isinstance(level, float | int) else _LEFT.get(step.name, _USUALLY_LEFT)
-
-
-def training_memory_bytes(found: Footprinted, batch: int) -> Interval:
-    """Peak resident bytes of training one process at this batch.
-
-    On the line through two resident peaks where there is one, but never less than what was
-    tracked.  Else what libraries copy by themselves and what the allocator cannot give back is
-    taken in proportion to the activations (`_KEPT`, from models outside the benchmark).
-    """
-    per_sample, fixed = _KEPT * found.bytes_per_sample, float(found.fixed_bytes)
-    if found.peak_bytes_per_sample is not None and found.peak_fixed_bytes is not None:
-        per_sample = max(found.bytes_per_sample, found.peak_bytes_per_sample)
-        fixed = max(found.fixed_bytes, found.peak_fixed_bytes)
-    step = fixed + per_sample * batch
-    spread = _KEPT_SPREAD * per_sample * batch + _BASE_SPREAD * found.base_bytes
-    value = found.base_bytes + step
-    return Interval(value=value, low=value - min(spread, 0.5 * step), high=value + spread)
 
 
 def _around(value: float, sigma: float) -> Interval:

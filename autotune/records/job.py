@@ -101,27 +101,6 @@ class Replayed(Record, frozen=True, kw_only=True, tag=True):
     replays: tuple[OpReplay, ...]
 
 
-class Footprint(Record, frozen=True, kw_only=True, tag=True):
-    """Track the memory of one training step at two small batches."""
-
-    task: TaskSpec
-    recipe: Recipe
-
-
-class Footprinted(Record, frozen=True, kw_only=True, tag=True):
-    """``base_bytes`` were resident before; the step's tensors take ``fixed_bytes`` and
-    ``bytes_per_sample`` for each sample of the batch.  ``peak_...``: the same line through the
-    resident peaks (above the base) of two processes that took such steps; None where processes
-    cannot be forked.
-    """
-
-    base_bytes: int
-    fixed_bytes: int
-    bytes_per_sample: int
-    peak_fixed_bytes: int | None = None
-    peak_bytes_per_sample: int | None = None
-
-
 class Menu(Record, frozen=True, kw_only=True, tag=True):
     """Ask every plug-in whether it can be used for this task here."""
 
@@ -360,7 +339,6 @@ Job = (
     | Outline
     | Probe
     | Replay
-    | Footprint
     | Menu
     | Train
     | Throughput
@@ -375,7 +353,6 @@ Answer = (
     | Outlined
     | Probed
     | Replayed
-    | Footprinted
     | Options
     | Trained
     | Rate

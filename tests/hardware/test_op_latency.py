@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from autotune.deployment.initial_order import Foresight
 from autotune.hardware import op_latency
-from autotune.records.job import Footprinted
 from autotune.records.measurement import OpReplay, OpTime
 from autotune.records.plan import Deployment, Step
 
@@ -200,14 +199,3 @@ def test_intervals_widen_with_the_distance_from_the_anchor() -> None:
         wide.append(found.high / found.low)
     assert wide == sorted(wide)
     assert wide[0] < wide[-1]
-
-
-def test_training_memory_is_on_the_line_of_resident_peaks_and_never_under_what_was_tracked() -> (
-    None
-):
-    tracked = Footprinted(base_bytes=1000, fixed_bytes=100, bytes_per_sample=10)
-    peaks = msgspec.structs.replace(tracked, peak_fixed_bytes=120, peak_bytes_per_sample=20)
-    assert op_latency.training_memory_bytes(peaks, 8).value == 1000 + 120 + 160
-    less = msgspec.structs.replace(tracked, peak_fixed_bytes=0, peak_bytes_per_sample=0)
-    assert op_latency.training_memory_bytes(less, 8).value == 1000 + 100 + 80
-    assert op_latency.training_memory_bytes(tracked, 8).value > 1000 + 100 + 80

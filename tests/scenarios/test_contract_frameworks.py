@@ -18,7 +18,7 @@ from autotune.records.task import TaskSpec
 from autotune.worker.build import build
 from autotune.worker.channel import NullChannel
 from autotune.worker.data import rows
-from autotune.worker.evaluation import score
+from autotune.worker.evaluation import evaluate as evaluation
 from autotune.worker.measure import outputs as measure_outputs
 from autotune.worker.survey import inspect
 from autotune.worker.training import train
@@ -84,7 +84,7 @@ def test_a_model_goes_all_the_way(
         predict = loaded_alone(tmp_path / job.out)
         inputs = rows.load(tmp_path / "data" / "validation.npz")
         measure_outputs.record(predict, inputs, tmp_path / f"{runtime}.npz", fixed=None)
-        scored = score.run(
+        scored = evaluation.run(
             Score(task=spec, part="validation", outputs=f"{runtime}.npz"), tmp_path, NullChannel()
         )
         assert scored.scores.quality == pytest.approx(done.qualities[-1], abs=0.02)

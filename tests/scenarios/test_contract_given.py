@@ -21,7 +21,7 @@ from autotune.stats import limit_tests
 from autotune.worker.build import build
 from autotune.worker.channel import NullChannel
 from autotune.worker.data import rows
-from autotune.worker.evaluation import score
+from autotune.worker.evaluation import evaluate as evaluation
 from autotune.worker.measure import outputs
 from autotune.worker.survey import inspect
 from autotune.worker.training import train
@@ -104,7 +104,7 @@ def scored(root: Path, spec: TaskSpec, predict: Any, part: str = "test") -> Any:
     inputs = rows.load(root / "data" / f"{part}.npz")
     outputs.record(predict, inputs, root / "outputs.npz", fixed=None)
     job = Score(task=spec, part=part, outputs="outputs.npz")
-    return score.run(job, root, NullChannel()).scores
+    return evaluation.run(job, root, NullChannel()).scores
 
 
 def test_a_training_checkpoint_is_served(tmp_path: Path, trained: nn.Module) -> None:
@@ -216,7 +216,7 @@ from autotune.records.job import Score
 from autotune.records.task import TaskSpec
 from autotune.worker.contract import task as contract
 from autotune.worker.data import rows
-from autotune.worker.evaluation import score
+from autotune.worker.evaluation import evaluate as evaluation
 from autotune.worker.measure import outputs as record
 from autotune.worker.channel import NullChannel
 from autotune.worker.evaluation.evaluate import evaluate
@@ -231,7 +231,7 @@ if step == "record":
     record.record(lambda x: words[x] @ out, inputs, root / "o.npz", fixed=None)
 elif step == "score":
     job = Score(task=spec, part="validation", outputs="o.npz")
-    scores = score.run(job, root, NullChannel()).scores
+    scores = evaluation.run(job, root, NullChannel()).scores
     assert scores.rows == 200
 else:
     loaded = contract.load(spec)

@@ -42,7 +42,7 @@ from autotune.worker.channel import Channel
 from autotune.worker.contract import dynamic_shapes
 from autotune.worker.contract import task as contract_task
 from autotune.worker.data import rows
-from autotune.worker.data.inputs import fields
+from autotune.worker.data.batch_tree import fields
 
 SOURCE = "model.py"
 _TAKEN = (SOURCE, "load.py")  # names in an artifact that no sibling of the source may have

@@ -9,7 +9,7 @@ answer's square: what is left of its energy.  Only the main output is judged.  A
 ``score``, ``quality``, ``metric`` and ``loss`` get the answer as their target.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,28 @@ class Answers:
         """Keep them for the jobs to come."""
         rows.save(root / _FILE, self._outputs)
         np.save(root / _KEYS, np.asarray(list(self._place), np.int64).reshape(-1, 2))
+
+
+def record(outputs: Iterable[tuple[Any, Tensor]], root: Path, where: str) -> Answers:
+    """Keep the outputs of the model as it came, for this job and others.
+
+    Args:
+        outputs: of each batch the model's output, and its rows' numbers ``[rows, 2]``.
+        root: the run's work folder.
+        where: the name of the user's file, for messages.
+
+    Raises:
+        ContractError: a main output holds no floats.
+    """
+    keys: list[Key] = []
+    found: list[list[Any]] = []
+    for output, target in outputs:
+        keys += [(int(source), int(row)) for source, row in target.tolist()]
+        found += [[row] for row in main(output, where).detach().float().cpu().numpy()]
+    answers = Answers(keys, rows.from_samples("tensor", ("",), found))
+    (root / "data").mkdir(parents=True, exist_ok=True)
+    answers.save(root)
+    return answers
 
 
 def read(root: Path) -> Answers | None:

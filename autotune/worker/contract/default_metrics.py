@@ -24,16 +24,6 @@ from autotune.errors import ContractError
 IGNORED = -100
 
 
-class Named(dict[str, Any]):
-    """A dict whose keys are attributes too: an artifact's named outputs look like the model's."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-
 def main_output(output: Any) -> Tensor | None:
     """The tensor that the defaults look at: the output itself, its ``logits``, or its first."""
     if isinstance(output, Tensor):

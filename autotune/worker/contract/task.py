@@ -21,8 +21,9 @@ from autotune.worker.contract import agreement, dynamic_shapes, frameworks
 from autotune.worker.contract.functions import RATES, Functions
 from autotune.worker.contract.model_factory import Maker
 from autotune.worker.data import samples
-from autotune.worker.data.datasets import Parts, collect
-from autotune.worker.data.inputs import Array, as_array, fields, kind_of
+from autotune.worker.data.batch_tree import as_array, fields, kind_of
+from autotune.worker.data.datasets import Datasets, collect
+from autotune.worker.data.rows import Array
 from autotune.worker.data.samples import LABELS, Pair, seeded
 from autotune.worker.data.streams import Stream
 from autotune.worker.user_file import names, run
@@ -242,7 +243,7 @@ class LoadedTask:
             return (), {name: value for name, value in inputs.items() if name != LABELS}
         return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
-    def _describe(self, data: Parts) -> TaskInfo:
+    def _describe(self, data: Datasets) -> TaskInfo:
         """All that can be said without making a model."""
         first = self.collate([self.sample("validation", 0)])
         self._refuse_nested(first[0])

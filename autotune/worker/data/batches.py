@@ -12,7 +12,7 @@ above, batches of the user's own loader are taken as they come; an epoch is so m
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from autotune.worker.data.batch_indexing import gathered_from
+from autotune.worker.data.batch_tree import map_tensors, to
 from autotune.worker.data.samples import pair
 from autotune.worker.data.streams import Stream, rows_of
 from autotune.worker.user_file.errors import guard
@@ -309,14 +310,8 @@ def parts(batch: Batch, count: int) -> list[Batch]:
 
 
 def _cut(value: Any, cut: slice, rows: int) -> Any:
-    """The rows of a batched value; what has not the batch's rows is left whole."""
-    if isinstance(value, Tensor):
-        return value[cut] if value.ndim and len(value) == rows else value
-    if isinstance(value, Mapping):
-        return {key: _cut(item, cut, rows) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(_cut(item, cut, rows) for item in value)
-    return value
+    """Some rows of a batched value; a tensor without a row for each sample is left whole."""
+    return map_tensors(lambda t: t[cut] if t.ndim and len(t) == rows else t, value)
 
 
 def _steps(rows: int, share: Share) -> int:
@@ -329,12 +324,4 @@ def _steps(rows: int, share: Share) -> int:
 
 
 def _moved(value: Any, device: str) -> Any:
-    if device == "cpu":
-        return value
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, Mapping):
-        return {key: _moved(item, device) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(_moved(item, device) for item in value)
-    return value
+    return value if device == "cpu" else to(value, device, non_blocking=True)

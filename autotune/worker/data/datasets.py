@@ -21,7 +21,7 @@ FEW_TEST_ROWS = 30  # under this many a quality verdict is never MET
 _BATCH = 32  # of a recipe that names none
 
 
-class Parts(NamedTuple):
+class Datasets(NamedTuple):
     """The parts, the classes of the rows that the model learns, whether one of them is rare
     (under half of its equal share), and what to warn of.
     """
@@ -35,7 +35,7 @@ class Parts(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def collect(origin: Source, seed: int, *, binary: bool = False) -> Parts:
+def collect(origin: Source, seed: int, *, binary: bool = False) -> Datasets:
     """Load the datasets and divide them.
 
     Args:
@@ -78,7 +78,7 @@ def collect(origin: Source, seed: int, *, binary: bool = False) -> Parts:
         )
     learns = fit if isinstance(fit, Part) else pool
     rare = _rare_classes(classes(learns))
-    return Parts(
+    return Datasets(
         fit, validation, test, calibration, samples.labels(learns), bool(rare), (*warnings, *rare)
     )
 

@@ -19,10 +19,8 @@ Indices = NDArray[np.int64]
 MIN_CALIBRATION_ROWS = 60  # recovery on fewer rows than this overfits them
 
 
-class Parts(NamedTuple):
-    """Row numbers: ``train`` and ``held`` of the training data, the others of the evaluation
-    data (of the held-back rows where there is none).
-    """
+class SplitRows(NamedTuple):
+    """Row numbers within the evaluation data (the held-back rows where there is none)."""
 
     validation: Indices
     test: Indices | None
@@ -55,7 +53,7 @@ def divide(
     *,
     own_test: bool,
     wants_calibration: bool,
-) -> Parts:
+) -> SplitRows:
     """Divide the evaluation rows.
 
     Args:
@@ -72,4 +70,4 @@ def divide(
         calibration, *piles = deal(rows, ways + 1, seed, labels)
     else:
         piles = deal(rows, ways, seed, labels)
-    return Parts(piles[0], None if own_test else piles[1], calibration)
+    return SplitRows(piles[0], None if own_test else piles[1], calibration)

@@ -10,10 +10,10 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from autotune.errors import ContractError
+from autotune.worker.data.batch_tree import map_tensors
 from autotune.worker.data.samples import LABELS, Pair, pair
 
 Make = Callable[[], Iterator[Any]]
@@ -86,10 +86,4 @@ def _labelled(batch: Any) -> bool:
 
 
 def _row(value: Any, row: int) -> Any:
-    if isinstance(value, Tensor):
-        return value[row]
-    if isinstance(value, Mapping):
-        return {name: _row(item, row) for name, item in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(_row(item, row) for item in value)
-    return value
+    return map_tensors(lambda tensor: tensor[row], value)

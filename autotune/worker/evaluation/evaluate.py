@@ -14,22 +14,22 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autotune.errors import ContractError, JobError
+from autotune.records.job import Score, Scored
 from autotune.records.measurement import Scores
-from autotune.worker.contract.default_metrics import Named
-from autotune.worker.contract.task import LoadedTask
-from autotune.worker.data.batch_tree import join, size_of, take, to
-from autotune.worker.data.rows import Rows
+from autotune.worker.channel import Channel
+from autotune.worker.contract.task import LoadedTask, load
+from autotune.worker.data import rows as row_files
+from autotune.worker.data.batch_tree import AttrDict, join, size_of, take, to
 from autotune.worker.data.streams import rows_of
-from autotune.worker.evaluation.streaming_metric import REPLICATES, Streamed, resamples
+from autotune.worker.evaluation.streaming_metric import Streamed, resamples
 from autotune.worker.user_file.errors import broken
-
-__all__ = ["REPLICATES", "Tally", "evaluate", "evaluating", "resamples", "score_outputs", "take"]
 
 BATCH_BYTES = 64 << 20
 """Outputs of one batch; losses and scores make a few copies of them."""
@@ -63,7 +63,13 @@ def fitting(batch_size: int, row_bytes: int) -> int:
 
 
 def score_outputs(
-    loaded: LoadedTask, part: str, rows: Rows, seed: int, batch_size: int = 256, *, every: int = 1
+    loaded: LoadedTask,
+    part: str,
+    outputs: row_files.Rows,
+    seed: int,
+    batch_size: int = 256,
+    *,
+    every: int = 1,
 ) -> Scores:
     """Score outputs recorded elsewhere, one row per row of ``part``, in its order (or of
     ``every`` so manieth row).
@@ -72,15 +78,15 @@ def score_outputs(
         ContractError: another number of rows, or the user's functions break the contract.
     """
     expected = len(range(0, loaded.rows(part), every))
-    if len(rows) != expected:
-        raise ContractError(f"{len(rows)} rows of outputs for the {expected} rows of {part}")
+    if len(outputs) != expected:
+        raise ContractError(f"{len(outputs)} rows of outputs for the {expected} rows of {part}")
     tally = Tally(loaded, expected)
     start = 0
-    batch = 1 if rows.ragged else fitting(batch_size, rows.row_bytes)
+    batch = 1 if outputs.ragged else fitting(batch_size, outputs.row_bytes)
     with torch.no_grad():
         for _, target in loaded.batches(part, batch, every):
             size = rows_of(target)
-            tally.add(_output(rows, start, size), target)
+            tally.add(_output(outputs, start, size), target)
             start += size
     return tally.scores(seed)
 
@@ -221,6 +227,24 @@ class Tally:
             raise JobError("nan", f"{self._name} over {self._rows} rows is {quality}")
 
 
+def run(job: Score, root: Path, channel: Channel) -> Scored:
+    """Score ``job.outputs``, which an artifact gave in a process of its own, against the targets
+    of ``job.part``; a large file of outputs is then removed.
+
+    Raises:
+        ContractError: the user's functions break the contract.
+        JobError: ``nan`` where quality is not a finite number.
+    """
+    path = root / job.outputs
+    loaded = load(job.task).remember(root)
+    scores = score_outputs(loaded, job.part, row_files.load(path), job.seed, every=job.every)
+    if (
+        path.stat().st_size > row_files.KEPT_BYTES
+    ):  # gigabytes for each candidate would fill the disk
+        path.unlink()
+    return Scored(scores=scores)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients; afterwards each module's own mode again."""
@@ -241,10 +265,10 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def _output(rows: Rows, start: int, size: int) -> Any:
+def _output(outputs: row_files.Rows, start: int, size: int) -> Any:
     """The batch of recorded outputs as the user's functions expect it."""
-    arguments, named = rows.batch(range(start, start + size))
-    if rows.kind == "dict":
-        return Named({name: torch.from_numpy(array) for name, array in named.items()})
+    arguments, named = outputs.batch(range(start, start + size))
+    if outputs.kind == "dict":
+        return AttrDict({name: torch.from_numpy(array) for name, array in named.items()})
     tensors = tuple(torch.from_numpy(array) for array in arguments)
-    return tensors if rows.kind == "tuple" else tensors[0]
+    return tensors if outputs.kind == "tuple" else tensors[0]

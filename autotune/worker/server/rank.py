@@ -21,7 +21,7 @@ from typing import Any
 from autotune import plugins, processes
 from autotune.parallel import Order, Reply
 from autotune.records import codec
-from autotune.worker.server.dispatch import failure
+from autotune.worker.user_file.errors import failure
 
 
 class SocketChannel:

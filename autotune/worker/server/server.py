@@ -242,7 +242,8 @@ def _child(root: Path, reader: BinaryIO, writer: BinaryIO) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
     done: dict[str, Any] = {}
     try:
-        from autotune.worker.server.dispatch import failure, run
+        from autotune.worker.server.dispatch import run
+        from autotune.worker.user_file.errors import failure
 
         job = codec.decode(json.dumps({"job": message["job"]}).encode(), _Envelope).job
         answer = run(job, root, PipeChannel(reader, writer))

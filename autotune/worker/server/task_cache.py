@@ -30,7 +30,7 @@ from autotune.records.task import TaskSpec
 
 _SHARE, _MOST_S = 0.5, 60.0
 """Of a job's time that loading may take before it is left to the job itself."""
-_PASSED_ON = ("Build", "Footprint", "Inspect", "Replay", "Score", "Throughput", "Train")
+_PASSED_ON = ("Build", "Inspect", "Replay", "Score", "Throughput", "Train")
 _before: set[str] = set()
 Loop = Callable[[Lines, TextIO], None]
 """(requests, answers): what a server does until its requests end."""

@@ -13,7 +13,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,10 @@ from autotune.errors import ContractError
 from autotune.records.job import Inspect, Inspection
 from autotune.records.task import Floor, TaskInfo, TaskSpec
 from autotune.worker.channel import Channel
-from autotune.worker.contract import answers, default_metrics, dynamic_shapes, frameworks
+from autotune.worker.contract import agreement, default_metrics, dynamic_shapes, frameworks
 from autotune.worker.contract.task import ABOUT, LoadedTask, load
 from autotune.worker.data import rows, samples
-from autotune.worker.data.batch_tree import size_of
-from autotune.worker.data.inputs import fields, kind_of
+from autotune.worker.data.batch_tree import fields, kind_of, size_of
 from autotune.worker.data.streams import Stream
 from autotune.worker.evaluation.evaluate import evaluating
 from autotune.worker.server import task_cache
@@ -42,6 +41,7 @@ CALIBRATION_ROWS = 256
 WEIGHTS = "weights.safetensors"
 _CHECKED_ROWS = 8
 _SCORED_ROWS = 256
+_RECORDED_ROWS = 32
 
 
 def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
@@ -58,7 +58,8 @@ def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
     model = loaded.trained_model() if loaded.info.pretrained else loaded.make_model()
     imports = _imports(job.task, before)
     if loaded.functions.unlabelled:
-        answers.record(loaded, model, root)
+        outputs = _outputs(loaded, model)
+        loaded.functions.answers = agreement.record(outputs, root, loaded.where)
     checked, evaluation_s = _check(loaded, model)
     info = _with_weights(checked, loaded)
     arguments, named = loaded.model_inputs(loaded.collate([loaded.sample("validation", 0)])[0])
@@ -77,6 +78,17 @@ def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
     return Inspection(
         info=info, traits=traits, imports=imports, weights=weights, evaluation_s=evaluation_s
     )
+
+
+def _outputs(loaded: LoadedTask, model: nn.Module) -> Iterator[tuple[Any, Tensor]]:
+    """The model's output for each batch of rows without targets, and the rows' numbers."""
+    for part in ("validation", "test", "calibration"):
+        if getattr(loaded, part) is None:
+            continue
+        for inputs, target in loaded.batches(part, _RECORDED_ROWS):
+            with guard(loaded.where, "the model's forward", loaded.path), evaluating(model):
+                output = loaded.call(model, inputs)
+            yield output, target
 
 
 def _floor(loaded: LoadedTask, model: nn.Module) -> Floor | None:

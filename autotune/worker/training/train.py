@@ -22,7 +22,12 @@ neither start-up nor the last evaluation.
 
 import contextlib
 import math
+import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from autotune import plugins
 from autotune.errors import JobError
@@ -30,7 +35,7 @@ from autotune.parallel import Group
 from autotune.records.job import Rate, Throughput, Train, Trained
 from autotune.worker.channel import Channel
 from autotune.worker.contract import task
-from autotune.worker.training import checkpoint, compile, determinism, user_loop
+from autotune.worker.training import checkpoint, compile, user_loop
 from autotune.worker.training.evaluation import Evaluator, Meter, peak_memory_bytes, save
 from autotune.worker.training.loop import NO_STEP, Loop
 
@@ -158,5 +163,28 @@ def rate(job: Throughput, root: Path, channel: Channel, group: Group) -> Rate:
         waiting=loop.waited_s / loop.train_s if loop.loadable else None,
         energy_j_per_sample=None if joules is None else joules / loop.samples,
         # asking changes what compiled code is guarded by: it would be compiled once more
-        unsteady=() if job.recipe.compile else determinism.named(loop.one_step),
+        unsteady=() if job.recipe.compile else nondeterministic(loop.one_step),
     )
+
+
+_WARNING = re.compile(r"^(\S.*?) does not have a deterministic implementation")
+
+
+def nondeterministic(step: Callable[[], object]) -> tuple[str, ...]:
+    """The operators of a training step that may give other results with the same seed, as torch's
+    deterministic mode, which only warns here, names them.
+
+    Not known: kernels chosen by timing (``torch.backends.cudnn.benchmark``), and the order in
+    which ranks add up.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            step()
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warn)
+    found = (_WARNING.match(str(warning.message)) for warning in caught)
+    return tuple(dict.fromkeys(match[1] for match in found if match))

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from autotune.errors import AutotuneError, ContractError
-from autotune.worker.server.dispatch import failure
+from autotune.errors import AutotuneError, ContractError, JobError
+from autotune.records.report import Failure
 
 
 def broken(
@@ -78,3 +78,30 @@ def guard(
         raise broken(
             where, f"{doing} raised {text}", found=place(error, path), hint=advice
         ) from error
+
+
+def failure(error: BaseException) -> Failure:
+    """What went wrong, as data."""
+    text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
+    if isinstance(error, JobError):
+        return Failure(kind=error.kind, message=str(error), least=error.least, never=error.never)
+    if isinstance(error, ContractError):
+        return Failure(kind="contract", message=str(error))
+    if isinstance(error, SystemExit):
+        return Failure(kind="exit", message=f"the model's code called exit({error.code!r})")
+    if _out_of_memory(error):
+        return Failure(kind="oom", message=text)
+    where = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(where[-1].filename).name}:{where[-1].lineno})" if where else ""
+    return Failure(kind="error", message=text + place)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in text
+        or "cannot allocate memory" in text
+        or "out of memory" in text
+    )

@@ -11,10 +11,10 @@ from autotune.records.job import Inspect, Score
 from autotune.records.task import TaskSpec
 from autotune.worker.channel import NullChannel
 from autotune.worker.contract import agreement
-from autotune.worker.contract.default_metrics import Named
 from autotune.worker.contract.task import load
 from autotune.worker.data import rows
-from autotune.worker.evaluation import score
+from autotune.worker.data.batch_tree import AttrDict
+from autotune.worker.evaluation import evaluate as evaluation
 from autotune.worker.survey import inspect
 
 SOURCE = """
@@ -55,7 +55,7 @@ def scored(task: TaskSpec, root: Path, noise: float) -> float:
         found.append([(output + noise * torch.randn(5, generator=generator)).numpy()])
     rows.save(root / "outputs.npz", rows.from_samples("tensor", ("",), found))
     job = Score(task=task, part="test", outputs="outputs.npz", seed=0)
-    return score.run(job, root, NullChannel()).scores.quality
+    return evaluation.run(job, root, NullChannel()).scores.quality
 
 
 @pytest.mark.parametrize(
@@ -108,11 +108,11 @@ def test_classes_are_compared_only_where_they_are_classes_for_sure() -> None:
     answer = torch.tensor([[0.6, 0.4], [0.2, 0.8]])
     other = torch.tensor([[0.9, 0.1], [0.6, 0.4]])
     assert agreement.score(other, answer).tolist() == [1, 0]  # probabilities
-    logits = Named(logits=other * 7 - 3)
+    logits = AttrDict(logits=other * 7 - 3)
     assert agreement.score(logits, answer * 7 - 3).tolist() == [1, 0]
     plain = agreement.score(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]]))
     assert plain.tolist() == [pytest.approx(1 - 1 / 34)]
-    tokens = Named(logits=torch.eye(3)[None])
+    tokens = AttrDict(logits=torch.eye(3)[None])
     assert agreement.score(tokens, torch.eye(3)[None].flip(1)).tolist() == [pytest.approx(1 / 3)]
 
 

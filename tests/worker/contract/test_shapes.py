@@ -17,7 +17,7 @@ from autotune.worker.build import build
 from autotune.worker.channel import NullChannel
 from autotune.worker.contract import task
 from autotune.worker.data import rows
-from autotune.worker.evaluation import score
+from autotune.worker.evaluation import evaluate as evaluation
 from autotune.worker.evaluation.evaluate import evaluate
 from autotune.worker.measure import outputs
 from autotune.worker.survey import inspect
@@ -132,7 +132,7 @@ def test_what_is_shipped_answers_as_the_model_does(tmp_path: Path, text: str, ru
     predict, _ = shipped(tmp_path, spec, runtime)
     inputs = rows.load(tmp_path / "data" / "test.npz")
     outputs.record(predict, inputs, tmp_path / "o.npz", fixed=None)
-    found = score.run(Score(task=spec, part="test", outputs="o.npz"), tmp_path, NullChannel())
+    found = evaluation.run(Score(task=spec, part="test", outputs="o.npz"), tmp_path, NullChannel())
     loaded = task.load(spec, pretrained=True)
     model = loaded.make_model()
     module.load_weights(model, tmp_path / "weights.safetensors")

@@ -10,8 +10,8 @@ from autotune.records.job import Score
 from autotune.records.task import TaskSpec
 from autotune.worker.channel import NullChannel
 from autotune.worker.contract import task
-from autotune.worker.data import rows
-from autotune.worker.evaluation import evaluate, score
+from autotune.worker.data import batch_tree, rows
+from autotune.worker.evaluation import evaluate, streaming_metric
 
 TASK = """
 import torch
@@ -95,17 +95,17 @@ def test_quality_alone_gives_paired_replicates(load):
     scores = evaluate.evaluate(model, loaded, "validation", 16)
     assert scores.per_sample is None
     assert scores.replicates is not None
-    assert len(scores.replicates) == evaluate.REPLICATES
+    assert len(scores.replicates) == streaming_metric.REPLICATES
     plain = evaluate.evaluate(model, load(), "validation")
     right = np.array(plain.per_sample)
-    picked = evaluate.resamples(45, 0)
+    picked = streaming_metric.resamples(45, 0)
     assert scores.quality == pytest.approx(plain.quality)
     assert scores.replicates == pytest.approx(tuple(right[picked].mean(1)))
 
 
 def test_resamples_depend_on_seed_and_rows_alone():
-    assert (evaluate.resamples(20, 3) == evaluate.resamples(20, 3)).all()
-    assert (evaluate.resamples(20, 3) != evaluate.resamples(20, 4)).any()
+    assert (streaming_metric.resamples(20, 3) == streaming_metric.resamples(20, 3)).all()
+    assert (streaming_metric.resamples(20, 3) != streaming_metric.resamples(20, 4)).any()
 
 
 def test_named_and_several_outputs_can_be_recorded(load):
@@ -166,14 +166,14 @@ def test_named_tuples_keep_their_names():
 
     two = evaluate.to(Two(torch.ones(2), torch.zeros(2)), "cpu")
     assert isinstance(two, Two)
-    assert isinstance(evaluate.take(two, np.array([0])), Two)
+    assert isinstance(batch_tree.take(two, np.array([0])), Two)
 
 
 def test_the_score_job(load, tmp_path):
     loaded = load()
     rows.save(tmp_path / "out.npz", outputs_of(loaded.make_model(), loaded, "test"))
     job = Score(task=loaded.spec, part="test", outputs="out.npz")
-    scored = score.run(job, tmp_path, NullChannel())
+    scored = evaluate.run(job, tmp_path, NullChannel())
     assert scored.scores.rows == 45
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from autotune.worker.training import determinism
+from autotune.worker.training import train
 
 
 def test_what_torch_warns_of_is_named_once() -> None:
@@ -11,8 +11,8 @@ def test_what_torch_warns_of_is_named_once() -> None:
             torch.ones(3).put_(torch.tensor([0]), torch.zeros(1))
         torch.ones(3).sum()
 
-    assert determinism.named(step) == ("put_",)
-    assert determinism.named(lambda: torch.ones(3) @ torch.ones(3)) == ()
+    assert train.nondeterministic(step) == ("put_",)
+    assert train.nondeterministic(lambda: torch.ones(3) @ torch.ones(3)) == ()
     assert not torch.are_deterministic_algorithms_enabled()
 
 
@@ -21,6 +21,6 @@ def test_the_mode_is_put_back_after_an_error() -> None:
         raise KeyError
 
     try:
-        determinism.named(step)
+        train.nondeterministic(step)
     except KeyError:
         assert not torch.are_deterministic_algorithms_enabled()

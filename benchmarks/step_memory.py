@@ -6,61 +6,68 @@
 
 MemTracker (torch.distributed._tools) sees every tensor's storage, so that its peak is exact in
 what it counts: weights, gradients, optimizer state, activations, temporaries.  It does not see
-what libraries allocate by themselves or what the allocator keeps; `hardware.op_latency` adds these
-by calibration.
+what libraries allocate by themselves or what the allocator keeps; `predicted` adds these by
+calibration.
 
-What this does not know: a batch at which an algorithm changes, and a user's own loop.
+What this does not know: a batch at which an algorithm changes.
 """
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor, nn
 
-from autotune.errors import JobError
-from autotune.records.job import Footprint, Footprinted
+from autotune.records.base import Record
+from autotune.records.measurement import Interval
 from autotune.records.plan import Recipe
-from autotune.worker.channel import Channel
-from autotune.worker.contract import task
 from autotune.worker.training import optimizers
-from autotune.worker.training.evaluation import peak_memory_bytes, rows_of
+from autotune.worker.training.evaluation import peak_memory_bytes
 
 SIZES = (4, 8)
 """Batches that are stepped: above 1 for batch norm, and small."""
 
 RESIDENT_SIZES = (4, 12)
 _RESIDENT_STEPS = 3
+_KEPT, _KEPT_SPREAD, _BASE_SPREAD = 1.35, 0.25, 0.03
+"""Resident over tracked bytes of activations, and the half-widths of 90 % intervals."""
 Step = Callable[[nn.Module, int], Tensor]
 
 
-def run(job: Footprint, root: Path, channel: Channel) -> Footprinted:
-    """Track one step of the task's fresh model at two batch sizes.
-
-    Raises:
-        JobError: unsupported: the user trains by a loop of their own, or a step is not tracked.
+class StepMemory(Record, frozen=True, kw_only=True, tag="Footprinted"):
+    """``base_bytes`` were resident before; the step's tensors take ``fixed_bytes`` and
+    ``bytes_per_sample`` for each sample of the batch.  ``peak_...``: the same line through the
+    resident peaks (above the base) of two processes that took such steps; None where processes
+    cannot be forked.
     """
-    loaded = task.load(job.task)
-    loaded.remember(root)
-    if loaded.own_train is not None:
-        raise JobError("unsupported", "the model has its own train(): its memory is not foreseen")
-    rows = rows_of(loaded)
 
-    def loss(model: nn.Module, size: int) -> Tensor:
-        samples = [rows[i % len(rows)] for i in range(size)]
-        inputs, target = loaded.collate(samples)
-        return loaded.loss(loaded.call(model, inputs), target)
-
-    try:
-        return found(lambda: loaded.make_model(), loss, job.recipe)
-    except (RuntimeError, AssertionError, KeyError) as error:
-        raise JobError("unsupported", f"a training step cannot be tracked: {error}") from error
+    base_bytes: int
+    fixed_bytes: int
+    bytes_per_sample: int
+    peak_fixed_bytes: int | None = None
+    peak_bytes_per_sample: int | None = None
 
 
-def found(make: Callable[[], nn.Module], loss: Step, recipe: Recipe) -> Footprinted:
+def predicted(found: StepMemory, batch: int) -> Interval:
+    """Peak resident bytes of training one process at this batch.
+
+    On the line through two resident peaks where there is one, but never less than what was
+    tracked.  Else what libraries copy by themselves and what the allocator cannot give back is
+    taken in proportion to the activations (`_KEPT`, from models outside the benchmark).
+    """
+    per_sample, fixed = _KEPT * found.bytes_per_sample, float(found.fixed_bytes)
+    if found.peak_bytes_per_sample is not None and found.peak_fixed_bytes is not None:
+        per_sample = max(found.bytes_per_sample, found.peak_bytes_per_sample)
+        fixed = max(found.fixed_bytes, found.peak_fixed_bytes)
+    step = fixed + per_sample * batch
+    spread = _KEPT_SPREAD * per_sample * batch + _BASE_SPREAD * found.base_bytes
+    value = found.base_bytes + step
+    return Interval(value=value, low=value - min(spread, 0.5 * step), high=value + spread)
+
+
+def found(make: Callable[[], nn.Module], loss: Step, recipe: Recipe) -> StepMemory:
     """Both lines of one model."""
     peaks = [_resident(make, loss, recipe, size) for size in RESIDENT_SIZES]
     warm_up(recipe)
@@ -71,7 +78,7 @@ def found(make: Callable[[], nn.Module], loss: Step, recipe: Recipe) -> Footprin
     if peaks[0] is not None and peaks[1] is not None:
         more = max(0, (peaks[1] - peaks[0]) // (RESIDENT_SIZES[1] - RESIDENT_SIZES[0]))
         start = max(0, peaks[0] - more * RESIDENT_SIZES[0])
-    return Footprinted(
+    return StepMemory(
         base_bytes=base,
         fixed_bytes=fixed,
         bytes_per_sample=per_sample,
