@@ -10,9 +10,10 @@ to the surrogate, and it is tried once nothing else is expected to gain.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
+from autotune.context import RunContext
 from autotune.deployment import initial_order, qat_fallback, ranking, search_space, skip_rules
 from autotune.deployment.evaluator import CONSTRAINTS, DeploymentEvaluator
 from autotune.deployment.metrics import Tried, broken_bound, guess, objective
@@ -22,7 +23,8 @@ from autotune.records.plan import Deployment
 from autotune.records.report import DeployTrial
 from autotune.search import space, surrogate, warm_start
 from autotune.search.space import Values
-from autotune.search.study import Proposal, Study
+from autotune.search.study import Initial, MixedStudy, Proposal, Study
+from autotune.search.warm_start import WarmStart
 from autotune.training import search_space as training_search_space
 
 _MOST_REPEATS = 40
@@ -42,6 +44,7 @@ def explore(
     until_s: float,
     extended_s: Callable[[], float] | None = None,
     kept_s: float = 0.0,
+    earlier: WarmStart | None = None,
 ) -> None:
     """Fill ``lab.tried`` until the deadline, or until the trials are used up or the space is
     exhausted.
@@ -52,6 +55,7 @@ def explore(
         extended_s: the deadline by what has been measured, asked for after each trial: later than
             planned where verification needs less time than was set aside for it.
         kept_s: seconds before either deadline that are kept for the race of the finalists.
+        earlier: the run whose deployments are tried first.
 
     Raises:
         ContractError: the trained model cannot be served even as it stands.
@@ -64,17 +68,31 @@ def explore(
         lab.run, lab.recipe, batches, counts, [t.trial for t in lab.baselines.values()]
     )
     ordered, dear = ahead.apart([(v, lab.deployment(v)) for v in seeds], batches)
-    donor = warm_start.find(lab.run, "deployments")
-    first = warm_start.seeds(lab.run, donor, searched, ordered)
+    first = _initial(lab.run, searched, earlier, ordered)
     run = lab.run
     study = Study(searched, seed=run.effort.seed, constraints=CONSTRAINTS, journal=run.journal)
-    guided = warm_start.MixedStudy(study, study.apart() if donor is not None else None, len(first))
-    for values, why in first:
-        guided.enqueue(values, why)
-    exploration = _Exploration(lab, searched, guided, dear)
+    mixed = MixedStudy(study, first, blind=earlier is not None)
+    exploration = _Exploration(lab, searched, mixed, dear)
     exploration.run(until_s, extended_s or (lambda: until_s), kept_s)
     exploration.settle()
     lab.until_s = None
+
+
+def _initial(
+    run: RunContext, space: space.Space, earlier: WarmStart | None, usual: Sequence[Initial]
+) -> list[Initial]:
+    """What is tried first: an earlier run's deployments that this space has, then the usual."""
+    if earlier is None:
+        return list(usual)
+    options = run.survey.options
+    known = (search_space.values_of(d, space, options) for d in earlier.deployments)
+    given = [values for values in known if values is not None]
+    run.listener.note(
+        f"Starts from {len(given)} plans of {earlier.folder} ({earlier.model}), "
+        "measured anew; every third of the sampler's trials has not seen them."
+    )
+    first: list[Initial] = [(values, warm_start.WHY) for values in given]
+    return first + [(values, why) for values, why in usual if values not in given]
 
 
 def _batches(lab: DeploymentEvaluator) -> tuple[int, ...]:
@@ -128,7 +146,7 @@ class _Exploration:
         self,
         lab: DeploymentEvaluator,
         searched: space.Space,
-        study: warm_start.MixedStudy,
+        study: MixedStudy,
         dear: list[initial_order.Seed],
     ) -> None:
         self._lab = lab

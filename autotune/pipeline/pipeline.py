@@ -19,7 +19,7 @@ from autotune.bridge.protocol import Bridge, Recorder, ReplayBridge, load_record
 from autotune.context import Listener, RunContext
 from autotune.deployment import racing, search
 from autotune.deployment.evaluator import DeploymentEvaluator
-from autotune.pipeline import echo, report_builder, survey
+from autotune.pipeline import earlier_reports, echo, report_builder, survey
 from autotune.pipeline.report_builder import RunState
 from autotune.processes import interrupts
 from autotune.records.base import Record
@@ -30,7 +30,7 @@ from autotune.records.report import Report, TrainTrial
 from autotune.records.task import TaskSpec
 from autotune.report import run_folder
 from autotune.report import text as report_text
-from autotune.search import warm_start
+from autotune.search.warm_start import WarmStart
 from autotune.shares import DEPLOY_SHARE, TRAIN_SHARE
 from autotune.training import (
     final,
@@ -99,7 +99,7 @@ def story(
         run = survey.survey(bridge, spec, request.budget, request.effort, request.profile, listener)
         if request.effort.baseline is not None:
             previous_plan.check(Path(request.effort.baseline), run)
-        warm_start.check(run)
+        earlier = earlier_reports.load(request.effort.like, folder.path)
         known = RunState(run)
         run.journal = folder.new_journal()
         run.on_progress = lambda: folder.checkpoint(report_builder.report(known, "running"))
@@ -108,7 +108,7 @@ def story(
                 if request.plan is not None:
                     _replay_plan(known, request.plan, folder)
                 else:
-                    _search(known, folder)
+                    _search(known, folder, earlier)
                 status = "complete"
             except KeyboardInterrupt:
                 pass
@@ -138,11 +138,11 @@ def _leave(folder: run_folder.RunFolder, known: RunState | None) -> None:
         folder.path.rmdir()
 
 
-def _search(known: RunState, folder: run_folder.RunFolder) -> None:
+def _search(known: RunState, folder: run_folder.RunFolder, earlier: tuple[WarmStart, ...]) -> None:
     """The train search and final training, the deploy search, verification."""
     run = known.run
     if not run.survey.task.pretrained:
-        _train(known)
+        _train(known, earlier)
         if run.effort.search_only:
             plan = known.plan(Deployment(batch_size=run.budget.batch or 1))
             folder.save_plan(plan)
@@ -162,7 +162,9 @@ def _search(known: RunState, folder: run_folder.RunFolder) -> None:
     def extended_s() -> float:
         return time_needed.until_s(lab, until)
 
-    search.explore(lab, until, extended_s, racing.kept_s(run.left_s, until - began))
+    kept_s = racing.kept_s(run.left_s, until - began)
+    first = earlier_reports.choose(run, earlier, "deployments")
+    search.explore(lab, until, extended_s, kept_s, first)
     said = racing.run(lab, extended_s())
     known.messages += [said] if said else []
     run.timed("deploy search", began)
@@ -191,7 +193,7 @@ def _replay_plan(known: RunState, plan: Plan, folder: run_folder.RunFolder) -> N
 # -- training ------------------------------------------------------------------------------
 
 
-def _train(known: RunState) -> None:
+def _train(known: RunState, earlier: tuple[WarmStart, ...]) -> None:
     run = known.run
     began = run.bridge.now()
     budget_s = TRAIN_SHARE * run.effort.time_s
@@ -205,7 +207,8 @@ def _train(known: RunState) -> None:
     echo.say(run, known.epochs)
     known.training = training_trial.TrainState(run, known.epochs, reach, parallelism.timed(run))
     step_options.judge(run, reach)
-    training_search.search(known.training, began + budget_s)
+    first = earlier_reports.choose(run, earlier, "recipes")
+    training_search.search(known.training, began + budget_s, first)
     run.timed("train search", searching)
     winner = known.training.winner
     if winner is None:

@@ -14,7 +14,7 @@ Optuna 5.0 is used as follows (each learnt by measurement, see docs/decisions.md
 
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,9 @@ from autotune.records.task import Dim
 from autotune.search.space import Space
 
 WORST = 1e9
+_BLIND_EVERY = 3
+Initial = tuple[Mapping[str, Value], str]
+"""A configuration to try before the sampler's own, and who proposed it."""
 
 
 class Proposal(NamedTuple):
@@ -72,8 +75,8 @@ class Study:
         self._waiting: deque[tuple[dict[str, Value], str]] = deque()
         self._asked = 0
 
-    def apart(self) -> "Study":
-        """A second study of the same space that is told of none of this one's trials."""
+    def blind(self) -> "Study":
+        """A second study of the same space that sees none of this one's trials."""
         return Study(
             Space(name=f"{self.space.name}-blind", nodes=self.space.nodes),
             seed=self._seed + 1,
@@ -150,6 +153,69 @@ class Study:
         """Close a trial that never ran (out of time)."""
         trial = self._open.pop(number)
         self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+
+
+class MixedStudy:
+    """A study with initial configurations, and beside it a blind one that never sees them.
+
+    A sampler that saw configurations of an earlier run stays near them, right or wrong: with
+    ``blind``, every third proposal after the initial ones comes from a study that is given only
+    what it proposed itself.
+    """
+
+    def __init__(self, study: Study, first: Sequence[Initial] = (), *, blind: bool = False) -> None:
+        self._study, self._blind = study, study.blind() if blind else None
+        self._first = len(first)
+        self._asked = 0
+        self._open: list[tuple[Study, int]] = []
+        for values, why in first:
+            study.enqueue(values, why)
+
+    def enqueue(self, values: Mapping[str, Value], why: str) -> None:
+        self._study.enqueue(values, why)
+
+    @property
+    def waiting(self) -> int:
+        """Configurations that stand in front of the study's sampler's own."""
+        return self._study.waiting
+
+    def ask(self) -> Proposal:
+        """The next configuration."""
+        self._asked += 1
+        late = self._asked - self._first
+        blind = self._blind is not None and late > 0 and late % _BLIND_EVERY == 0
+        study = self._blind if blind and self._blind is not None else self._study
+        number, values, why = study.ask()
+        self._open.append((study, number))
+        return Proposal(len(self._open) - 1, values, "blind sampler" if blind else why)
+
+    @property
+    def space(self) -> Space:
+        return self._study.space
+
+    def add(self, values: Mapping[str, Value], why: str) -> int:
+        """Open a trial of known ``values`` whose result is reported next; returns its number."""
+        self._open.append((self._study, self._study.add(values, why)))
+        return len(self._open) - 1
+
+    def report(self, number: int, step: int, value: float) -> None:
+        study, own = self._open[number]
+        study.report(own, step, value)
+
+    def tell(
+        self,
+        number: int,
+        value: float | None,
+        constraints: Mapping[str, float],
+        *,
+        pruned: bool = False,
+    ) -> None:
+        study, own = self._open[number]
+        study.tell(own, value, constraints, pruned=pruned)
+
+    def abandon(self, number: int) -> None:
+        study, own = self._open[number]
+        study.abandon(own)
 
 
 def _suggest(trial: Any, dim: Dim) -> Value:

@@ -22,7 +22,9 @@ from autotune.records.plan import Recipe, Value
 from autotune.records.report import Failure, TrainTrial
 from autotune.search import space, warm_start
 from autotune.search.halving import Halving
-from autotune.search.study import Proposal, Study
+from autotune.search.space import Space
+from autotune.search.study import Initial, MixedStudy, Proposal, Study
+from autotune.search.warm_start import WarmStart
 from autotune.training import lengths, search_space, seed_repeats, target_quality, throughput, width
 from autotune.training import trial as training_trial
 from autotune.training.trial import TrainState
@@ -57,15 +59,17 @@ class _Hand(NamedTuple):
     """What a search works with; ``values`` are those of each trial inside the space."""
 
     outcome: TrainState
-    study: warm_start.MixedStudy
+    study: MixedStudy
     halving: Halving
     values: dict[int, dict[str, Value]]
     began_s: float
     until_s: float
 
 
-def search(outcome: TrainState, until_s: float) -> None:
-    """Try recipes until the run's clock reads ``until_s`` or the trials are used up."""
+def search(outcome: TrainState, until_s: float, earlier: WarmStart | None = None) -> None:
+    """Try recipes, those of an ``earlier`` run first, until the run's clock reads ``until_s`` or
+    the trials are used up.
+    """
     run = outcome.run
     study = Study(
         search_space.train_space(run.survey, run.effort),
@@ -74,10 +78,10 @@ def search(outcome: TrainState, until_s: float) -> None:
         journal=run.journal,
     )
     default = search_space.baseline(run.survey)
-    guided = warm_start.training(
-        run, study, search_space.seeds(study.space, default, times=_times(outcome))
-    )
-    hand = _Hand(outcome, guided, Halving(outcome.looks), {}, run.bridge.now(), until_s)
+    usual = search_space.seeds(study.space, default, times=_times(outcome))
+    first = _initial(run, study.space, earlier, usual)
+    mixed = MixedStudy(study, first, blind=earlier is not None)
+    hand = _Hand(outcome, mixed, Halving(outcome.looks), {}, run.bridge.now(), until_s)
     _pinned(hand, default, _BASELINE)
     plain = Recipe(params=default.params)
     if msgspec.structs.replace(default, threads=1) != plain:
@@ -89,6 +93,22 @@ def search(outcome: TrainState, until_s: float) -> None:
     outcome.said += width.said(run, outcome.winner, outcome.trials)
     if outcome.winner is not None:
         outcome.said += target_quality.said(run, outcome.winner, outcome.baseline)
+
+
+def _initial(
+    run: RunContext, space: Space, earlier: WarmStart | None, usual: Sequence[Initial]
+) -> list[Initial]:
+    """What is tried first: an earlier run's recipes, as this space has them, then the usual."""
+    if earlier is None:
+        return list(usual)
+    near = [search_space.values_near(recipe, space) for recipe in earlier.recipes]
+    given = [values for i, values in enumerate(near) if values and values not in near[:i]]
+    run.listener.note(
+        f"Starts from {len(given)} recipes of {earlier.folder} ({earlier.model}), trained anew; "
+        "every third of the sampler's trials has not seen them."
+    )
+    known: list[Initial] = [(values, warm_start.WHY) for values in given]
+    return known + [(values, why) for values, why in usual if values not in given]
 
 
 def _times(outcome: TrainState) -> int:

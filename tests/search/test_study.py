@@ -85,9 +85,9 @@ def test_a_trial_can_be_abandoned(pruned: bool) -> None:
     assert len(search._study.trials) == 2
 
 
-def test_a_study_apart_learns_nothing_of_the_first() -> None:
+def test_a_blind_study_sees_nothing_of_the_first() -> None:
     first = Study(SPACE, seed=3, constraints=("limit",))
     _values(first, 20)
     alone = Study(SPACE, seed=4, constraints=("limit",))
-    apart = first.apart()
-    assert [apart.ask().values for _ in range(3)] == [alone.ask().values for _ in range(3)]
+    blind = first.blind()
+    assert [blind.ask().values for _ in range(3)] == [alone.ask().values for _ in range(3)]

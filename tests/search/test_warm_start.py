@@ -17,7 +17,7 @@ from autotune.records.plan import Deployment, Recipe, Step
 from autotune.records.report import DeployTrial, Report
 from autotune.records.task import Survey, TaskInfo
 from autotune.search import space, warm_start
-from autotune.search.study import Study
+from autotune.search.study import MixedStudy, Study
 from autotune.training import search_space as training_search_space
 from autotune.tune import Task, tune
 from tests.support import made
@@ -231,13 +231,12 @@ def test_a_plan_that_this_space_does_not_have_is_left_out(plan: Deployment) -> N
 
 def test_the_blind_study_takes_every_third_after_the_first_ones() -> None:
     whole = searched()
-    apart = space.Space(name="apart", nodes=whole.nodes)
-    guided = warm_start.MixedStudy(
-        Study(whole, seed=0, constraints=()), Study(apart, seed=1, constraints=()), 2
-    )
+    study = Study(whole, seed=0, constraints=())
+    values = study.space.sample(lambda dim: dim.choices[0] if dim.choices else dim.low)
+    mixed = MixedStudy(study, [(values, "first"), (values, "second")], blind=True)
     why = []
     for _ in range(8):
-        proposal = guided.ask()
+        proposal = mixed.ask()
         why.append(proposal.why)
-        guided.tell(proposal.number, 1.0, {})
+        mixed.tell(proposal.number, 1.0, {})
     assert [text == "blind sampler" for text in why] == [False] * 4 + [True, False, False, True]
