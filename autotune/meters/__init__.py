@@ -132,7 +132,7 @@ class Meter(Protocol):
         """Energy between the first and the last of two or more readings in order.  Pure."""
         ...
 
-    def guard_s(self) -> float | None:
+    def max_gap_s(self) -> float | None:
         """Longest gap between readings that keeps a wrap unambiguous; None for no limit."""
         ...
 

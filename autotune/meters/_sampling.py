@@ -191,7 +191,7 @@ class Sampled:
         """Joules by sensor; none where there is no sensor."""
         return tuple(domain(sensor, readings) for sensor in self._sensors)
 
-    def guard_s(self) -> float | None:
+    def max_gap_s(self) -> float | None:
         """Often enough that the sampler does not fall asleep."""
         return GUARD_S if self._sensors else None
 

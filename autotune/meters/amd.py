@@ -65,7 +65,7 @@ class Amd:
             return (unavailable("amd", self._fault),)
         return tuple(self._domain(board, readings) for board in self._boards)
 
-    def guard_s(self) -> float | None:
+    def max_gap_s(self) -> float | None:
         """The sampler must not fall asleep; 64-bit counters need no guard."""
         return None if all(board.counter for board in self._boards) else _sampling.GUARD_S
 

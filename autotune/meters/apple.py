@@ -72,7 +72,7 @@ class Apple:
         names = dict.fromkeys(name for reading in readings for name in reading.counters)
         return tuple(_domain(name, readings) for name in names)
 
-    def guard_s(self) -> float | None:
+    def max_gap_s(self) -> float | None:
         """Nothing wraps."""
         return None
 

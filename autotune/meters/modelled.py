@@ -102,7 +102,7 @@ class Modelled:
         """No domains: a model is no measurement."""
         return ()
 
-    def guard_s(self) -> float | None:
+    def max_gap_s(self) -> float | None:
         """Nothing wraps."""
         return None
 

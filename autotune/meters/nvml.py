@@ -98,7 +98,7 @@ class Nvml:
             return (unavailable("nvml", self._fault),)
         return tuple(self._domain(board, readings) for board in self._boards)
 
-    def guard_s(self) -> float | None:
+    def max_gap_s(self) -> float | None:
         """64-bit counters need no guard; the sampler of power must not fall asleep."""
         return _sampling.GUARD_S if any(board.sensor for board in self._boards) else None
 

@@ -100,7 +100,7 @@ class Rapl:
         kept = [z for z in self._zones.values() if not self._mirrored(z, readings)]
         return tuple(self._domain(zone, readings) for zone in kept)
 
-    def guard_s(self) -> float | None:
+    def max_gap_s(self) -> float | None:
         """A quarter of the time in which the fastest counter could wrap."""
         spans = [z.range_uj * 1e-6 / z.max_w for z in self._zones.values() if z.range_uj]
         return min(spans) / 4 if spans else None

@@ -67,7 +67,7 @@ def test_every_domain_belongs_to_a_source(meter: Meter) -> None:
 
 
 def test_guard_is_positive_or_none(meter: Meter) -> None:
-    guard = meter.guard_s()
+    guard = meter.max_gap_s()
     assert guard is None or guard > 0
 
 

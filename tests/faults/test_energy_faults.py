@@ -75,14 +75,14 @@ def test_two_wraps(tree: Tree) -> None:
 def test_two_wraps_with_guard_readings_are_exact(tree: Tree) -> None:
     tree.zone("intel-rapl:0", "package-0", 0, limit=10_000_000_000)
     meter = tree.meter()
-    bench = process.Bench([meter], tree.clock)
-    token = bench.open()
+    monitor = process.EnergyMonitor([meter], tree.clock)
+    token = monitor.open()
     for second in range(2, 80, 2):  # 300 W for 78 s: 23.4 kJ
         tree.clock.now = float(second)
         tree.put("intel-rapl:0", second * 300_000_000 % 10_000_000_000)
-        bench.guard()
-    assert bench.guard_s <= 2.5
-    assert bench.close(token).total_j == pytest.approx(78 * 300)
+        monitor.read_if_due()
+    assert monitor.max_gap_s <= 2.5
+    assert monitor.close(token).total_j == pytest.approx(78 * 300)
 
 
 @pytest.mark.parametrize("limit", [None, "0", "many", ""])
@@ -138,14 +138,14 @@ def test_file_vanishing_mid_window(tree: Tree) -> None:
 def test_file_vanishing_and_coming_back_spoils_the_window(tree: Tree) -> None:
     folder = tree.zone("intel-rapl:0", "package-0")
     meter = tree.meter()
-    bench = process.Bench([meter], tree.clock)
-    token = bench.open()
+    monitor = process.EnergyMonitor([meter], tree.clock)
+    token = monitor.open()
     (folder / "energy_uj").unlink()
-    tree.clock.now = bench.guard_s + 1
-    bench.guard()
+    tree.clock.now = monitor.max_gap_s + 1
+    monitor.read_if_due()
     tree.put("intel-rapl:0", 21_000_000)
     tree.clock.now += 1
-    nothing_read(bench.close(token), "no_interface")
+    nothing_read(monitor.close(token), "no_interface")
 
 
 @pytest.mark.parametrize("text", ["", "garbage", "-5", "1e6", "12 34", "0x10", str(RANGE + 1)])
@@ -528,17 +528,17 @@ class Steady:
         more: dict[str, Any] = {"period_s": 0.001, "quantum_j": 0.0, "max_w": 1000.0}
         return (meters.conclude(self.name, joules, seconds, **more),)
 
-    def guard_s(self) -> float | None:
+    def max_gap_s(self) -> float | None:
         return None
 
 
 def with_load(steady: Steady, foreign: float) -> EnergyWindow:
     """Ten seconds at 50 W on two cores, of which ours uses 6 CPU seconds."""
-    loads = iter([process.Load(0, 0, 0), process.Load(6.0 + 20 * foreign, 20.0, 6.0)])
-    bench = process.Bench([steady], steady.clock, load=lambda pid: next(loads))
-    token = bench.open(1)
+    loads = iter([process.CpuTimes(0, 0, 0), process.CpuTimes(6.0 + 20 * foreign, 20.0, 6.0)])
+    monitor = process.EnergyMonitor([steady], steady.clock, cpu_times=lambda pid: next(loads))
+    token = monitor.open(1)
     steady.run(10.0, 50.0)
-    return bench.close(token, 1)
+    return monitor.close(token, 1)
 
 
 def test_50_percent_foreign_load() -> None:
@@ -561,11 +561,11 @@ def test_foreign_load_of_the_processor_is_not_in_a_boards_joules() -> None:
 def windows(steady: Steady, *powers: float) -> list[EnergyWindow]:
     """Ten seconds at each power, a window for each."""
     found = []
-    bench = process.Bench([steady], steady.clock)
+    monitor = process.EnergyMonitor([steady], steady.clock)
     for watts in powers:
-        token = bench.open()
+        token = monitor.open()
         steady.run(10.0, watts)
-        found.append(bench.close(token))
+        found.append(monitor.close(token))
     return found
 
 
@@ -617,7 +617,7 @@ def eval_data():
 def test_8_ranks_billed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All eight train; one window is opened, its joules stand in one answer."""
     steady = Steady()
-    bench = process.Bench([steady], steady.clock)
+    monitor = process.EnergyMonitor([steady], steady.clock)
     opened: list[int] = []
 
     class Client:
@@ -631,12 +631,12 @@ def test_8_ranks_billed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             pass
 
         def open(self) -> int:
-            opened.append(bench.open())
+            opened.append(monitor.open())
             return opened[-1]
 
         def close(self, token: int) -> EnergyWindow:
             steady.run(10.0, 50.0)
-            return bench.close(token)
+            return monitor.close(token)
 
     monkeypatch.setattr(meter_client, "MeterClient", Client)
     (tmp_path / "model.py").write_text(MODEL)
@@ -667,10 +667,10 @@ def test_ranks_are_no_foreign_load_to_each_other(monkeypatch: pytest.MonkeyPatch
 def test_overlapping_windows_read_the_counter_once_each() -> None:
     """Eight windows over the same ten seconds see the same joules, and none adds to another."""
     steady = Steady()
-    bench = process.Bench([steady], steady.clock)
-    tokens = [bench.open() for _ in range(8)]
+    monitor = process.EnergyMonitor([steady], steady.clock)
+    tokens = [monitor.open() for _ in range(8)]
     steady.run(10.0, 50.0)
-    assert [bench.close(token).total_j for token in tokens] == [pytest.approx(500.0)] * 8
+    assert [monitor.close(token).total_j for token in tokens] == [pytest.approx(500.0)] * 8
 
 
 def test_whole_machine_and_parts_are_not_added() -> None:
@@ -679,10 +679,10 @@ def test_whole_machine_and_parts_are_not_added() -> None:
     whole = EnergySource(
         name="battery", domains=("battery:BAT0",), label="measured_sampled", scope="machine"
     )
-    counts = process._what_counts([parts, whole])
+    counts = process._counted([parts, whole])
     assert (counts("rapl:package-0"), counts("battery:BAT0")) == (True, False)
     refused = msgspec.structs.replace(parts, label="unavailable", reason="permission")
-    counts = process._what_counts([refused, whole])
+    counts = process._counted([refused, whole])
     assert (counts("rapl:package-0"), counts("battery:BAT0")) == (False, True)
 
 
@@ -745,17 +745,17 @@ def test_no_source(tmp_path: Path) -> None:
     """A guest with nothing: no joules, the reason, what helps, and no zero anywhere."""
     (tmp_path / "cpuinfo").write_text("flags : fpu hypervisor\n")
     tools = Tools(powercap=tmp_path / "none", sys=tmp_path, proc=tmp_path, background=False)
-    bench = process.Bench(process.meters(tools, cuda=False))
-    nothing_read(bench.close(bench.open()), "vm_guest")
-    sources = {source.name: source for source in bench.sources()}
+    monitor = process.EnergyMonitor(process.meters(tools, cuda=False))
+    nothing_read(monitor.close(monitor.open()), "vm_guest")
+    sources = {source.name: source for source in monitor.sources()}
     assert set(sources) == {"rapl", "modelled"}
     assert sources["rapl"].label == "unavailable"
     assert "--powercap-root" in (sources["rapl"].remedy or "")
 
 
 def test_no_meter_at_all() -> None:
-    bench = process.Bench([])
-    nothing_read(bench.close(bench.open()), "no_interface")
+    monitor = process.EnergyMonitor([])
+    nothing_read(monitor.close(monitor.open()), "no_interface")
 
 
 def test_gpu_that_cannot_be_read_leaves_no_total(
@@ -766,8 +766,8 @@ def test_gpu_that_cannot_be_read_leaves_no_total(
     fake = Nvml(a=1)
     fake.errors["init"] = 9
     board = nvml.open(Tools(nvml=fake, clock=tree.clock, background=False))
-    bench = process.Bench([tree.meter(), board], tree.clock)
-    token = bench.open()
+    monitor = process.EnergyMonitor([tree.meter(), board], tree.clock)
+    token = monitor.open()
     tree.clock.now = 1.0
     tree.put("intel-rapl:0", 21_000_000)
-    nothing_read(bench.close(token), "no_interface")
+    nothing_read(monitor.close(token), "no_interface")

@@ -62,7 +62,7 @@ def test_accumulator() -> None:
     found = only(meter.difference(first, meter.read()))
     assert (found.energy_j, found.label) == (pytest.approx(400.0), "measured_counter")
     assert meter.sources()[0].label == "measured_counter"
-    assert meter.guard_s() is None
+    assert meter.max_gap_s() is None
     second = meter.read()
     smi.count, clock.now = 5, 4.0
     assert meters.code(only(meter.difference(second, meter.read())).reason) == "counter_reset"
@@ -78,7 +78,7 @@ def test_power_where_there_is_no_accumulator() -> None:
     found = only(meter.difference(*record(meter, meter.sampler, clock, 10.0)))
     assert (found.energy_j, found.label) == (pytest.approx(2000.0), "measured_sampled")
     assert meter.sources()[0].label == "measured_sampled"
-    assert meter.guard_s() is not None
+    assert meter.max_gap_s() is not None
 
 
 @pytest.mark.parametrize("answer", [{}, {"current_socket_power": "N/A"}])

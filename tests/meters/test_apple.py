@@ -43,7 +43,7 @@ def test_windows_add_up() -> None:
         "apple:gpu": pytest.approx(10.0),
     }
     assert meter.sources()[0].label == "measured_counter"
-    assert meter.guard_s() is None
+    assert meter.max_gap_s() is None
 
 
 def test_library_that_fails_later() -> None:

@@ -82,7 +82,7 @@ class Ticking:
     def difference(self, *readings: Reading) -> tuple[Domain, ...]:
         return ()
 
-    def guard_s(self) -> float | None:
+    def max_gap_s(self) -> float | None:
         return None
 
 

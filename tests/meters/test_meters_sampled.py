@@ -141,7 +141,7 @@ def test_machine_without(module: object, tools: Tools) -> None:
     (source,) = meter.sources()
     assert (source.label, meters.code(source.reason)) == ("unavailable", "no_interface")
     assert meter.difference(meter.read(), meter.read()) == ()
-    assert meter.guard_s() is None
+    assert meter.max_gap_s() is None
 
 
 # -- the sampler ---------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def test_boards_are_found_by_uuid_in_torch_order() -> None:
     assert first.uncertainty_j == pytest.approx(2 * 0.02 * 300, rel=0.01)
     assert [s.label for s in found.sources()] == ["measured_counter"] * 2
     assert found.sources()[0].update_period_s == 0.02
-    assert found.guard_s() is None
+    assert found.max_gap_s() is None
 
 
 @pytest.mark.parametrize("number", [1, 3, 9, 12, 13, 15, 18, 999])
@@ -142,7 +142,7 @@ def test_board_without_a_counter_is_sampled() -> None:
     (domain,) = found.difference(*record(found, found.sampler, clock, 10.0))
     assert (domain.label, domain.energy_j) == ("measured_sampled", pytest.approx(2000.0))
     assert domain.uncertainty_j == pytest.approx(2 * 0.5 * 200.0)
-    assert found.guard_s() is not None
+    assert found.max_gap_s() is not None
 
 
 def test_counter_that_agrees_with_power_keeps_its_label() -> None:

@@ -82,7 +82,7 @@ def test_two_wraps_are_ambiguous(tree: Tree) -> None:
 def test_guard_readings_resolve_wraps(tree: Tree) -> None:
     tree.zone("intel-rapl:0", "package-0", 0, limit=10_000_000_000)
     meter = tree.meter()
-    guard = meter.guard_s()
+    guard = meter.max_gap_s()
     assert guard == pytest.approx(2.5)
     readings = [meter.read()]
     for step in range(1, 101):  # 2 s at 300 W each: 60 kJ, six wraps
@@ -267,7 +267,7 @@ def test_guest_without_a_tree(tree: Tree, tmp_path: Path) -> None:
     )
     meter = tree.meter(origin="local", proc=tmp_path)
     assert meter.difference(meter.read(), meter.read()) == ()
-    assert meter.guard_s() is None
+    assert meter.max_gap_s() is None
 
 
 def test_metal_without_a_tree(tree: Tree, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The one meter process: it alone reads energy counters, and only at the ends of windows.
+"""The meter process: the only one that reads energy counters, at the ends of windows.
 
     python -m autotune.worker.energy.meter_server --socket PATH [--powercap-root DIR]
                                     [--cuda [UUID,...]] [--all]
@@ -8,12 +8,12 @@
 
 One JSON line a request and one an answer.  Several clients may hold windows at once; all
 share the readings.  Between the ends of a window nothing is read except, seldom, to keep
-a wrap of the counter unambiguous, and power where a sensor has no counter.  Torch-free.
+a wrap of the counter unambiguous, and power where a sensor has no energy counter.  Torch-free.
 Prints ``ready`` when it listens, and ends with its parent, at SIGTERM, or when its standard
 input (if a pipe) is closed.
 
-What counts: parts of the machine (processor, memory, boards) where one can be read, each
-domain once however many ranks run; else the first sensor that sees the whole machine.
+The total has the parts of the machine (processor, memory, boards) that can be read, each domain
+once however many ranks run; where no part can, the first sensor that sees the whole machine.
 """
 
 import argparse
@@ -31,83 +31,93 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
+
 from autotune import plugins
 from autotune.meters import BOARDS, Meter, Reading, Tools, calibrate, code, edge, window
 from autotune.records import codec
 from autotune.records.measurement import Domain, EnergySource, EnergyWindow
 from autotune.worker.energy.meter_client import address
-from autotune.worker.host import linux
 
-_GUARD_S = 10.0
-_GUARD_LEAST_S = 0.2
+_MAX_GAP_S = 10.0
+_SHORTEST_GAP_S = 0.2
 _POLL_S = 1.0
-_FORGIVEN_S = 0.04
+_ROUNDING_S = 0.04
+"""Four clock ticks of CPU time: one at each end of each of two counts."""
 _OPTIONAL = ("apple", "battery", "hwmon", "jetson")
-"""Meters of which a machine that lacks them says nothing, except to ``--all``."""
+"""Meters that are not mentioned where a machine lacks them, except with ``--all``."""
 _WHOLE = ("jetson", "hwmon", "battery")
-"""Of several sensors that see the whole machine the first counts."""
+"""Sensors that see the whole machine; the first of these that can be read counts."""
 
 
-class Load(NamedTuple):
-    """CPU seconds used so far: by the whole machine, by its cores in total, by one tree."""
+class CpuTimes(NamedTuple):
+    """CPU seconds so far: busy and total (idle too) of the machine, and of one process tree."""
 
     busy_s: float
     total_s: float
     tree_s: float
 
 
-class Window:
-    """An open window: the readings so far, one list for each meter."""
+class OpenWindow:
+    """The readings so far of a window, one list for each meter."""
 
     def __init__(
-        self, load: Load | None, first: Sequence[Reading], meter_cpu_s: float, *, boards: bool
+        self, cpu: CpuTimes | None, first: Sequence[Reading], meter_cpu_s: float, *, boards: bool
     ) -> None:
-        self.load = load
+        self.cpu = cpu
         self.boards = boards
         self.meter_cpu_s = meter_cpu_s
         self.readings = [[reading] for reading in first]
 
 
-class Bench:
-    """The meters, and the windows that are open."""
+class EnergyMonitor:
+    """The meters, and the windows that are open.
+
+    Args:
+        meters: calibrated ones.
+        clock: seconds, monotonic.
+        cpu_times: of the machine and the tree of a process id; None where unknown.
+        read: reads one meter; its flag says that this closes a window.
+        everything: whether `sources` lists what is not part of the total too.
+    """
 
     def __init__(
         self,
         meters: Sequence[Meter],
         clock: Callable[[], float] = time.monotonic,
-        load: Callable[[int], Load | None] = lambda pid: None,
+        cpu_times: Callable[[int], CpuTimes | None] = lambda pid: None,
         read: Callable[[Meter, bool], Reading] = lambda meter, closing: meter.read(),
         *,
         everything: bool = False,
     ) -> None:
         self._meters = tuple(meters)
         self._clock = clock
-        self._load = load
+        self._cpu_times = cpu_times
         self._read = read
         found = [source for meter in self._meters for source in meter.sources()]
-        self._counts, self._everything = _what_counts(found), everything
-        self._windows: dict[int, Window] = {}
+        self._counts, self._everything = _counted(found), everything
+        self._windows: dict[int, OpenWindow] = {}
         self._next = 1
-        self._guarded_s = clock()
-        guards = [g for g in (meter.guard_s() for meter in self._meters) if g is not None]
-        self.guard_s = max(_GUARD_LEAST_S, min([_GUARD_S, *guards]))
+        self._last_read_s = clock()
+        gaps = [gap for gap in (meter.max_gap_s() for meter in self._meters) if gap is not None]
+        self.max_gap_s = max(_SHORTEST_GAP_S, min([_MAX_GAP_S, *gaps]))
 
     def sources(self) -> tuple[EnergySource, ...]:
-        """Every source of every meter; what can be read but is not counted only on request."""
+        """The sources of every meter; readable ones that are not counted only on request."""
         found = (source for meter in self._meters for source in meter.sources())
         return tuple(s for s in found if self._everything or self._useful(s))
 
     def open(self, pid: int = 0, *, boards: bool = True) -> int:
-        """Start a window for the process ``pid`` (0: unknown); the token closes it.  Without
-        ``boards`` the energy of GPUs is not part of its answer.
+        """Start a window for the process ``pid`` (0: unknown) and return its token.  Without
+        ``boards`` the energy of GPUs is left out.
         """
         token = self._next
         self._next += 1
-        load, cpu_s = self._load(pid), time.process_time()
+        cpu, meter_cpu_s = self._cpu_times(pid), time.process_time()
         if not self._windows:
-            self._guarded_s = self._clock()
+            self._last_read_s = self._clock()
         first = [self._read(meter, False) for meter in self._meters]
-        self._windows[token] = Window(load, first, cpu_s, boards=boards)
+        self._windows[token] = OpenWindow(cpu, first, meter_cpu_s, boards=boards)
         return token
 
     def close(self, token: int, pid: int = 0) -> EnergyWindow:
@@ -116,21 +126,21 @@ class Bench:
         Raises:
             KeyError: no such window is open.
         """
-        held = self._windows.pop(token)
+        open_window = self._windows.pop(token)
         domains: list[Domain] = []
         duration_s = 0.0
-        for meter, readings in zip(self._meters, held.readings, strict=True):
+        for meter, readings in zip(self._meters, open_window.readings, strict=True):
             readings.append(self._read(meter, True))
-        after, cpu_s = self._load(pid), time.process_time() - held.meter_cpu_s
-        for meter, readings in zip(self._meters, held.readings, strict=True):
+        after, cpu_s = self._cpu_times(pid), time.process_time() - open_window.meter_cpu_s
+        for meter, readings in zip(self._meters, open_window.readings, strict=True):
             counted = (d for d in meter.difference(*readings) if self._counts(d.name))
-            domains += (d for d in counted if held.boards or not _board(d.name))
+            domains += (d for d in counted if open_window.boards or not _board(d.name))
             duration_s = max(duration_s, readings[-1].at_s - readings[0].at_s)
         reasons = [source.reason for source in self.sources() if source.label == "unavailable"]
         return window(
             duration_s,
             domains,
-            _foreign(held.load, after, cpu_s),
+            _foreign(open_window.cpu, after, cpu_s),
             nothing=next(iter(reasons), None),
             meter_cpu_s=cpu_s,
         )
@@ -140,26 +150,26 @@ class Bench:
         return not measured or any(self._counts(name) for name in source.domains)
 
     def drop(self, token: int) -> None:
-        """Forget a window whose client is gone."""
+        """Forget a window, as its client is gone."""
         self._windows.pop(token, None)
 
-    def guard(self) -> None:
-        """Read the counters if a window has waited long enough for a wrap to be near."""
+    def read_if_due(self) -> None:
+        """Read the counters if a window is open and a wrap may be near."""
         now = self._clock()
-        if not self._windows or now - self._guarded_s < self.guard_s:
+        if not self._windows or now - self._last_read_s < self.max_gap_s:
             return
-        self._guarded_s = now
+        self._last_read_s = now
         for place, meter in enumerate(self._meters):
             reading = meter.read()
-            for held in self._windows.values():
-                held.readings[place].append(reading)
+            for open_window in self._windows.values():
+                open_window.readings[place].append(reading)
 
 
 class Server:
     """Answers requests on one listening socket until `stop`."""
 
-    def __init__(self, listener: socket.socket, bench: Bench) -> None:
-        self._bench = bench
+    def __init__(self, listener: socket.socket, monitor: EnergyMonitor) -> None:
+        self._monitor = monitor
         self._listener = listener
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
@@ -180,9 +190,9 @@ class Server:
     def serve(self, alive: Callable[[], bool] = lambda: True) -> None:
         """Answer until `stop` is called or ``alive`` answers False."""
         while self._running and alive():
-            for key, _ in self._selector.select(min(_POLL_S, self._bench.guard_s)):
+            for key, _ in self._selector.select(min(_POLL_S, self._monitor.max_gap_s)):
                 key.data()
-            self._bench.guard()
+            self._monitor.read_if_due()
         for key in list(self._selector.get_map().values()):
             if isinstance(key.fileobj, socket.socket) and key.fileobj is not self._listener:
                 key.fileobj.close()
@@ -191,7 +201,7 @@ class Server:
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
         connection.setblocking(False)
-        client = _Client(connection, self._bench)
+        client = _Client(connection, self._monitor)
 
         def serve() -> None:
             if not client.serve():
@@ -204,9 +214,9 @@ class Server:
 class _Client:
     """One connection and the windows that it holds."""
 
-    def __init__(self, connection: socket.socket, bench: Bench) -> None:
+    def __init__(self, connection: socket.socket, monitor: EnergyMonitor) -> None:
         self._connection = connection
-        self._bench = bench
+        self._monitor = monitor
         self._tokens: dict[int, int] = {}
         self._buffer = b""
         self._pid = _peer(connection)
@@ -228,7 +238,7 @@ class _Client:
             chunk = b""
         if not chunk:
             for token in self._tokens:
-                self._bench.drop(token)
+                self._monitor.drop(token)
         return bool(chunk)
 
     def _answer(self, line: bytes) -> bytes:
@@ -242,27 +252,27 @@ class _Client:
     def _do(self, request: dict[str, Any]) -> bytes:
         ask = request.get("ask")
         if ask == "sources":
-            parts = [codec.encode(source) for source in self._bench.sources()]
+            parts = [codec.encode(source) for source in self._monitor.sources()]
             return b'{"sources": [' + b", ".join(parts) + b"]}"
         if ask == "open":
             # the ranks of one launch are children of the same parent: their tree is its tree
             tree = request.get("tree", self._pid)
-            token = self._bench.open(tree, boards=request.get("boards", True))
+            token = self._monitor.open(tree, boards=request.get("boards", True))
             self._tokens[token] = tree
             return json.dumps({"token": token}).encode()
         if ask == "close":
             token = request.get("token", 0)
             tree = self._tokens.pop(token)
-            return b'{"window": ' + codec.encode(self._bench.close(token, tree)) + b"}"
+            return b'{"window": ' + codec.encode(self._monitor.close(token, tree)) + b"}"
         raise ValueError(f"ask is {ask!r}, must be sources, open or close")
 
 
 def meters(tools: Tools, *, cuda: bool, everything: bool = False) -> list[Meter]:
-    """The plug-ins of ``meters/`` that this machine has a use for; each calibrated.
+    """The plug-ins of ``meters/`` that this machine can use, calibrated.
 
-    Boards only where a GPU is in use (``cuda``), and then those of the maker whose boards
-    can be read; sensors that a machine may lack only where it has them.  ``everything``
-    takes them all, for the doctor.
+    GPU meters only where a GPU is in use (``cuda``), and then those of the maker whose boards
+    can be read; optional sensors only where there are any.  ``everything`` takes them all, for
+    ``autotune doctor``.
     """
     names = [name for name in plugins.names("meters") if cuda or everything or name not in BOARDS]
     found: dict[str, Meter] = {n: plugins.load("meters", n).open(tools) for n in names}
@@ -275,11 +285,23 @@ def meters(tools: Tools, *, cuda: bool, everything: bool = False) -> list[Meter]
     return list(found.values())
 
 
-def load(pid: int) -> Load | None:
-    """CPU seconds of the machine and of the tree below ``pid``; None where unreadable."""
-    ticks = linux.busy_and_total_s()
-    tree = linux.tree_cpu_s(pid) if pid else None
-    return None if ticks is None or tree is None else Load(ticks[0], ticks[1], tree)
+def cpu_times(pid: int) -> CpuTimes | None:
+    """CPU seconds of the machine and of the process tree of ``pid``; None where unreadable."""
+    if not pid:
+        return None
+    machine = psutil.cpu_times()
+    total_s = sum(machine[:8])  # after steal come guests, which user time contains
+    busy_s = total_s - machine.idle - getattr(machine, "iowait", 0.0)
+    tree_s = 0.0
+    try:
+        root = psutil.Process(pid)
+        tree = (root, *root.children(recursive=True))
+    except psutil.Error:
+        return None
+    for process in tree:
+        with contextlib.suppress(psutil.Error):  # it ended: its parent counts it now
+            tree_s += sum(process.cpu_times()[:4])  # user and system, and those of ended children
+    return CpuTimes(busy_s, total_s, tree_s)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -291,9 +313,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.cuda:
         tools = tools._replace(devices=tuple(filter(None, args.cuda.split(","))) or None)
     found = meters(tools, cuda=args.cuda is not None, everything=args.all)
-    bench = Bench(
+    monitor = EnergyMonitor(
         found,
-        load=load,
+        cpu_times=cpu_times,
         read=lambda meter, closing: edge(meter, closing=closing),
         everything=args.all,
     )
@@ -305,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         stack.callback(args.socket.unlink, missing_ok=True)
         args.socket.chmod(0o600)
         listener.listen()
-        server = Server(listener, bench)
+        server = Server(listener, monitor)
         if stat.S_ISFIFO(os.fstat(0).st_mode):
             server.watch(sys.stdin)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -324,19 +346,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _foreign(first: Load | None, last: Load | None, meter_cpu_s: float = 0.0) -> float | None:
-    """Share of the machine's CPU time in the window that neither the client's tree used nor
-    measuring it.  Four clock ticks are forgiven: one at each end of each count.
+def _foreign(
+    first: CpuTimes | None, last: CpuTimes | None, meter_cpu_s: float = 0.0
+) -> float | None:
+    """Share of the machine's CPU time in the window that neither the client's process tree nor this
+    meter process used.
     """
     if first is None or last is None or last.total_s <= first.total_s:
         return None
-    ours = (last.tree_s - first.tree_s) + meter_cpu_s + _FORGIVEN_S
+    ours = (last.tree_s - first.tree_s) + meter_cpu_s + _ROUNDING_S
     foreign = (last.busy_s - first.busy_s) - ours
     return min(1.0, max(0.0, foreign / (last.total_s - first.total_s)))
 
 
-def _what_counts(sources: Sequence[EnergySource]) -> Callable[[str], bool]:
-    """Whether a domain is part of the total: parts where one can be read, else one whole."""
+def _counted(sources: Sequence[EnergySource]) -> Callable[[str], bool]:
+    """Whether a domain is part of the total: see the module."""
     readable = [s for s in sources if s.label.startswith("measured")]
     wholes = [s for s in readable if s.scope == "machine"]
     if wholes and not any(s.scope == "parts" for s in readable):
@@ -356,7 +380,7 @@ def _absent(meter: Meter) -> bool:
 
 
 def _peer(connection: socket.socket) -> int:
-    """The client's process id; 0 where the system does not tell."""
+    """The client's process id; 0 where the system does not say."""
     if not hasattr(socket, "SO_PEERCRED"):
         return 0
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))

@@ -1,13 +1,13 @@
-"""What surrounds a measurement: the machine's state, and who else used it meanwhile.
+"""The surroundings of a measurement: the machine's state, and who else used it meanwhile.
 
     state() ........... before the artifact is loaded: governor, turbo, SMT, load, ...
-    counters() ........ at both ends of the timed region
+    counters() ........ at the start and the end of the timed region
     grown(a, b, cpu) .. steal, throttling and foreign load between them
 
 Only the processors that this process may use are counted, so that a busy neighbour on
 other cores of a large host does not show.  What cannot be read is None.  Stdlib only.
 
-Does not know frequency changes within the window, nor shared caches and memory bandwidth.
+What this does not know: frequency changes within the window, shared caches and memory bandwidth.
 """
 
 import os
@@ -19,12 +19,13 @@ from autotune.worker.host import linux
 
 Environment = dict[str, str | float | None]
 
-_LEAST_TOTAL_S = 0.2
-"""Clock ticks are 10 ms: below this much processor time shares are not told."""
+_SHORTEST_S = 0.2
+"""Clock ticks are 10 ms: shares of less processor time than this are unknown."""
+_ON_OFF = {"1": "on", "0": "off"}
 
 
 class Counters(NamedTuple):
-    """Counters that only grow, in seconds of all usable processors together."""
+    """Growing counters, in seconds of all usable processors together."""
 
     steal_s: float | None = None
     busy_s: float | None = None
@@ -39,8 +40,8 @@ def state(root: Path = linux.ROOT) -> Environment:
     return {
         "governor": linux.governor(root),
         "turbo": _turbo(root),
-        "smt": {"1": "on", "0": "off"}.get(_text(root / "sys/devices/system/cpu/smt/active") or ""),
-        "load_average": linux.load_average(root),
+        "smt": _ON_OFF.get(linux.contents(root / "sys/devices/system/cpu/smt/active") or ""),
+        "load_average": _load_average(),
         "temperature_c": _temperature(root),
         "cpus": float(os.cpu_count() or 0) or None,
         "affinity": None if affinity is None else float(affinity),
@@ -57,11 +58,11 @@ def counters(root: Path = linux.ROOT) -> Counters:
         total = sum(ticks) / hertz
         steal = ticks[7] / hertz
         busy = total - steal - (ticks[3] + ticks[4]) / hertz
-    return Counters(steal, busy, total, linux.throttled(root), _throttled_s(root))
+    return Counters(steal, busy, total, *_throttling(root))
 
 
 def grown(before: Counters, after: Counters, own_cpu_s: float | None) -> Environment:
-    """What happened between two readings.
+    """Changes between two readings.
 
     ``foreign_load`` is the share of the usable processors that others kept busy while this
     process used ``own_cpu_s``; ``steal_share`` what the hypervisor took.
@@ -74,17 +75,11 @@ def grown(before: Counters, after: Counters, own_cpu_s: float | None) -> Environ
     found: Environment = {name: growth(name) for name in ("steal_s", "nr_throttled", "throttled_s")}
     total, busy, steal = growth("total_s"), growth("busy_s"), growth("steal_s")
     found["steal_share"] = found["foreign_load"] = None
-    if total is not None and total >= _LEAST_TOTAL_S:
+    if total is not None and total >= _SHORTEST_S:
         found["steal_share"] = None if steal is None else max(0.0, steal / total)
         if busy is not None and own_cpu_s is not None:
             found["foreign_load"] = min(1.0, max(0.0, (busy - own_cpu_s) / total))
     return found
-
-
-def threads(root: Path = linux.ROOT) -> float | None:
-    """Threads of this process now."""
-    match = re.search(r"^Threads:\s*(\d+)", _text(root / "proc/self/status") or "", re.MULTILINE)
-    return float(match[1]) if match else None
 
 
 def _ticks(root: Path) -> list[int] | None:
@@ -92,7 +87,7 @@ def _ticks(root: Path) -> list[int] | None:
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     summed = [0] * 8
     seen = False
-    for line in (_text(root / "proc/stat") or "").splitlines():
+    for line in (linux.contents(root / "proc/stat") or "").splitlines():
         match = re.match(r"cpu(\d+) ", line)
         if match is None or (usable is not None and int(match[1]) not in usable):
             continue
@@ -104,38 +99,41 @@ def _ticks(root: Path) -> list[int] | None:
     return summed if seen and any(summed) else None
 
 
-def _throttled_s(root: Path) -> float | None:
-    """Seconds for which a quota stopped this group or an ancestor (v2 microseconds, v1 ns)."""
-    found = []
+def _throttling(root: Path) -> tuple[int | None, float | None]:
+    """How often, and for how many seconds, quotas stopped this cgroup and its ancestors."""
+    counts, seconds = [], []
     for group in linux.groups(root):
-        for line in (_text(group / "cpu.stat") or "").splitlines():
+        for line in (linux.contents(group / "cpu.stat") or "").splitlines():
             name, _, value = line.partition(" ")
-            scale = {"throttled_usec": 1e-6, "throttled_time": 1e-9}.get(name)
-            if scale is not None and value.isdigit():
-                found.append(int(value) * scale)
-    return sum(found) if found else None
+            scale = {"throttled_usec": 1e-6, "throttled_time": 1e-9}.get(name)  # cgroup v2, v1
+            if name == "nr_throttled" and value.isdigit():
+                counts.append(int(value))
+            elif scale is not None and value.isdigit():
+                seconds.append(int(value) * scale)
+    return sum(counts) if counts else None, sum(seconds) if seconds else None
 
 
 def _turbo(root: Path) -> str | None:
     folder = root / "sys/devices/system/cpu"
-    never = _text(folder / "intel_pstate/no_turbo")
+    never = linux.contents(folder / "intel_pstate/no_turbo")
     if never in ("0", "1"):
         return "off" if never == "1" else "on"
-    return {"1": "on", "0": "off"}.get(_text(folder / "cpufreq/boost") or "")
+    return _ON_OFF.get(linux.contents(folder / "cpufreq/boost") or "")
+
+
+def _load_average() -> float | None:
+    """Load over the last minute."""
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):
+        return None
 
 
 def _temperature(root: Path) -> float | None:
     """The hottest thermal zone, in degrees Celsius."""
     found = []
     for zone in (root / "sys/class/thermal").glob("thermal_zone[0-9]*"):
-        text = _text(zone / "temp")
+        text = linux.contents(zone / "temp")
         if text and text.lstrip("-").isdigit():
             found.append(int(text) / 1000)
     return max(found, default=None)
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return None

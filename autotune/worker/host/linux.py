@@ -1,13 +1,13 @@
 """Readers of /proc, /sys and cgroups: what this machine is and what this process may use.
 
-Every reader takes ``root`` so that tests can give it a tree of their own, answers None
-for what cannot be read, and never raises for it.  Stdlib only.
+Readers that take ``root`` (tests give a tree of their own) return None for what cannot be read and
+never raise for it.  Importing this loads the standard library only: the measuring interpreter does.
+psutil, imported where it is called, has the rest: memory, and CPU time of process trees.
 """
 
 import os
 import re
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,26 +46,17 @@ def cpuinfo(root: Path = ROOT) -> CpuInfo:
 
 
 def virtualised(root: Path = ROOT) -> bool | None:
-    """True if the processor's flags tell of a hypervisor; None where there are no flags."""
+    """Whether the processor's flags name a hypervisor; None where there are no flags."""
     flags = cpuinfo(root).flags
     return "hypervisor" in flags if flags else None
 
 
-def logical_cores(root: Path = ROOT) -> int:
-    """Processors that are online, whoever may use them."""
-    text = contents(root / "sys/devices/system/cpu/online")
-    return len(ranges(text)) if text and ranges(text) else (os.cpu_count() or 1)
+def physical_cores() -> int | None:
+    """Cores without SMT siblings; None where the system does not say."""
+    import psutil
 
-
-def physical_cores(root: Path = ROOT) -> int | None:
-    """Distinct (package, core) pairs."""
-    found = set()
-    for cpu in (root / "sys/devices/system/cpu").glob("cpu[0-9]*"):
-        package = contents(cpu / "topology/physical_package_id")
-        core = contents(cpu / "topology/core_id")
-        if package is not None and core is not None:
-            found.add((package, core))
-    return len(found) or None
+    found: int | None = psutil.cpu_count(logical=False)
+    return found
 
 
 def numa_nodes(root: Path = ROOT) -> int | None:
@@ -83,7 +74,7 @@ def caches(root: Path = ROOT) -> Caches:
 
 
 def affinity() -> int | None:
-    """Processors that the scheduler may put this process on."""
+    """Logical processors that this process may run on; None where the system has no affinity."""
     if not hasattr(os, "sched_getaffinity"):
         return None
     return len(os.sched_getaffinity(0))
@@ -92,7 +83,7 @@ def affinity() -> int | None:
 def usable_cores(root: Path = ROOT, affinity_count: int | None = None) -> float:
     """The smallest of affinity, cpuset and the quota of every ancestor cgroup, as a float."""
     count = affinity() if affinity_count is None else affinity_count
-    limits = [float(count if count is not None else logical_cores(root))]
+    limits = [float(count if count is not None else os.cpu_count() or 1)]
     for group in groups(root):
         quota = _quota(group)
         if quota is not None:
@@ -105,19 +96,24 @@ def usable_cores(root: Path = ROOT, affinity_count: int | None = None) -> float:
     return min(limits)
 
 
-def memory_bytes(root: Path = ROOT) -> int | None:
-    return _meminfo(root).get("MemTotal")
+def memory_bytes() -> int:
+    """All of the machine's memory."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)
 
 
-def usable_memory_bytes(root: Path = ROOT) -> int | None:
-    """The smaller of what is available and the tightest cgroup limit."""
-    limits = [value for value in (_meminfo(root).get("MemAvailable"),) if value is not None]
+def usable_memory_bytes(root: Path = ROOT) -> int:
+    """The smaller of the available memory and the tightest cgroup limit."""
+    import psutil
+
+    limits = [int(psutil.virtual_memory().available)]
     for group in groups(root):
         for name in ("memory.max", "memory.limit_in_bytes"):
             value = integer(group / name)
             if value is not None and 0 < value < _UNLIMITED:
                 limits.append(value)
-    return min(limits) if limits else memory_bytes(root)
+    return min(limits)
 
 
 def groups(root: Path = ROOT) -> tuple[Path, ...]:
@@ -137,58 +133,23 @@ def governor(root: Path = ROOT) -> str | None:
     return contents(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
-def load_average(root: Path = ROOT) -> float | None:
-    """Load over the last minute."""
-    words = (contents(root / "proc/loadavg") or "").split()
-    return _float(words[0]) if words else None
-
-
-def steal_s(root: Path = ROOT) -> float | None:
-    """Seconds that the hypervisor took from all processors together."""
-    ticks = _ticks(root)
-    return None if len(ticks) < 8 else ticks[7] / _hertz()
-
-
-def throttled(root: Path = ROOT) -> int | None:
-    """How often a cgroup quota stopped this process's group or an ancestor."""
-    counts = []
-    for group in groups(root):
-        for line in (contents(group / "cpu.stat") or "").splitlines():
-            name, _, value = line.partition(" ")
-            if name == "nr_throttled" and value.isdigit():
-                counts.append(int(value))
-    return sum(counts) if counts else None
-
-
 def peak_memory_bytes(root: Path = ROOT) -> int | None:
     """Largest resident size of this process so far (VmHWM)."""
-    match = re.search(
-        r"^VmHWM:\s*(\d+) kB", contents(root / "proc/self/status") or "", re.MULTILINE
-    )
-    return int(match[1]) * 1024 if match else None
+    found = _status(root, "VmHWM")
+    return None if found is None else found * 1024
 
 
-def busy_and_total_s(root: Path = ROOT) -> tuple[float, float] | None:
-    """CPU seconds spent working, and in total, by all processors (coarse: clock ticks)."""
-    ticks = _ticks(root)[:8]
-    if len(ticks) < 8:
-        return None
-    idle = ticks[3] + ticks[4]
-    return (sum(ticks) - idle) / _hertz(), sum(ticks) / _hertz()
+def threads(root: Path = ROOT) -> float | None:
+    """Threads of this process now."""
+    found = _status(root, "Threads")
+    return None if found is None else float(found)
 
 
-def tree_cpu_s(pid: int, root: Path = ROOT) -> float | None:
-    """CPU seconds of a process, its descendants, and those of them that ended."""
-    parents: dict[int, int] = {}
-    used: dict[int, float] = {}
-    for entry in (root / "proc").glob("[0-9]*"):
-        words = (contents(entry / "stat") or "").rpartition(")")[2].split()
-        if len(words) > 14:
-            parents[int(entry.name)] = int(words[1])
-            used[int(entry.name)] = sum(int(word) for word in words[11:15]) / _hertz()
-    if pid not in used:
-        return None
-    return sum(used[child] for child in used if _below(child, pid, parents))
+def _status(root: Path, field: str) -> int | None:
+    """A number in /proc/self/status."""
+    text = contents(root / "proc/self/status") or ""
+    match = re.search(rf"^{field}:\s*(\d+)", text, re.MULTILINE)
+    return int(match[1]) if match else None
 
 
 def ranges(text: str) -> set[int]:
@@ -200,16 +161,6 @@ def ranges(text: str) -> set[int]:
             return set()
         numbers.update(range(int(low), int(high or low) + 1))
     return numbers
-
-
-def _below(pid: int, top: int, parents: dict[int, int]) -> bool:
-    for _ in range(len(parents)):
-        if pid == top:
-            return True
-        if pid not in parents:
-            return False
-        pid = parents[pid]
-    return False
 
 
 def _quota(group: Path) -> float | None:
@@ -239,26 +190,6 @@ def _ancestors(mount: Path, path: str, below: str) -> list[Path]:
         path = path[len(below) :] if inside else "/"
     parts = [part for part in path.split("/") if part and part != ".."]
     return [mount.joinpath(*parts[:n]) for n in range(len(parts), -1, -1)]
-
-
-def _meminfo(root: Path) -> dict[str, int]:
-    found = {}
-    for line in (contents(root / "proc/meminfo") or "").splitlines():
-        words = line.split()
-        if len(words) == 3 and words[1].isdigit():
-            found[words[0].rstrip(":")] = int(words[1]) * 1024
-    return found
-
-
-def _ticks(root: Path) -> list[int]:
-    """The numbers of /proc/stat's first line: user nice system idle iowait irq softirq steal."""
-    words = (contents(root / "proc/stat") or "").partition("\n")[0].split()
-    return [int(word) for word in words[1:] if word.isdigit()] if words[:1] == ["cpu"] else []
-
-
-@cache
-def _hertz() -> int:
-    return os.sysconf("SC_CLK_TCK")
 
 
 def _size(text: str | None) -> int | None:

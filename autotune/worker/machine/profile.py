@@ -14,6 +14,7 @@ is still disturbed then stays, with its wide interval and a warning.
 What this does not know: the machine when it is busy, and behaviour beyond the probed sizes.
 """
 
+import os
 import platform
 import re
 import time
@@ -60,7 +61,7 @@ def run(job: Probe, root: Path, channel: Channel) -> Probed:
     """Read and measure this machine within ``job.budget_s``; torch's threads are restored."""
     started = time.monotonic()
     cpu = processor()
-    memory, usable = memory_bytes()
+    memory, usable = linux.memory_bytes(), linux.usable_memory_bytes()
     timer = microbenchmarks.Timer(started + job.budget_s, threads=max(1, int(cpu.cores)))
     load = noise.ForeignLoad()
     figures, gpus, warnings = _measured(job, cpu, usable, timer)
@@ -150,8 +151,8 @@ def processor(root: Path = linux.ROOT) -> Cpu:
         vendor=info.vendor,
         model=info.model,
         architecture=platform.machine(),
-        logical_cores=linux.logical_cores(root),
-        physical_cores=linux.physical_cores(root),
+        logical_cores=os.cpu_count() or 1,
+        physical_cores=linux.physical_cores(),
         usable_cores=linux.usable_cores(root),
         isa=isa(info.flags),
         l1d_bytes=caches.l1d_bytes,
@@ -195,17 +196,6 @@ def software() -> dict[str, str]:
     """Versions that change what a probe measures."""
     found = {package: version for package in _SOFTWARE if (version := _version(package))}
     return {"python": platform.python_version(), **found}
-
-
-def memory_bytes(root: Path = linux.ROOT) -> tuple[int, int]:
-    """Bytes in total, and bytes that this process may use; psutil answers where /proc does not."""
-    total, usable = linux.memory_bytes(root), linux.usable_memory_bytes(root)
-    if total is None or usable is None:
-        import psutil
-
-        found = psutil.virtual_memory()
-        return int(found.total), int(found.available)
-    return total, usable
 
 
 def _version(package: str) -> str | None:

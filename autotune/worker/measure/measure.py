@@ -102,7 +102,7 @@ def run(job: Measure, root: Path, clock: Clock | None = None) -> Launch:
     peak = linux.peak_memory_bytes() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     held = _device_memory_bytes()
     step = timing.resolution_ns(clock)
-    around = before | timed.surroundings | {"threads": interference.threads()}
+    around = before | timed.surroundings | {"threads": linux.threads()}
     around["timer_resolution_s"] = None if step is None else step * 1e-9
     tags = timed.tags | {"coarse_timer": int(_coarse(step, timed.latency_ns))}
     if job.score_rows and job.outputs:  # last: its load and its memory are not the server's

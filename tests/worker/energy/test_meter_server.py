@@ -62,26 +62,26 @@ class Steady:
             ),
         )
 
-    def guard_s(self) -> float | None:
+    def max_gap_s(self) -> float | None:
         return self._guard
 
 
 def test_windows_overlap_and_share_readings() -> None:
     steady = Steady()
-    bench = meter_server.Bench([steady], steady.clock)
-    first = bench.open()
+    monitor = meter_server.EnergyMonitor([steady], steady.clock)
+    first = monitor.open()
     steady.now = 1.0
-    second = bench.open()
+    second = monitor.open()
     steady.now = 3.0
-    bench.guard()
+    monitor.read_if_due()
     assert steady.reads == 3
-    bench.guard()  # too early for another one
+    monitor.read_if_due()  # too early for another one
     assert steady.reads == 3
-    assert bench.close(first).total_j == pytest.approx(60.0)
+    assert monitor.close(first).total_j == pytest.approx(60.0)
     steady.now = 4.0
-    assert bench.close(second).total_j == pytest.approx(60.0)
+    assert monitor.close(second).total_j == pytest.approx(60.0)
     with pytest.raises(KeyError):
-        bench.close(first)
+        monitor.close(first)
 
 
 def test_boards_are_left_out_of_a_window_that_is_not_about_them() -> None:
@@ -93,13 +93,13 @@ def test_boards_are_left_out_of_a_window_that_is_not_about_them() -> None:
             )
 
     board, steady = Board(), Steady()
-    both = meter_server.Bench([board, steady], steady.clock)
+    both = meter_server.EnergyMonitor([board, steady], steady.clock)
     tokens = both.open(), both.open(boards=False)
     board.now = steady.now = 2.0
     assert both.close(tokens[0]).total_j == pytest.approx(80.0)
     alone = both.close(tokens[1])
     assert (alone.total_j, [d.name for d in alone.domains]) == (pytest.approx(40.0), ["steady"])
-    idle = meter_server.Bench([board], board.clock)
+    idle = meter_server.EnergyMonitor([board], board.clock)
     token = idle.open(boards=False)
     board.now = 4.0
     assert idle.close(token).total_j is None  # a board that idles beside says nothing
@@ -107,46 +107,67 @@ def test_boards_are_left_out_of_a_window_that_is_not_about_them() -> None:
 
 def test_nothing_is_read_while_no_window_is_open() -> None:
     steady = Steady()
-    bench = meter_server.Bench([steady], steady.clock)
+    monitor = meter_server.EnergyMonitor([steady], steady.clock)
     steady.now = 100.0
-    bench.guard()
+    monitor.read_if_due()
     assert steady.reads == 0
-    bench.drop(bench.open())
-    bench.guard()
+    monitor.drop(monitor.open())
+    monitor.read_if_due()
     assert steady.reads == 1
 
 
 @pytest.mark.parametrize(("guard", "expected"), [(None, 10.0), (2.0, 2.0), (0.001, 0.2)])
 def test_guard_period(guard: float | None, expected: float) -> None:
-    assert meter_server.Bench([Steady(guard)], lambda: 0.0).guard_s == expected
+    assert meter_server.EnergyMonitor([Steady(guard)], lambda: 0.0).max_gap_s == expected
 
 
 def test_a_fault_within_the_window_spoils_it() -> None:
     steady = Steady()
-    bench = meter_server.Bench([steady], steady.clock)
-    token = bench.open()
+    monitor = meter_server.EnergyMonitor([steady], steady.clock)
+    token = monitor.open()
     steady.now, steady.fault = 3.0, Fault("no_interface", "errno 2")
-    bench.guard()
+    monitor.read_if_due()
     steady.now, steady.fault = 4.0, None
-    window = bench.close(token)
+    window = monitor.close(token)
     assert window.total_j is None
     assert window.reason == "no_interface: errno 2"
 
 
 def test_without_meters_there_is_no_energy() -> None:
-    bench = meter_server.Bench([], lambda: 0.0)
-    window = bench.close(bench.open())
+    monitor = meter_server.EnergyMonitor([], lambda: 0.0)
+    window = monitor.close(monitor.open())
     assert (window.total_j, window.label, window.reason) == (None, "unavailable", "no_interface")
 
 
 def test_foreign_load_is_what_the_tree_did_not_use() -> None:
-    loads = iter([meter_server.Load(0, 0, 0), meter_server.Load(5.0, 10.0, 3.0)])
+    loads = iter([meter_server.CpuTimes(0, 0, 0), meter_server.CpuTimes(5.0, 10.0, 3.0)])
     steady = Steady()
-    bench = meter_server.Bench([steady], steady.clock, load=lambda pid: next(loads))
-    token = bench.open(1)
+    monitor = meter_server.EnergyMonitor([steady], steady.clock, cpu_times=lambda pid: next(loads))
+    token = monitor.open(1)
     steady.now = 5.0
-    assert bench.close(token, 1).foreign_load == pytest.approx(0.2, abs=0.01)
-    assert meter_server.load(0) is None
+    assert monitor.close(token, 1).foreign_load == pytest.approx(0.2, abs=0.01)
+
+
+def test_cpu_time_of_a_tree_counts_its_children() -> None:
+    """A child that works is part of its parent's tree, running and ended."""
+    work = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    before = meter_server.cpu_times(os.getpid())
+    with subprocess.Popen(
+        [sys.executable, "-c", work], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        running = meter_server.cpu_times(os.getpid())
+        child.communicate(b"\n")
+    after = meter_server.cpu_times(os.getpid())
+    assert before is not None
+    assert running is not None
+    assert after is not None
+    assert running.tree_s - before.tree_s >= 0.25
+    assert after.tree_s >= running.tree_s
+    assert running.busy_s - before.busy_s >= 0.25
+    assert meter_server.cpu_times(child.pid) is None
+    assert meter_server.cpu_times(0) is None
 
 
 @pytest.fixture
@@ -157,7 +178,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, Steady]]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
         listener.listen()
-        server = meter_server.Server(listener, meter_server.Bench([steady], steady.clock))
+        server = meter_server.Server(listener, meter_server.EnergyMonitor([steady], steady.clock))
         thread = threading.Thread(target=server.serve)
         thread.start()
         yield path, steady
@@ -223,12 +244,12 @@ def rails_and_battery(tmp_path: Path) -> Tools:
 
 def test_meters_that_a_machine_lacks_are_left_out(tmp_path: Path) -> None:
     tools = rails_and_battery(tmp_path)
-    few = meter_server.Bench(meter_server.meters(tools, cuda=False))
+    few = meter_server.EnergyMonitor(meter_server.meters(tools, cuda=False))
     assert [s.name for s in few.sources()] == ["battery", "modelled", "rapl"]
     window = few.close(few.open())
     assert [d.name for d in window.domains] == ["battery:BAT0"]
     found = meter_server.meters(tools, cuda=False, everything=True)
-    names = [s.name for s in meter_server.Bench(found, everything=True).sources()]
+    names = [s.name for s in meter_server.EnergyMonitor(found, everything=True).sources()]
     assert {"hwmon:rails", "jetson", "apple", "amd", "nvml"} <= set(names)
 
 

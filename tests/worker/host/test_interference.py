@@ -48,6 +48,18 @@ def test_what_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
     assert interference.counters(tree(tmp_path, {"proc/stat": text})) == Counters()
 
 
+def test_throttling_of_version_1_and_its_ancestors(tmp_path: Path) -> None:
+    """Numbers of a group and of the one above it add up."""
+    files = {
+        "proc/self/cgroup": "1:cpu:/a/b\n",
+        "proc/self/mountinfo": "1 0 0:1 / /cg rw - cgroup cgroup rw,cpu\n",
+        "cg/a/cpu.stat": "nr_throttled 4\nthrottled_time 250000000\n",
+        "cg/a/b/cpu.stat": "nr_throttled 1\nthrottled_time 500000000\n",
+    }
+    found = interference.counters(tree(tmp_path, files))
+    assert (found.nr_throttled, found.throttled_s) == (5, 0.75)
+
+
 def test_throttling_of_version_2(tmp_path: Path) -> None:
     stat = "usage_usec 5\nnr_throttled 7\nthrottled_usec 250000\n"
     found = interference.counters(tree(tmp_path, CGROUP | {"sys/fs/cgroup/cpu.stat": stat}))
@@ -64,7 +76,7 @@ def test_growth() -> None:
     assert found["throttled_s"] == pytest.approx(0.1)
 
 
-def test_shares_of_a_window_that_is_too_short_are_not_told() -> None:
+def test_shares_of_a_window_that_is_too_short_are_unknown() -> None:
     found = interference.grown(Counters(0, 0, 0, 0, 0), Counters(0, 0.1, 0.1, 0, 0), 0.0)
     assert found["foreign_load"] is None
     assert found["steal_share"] is None
@@ -88,13 +100,11 @@ def test_state(tmp_path: Path) -> None:
             f"{cpu}/cpu0/cpufreq/scaling_governor": "performance\n",
             "sys/class/thermal/thermal_zone0/temp": "41000\n",
             "sys/class/thermal/thermal_zone1/temp": "garbage\n",
-            "proc/self/status": "Name: x\nThreads:\t5\n",
         },
     )
     found = interference.state(root)
     assert (found["turbo"], found["smt"], found["governor"]) == ("off", "on", "performance")
     assert found["temperature_c"] == 41.0
-    assert interference.threads(root) == 5.0
     (root / cpu / "intel_pstate/no_turbo").unlink()
     tree(root, {f"{cpu}/cpufreq/boost": "1\n"})
     assert interference.state(root)["turbo"] == "on"

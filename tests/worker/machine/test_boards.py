@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 
 from autotune.records.hardware import Gpu
@@ -249,13 +250,12 @@ def test_jetson_power_modes(
         "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
         "var/lib/nvpmodel/status": status,
         "etc/nvpmodel.conf": CONF,
-        "proc/meminfo": "MemTotal: 1000 kB\n",
         "sys/class/devfreq/17000000.gpu/max_freq": "1300500000",
     })  # fmt: skip
     facts = boards.of_device("", nowhere(tmp_path))
     assert facts is not None
     assert (facts.power_mode, facts.power_limit_w) == (mode, watts)
-    assert (facts.max_clock_hz, facts.memory_bytes) == (1300500000.0, 1000 * 1024)
+    assert (facts.max_clock_hz, facts.memory_bytes) == (1300500000.0, psutil.virtual_memory().total)
 
 
 def test_a_device_nobody_knows_stays_as_it_is() -> None:

@@ -34,7 +34,7 @@ class Jetson:
         return (
             Facts(
                 name=self._model,
-                memory_bytes=linux.memory_bytes(self._root),
+                memory_bytes=linux.memory_bytes(),
                 power_mode=mode,
                 power_limit_w=float(watts[1]) if watts else None,
                 max_clock_hz=self._clock(),
