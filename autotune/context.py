@@ -11,7 +11,7 @@ from autotune.bridge.protocol import Bridge
 from autotune.errors import ContractError, WorkerError
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
-from autotune.records.job import Job, Result, Train
+from autotune.records.job import A, Job, Result, Train
 from autotune.records.measurement import EnergySource
 from autotune.records.plan import Recipe
 from autotune.records.report import DeployTrial, TrainTrial
@@ -94,17 +94,22 @@ INSPECT_S = 180.0
 """For an inspection: a third of it is the keeper's try at loading the task for all jobs."""
 
 
-def must(bridge: Bridge, job: Job, timeout_s: float) -> Result:
-    """Run a job that nothing can go on without.
+def ask(bridge: Bridge, job: Job[A], timeout_s: float) -> A:
+    """The answer of a job that nothing can go on without.
 
     Raises:
         ContractError: it failed because of the user's model.
         WorkerError: it failed for another reason.
     """
-    result = bridge.run(job, timeout_s=timeout_s)
+    return answer_of(job, bridge.run(job, timeout_s=timeout_s))
+
+
+def answer_of(job: Job[A], result: Result[A]) -> A:
+    """A job's answer; raises as `ask` does."""
     failure = result.failure
     if failure is None:
-        return result
+        assert result.answer is not None
+        return result.answer
     if failure.kind == "contract":
         raise ContractError(failure.message)
     log = f"\n{failure.log}" if failure.log else ""

@@ -24,7 +24,6 @@ from unittest import mock
 import msgspec
 
 import autotune
-from autotune.bridge.protocol import FunctionBridge
 from autotune.deployment import racing
 from autotune.deployment.metrics import FINALISTS, QUALITY_ALPHA
 from autotune.records import job as jobs
@@ -35,6 +34,7 @@ from autotune.records.task import Dim, Option, TaskSpec
 from autotune.search import surrogate
 from autotune.stats import paired
 from tests.support import made, simulated
+from tests.support.bridges import FunctionBridge
 
 STEPS: dict[str, tuple[str | None, tuple[Dim, ...]]] = {
     "int8_static": (

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from autotune.bridge.protocol import FunctionBridge
 from autotune.records.budget import Effort
 from autotune.report import run_folder
 from autotune.tune import Task, tune
 from benchmarks import reuse
 from tests.support import made
+from tests.support.bridges import FunctionBridge
 from tests.support.simulated import Simulation
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from autotune.bridge.protocol import Recorded, ReplayBridge, key
+from autotune.bridge.recording import Recorded, ReplayBridge, key
 from autotune.records import codec
 from autotune.records import job as jobs
 from autotune.records.base import Record
@@ -33,6 +33,8 @@ RENAMED = {
     "select": "validation",
     "confirm": "test",
     "adapt": "calibration",
+    "Rate": "MeasuredThroughput",
+    "Found": "EnergySources",
 }
 """Fields, and the names of jobs and answers, that have another name now."""
 VALUES = {
@@ -47,8 +49,8 @@ NOT_COMPARED = {"created_utc", "software", "overhead_s", "overhead_median_s"}
 
 
 class _Line(Record, frozen=True, kw_only=True):
-    job: jobs.Job
-    result: jobs.Result
+    job: jobs.AnyJob
+    result: jobs.AnyResult
 
 
 def _renamed(value: Any) -> Any:

@@ -9,14 +9,7 @@ from typing import Any
 
 import pytest
 
-from autotune.bridge.protocol import (
-    FunctionBridge,
-    Recorded,
-    Recorder,
-    ReplayBridge,
-    key,
-    load_recording,
-)
+from autotune.bridge.recording import Recorded, Recorder, ReplayBridge, key, load_recording
 from autotune.errors import UsageError, WorkerError
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort, Goal, Limit
@@ -26,6 +19,7 @@ from autotune.records.report import Failure, Report
 from autotune.report.run_folder import load_plan
 from autotune.tune import Task, tune
 from tests.support import simulated
+from tests.support.bridges import FunctionBridge
 from tests.support.simulated import AWARE, OPTIONS, Simulation, info
 
 Go = Callable[..., Report]
@@ -405,7 +399,7 @@ def test_a_replayed_run_imports_no_torch(tmp_path: Path) -> None:
         "import sys, pathlib\n"
         f"sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\n"
         "from tests.support import made\n"
-        "from autotune.bridge.protocol import FunctionBridge\n"
+        "from tests.support.bridges import FunctionBridge\n"
         "from autotune.records.budget import Effort\n"
         "from autotune.tune import Task, tune\n"
         "from tests.support.simulated import Simulation\n"

@@ -22,7 +22,7 @@ from autotune.errors import WorkerError
 from autotune.processes import Lines
 from autotune.records import codec
 from autotune.records import job as jobs
-from autotune.records.job import Job, Result
+from autotune.records.job import A, AnyResult, Job, Result
 from autotune.records.measurement import EnergySource
 from autotune.records.report import Failure
 
@@ -40,7 +40,7 @@ _PRELOAD = (
     "autotune.worker.training.train",
 )
 
-J = TypeVar("J", bound=Job)
+J = TypeVar("J", bound=Job[Any])
 
 
 def meter_arguments(device: str, root: str | None, label: str) -> tuple[str, ...]:
@@ -89,12 +89,13 @@ class ProcessBridge:
 
     # -- Bridge ---------------------------------------------------------------------------
 
-    def run(self, job: Job, *, timeout_s: float, on_report: OnReport | None = None) -> Result:
+    def run(self, job: Job[A], *, timeout_s: float, on_report: OnReport | None = None) -> Result[A]:
         lock = self._lock() if isinstance(job, _TIMED) else contextlib.nullcontext()
         with lock:
             started = time.monotonic()
             self._count += 1
             refused = self._set_power(job)
+            result: Result[Any]
             if refused is not None:
                 result = Result(failure=Failure(kind="unsupported", message=refused))
             elif isinstance(job, jobs.PowerRange):
@@ -139,7 +140,7 @@ class ProcessBridge:
 
     # -- power limits -------------------------------------------------------------------------
 
-    def _power_range(self) -> Result:
+    def _power_range(self) -> Result[Any]:
         guard = self._guarded()
         low, high = guard.range_w or (None, None)
         slow, fast = guard.range_hz or (None, None)
@@ -158,7 +159,7 @@ class ProcessBridge:
             self._guard = Guard(_lock_folder() / "power-limits.json")
         return self._guard
 
-    def _set_power(self, job: Job) -> str | None:
+    def _set_power(self, job: Job[Any]) -> str | None:
         """Limit the GPUs for a job whose recipe says so, else put them back; why it cannot be."""
         recipe = job.recipe if isinstance(job, jobs.Train | jobs.Throughput) else None
         watts = recipe.power_limit_w if recipe is not None else None
@@ -173,7 +174,7 @@ class ProcessBridge:
 
     # -- the worker server ----------------------------------------------------------------
 
-    def _serve(self, job: Job, timeout_s: float, on_report: OnReport | None) -> Result:
+    def _serve(self, job: Job[Any], timeout_s: float, on_report: OnReport | None) -> Result[Any]:
         self._ensure_server()
         name = f"{self._count:04d}-{type(job).__name__.lower()}.log"
         message = {
@@ -251,7 +252,7 @@ class ProcessBridge:
 
     # -- measurement and metering ---------------------------------------------------------
 
-    def _measure(self, job: jobs.Measure, timeout_s: float) -> Result:
+    def _measure(self, job: jobs.Measure, timeout_s: float) -> Result[Any]:
         name = f"{self._count:04d}-measure"
         paths = [self._logs / f"{name}.{end}" for end in ("job.json", "out.json", "log")]
         given, out, log = paths
@@ -288,7 +289,7 @@ class ProcessBridge:
             )
         return Result(failure=_measure_failure(process.returncode, log))
 
-    def _sources(self) -> Result:
+    def _sources(self) -> Result[Any]:
         self._start_meter()
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(10)
@@ -297,7 +298,7 @@ class ProcessBridge:
             with client.makefile("rb") as stream:
                 answer = json.loads(stream.readline())
         sources = msgspec.convert(answer["sources"], tuple[EnergySource, ...])
-        return Result(answer=jobs.Found(sources=sources))
+        return Result(answer=jobs.EnergySources(sources=sources))
 
     @property
     def _socket(self) -> str:
@@ -366,14 +367,14 @@ def _thread_variables(threads: int) -> dict[str, str]:
     return dict.fromkeys(names, str(threads))
 
 
-def _result(message: dict[str, Any], reports: tuple[tuple[float, float], ...]) -> Result:
+def _result(message: dict[str, Any], reports: tuple[tuple[float, float], ...]) -> Result[Any]:
     fields = {k: message[k] for k in ("cpu_s", "peak_memory_bytes")}
     for name in ("answer", "failure"):
         if message.get(name) is not None:
             fields[name] = message[name]
     fields["work_s"] = message.get("work_s", message["wall_s"])
     data = json.dumps(fields | {"reports": reports}).encode()
-    return codec.decode(data, Result, what="a worker's answer")
+    return codec.decode(data, AnyResult, what="a worker's answer")
 
 
 def _failure(kind: str, message: str, log: Path) -> Failure:

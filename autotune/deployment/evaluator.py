@@ -81,7 +81,7 @@ class DeploymentEvaluator:
 
     # -- one candidate ---------------------------------------------------------------------
 
-    def build(self, deployment: Deployment) -> jobs.Result:
+    def build(self, deployment: Deployment) -> jobs.Result[jobs.Built]:
         name = sha256(space.canonical(deployment).encode()).hexdigest()[:12]
         job = jobs.Build(
             task=self.run.task(self.recipe),
@@ -111,7 +111,9 @@ class DeploymentEvaluator:
         least_s = max(_BUILD_LEAST_S, _AS_EXPECTED * self._expected_s)
         return min(_BUILD_TIMEOUT_S, max(least_s, share_s))
 
-    def measure(self, built: jobs.Built, deployment: Deployment, every: int = 1) -> jobs.Result:
+    def measure(
+        self, built: jobs.Built, deployment: Deployment, every: int = 1
+    ) -> jobs.Result[jobs.Measured]:
         """Time it on *validation* and write its outputs on ``every`` so manieth row of it."""
         job = msgspec.structs.replace(
             self._timing(built, deployment, _SCREEN_S, seed=self.run.effort.seed),
@@ -126,7 +128,9 @@ class DeploymentEvaluator:
         result = self.run.bridge.run(job, timeout_s=limit_s)
         return _slow(result, f"compiling and measuring took more than {limit_s:.0f} s")
 
-    def once_more(self, built: jobs.Built, deployment: Deployment, number: int) -> jobs.Result:
+    def once_more(
+        self, built: jobs.Built, deployment: Deployment, number: int
+    ) -> jobs.Result[jobs.Measured]:
         """Time it again on other samples of *validation*; no outputs."""
         seed = self.run.effort.seed + 1 + number
         job = self._timing(built, deployment, _AGAIN_S, seed=seed)
@@ -148,7 +152,9 @@ class DeploymentEvaluator:
             load_per_s=self.run.budget.load_per_s,
         )
 
-    def more(self, built: jobs.Built, deployment: Deployment, every: int) -> jobs.Result:
+    def more(
+        self, built: jobs.Built, deployment: Deployment, every: int
+    ) -> jobs.Result[jobs.Measured]:
         """Its outputs on more rows: no second timing."""
         job = jobs.Measure(
             artifact=built.artifact,
@@ -165,7 +171,7 @@ class DeploymentEvaluator:
         )
         return self.run.bridge.run(job, timeout_s=_MEASURE_TIMEOUT_S + self.evaluation_limit_s())
 
-    def score(self, built: jobs.Built, part: str, every: int = 1) -> jobs.Result:
+    def score(self, built: jobs.Built, part: str, every: int = 1) -> jobs.Result[jobs.Scored]:
         job = jobs.Score(
             task=self.run.task(self.recipe),
             part=part,
@@ -249,7 +255,7 @@ class DeploymentEvaluator:
         return found.lower is None or found.lower <= 0
 
 
-def _slow(result: jobs.Result, said: str) -> jobs.Result:
+def _slow(result: jobs.Result[jobs.A], said: str) -> jobs.Result[jobs.A]:
     """A job that was ended for its time, told as slow."""
     failure = result.failure
     if failure is None or failure.kind != "hang":

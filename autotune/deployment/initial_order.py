@@ -126,7 +126,7 @@ def look(
         budget_s=seconds,
     )
     answer = run.bridge.run(job, timeout_s=30.0 + 3 * seconds).answer
-    if not isinstance(answer, jobs.Replayed):
+    if answer is None:
         run.listener.note("The model's operators could not be replayed: seeds in their usual order")
         return Foresight((), baselines)
     return Foresight(answer.replays, baselines)

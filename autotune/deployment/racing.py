@@ -17,7 +17,6 @@ import msgspec
 from autotune.deployment import finalists, metrics, ranking
 from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import Tried
-from autotune.records import job as jobs
 from autotune.records.measurement import Launch
 
 _SHARE, _LEAST_S = 0.08, 60.0
@@ -103,7 +102,7 @@ def _measured(lab: DeploymentEvaluator, group: Sequence[Tried], until_s: float) 
         for one in (*group[turn:], *group[:turn]):
             assert one.built is not None
             answer = lab.once_more(one.built, one.trial.deployment, number).answer
-            if isinstance(answer, jobs.Measured):
+            if answer is not None:
                 found[one.trial.number].append(answer.launch)
     for one in group:
         launches = tuple(found[one.trial.number])

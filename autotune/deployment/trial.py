@@ -8,7 +8,7 @@ paired interval of the drop, so what is stopped could hardly have been certified
 """
 
 import math
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -34,13 +34,17 @@ class Lab(Protocol):
     run: RunContext
     tried: list[Tried]
 
-    def build(self, deployment: Deployment) -> jobs.Result: ...
+    def build(self, deployment: Deployment) -> jobs.Result[jobs.Built]: ...
 
-    def measure(self, built: jobs.Built, deployment: Deployment, every: int) -> jobs.Result: ...
+    def measure(
+        self, built: jobs.Built, deployment: Deployment, every: int
+    ) -> jobs.Result[jobs.Measured]: ...
 
-    def more(self, built: jobs.Built, deployment: Deployment, every: int) -> jobs.Result: ...
+    def more(
+        self, built: jobs.Built, deployment: Deployment, every: int
+    ) -> jobs.Result[jobs.Measured]: ...
 
-    def score(self, built: jobs.Built, part: str, every: int) -> jobs.Result: ...
+    def score(self, built: jobs.Built, part: str, every: int) -> jobs.Result[jobs.Scored]: ...
 
 
 class _FailedError(Exception):
@@ -54,19 +58,19 @@ class Attempt:
         self._lab = lab
         self._deployment = deployment
         self._why = why
-        self._results: list[jobs.Result] = []
+        self._results: list[jobs.Result[Any]] = []
 
     def run(self, baseline: Tried | None) -> Tried:
         """To its end.  Without a baseline all rows are evaluated at once."""
         lab, deployment = self._lab, self._deployment
         try:
-            built = self._done(lab.build(deployment), jobs.Built)
+            built = self._done(lab.build(deployment))
             steps = self._looks(baseline)
-            launch = self._done(lab.measure(built, deployment, steps[0]), jobs.Measured).launch
+            launch = self._done(lab.measure(built, deployment, steps[0])).launch
             for every in steps:
                 if every != steps[0]:
-                    self._done(lab.more(built, deployment, every), jobs.Measured)
-                scored = self._done(lab.score(built, "validation", every), jobs.Scored)
+                    self._done(lab.more(built, deployment, every))
+                scored = self._done(lab.score(built, "validation", every))
                 stopped = self._clearly_worse(scored.scores, baseline, every)
                 if stopped is not None:
                     break
@@ -117,9 +121,9 @@ class Attempt:
             f"{run.survey.task.validation_rows} rows"
         )
 
-    def _done(self, result: jobs.Result, kind: type[T]) -> T:
+    def _done(self, result: jobs.Result[T]) -> T:
         self._results.append(result)
-        if not isinstance(result.answer, kind):
+        if result.answer is None:
             raise _FailedError
         return result.answer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autotune import meters, units
 from autotune.bridge.process import ProcessBridge, meter_arguments
-from autotune.context import must
+from autotune.context import ask
 from autotune.hardware import profiles
 from autotune.records import job as jobs
 from autotune.records.hardware import Profile
@@ -73,8 +73,7 @@ def _probed(bridge: ProcessBridge, job: jobs.Probe) -> Profile:
 
 
 def _asked(bridge: ProcessBridge, job: jobs.Probe) -> jobs.Probed:
-    done = must(bridge, job, 120.0).answer
-    assert isinstance(done, jobs.Probed)
+    done = ask(bridge, job, 120.0)
     return done
 
 
@@ -83,11 +82,9 @@ def doctor() -> tuple[str, ...]:
     with _bridge(meter=("--all", "--cuda", "all")) as bridge:
         probed = _asked(bridge, jobs.Probe())
         machine = probed.profile
-        found = must(bridge, jobs.Sources(), 30.0).answer
-        assert isinstance(found, jobs.Found)
+        found = ask(bridge, jobs.Sources(), 30.0)
         context = jobs.Context(info=_ANY_TASK, traits=_ANY_TRAITS, profile=machine)
-        menu = must(bridge, jobs.Menu(context=context), 60.0).answer
-        assert isinstance(menu, jobs.Options)
+        menu = ask(bridge, jobs.Menu(context=context), 60.0)
     return (
         *_described(machine, probed.lacking),
         "",

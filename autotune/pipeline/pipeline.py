@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 
 from autotune.bridge.process import ProcessBridge, meter_arguments
-from autotune.bridge.protocol import Bridge, Recorder, ReplayBridge, load_recording
+from autotune.bridge.protocol import Bridge
+from autotune.bridge.recording import Recorder, ReplayBridge, load_recording
 from autotune.context import Listener, RunContext
 from autotune.deployment import racing, search
 from autotune.deployment.evaluator import DeploymentEvaluator

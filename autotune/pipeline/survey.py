@@ -6,7 +6,7 @@ import msgspec
 
 from autotune import patterns
 from autotune.bridge.protocol import Bridge
-from autotune.context import INSPECT_S, Listener, RunContext, must
+from autotune.context import INSPECT_S, Listener, RunContext, ask
 from autotune.deployment import search_space
 from autotune.errors import UsageError
 from autotune.hardware import profiles
@@ -30,16 +30,13 @@ def survey(
 ) -> RunContext:
     """What is there, what is legal, what it can cost at least."""
     listener.phase("survey", 20.0)
-    found = must(bridge, jobs.Inspect(task=spec, batch_size=budget.batch or 1), INSPECT_S).answer
-    assert isinstance(found, jobs.Inspection)
+    found = ask(bridge, jobs.Inspect(task=spec, batch_size=budget.batch or 1), INSPECT_S)
     bridge.preload(found.imports)
-    sources = must(bridge, jobs.Sources(), 30.0).answer
-    assert isinstance(sources, jobs.Found)
+    sources = ask(bridge, jobs.Sources(), 30.0)
     measured = any(s.label.startswith("measured") for s in sources.sources)
     profile = _profile(bridge, saved, effort.device, listener, "auto" if measured else None)
     context = jobs.Context(info=found.info, traits=found.traits, profile=profile)
-    menu = must(bridge, jobs.Menu(context=context), 60.0).answer
-    assert isinstance(menu, jobs.Options)
+    menu = ask(bridge, jobs.Menu(context=context), 60.0)
     options = space.restrict(menu.options, effort)
     least = limit_tests.smallest_certifiable_drop(found.info.test_rows)
     known = Survey(
@@ -62,11 +59,9 @@ def look_again(run: RunContext, recipe: Recipe) -> None:
     """
     if recipe.params == run.survey.task.params:
         return
-    found = must(run.bridge, jobs.Inspect(task=run.task(recipe)), INSPECT_S).answer
-    assert isinstance(found, jobs.Inspection)
+    found = ask(run.bridge, jobs.Inspect(task=run.task(recipe)), INSPECT_S)
     context = jobs.Context(info=found.info, traits=found.traits, profile=run.profile)
-    menu = must(run.bridge, jobs.Menu(context=context), 60.0).answer
-    assert isinstance(menu, jobs.Options)
+    menu = ask(run.bridge, jobs.Menu(context=context), 60.0)
     judged = {o.name: o for o in run.survey.options if o.kind == "step"}
     options = tuple(
         judged.get(o.name, o) if o.kind == "step" else o
@@ -87,8 +82,7 @@ def _profile(
             "run on it; give one that `autotune profile` made on this machine"
         )
     job = jobs.Probe(anchors_only=saved is not None, device=device, meter=None if saved else meter)
-    done = must(bridge, job, 60.0).answer
-    assert isinstance(done, jobs.Probed)
+    done = ask(bridge, job, 60.0)
     if saved is None:
         return done.profile
     for warning in anchor_warnings(saved, done.profile):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autotune.bridge.process import ProcessBridge
-from autotune.context import must
+from autotune.context import ask
 from autotune.errors import UsageError
 from autotune.planning import compare_machines, machine_outlook, machines, validation
 from autotune.planning.machine_outlook import Asked
@@ -94,7 +94,7 @@ def outlined(task: Task) -> jobs.Outlined:
     ):
         bridge = ProcessBridge(Path(folder))
         try:
-            answer = must(bridge, jobs.Outline(task=spec), _OUTLINE_S).answer
+            answer = ask(bridge, jobs.Outline(task=spec), _OUTLINE_S)
         finally:
             bridge.close()
     assert isinstance(answer, jobs.Outlined)

@@ -5,7 +5,7 @@ that a recorded run can be replayed anywhere.  A job that reports progress waits
 each report for the answer "go" or "stop".
 """
 
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from autotune.records.base import Record
 from autotune.records.hardware import Profile
@@ -13,6 +13,8 @@ from autotune.records.measurement import EnergySource, EnergyWindow, Launch, OpR
 from autotune.records.plan import Recipe, Step, Value
 from autotune.records.report import Failure
 from autotune.records.task import Option, TaskInfo, TaskSpec, Traits
+
+A = TypeVar("A", covariant=True)
 
 
 class Context(Record, frozen=True, kw_only=True):
@@ -23,14 +25,8 @@ class Context(Record, frozen=True, kw_only=True):
     profile: Profile
 
 
-class Inspect(Record, frozen=True, kw_only=True, tag=True):
-    """Load the task, split its data, write the rows of *validation* and *test* (and
-    calibration rows) under ``data/``, count the model's traits.
-    """
-
-    task: TaskSpec
-    batch_size: int = 1
-    pretrained: bool | None = None
+class Job(Record, Generic[A], frozen=True, kw_only=True):
+    """One piece of work for a worker, whose answer is an ``A``."""
 
 
 class Inspection(Record, frozen=True, kw_only=True, tag=True):
@@ -49,12 +45,14 @@ class Inspection(Record, frozen=True, kw_only=True, tag=True):
     evaluation_s: float | None = None
 
 
-class Outline(Record, frozen=True, kw_only=True, tag=True):
-    """Count the model's traits without its weights: made on the meta device where that works,
-    so that a model far larger than this machine's memory can be looked at.  Nothing is written.
+class Inspect(Job[Inspection], frozen=True, kw_only=True, tag=True):
+    """Load the task, split its data, write the rows of *validation* and *test* (and
+    calibration rows) under ``data/``, count the model's traits.
     """
 
     task: TaskSpec
+    batch_size: int = 1
+    pretrained: bool | None = None
 
 
 class Outlined(Record, frozen=True, kw_only=True, tag=True):
@@ -65,7 +63,22 @@ class Outlined(Record, frozen=True, kw_only=True, tag=True):
     notes: tuple[str, ...] = ()
 
 
-class Probe(Record, frozen=True, kw_only=True, tag=True):
+class Outline(Job[Outlined], frozen=True, kw_only=True, tag=True):
+    """Count the model's traits without its weights: made on the meta device where that works,
+    so that a model far larger than this machine's memory can be looked at.  Nothing is written.
+    """
+
+    task: TaskSpec
+
+
+class Probed(Record, frozen=True, kw_only=True, tag=True):
+    """``lacking`` says by maker why no accelerator of it is told of."""
+
+    profile: Profile
+    lacking: dict[str, str] = {}
+
+
+class Probe(Job[Probed], frozen=True, kw_only=True, tag=True):
     """Profile this machine.  ``anchors_only`` re-measures the three anchors alone; ``thorough``
     measures more sizes and paths than a run needs.  ``meter`` (the meter process's socket, or
     None) asks for idle and loaded power too.
@@ -78,14 +91,11 @@ class Probe(Record, frozen=True, kw_only=True, tag=True):
     meter: str | None = None
 
 
-class Probed(Record, frozen=True, kw_only=True, tag=True):
-    """``lacking`` says by maker why no accelerator of it is told of."""
-
-    profile: Profile
-    lacking: dict[str, str] = {}
+class Replayed(Record, frozen=True, kw_only=True, tag=True):
+    replays: tuple[OpReplay, ...]
 
 
-class Replay(Record, frozen=True, kw_only=True, tag=True):
+class Replay(Job[Replayed], frozen=True, kw_only=True, tag=True):
     """Time each distinct operator of the model alone, at every batch size and thread count, and
     the whole model once, within about ``budget_s``.  ``onnx``: in ONNX Runtime too.
     """
@@ -97,22 +107,14 @@ class Replay(Record, frozen=True, kw_only=True, tag=True):
     budget_s: float = 15.0
 
 
-class Replayed(Record, frozen=True, kw_only=True, tag=True):
-    replays: tuple[OpReplay, ...]
-
-
-class Menu(Record, frozen=True, kw_only=True, tag=True):
-    """Ask every plug-in whether it can be used for this task here."""
-
-    context: Context
-
-
 class Options(Record, frozen=True, kw_only=True, tag=True):
     options: tuple[Option, ...]
 
 
-class PowerRange(Record, frozen=True, kw_only=True, tag=True):
-    """Ask the power guard what limits and clocks the GPUs in use allow."""
+class Menu(Job[Options], frozen=True, kw_only=True, tag=True):
+    """Ask every plug-in whether it can be used for this task here."""
+
+    context: Context
 
 
 class PowerLimits(Record, frozen=True, kw_only=True, tag=True):
@@ -126,41 +128,8 @@ class PowerLimits(Record, frozen=True, kw_only=True, tag=True):
     clock_reason: str | None = None
 
 
-class Train(Record, frozen=True, kw_only=True, tag=True):
-    """Train a fresh model.  After each of ``rungs`` (epochs, ascending; below one, or between
-    two, a share of an epoch's steps) the job reports where it stands and asks whether to go on:
-    the share that is wrong where the metric is such a rate, else the validation loss.  ``epochs``
-    is the horizon, above 0 and not always whole.
-
-    ``checkpoint`` is a file of the training's whole state: where it is there the training goes
-    on from it, and where the training pauses or ends it is written, with ``save_s`` also after
-    an epoch when so many seconds have passed.  Those named in ``drop`` are deleted first.
-    ``watch`` cuts a training whose loss climbs far above where it began, ``least_samples_per_s``
-    one that in its first seconds trains on fewer.
-
-    ``until_quality``: it ends at the first rung whose quality is that good.
-
-    ``step_losses`` asks for the first N per-step training losses.  ``weights_out`` gets a
-    safetensors state dict.  ``meter`` is the meter process's socket or None.
-    ``device``: auto (CUDA where there is any), cpu or cuda.
-    """
-
-    task: TaskSpec
-    recipe: Recipe
-    epochs: int | float
-    rungs: tuple[float, ...] = ()
-    seed: int = 0
-    time_limit_s: float | None = None
-    step_losses: int = 0
-    weights_out: str | None = None
-    checkpoint: str | None = None
-    save_s: float | None = None
-    drop: tuple[str, ...] = ()
-    watch: bool = False
-    least_samples_per_s: float | None = None
-    until_quality: float | None = None
-    meter: str | None = None
-    device: str = "auto"
+class PowerRange(Job[PowerLimits], frozen=True, kw_only=True, tag=True):
+    """Ask the power guard what limits and clocks the GPUs in use allow."""
 
 
 class Trained(Record, frozen=True, kw_only=True, tag=True):
@@ -203,18 +172,44 @@ class Trained(Record, frozen=True, kw_only=True, tag=True):
         return self.qualities[-1] if self.qualities else None
 
 
-class Throughput(Record, frozen=True, kw_only=True, tag=True):
-    """Measure training samples per second of one split for about ``budget_s`` seconds."""
+class Train(Job[Trained], frozen=True, kw_only=True, tag=True):
+    """Train a fresh model.  After each of ``rungs`` (epochs, ascending; below one, or between
+    two, a share of an epoch's steps) the job reports where it stands and asks whether to go on:
+    the share that is wrong where the metric is such a rate, else the validation loss.  ``epochs``
+    is the horizon, above 0 and not always whole.
+
+    ``checkpoint`` is a file of the training's whole state: where it is there the training goes
+    on from it, and where the training pauses or ends it is written, with ``save_s`` also after
+    an epoch when so many seconds have passed.  Those named in ``drop`` are deleted first.
+    ``watch`` cuts a training whose loss climbs far above where it began, ``least_samples_per_s``
+    one that in its first seconds trains on fewer.
+
+    ``until_quality``: it ends at the first rung whose quality is that good.
+
+    ``step_losses`` asks for the first N per-step training losses.  ``weights_out`` gets a
+    safetensors state dict.  ``meter`` is the meter process's socket or None.
+    ``device``: auto (CUDA where there is any), cpu or cuda.
+    """
 
     task: TaskSpec
     recipe: Recipe
+    epochs: int | float
+    rungs: tuple[float, ...] = ()
     seed: int = 0
-    budget_s: float = 1.0
+    time_limit_s: float | None = None
+    step_losses: int = 0
+    weights_out: str | None = None
+    checkpoint: str | None = None
+    save_s: float | None = None
+    drop: tuple[str, ...] = ()
+    watch: bool = False
+    least_samples_per_s: float | None = None
+    until_quality: float | None = None
     meter: str | None = None
     device: str = "auto"
 
 
-class Rate(Record, frozen=True, kw_only=True, tag=True):
+class MeasuredThroughput(Record, frozen=True, kw_only=True, tag=True):
     """``waiting`` is the share of the time in which the next batch was waited for, where worker
     processes could load it;
     ``first_s`` is what the first step took, in which a compiled one is made;
@@ -230,24 +225,15 @@ class Rate(Record, frozen=True, kw_only=True, tag=True):
     unsteady: tuple[str, ...] = ()
 
 
-class Build(Record, frozen=True, kw_only=True, tag=True):
-    """Compress, export and write one artifact folder.  Stages are cached under ``cache/`` by
-    content.  ``weights`` is a safetensors file of the dense trained model; what trains does so
-    on ``device``.
-    """
+class Throughput(Job[MeasuredThroughput], frozen=True, kw_only=True, tag=True):
+    """Measure training samples per second of one split for about ``budget_s`` seconds."""
 
     task: TaskSpec
-    weights: str
-    compress: tuple[Step, ...]
-    runtime: str
-    runtime_params: dict[str, Value] = {}
-    threads: int
-    batch_size: int
-    seed: int
     recipe: Recipe
-    recovery_epochs: float
+    seed: int = 0
+    budget_s: float = 1.0
+    meter: str | None = None
     device: str = "auto"
-    out: str
 
 
 class Stage(Record, frozen=True, kw_only=True):
@@ -270,7 +256,31 @@ class Built(Record, frozen=True, kw_only=True, tag=True):
     recovery_s: float = 0.0
 
 
-class Measure(Record, frozen=True, kw_only=True, tag=True):
+class Build(Job[Built], frozen=True, kw_only=True, tag=True):
+    """Compress, export and write one artifact folder.  Stages are cached under ``cache/`` by
+    content.  ``weights`` is a safetensors file of the dense trained model; what trains does so
+    on ``device``.
+    """
+
+    task: TaskSpec
+    weights: str
+    compress: tuple[Step, ...]
+    runtime: str
+    runtime_params: dict[str, Value] = {}
+    threads: int
+    batch_size: int
+    seed: int
+    recipe: Recipe
+    recovery_epochs: float
+    device: str = "auto"
+    out: str
+
+
+class Measured(Record, frozen=True, kw_only=True, tag=True):
+    launch: Launch
+
+
+class Measure(Job[Measured], frozen=True, kw_only=True, tag=True):
     """Load an artifact in a new interpreter and time single calls.
 
     Rows are drawn from ``rows`` in a seeded order, ``batch_size`` at a time.  Timing goes on
@@ -306,11 +316,11 @@ class Measure(Record, frozen=True, kw_only=True, tag=True):
     boards: bool = True
 
 
-class Measured(Record, frozen=True, kw_only=True, tag=True):
-    launch: Launch
+class Scored(Record, frozen=True, kw_only=True, tag=True):
+    scores: Scores
 
 
-class Score(Record, frozen=True, kw_only=True, tag=True):
+class Score(Job[Scored], frozen=True, kw_only=True, tag=True):
     """Score recorded outputs (a rows file) against the targets of ``part``, or of ``every`` so
     manieth row of it.
     """
@@ -322,55 +332,52 @@ class Score(Record, frozen=True, kw_only=True, tag=True):
     seed: int = 0
 
 
-class Scored(Record, frozen=True, kw_only=True, tag=True):
-    scores: Scores
-
-
-class Sources(Record, frozen=True, kw_only=True, tag=True):
-    """Ask the meter process which energy sources there are."""
-
-
-class Found(Record, frozen=True, kw_only=True, tag=True):
+class EnergySources(Record, frozen=True, kw_only=True, tag=True):
     sources: tuple[EnergySource, ...]
 
 
-Job = (
+class Sources(Job[EnergySources], frozen=True, kw_only=True, tag=True):
+    """Ask the meter process which energy sources there are."""
+
+
+AnyJob = (
     Inspect
     | Outline
     | Probe
     | Replay
     | Menu
+    | PowerRange
     | Train
     | Throughput
     | Build
     | Measure
     | Score
     | Sources
-    | PowerRange
 )
+"""Any job, to decode one."""
 Answer = (
     Inspection
     | Outlined
     | Probed
     | Replayed
     | Options
+    | PowerLimits
     | Trained
-    | Rate
+    | MeasuredThroughput
     | Built
     | Measured
     | Scored
-    | Found
-    | PowerLimits
+    | EnergySources
 )
 
 
-class Result(Record, frozen=True, kw_only=True):
+class Result(Record, Generic[A], frozen=True, kw_only=True):
     """``answer`` or ``failure``, never both.  ``work_s`` is the time the child itself worked;
     ``wall_s`` is what the caller waited; their difference is process overhead.
     ``finished_s`` is the run's clock when the job ended.
     """
 
-    answer: Answer | None = None
+    answer: A | None = None
     failure: Failure | None = None
     reports: tuple[tuple[float, float], ...] = ()
     wall_s: float = 0.0
@@ -378,3 +385,7 @@ class Result(Record, frozen=True, kw_only=True):
     peak_memory_bytes: int = 0
     cpu_s: float = 0.0
     finished_s: float = 0.0
+
+
+AnyResult = Result[Answer]
+"""Any result, to decode one."""

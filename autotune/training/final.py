@@ -7,7 +7,7 @@ Interrupted, it goes on from its own state.  Not known here: how the winner was 
 """
 
 from autotune import units
-from autotune.context import RunContext, first_epoch, must
+from autotune.context import RunContext, answer_of, ask, first_epoch
 from autotune.records import job as jobs
 from autotune.records.plan import Recipe
 from autotune.records.report import Execution, TrainTrial
@@ -25,9 +25,9 @@ def one_epoch(run: RunContext) -> tuple[float, float]:
     one epoch.
     """
     recipe = fitting(run, search_space.baseline(run.survey))
-    result = must(run.bridge, first_epoch(run, recipe, WEIGHTS), 1800.0)
-    assert isinstance(result.answer, jobs.Trained)
-    done = result.answer
+    job = first_epoch(run, recipe, WEIGHTS)
+    result = run.bridge.run(job, timeout_s=1800.0)
+    done = answer_of(job, result)
     return max(0.0, result.work_s - done.startup_s - done.train_s), done.train_s
 
 
@@ -92,8 +92,7 @@ def final(
         meter=None if ended else run.meter,
         device=run.effort.device,
     )
-    done = must(run.bridge, job, max(600.0, 3 * training_trial.whole_s(run, epochs) + 60)).answer
-    assert isinstance(done, jobs.Trained)
+    done = ask(run.bridge, job, max(600.0, 3 * training_trial.whole_s(run, epochs) + 60))
     energy, label = _energy(before, done, ended=ended)
     return Execution(
         train_s=done.train_s,

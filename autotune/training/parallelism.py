@@ -102,7 +102,7 @@ def measured(
         device=run.effort.device,
     )
     result = run.bridge.run(job, timeout_s=timeout_s)
-    rate = result.answer if isinstance(result.answer, jobs.Rate) else None
+    rate = result.answer
     return Split(
         parallel=recipe.parallel,
         ranks=recipe.ranks,

@@ -92,8 +92,8 @@ def _again(outcome: TrainState, trial: TrainTrial, number: int) -> TrainTrial:
         message = f"with seed {job.seed}: {result.failure.message}"
         failure = msgspec.structs.replace(result.failure, message=message)
         return msgspec.structs.replace(trial, state="failed", failure=failure)
-    assert isinstance(result.answer, jobs.Trained)
     done = result.answer
+    assert done is not None
     assert done.quality is not None
     repeats = (*trial.repeats, done.quality)
     costs = trial.costs

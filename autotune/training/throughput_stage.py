@@ -122,8 +122,7 @@ def _power(run: RunContext, rows: tuple[Split, ...]) -> tuple[Split, ...]:
     first = _fastest(rows)
     if not run.effort.allow_power_limit or not weighs or first is None:
         return ()
-    asked = run.bridge.run(jobs.PowerRange(), timeout_s=30.0)
-    told = asked.answer if isinstance(asked.answer, jobs.PowerLimits) else jobs.PowerLimits()
+    told = run.bridge.run(jobs.PowerRange(), timeout_s=30.0).answer or jobs.PowerLimits()
     if told.low_w is None or told.high_w is None or run.meter is None:
         reason = told.reason or "energy cannot be measured"
         run.listener.note(f"The power limit stays as it is: {reason}.")

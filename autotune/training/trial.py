@@ -210,7 +210,7 @@ def _job(outcome: TrainState, trial: TrainTrial, on_report: GoOn) -> TrainTrial:
     if result.failure is not None:
         return msgspec.structs.replace(trial, state="failed", failure=result.failure, **spent)
     done = result.answer
-    assert isinstance(done, jobs.Trained)
+    assert done is not None
     if done.checkpoint_bytes:
         outcome.kept[trial.number] = done.checkpoint_bytes
     return msgspec.structs.replace(_further(outcome, trial, done, rungs), **spent)

@@ -107,7 +107,7 @@ def _measured(run: RunContext, width: float) -> Width:
     if failure is None:
         built = lab.build(deployment)
         failure = built.failure
-        if isinstance(built.answer, jobs.Built):
+        if built.answer is not None:
             latency, failure = _called(run, built.answer, deployment)
     refused = f"{failure.kind}: {failure.message}" if failure else None
     return Width(width=width, runtime=runtime, latency_s=latency, refused=refused)
@@ -126,7 +126,7 @@ def _called(
         time_s=_TIME_S,
     )
     done = run.bridge.run(job, timeout_s=_TIMEOUT_S)
-    if not isinstance(done.answer, jobs.Measured):
+    if done.answer is None:
         return None, done.failure
     calls = sorted(done.answer.launch.latency_s)
     return calls[len(calls) // 2], None

@@ -192,7 +192,7 @@ def alone(lab: DeploymentEvaluator, deployment: Deployment) -> Candidate | None:
 
 def _side(lab: DeploymentEvaluator, deployment: Deployment) -> Candidate:
     built = lab.build(deployment).answer
-    assert isinstance(built, jobs.Built), "it was built in the search"
+    assert built is not None, "it was built in the search"
     return Candidate(deployment, built)
 
 
@@ -202,30 +202,32 @@ def _launch(lab: DeploymentEvaluator, side: Candidate, pair: int) -> str | None:
     """
     part = "test" if side.scores is None else None
     result = _measure(lab, side, pair, part)
-    if not isinstance(result.answer, jobs.Measured):
+    if result.answer is None:
         return _message(result)
     launch = result.answer.launch
     if disturbed.cause(launch) and not side.always_disturbed:
         side.disturbed.append(launch)
         again = _measure(lab, side, pair, None)
-        if not isinstance(again.answer, jobs.Measured):
+        if again.answer is None:
             return _message(again)
         launch = again.answer.launch  # whatever it says: to choose would be to peek
         side.always_disturbed = disturbed.cause(launch) is not None
     side.launches.append(launch)
     if part is not None:
         scored = lab.score(side.built, part)
-        if not isinstance(scored.answer, jobs.Scored):
+        if scored.answer is None:
             return _message(scored)
         side.scores = scored.answer.scores
     return None
 
 
-def _message(result: jobs.Result) -> str:
+def _message(result: jobs.Result[jobs.Answer]) -> str:
     return result.failure.message if result.failure else "no answer"
 
 
-def _measure(lab: DeploymentEvaluator, side: Candidate, pair: int, part: str | None) -> jobs.Result:
+def _measure(
+    lab: DeploymentEvaluator, side: Candidate, pair: int, part: str | None
+) -> jobs.Result[jobs.Measured]:
     run, calls = lab.run, calls_per_launch(lab.run.budget.percentile)
     job = jobs.Measure(
         artifact=side.built.artifact,

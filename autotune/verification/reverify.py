@@ -15,7 +15,7 @@ import msgspec
 
 from autotune import units
 from autotune.bridge.protocol import Bridge
-from autotune.context import INSPECT_S, RunContext, Silent, must
+from autotune.context import INSPECT_S, RunContext, Silent, ask
 from autotune.deployment import metrics
 from autotune.deployment.metrics import QUALITY_ALPHA
 from autotune.errors import UsageError
@@ -84,16 +84,14 @@ def _measure(
     assert report.chosen is not None
     assert report.artifact is not None
     budget = _absolute(budget, report.baseline)
-    sources = must(bridge, jobs.Sources(), 30.0).answer
-    assert isinstance(sources, jobs.Found)
+    sources = ask(bridge, jobs.Sources(), 30.0)
     recorded = folder / "artifact" / "recorded.npz"
     rows = "data/recorded.npz"
     agreement = recorded_io.rows_file(recorded, work / rows)
     scored_part = None
     task = spec or TaskSpec(kind="file", path="")
     if spec is not None:
-        found = must(bridge, jobs.Inspect(task=spec), INSPECT_S).answer
-        assert isinstance(found, jobs.Inspection)
+        found = ask(bridge, jobs.Inspect(task=spec), INSPECT_S)
         if found.info.source_sha256 != report.survey.task.source_sha256:
             raise UsageError(f"{spec.path} is not the model file that this report was made from")
         scored_part, rows = "test", "data/validation.npz"
@@ -130,13 +128,11 @@ def _measure(
             meter=run.meter,
             boards=deployment.device == "cuda",
         )
-        answer = must(bridge, job, 300.0).answer
-        assert isinstance(answer, jobs.Measured)
+        answer = ask(bridge, job, 300.0)
         side.launches.append(answer.launch)
         if first and scored_part is not None:
             scoring = jobs.Score(task=task, part=scored_part, outputs="outputs/again.npz")
-            scored = must(bridge, scoring, 120.0).answer
-            assert isinstance(scored, jobs.Scored)
+            scored = ask(bridge, scoring, 120.0)
             side.scores = scored.scores
         elif first:
             agree = agreement(work / "outputs" / "again.npz")

@@ -11,7 +11,7 @@ import pytest
 from autotune import plugins
 from autotune.errors import ContractError
 from autotune.parallel import Group, Reporter
-from autotune.records.job import Context, Rate, Throughput
+from autotune.records.job import Context, MeasuredThroughput, Throughput
 from autotune.records.plan import Recipe
 from autotune.records.task import TaskSpec
 from autotune.worker.survey.options import declared
@@ -32,7 +32,7 @@ class Asker:
         return step < 2
 
 
-def body(job: Throughput, root: Path, channel: Reporter, group: Group) -> Rate:
+def body(job: Throughput, root: Path, channel: Reporter, group: Group) -> MeasuredThroughput:
     """Uses everything a group promises; runs in each rank's interpreter."""
     import torch
 
@@ -52,7 +52,7 @@ def body(job: Throughput, root: Path, channel: Reporter, group: Group) -> Rate:
     go = [group.rank != 0 or channel.report(step, step / 2) for step in (1, 2)]
     found["go"] = [group.agree(g) for g in go]
     (root / f"rank{group.rank}.json").write_text(json.dumps(found))
-    return Rate(samples_per_s=1.0 + group.rank, startup_s=0.5, peak_memory_bytes=7)
+    return MeasuredThroughput(samples_per_s=1.0 + group.rank, startup_s=0.5, peak_memory_bytes=7)
 
 
 def _gradient(group: Group) -> float:
@@ -111,7 +111,7 @@ def test_a_group_keeps_its_promises(name: str, tmp_path: Path) -> None:
     asker = Asker()
     answer = plugins.load("parallel", name).launch(order(name), tmp_path, asker, body)
 
-    assert answer == Rate(samples_per_s=1.0, startup_s=0.5, peak_memory_bytes=7)
+    assert answer == MeasuredThroughput(samples_per_s=1.0, startup_s=0.5, peak_memory_bytes=7)
     assert asker.reports == [(1, 0.5), (2, 1.0)]
     world = order(name).recipe.ranks
     for rank in range(world):

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.bridge.protocol import FunctionBridge
 from autotune.deployment.metrics import QUALITY_ALPHA
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort, Limit
@@ -30,6 +29,7 @@ from autotune.worker.data import rows
 from autotune.worker.host import interference
 from autotune.worker.host.interference import Counters
 from autotune.worker.measure import measure
+from tests.support.bridges import FunctionBridge
 from tests.support.latency_sim import PLAN, Script, Ticking, lab, normal
 from tests.support.simulated import Simulation
 

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from autotune import plugins
 from autotune.errors import JobError
-from autotune.records.job import Context, Rate, Throughput, Train
+from autotune.records.job import Context, MeasuredThroughput, Throughput, Train
 from autotune.records.plan import Recipe
 from autotune.records.task import TaskSpec
 from autotune.worker.channel import NullChannel
@@ -250,7 +250,7 @@ def test_throughput_of_two_ranks(tmp_path: Path) -> None:
     recipe = Recipe(optimizer="sgd", batch_size=8, parallel="ddp", ranks=2, lr=1e9)
     order = Throughput(task=task(tmp_path), recipe=recipe, budget_s=0.2)
     rate = train.throughput(order, tmp_path, NullChannel())
-    assert isinstance(rate, Rate)
+    assert isinstance(rate, MeasuredThroughput)
     assert rate.samples_per_s > 0
 
 

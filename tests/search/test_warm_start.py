@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from autotune.bridge.protocol import FunctionBridge
 from autotune.deployment import search_space
 from autotune.errors import UsageError
 from autotune.records.budget import Budget, Effort
@@ -21,6 +20,7 @@ from autotune.search.study import MixedStudy, Study
 from autotune.training import search_space as training_search_space
 from autotune.tune import Task, tune
 from tests.support import made
+from tests.support.bridges import FunctionBridge
 from tests.support.simulated import OPTIONS, Simulation, info
 
 GOAL = Budget(goal="latency", max_drop=0.02)

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from autotune.bridge.protocol import FunctionBridge
 from autotune.context import RunContext, Silent
 from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.records import job as jobs
@@ -21,6 +20,7 @@ from autotune.records.job import Result
 from autotune.records.plan import Deployment, Recipe
 from autotune.records.task import Survey, TaskSpec
 from autotune.worker.measure.timing import Clock
+from tests.support.bridges import FunctionBridge
 from tests.support.simulated import OPTIONS, TRAITS, Simulation, info
 
 PLAN = Deployment(runtime="onnxruntime")

@@ -3,7 +3,6 @@
 from typing import Any
 
 from autotune import plugins
-from autotune.bridge.protocol import FunctionBridge
 from autotune.context import RunContext, Silent
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Cpu, Leaf, Profile
@@ -11,6 +10,7 @@ from autotune.records.job import Context, Job, Result
 from autotune.records.measurement import Launch
 from autotune.records.task import Option, Split, Survey, TaskInfo, TaskSpec, Traits
 from autotune.worker.survey import options as survey_options
+from tests.support.bridges import FunctionBridge
 
 DECLARED = ("prepares", "dtype", "time_left", "device", "compiles", "build_s", "ranks")
 

@@ -193,11 +193,11 @@ class Simulation:
         if self.board_w is not None:
             board = EnergySource(name="nvml", label="measured_counter", domains=("nvml:gpu0",))
             found = (source, board)
-        return Result(answer=jobs.Found(sources=found), wall_s=0.1, work_s=0.1)
+        return Result(answer=jobs.EnergySources(sources=found), wall_s=0.1, work_s=0.1)
 
     def _throughput(self, job: jobs.Throughput) -> Result:
         rate = 1000.0 * job.recipe.threads * job.recipe.ranks**0.5
-        answer = jobs.Rate(samples_per_s=rate, startup_s=0.1, peak_memory_bytes=10**8)
+        answer = jobs.MeasuredThroughput(samples_per_s=rate, startup_s=0.1, peak_memory_bytes=10**8)
         return Result(answer=answer, wall_s=0.6, work_s=0.6)
 
     def _train(self, job: jobs.Train) -> Result:

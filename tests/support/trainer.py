@@ -52,8 +52,8 @@ class Trainer:
     curve: Curve = curve
     epoch_s: Callable[[Recipe], float] = lambda recipe: 1.0
     fail: Callable[[jobs.Train], Failure | None] = lambda job: None
-    rate: Callable[[Recipe], jobs.Rate | Failure] = lambda recipe: jobs.Rate(
-        samples_per_s=900.0, startup_s=0.1, peak_memory_bytes=10**8
+    rate: Callable[[Recipe], jobs.MeasuredThroughput | Failure] = lambda recipe: (
+        jobs.MeasuredThroughput(samples_per_s=900.0, startup_s=0.1, peak_memory_bytes=10**8)
     )
     limits: jobs.PowerLimits = field(
         default_factory=lambda: jobs.PowerLimits(low_w=100.0, high_w=250.0)

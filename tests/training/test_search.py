@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from autotune.bridge.protocol import Bridge, Recorder, ReplayBridge, load_recording
+from autotune.bridge.protocol import Bridge
+from autotune.bridge.recording import Recorder, ReplayBridge, load_recording
 from autotune.records import job as jobs
 from autotune.records.budget import Budget
 from autotune.records.hardware import Gpu

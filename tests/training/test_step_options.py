@@ -29,13 +29,15 @@ ALL = (*OPTIONS, *STEPS)
 WHOLE = ("single", 1, 2)
 
 
-def rate(recipe: Recipe, *, gain: float = 1.5, first_s: float = 3.0) -> jobs.Rate | Failure:
+def rate(
+    recipe: Recipe, *, gain: float = 1.5, first_s: float = 3.0
+) -> jobs.MeasuredThroughput | Failure:
     """Rises to 2000 samples/s; 2 MB a sample, recomputed 0.5 MB at three quarters of the speed."""
     batch = recipe.batch_size
     speed = 1000.0 * recipe.threads * batch / (batch + 200.0)
     speed *= (gain if recipe.compile else 1.0) * (0.75 if recipe.recompute else 1.0)
     each = 0.5e6 if recipe.recompute else 2e6
-    return jobs.Rate(
+    return jobs.MeasuredThroughput(
         samples_per_s=speed,
         startup_s=0.1,
         peak_memory_bytes=int(2e8 + each * batch),
@@ -110,7 +112,7 @@ def test_what_cannot_pay_is_not_even_measured() -> None:
 
 
 def test_a_compiler_that_fails_is_the_reason() -> None:
-    def broken(recipe: Recipe) -> jobs.Rate | Failure:
+    def broken(recipe: Recipe) -> jobs.MeasuredThroughput | Failure:
         failed = Failure(kind="error", message="InductorError: no g++")
         return failed if recipe.compile else rate(recipe)
 
@@ -148,9 +150,9 @@ def test_a_batch_that_memory_forbids_is_recomputed_where_that_is_faster() -> Non
     assert "1079 samples/s with it, smaller ones 1123" in (refused.reason or "")
     assert max(dims(run)["batch_size"]) == 256
 
-    def cheap(recipe: Recipe) -> jobs.Rate | Failure:
+    def cheap(recipe: Recipe) -> jobs.MeasuredThroughput | Failure:
         found = rate(recipe)
-        assert isinstance(found, jobs.Rate)
+        assert isinstance(found, jobs.MeasuredThroughput)
         speed = found.samples_per_s * (1.2 if recipe.recompute else 1.0)
         return msgspec.structs.replace(found, samples_per_s=speed)
 
@@ -169,7 +171,7 @@ def test_a_batch_that_memory_forbids_is_recomputed_where_that_is_faster() -> Non
 
 
 def test_out_of_memory_at_every_batch_is_tried_with_recomputation() -> None:
-    def full(recipe: Recipe) -> jobs.Rate | Failure:
+    def full(recipe: Recipe) -> jobs.MeasuredThroughput | Failure:
         return rate(recipe) if recipe.recompute else Failure(kind="oom", message="no memory")
 
     run = judged(Trainer(rate=full))
@@ -196,9 +198,9 @@ LAYOUT = Option(kind="step", name="channels_last", available=True)
 
 @pytest.mark.parametrize(("gain", "pays"), [(1.3, True), (1.02, False), (0.7, False)])
 def test_channels_last_where_it_was_measured_to_pay(gain: float, pays: bool) -> None:
-    def laid(recipe: Recipe) -> jobs.Rate | Failure:
+    def laid(recipe: Recipe) -> jobs.MeasuredThroughput | Failure:
         found = rate(recipe)
-        assert isinstance(found, jobs.Rate)
+        assert isinstance(found, jobs.MeasuredThroughput)
         faster = gain if recipe.channels_last else 1.0
         return msgspec.structs.replace(found, samples_per_s=faster * found.samples_per_s)
 
@@ -214,7 +216,7 @@ def test_channels_last_where_it_was_measured_to_pay(gain: float, pays: bool) -> 
 
 
 def test_a_layout_that_the_model_cannot_have_is_refused_with_its_failure() -> None:
-    def broken(recipe: Recipe) -> jobs.Rate | Failure:
+    def broken(recipe: Recipe) -> jobs.MeasuredThroughput | Failure:
         failed = Failure(kind="error", message="view size is not compatible")
         return failed if recipe.channels_last else rate(recipe)
 

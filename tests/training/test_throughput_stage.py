@@ -21,12 +21,12 @@ from tests.support.trainer import Trainer
 BF16 = (*OPTIONS, Option(kind="precision", name="bf16", available=True))
 
 
-def rate(recipe: Recipe) -> jobs.Rate | Failure:
+def rate(recipe: Recipe) -> jobs.MeasuredThroughput | Failure:
     """Saturates at 1000 samples/s a thread; half of that at a batch of 64; 1 MB a sample."""
     batch = recipe.batch_size / recipe.accumulate
     speed = 1000.0 * recipe.threads * batch / (batch + 64.0)
     speed *= 2.5 if recipe.precision == "bf16" else 1.0
-    return jobs.Rate(
+    return jobs.MeasuredThroughput(
         samples_per_s=speed,
         startup_s=0.1,
         peak_memory_bytes=int(2e8 + 1e6 * batch),
@@ -53,7 +53,7 @@ def test_a_batch_beyond_the_memory_is_not_tried() -> None:
 
 
 def test_out_of_memory_ends_the_curve_and_the_space() -> None:
-    def limited(recipe: Recipe) -> jobs.Rate | Failure:
+    def limited(recipe: Recipe) -> jobs.MeasuredThroughput | Failure:
         over = recipe.batch_size > 128
         return Failure(kind="oom", message="no memory") if over else rate(recipe)
 
@@ -71,7 +71,7 @@ def test_a_precision_is_searched_where_it_was_measured_to_pay() -> None:
     survey = Survey(task=made.info(), traits=made.traits(), options=BF16, splits=rows)
     assert throughput.precisions(survey) == ("fp32", "bf16")
 
-    def no_gain(recipe: Recipe) -> jobs.Rate | Failure:
+    def no_gain(recipe: Recipe) -> jobs.MeasuredThroughput | Failure:
         return rate(Recipe(batch_size=recipe.batch_size, threads=recipe.threads))
 
     rows = measured(Trainer(rate=no_gain), options=BF16)
@@ -95,9 +95,11 @@ def test_what_the_user_holds_fast_need_not_pay() -> None:
 
 
 def test_workers_are_tried_where_batches_are_waited_for() -> None:
-    def waiting(recipe: Recipe) -> jobs.Rate | Failure:
+    def waiting(recipe: Recipe) -> jobs.MeasuredThroughput | Failure:
         slow = 300.0 * (1 + recipe.workers)
-        return jobs.Rate(samples_per_s=slow, startup_s=0.1, peak_memory_bytes=10**8, waiting=0.6)
+        return jobs.MeasuredThroughput(
+            samples_per_s=slow, startup_s=0.1, peak_memory_bytes=10**8, waiting=0.6
+        )
 
     rows = measured(Trainer(rate=waiting), train_rows=2000)
     assert throughput.workers(rows) == 1
@@ -129,12 +131,12 @@ def test_an_own_loop_is_measured_as_it_is() -> None:
     assert {s.batch_size for s in rows} == {32, 128}
 
 
-def powered(recipe: Recipe) -> jobs.Rate | Failure:
+def powered(recipe: Recipe) -> jobs.MeasuredThroughput | Failure:
     """Less power costs little time down to 175 W, and much below."""
     watts = recipe.power_limit_w or 250.0
     speed = 1000.0 * recipe.batch_size / (recipe.batch_size + 64.0)
     speed /= 1 + max(0.0, 250.0 - watts) / 1000 + 5 * max(0.0, 175.0 - watts) / 100
-    return jobs.Rate(
+    return jobs.MeasuredThroughput(
         samples_per_s=speed,
         startup_s=0.1,
         peak_memory_bytes=10**8,
@@ -160,10 +162,10 @@ def test_a_power_limit_is_found_where_it_is_allowed_and_energy_counts() -> None:
     assert throughput.gpu_setting(()) == (None, None)
 
 
-def clocked(recipe: Recipe) -> jobs.Rate | Failure:
+def clocked(recipe: Recipe) -> jobs.MeasuredThroughput | Failure:
     """Down to 1.4 GHz a lower clock costs a hundredth of the time and a tenth of the energy."""
     found = powered(recipe)
-    assert isinstance(found, jobs.Rate)
+    assert isinstance(found, jobs.MeasuredThroughput)
     hz = recipe.clock_hz or 2e9
     slow = 1 + (2e9 - hz) / 60e9 + 20 * max(0.0, 1.4e9 - hz) / 1e9
     joules = found.energy_j_per_sample

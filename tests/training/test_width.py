@@ -6,7 +6,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from autotune.bridge.protocol import FunctionBridge
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
@@ -19,6 +18,7 @@ from autotune.training import width as training_width
 from autotune.training.trial import objective
 from autotune.tune import Task, tune
 from tests.support import made
+from tests.support.bridges import FunctionBridge
 from tests.support.simulated import OPTIONS, Simulation, info
 
 TIME = {1.0: 1.0, 0.75: 0.75, 0.5: 0.5, 0.25: 0.49}

@@ -19,7 +19,7 @@ _HANDLERS: dict[type, str] = {
 }
 
 
-def run(job: jobs.Job, root: Path, channel: Channel) -> jobs.Answer:
+def run(job: jobs.AnyJob, root: Path, channel: Channel) -> jobs.Answer:
     """Do one job in this process."""
     module, _, function = _HANDLERS[type(job)].partition(":")
     handler = getattr(import_module(f"autotune.worker.{module}"), function)

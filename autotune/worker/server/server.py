@@ -273,7 +273,7 @@ def _usage() -> dict[str, float]:
 
 
 class _Envelope(Record, frozen=True, kw_only=True):
-    job: jobs.Job
+    job: jobs.AnyJob
 
 
 def _died(status: int) -> dict[str, str]:

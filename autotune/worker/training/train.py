@@ -32,7 +32,7 @@ import torch
 from autotune import plugins
 from autotune.errors import JobError
 from autotune.parallel import Group
-from autotune.records.job import Rate, Throughput, Train, Trained
+from autotune.records.job import MeasuredThroughput, Throughput, Train, Trained
 from autotune.worker.channel import Channel
 from autotune.worker.contract import task
 from autotune.worker.training import checkpoint, compile, user_loop
@@ -53,10 +53,10 @@ def run(job: Train, root: Path, channel: Channel) -> Trained:
     return answer
 
 
-def throughput(job: Throughput, root: Path, channel: Channel) -> Rate:
+def throughput(job: Throughput, root: Path, channel: Channel) -> MeasuredThroughput:
     """Training samples per second of one split, after a first step; no quality involved."""
     answer = plugins.load("parallel", job.recipe.parallel).launch(job, root, channel, rate)
-    assert isinstance(answer, Rate)
+    assert isinstance(answer, MeasuredThroughput)
     return answer
 
 
@@ -139,7 +139,7 @@ def _climb(job: Train, loop: Loop, keeper: checkpoint.Keeper, judge: Evaluator) 
     return True
 
 
-def rate(job: Throughput, root: Path, channel: Channel, group: Group) -> Rate:
+def rate(job: Throughput, root: Path, channel: Channel, group: Group) -> MeasuredThroughput:
     """The body of `throughput`: epochs until the budget, counted from the second step, is used.
 
     A loss that is not finite does not matter here.
@@ -155,7 +155,7 @@ def rate(job: Throughput, root: Path, channel: Channel, group: Group) -> Rate:
         loop.to(math.inf)
         energy = meter.close()
     joules = energy.total_j if energy else None
-    return Rate(
+    return MeasuredThroughput(
         samples_per_s=loop.samples_per_s,
         startup_s=loop.startup_s,
         peak_memory_bytes=int(group.largest(peak_memory_bytes())),

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset, IterableDataset
 from autotune.errors import JobError
 from autotune.parallel import Group
 from autotune.records import codec
-from autotune.records.job import Rate, Throughput, Train, Trained
+from autotune.records.job import MeasuredThroughput, Throughput, Train, Trained
 from autotune.records.plan import Recipe
 from autotune.worker.channel import Channel, NullChannel
 from autotune.worker.contract.task import LoadedTask
@@ -201,7 +201,7 @@ def fit(job: Train, root: Path, channel: Channel, group: Group, loaded: LoadedTa
     )
 
 
-def rate(job: Throughput, group: Group, loaded: LoadedTask) -> Rate:
+def rate(job: Throughput, group: Group, loaded: LoadedTask) -> MeasuredThroughput:
     """Rows per second that the user's loop reads, in one epoch or as much as the time allows."""
     _alone(group)
     until = time.monotonic() + job.budget_s
@@ -214,7 +214,7 @@ def rate(job: Throughput, group: Group, loaded: LoadedTask) -> Rate:
     with contextlib.suppress(_EnoughError):
         _run(loaded, model, job.recipe, data, trial)
     spent = max(time.perf_counter() - began, 1e-9)
-    return Rate(
+    return MeasuredThroughput(
         samples_per_s=(data.read or len(data)) / spent,
         startup_s=startup_s,
         peak_memory_bytes=int(group.largest(evaluation.peak_memory_bytes())),

@@ -13,23 +13,23 @@ from autotune.errors import JobError
 from autotune.parallel import Group, Order, Reply, Reporter
 from autotune.parallel.single import Solo
 from autotune.records import codec
-from autotune.records.job import Rate, Throughput
+from autotune.records.job import MeasuredThroughput, Throughput
 from autotune.records.plan import Recipe
 from autotune.records.task import TaskSpec
 from autotune.worker.server import rank
 
-ANSWER = Rate(samples_per_s=1.0, startup_s=0.5, peak_memory_bytes=7)
+ANSWER = MeasuredThroughput(samples_per_s=1.0, startup_s=0.5, peak_memory_bytes=7)
 
 
-def answers(job: Any, root: Path, channel: Reporter, group: Group) -> Rate:
+def answers(job: Any, root: Path, channel: Reporter, group: Group) -> MeasuredThroughput:
     return ANSWER
 
 
-def refuses(job: Any, root: Path, channel: Reporter, group: Group) -> Rate:
+def refuses(job: Any, root: Path, channel: Reporter, group: Group) -> MeasuredThroughput:
     raise JobError("nan", "the loss is nan")
 
 
-def loses_its_group(job: Any, root: Path, channel: Reporter, group: Group) -> Rate:
+def loses_its_group(job: Any, root: Path, channel: Reporter, group: Group) -> MeasuredThroughput:
     raise RuntimeError("[/gloo/transport/tcp/pair.cc:553] Connection closed by peer")
 
 
