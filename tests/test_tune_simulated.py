@@ -12,7 +12,7 @@ import pytest
 from autotune.bridge.recording import Recorded, Recorder, ReplayBridge, key, load_recording
 from autotune.errors import UsageError, WorkerError
 from autotune.records import job as jobs
-from autotune.records.budget import Budget, Effort, Goal, Limit
+from autotune.records.budget import Budget, Effort, GoalName, Limit
 from autotune.records.hardware import Profile
 from autotune.records.measurement import LOOKS
 from autotune.records.report import Failure, Report
@@ -116,7 +116,7 @@ def test_a_plan_whose_quality_was_luck_gives_way_to_one_that_compresses_nothing(
 
 @pytest.mark.parametrize("goal", ["latency", "quality"])
 def test_a_compressed_plan_gives_way_to_one_that_turns_out_faster_without(
-    go: Go, goal: Goal
+    go: Go, goal: GoalName
 ) -> None:
     budget = Budget(latency=Limit(value=0.8, relative=True), goal=goal, max_drop=0.02)
     report = go(budget, luck=_slow_when_verified(5.0))

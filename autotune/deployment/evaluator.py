@@ -14,6 +14,7 @@ import msgspec
 
 from autotune.context import RunContext
 from autotune.deployment import ranking, search_space
+from autotune.deployment.goal import Goal, goal_of
 from autotune.deployment.metrics import Tried, constraints, say_certifiable
 from autotune.deployment.trial import Attempt, outputs_of, part_of
 from autotune.records import job as jobs
@@ -54,6 +55,10 @@ class DeploymentEvaluator:
 
     def __post_init__(self) -> None:
         self.on_gpu = bool(self.run.profile.gpus) and self.run.effort.device != "cpu"
+
+    @property
+    def goal(self) -> Goal:
+        return goal_of(self.run.budget, self.run.survey.task.higher_is_better)
 
     @property
     def batch(self) -> int:
@@ -238,8 +243,7 @@ class DeploymentEvaluator:
         """All completed trials, best first under the goal."""
         return ranking.order(
             [t.trial for t in self.tried],
-            self.run.budget.resolved_goal(),
-            self.run.survey.task.higher_is_better,
+            self.goal,
             indistinguishable=self._same_quality,
         )
 

@@ -53,7 +53,7 @@ def standing(lab: DeploymentEvaluator) -> list[Tried]:
     launches in turn, or by what all trials say of one that had none.
     """
     ranked = [t for t in lab.ranked() if not lab.is_baseline(t.deployment)]
-    if lab.run.budget.resolved_goal() != "quality":
+    if not lab.goal.by_quality:
         good = [t for t in ranked if t.feasible]
         costs = {t.number: cost(lab, lab.tried[t.number]) for t in good}
         good.sort(key=lambda t: costs[t.number])
@@ -67,26 +67,16 @@ def cost(lab: DeploymentEvaluator, tried: Tried) -> float:
     seconds a sample; infinite where it is not known.  It does not depend on which baseline a plan
     has, of those at other threads or batches.
     """
-    run, trial = lab.run, tried.trial
-    goal = run.budget.resolved_goal()
-    value: float | None
-    if goal == "energy":
-        value = metrics.known_energy(trial)
-    elif goal == "memory":
-        value = trial.memory_bytes
-    elif goal == "throughput":
-        value = 1 / trial.throughput_per_s if trial.throughput_per_s else None
-    else:
-        value = metrics.at_percentile(run, tried)
+    value = lab.goal.cost(lab.run, tried)
     return value * math.exp(_luck(lab, tried)) if value else math.inf
 
 
 def _luck(lab: DeploymentEvaluator, tried: Tried) -> float:
     """What its one launch is taken to have been faster by, as a logarithm."""
-    own = metrics.objective(lab.run, tried, lab.reference)
+    own = lab.goal.objective(lab.run, tried, lab.reference)
     if own is None or tried.steady is None:
         return 0.0
-    if tried.again or lab.run.budget.resolved_goal() == "quality":
+    if tried.again or lab.goal.by_quality:
         return 0.0
     return tried.steady - own
 
@@ -105,7 +95,7 @@ def _weighable(lab: DeploymentEvaluator, first: Tried) -> bool:
     """Whether gains are comparable, and *test* can certify the allowed drop."""
     run = lab.run
     scores = lab.baseline(first.trial.deployment).scores
-    if run.budget.resolved_goal() == "quality" or scores is None or first.trial.drop is None:
+    if lab.goal.by_quality or scores is None or first.trial.drop is None:
         return False
     alphas = metrics.quality_alphas(run)
     return metrics.certifiable(run, metrics.max_drop(run, scores.quality), alphas[-1])

@@ -1,7 +1,6 @@
 """What is known of a candidate, and how it stands to the limits.
 
 launches --describe--> figures        measured / budget - 1 --constraints--> search
-                                      what the goal asks for --objective--> search
 """
 
 import math
@@ -26,8 +25,6 @@ QUALITY_ALPHA = 0.05
 FINALISTS = 3
 _SPLITS = ((0.6, 0.25, 0.15), (1 / 3,) * 3, (0.7, 0.3), (0.5, 0.5), (1.0,))
 """Most of it is for the first: it is the fastest, and seldom are the others needed."""
-_SPEED_OF_QUALITY = 0.1
-"""What a logarithm of latency weighs beside the allowed drop, where quality is the goal."""
 
 
 class Tried(NamedTuple):
@@ -39,7 +36,7 @@ class Tried(NamedTuple):
     scores: Scores | None = None
     values: Mapping[str, Value] | None = None
     steady: float | None = None
-    """The `objective` as all trials together have it (`surrogate.steadied`)."""
+    """The goal's objective as all trials together have it (`surrogate.steadied`)."""
     again: tuple[Launch, ...] = ()
     """Launches in turn with other leading plans, once the search was over (`runoff`)."""
 
@@ -256,37 +253,3 @@ def broken_bound(run: RunContext, deployment: Deployment, reference: Tried) -> s
     if limit_bytes is not None and least_bytes > limit_bytes:
         return f"memory is at least {least_bytes:.3g} B, the limit is {limit_bytes:.3g} B"
     return None
-
-
-def objective(run: RunContext, tried: Tried, reference: Tried) -> float | None:
-    """What the sampler minimises; None for a trial that failed or was skipped."""
-    trial, base = tried.trial, reference.trial
-    latency, base_latency = at_percentile(run, tried), at_percentile(run, reference)
-    if trial.state != "complete" or not latency or not base_latency:
-        return None
-    speed = math.log(latency / base_latency)
-    goal = run.budget.resolved_goal()
-    if goal == "quality" and trial.drop is not None and reference.scores is not None:
-        scale = max_drop(run, reference.scores.quality) or 1.0
-        return trial.drop / scale + _SPEED_OF_QUALITY * speed
-    if goal == "energy":
-        energy, other = known_energy(trial), known_energy(base)
-        return math.log(energy / other) if energy and other else speed
-    if goal == "throughput":
-        return -math.log(trial.throughput_per_s) if trial.throughput_per_s else speed
-    if goal == "memory":
-        return math.log(trial.memory_bytes) if trial.memory_bytes else speed
-    return speed
-
-
-def guess(run: RunContext, predicted_s: float, batch: int, reference: Tried) -> float | None:
-    """The `objective` of an uncompressed plan whose call is predicted to take so long; None where
-    the goal does not depend on that.
-    """
-    known = reference.trial.latency_s
-    goal = run.budget.resolved_goal()
-    if known is None or goal == "memory":
-        return None
-    if goal == "throughput":
-        return math.log(predicted_s / batch)
-    return (_SPEED_OF_QUALITY if goal == "quality" else 1.0) * math.log(predicted_s / known.p50)

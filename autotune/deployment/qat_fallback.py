@@ -26,8 +26,7 @@ def candidate(lab: DeploymentEvaluator) -> Deployment | None:
     if lab.recovery_epochs <= 0 or not any(o.name == STEP and o.available for o in options):
         return None
     known = {tried.trial.number: tried.trial for tried in lab.tried}
-    goal, higher = lab.run.budget.resolved_goal(), lab.run.survey.task.higher_is_better
-    ranked = ranking.order([_kept(trial) for trial in known.values()], goal, higher)
+    ranked = ranking.order([_kept(trial) for trial in known.values()], lab.goal)
     if not ranked or not _over(known[ranked[0].number]):
         return None
     return _with_training(ranked[0].deployment, lab)

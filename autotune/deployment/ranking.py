@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from autotune import units
-from autotune.records.budget import Goal
+from autotune.deployment import metrics
+from autotune.deployment.goal import Goal
 from autotune.records.measurement import Verdict
 from autotune.records.plan import Deployment
 from autotune.records.report import DeployTrial, Why
@@ -43,37 +44,12 @@ def violation(trial: DeployTrial) -> float:
     return math.fsum(max(0.0, value) for value in trial.constraints.values())
 
 
-def energy_of(trial: DeployTrial) -> float | None:
-    """Joules per sample: measured, else the model's, which may order and never decides."""
-    if trial.energy_j_per_sample is not None:
-        return trial.energy_j_per_sample
-    return trial.energy_modelled.value if trial.energy_modelled else None
-
-
 def _or_last(value: float | None) -> float:
     return math.inf if value is None else value
 
 
-def _worseness(trial: DeployTrial, goal: Goal, higher_is_better: bool) -> float:
-    """The goal as a number to minimise; infinite where it was not measured."""
-    if goal == "quality":
-        sign = -1.0 if higher_is_better else 1.0
-        return _or_last(None if trial.quality is None else sign * trial.quality)
-    if goal == "energy":
-        return _or_last(energy_of(trial))
-    if goal == "memory":
-        return _or_last(None if trial.memory_bytes is None else float(trial.memory_bytes))
-    if goal == "throughput":
-        return _or_last(None if trial.throughput_per_s is None else -trial.throughput_per_s)
-    return _or_last(latency_of(trial))
-
-
 def order(
-    trials: Sequence[DeployTrial],
-    goal: Goal,
-    higher_is_better: bool,
-    *,
-    indistinguishable: Same | None = None,
+    trials: Sequence[DeployTrial], goal: Goal, *, indistinguishable: Same | None = None
 ) -> tuple[DeployTrial, ...]:
     """Completed trials, best first: feasible ones by the goal, then the rest by violation.
 
@@ -84,28 +60,23 @@ def order(
     """
     done = [trial for trial in trials if trial.state == "complete"]
 
+    def by_latency(trial: DeployTrial) -> tuple[float, ...]:
+        energy, loss = metrics.known_energy(trial), goal.loss(trial)
+        return _or_last(latency_of(trial)), _or_last(energy), _or_last(loss), trial.number
+
     def rank(trial: DeployTrial) -> tuple[float, ...]:
-        tie = _worseness(trial, "quality", higher_is_better)
-        goal_value = _worseness(trial, goal, higher_is_better)
-        return goal_value, _or_last(latency_of(trial)), _or_last(energy_of(trial)), tie
+        return _or_last(goal.value(trial)), *by_latency(trial)
 
-    def swift(trial: DeployTrial) -> tuple[float, ...]:
-        latency, energy = latency_of(trial), energy_of(trial)
-        return _or_last(latency), _or_last(energy), _worseness(trial, "quality", higher_is_better)
-
-    good = sorted((trial for trial in done if trial.feasible), key=lambda t: (*rank(t), t.number))
-    bad = sorted(
-        (trial for trial in done if not trial.feasible),
-        key=lambda t: (violation(t), *rank(t), t.number),
-    )
-    if goal == "quality" and good:
-        best = good[0]
-        same = [t for t in good if t is best or _tied(t, best, indistinguishable)]
-        same.sort(key=lambda t: (*swift(t), t.number))
+    good = sorted((trial for trial in done if trial.feasible), key=rank)
+    bad = [trial for trial in done if not trial.feasible]
+    bad.sort(key=lambda trial: (violation(trial), *rank(trial)))
+    if goal.by_quality and good:
+        same = [t for t in good if t is good[0] or _tied(t, good[0], indistinguishable)]
+        same.sort(key=by_latency)
         kept = {id(trial) for trial in same}
         good = [*same, *(trial for trial in good if id(trial) not in kept)]
-    about: Goal = "latency" if goal == "quality" else goal
-    good = lossless_first(good, lambda trial: _worseness(trial, about, higher_is_better))
+    value = latency_of if goal.by_quality else goal.value
+    good = lossless_first(good, lambda trial: _or_last(value(trial)))
     return (*good, *bad)
 
 
@@ -144,12 +115,12 @@ def pareto(trials: Sequence[DeployTrial], higher_is_better: bool = True) -> tupl
 def _beats(one: DeployTrial, other: DeployTrial, higher_is_better: bool) -> bool:
     assert one.latency_s
     assert other.latency_s
+    assert one.quality is not None
+    assert other.quality is not None
+    sign = -1 if higher_is_better else 1
     pairs = [
         (one.latency_s.p50, other.latency_s.p50),
-        (
-            _worseness(one, "quality", higher_is_better),
-            _worseness(other, "quality", higher_is_better),
-        ),
+        (sign * one.quality, sign * other.quality),
     ]
     if one.energy_j_per_sample is not None and other.energy_j_per_sample is not None:
         pairs.append((one.energy_j_per_sample, other.energy_j_per_sample))
@@ -163,7 +134,6 @@ def why(
     options: Sequence[Option] = (),
     *,
     goal: Goal,
-    higher_is_better: bool = True,
     indistinguishable: Same | None = None,
     kept_baseline: bool = False,
     fallen: Sequence[tuple[Deployment, str]] = (),
@@ -179,7 +149,7 @@ def why(
     trials = [trial for trial in trials if trial.deployment not in fell]
 
     def rank(some: Sequence[DeployTrial]) -> tuple[DeployTrial, ...]:
-        return order(some, goal, higher_is_better, indistinguishable=indistinguishable)
+        return order(some, goal, indistinguishable=indistinguishable)
 
     ranked = rank(trials)
     picked = next((t for t in ranked if t.deployment == chosen), None)
@@ -234,18 +204,10 @@ def _chosen_text(
         return (
             f"No plan of {tried} measured kept every limit in the search; {name} breaks them least."
         )
-    rule = {
-        "quality": "of the plans within the limits whose quality is not distinguishable from "
-        "the best, it has the lowest latency",
-        "latency": "it has the lowest latency within the limits",
-        "energy": "it needs the least energy within the limits",
-        "throughput": "it has the highest throughput within the limits",
-        "memory": "it needs the least memory within the limits",
-    }[goal]
     aside = (
         f" (to {units.percent(CLOSE)}, where a lossless plan goes first)" if chosen.lossless else ""
     )
-    return f"Chosen: {name}; {rule}{aside}, of {tried} plans measured."
+    return f"Chosen: {name}; {goal.reason}{aside}, of {tried} plans measured."
 
 
 def _looser(

@@ -16,7 +16,7 @@ from statistics import median
 from autotune.context import RunContext
 from autotune.deployment import initial_order, qat_fallback, ranking, search_space, skip_rules
 from autotune.deployment.evaluator import CONSTRAINTS, DeploymentEvaluator
-from autotune.deployment.metrics import Tried, broken_bound, guess, objective
+from autotune.deployment.metrics import Tried, broken_bound
 from autotune.errors import ContractError
 from autotune.records.measurement import LOOKS
 from autotune.records.plan import Deployment
@@ -98,7 +98,7 @@ def _initial(
 def _batches(lab: DeploymentEvaluator) -> tuple[int, ...]:
     """Batch sizes that are searched: one, but for the goals that are about many samples."""
     budget = lab.run.budget
-    if budget.batch is not None or budget.resolved_goal() not in ("energy", "throughput"):
+    if budget.batch is not None or not lab.goal.searches_batch:
         return (lab.batch,)
     most = lab.run.survey.task.validation_rows
     return tuple(b for b in (1, 4, 16, 64, 256) if b <= most)
@@ -187,7 +187,7 @@ class _Exploration:
                 if len(self._lab.tried) >= len(self._lab.baselines) + _LEAST_TRIED:
                     self._lab.until_s = extended_s() - kept_s
                 self._tell_listener()
-            value = objective(self._run, tried, self._lab.reference)
+            value = self._lab.goal.objective(self._run, tried, self._lab.reference)
             self._study.tell(proposal.number, value, tried.trial.constraints)
 
     def settle(self) -> None:
@@ -279,7 +279,7 @@ class _Exploration:
         )
         if values is None:
             return None
-        value = objective(self._run, tried, self._lab.reference)
+        value = self._lab.goal.objective(self._run, tried, self._lab.reference)
         return surrogate.Seen(values, value, tried.trial.constraints)
 
     def _guesses(self) -> list[surrogate.Seen]:
@@ -290,7 +290,7 @@ class _Exploration:
             if not deployment.lossless:
                 continue
             batch, reference = deployment.batch_size, self._lab.reference
-            value = guess(self._run, seed.predicted_s, batch, reference)
+            value = self._lab.goal.predicted(seed.predicted_s, batch, reference)
             if value is not None:
                 guesses.append(surrogate.Seen(seed.values, value, {}))
         return guesses

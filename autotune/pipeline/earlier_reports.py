@@ -4,6 +4,7 @@ from pathlib import Path
 
 from autotune.context import RunContext
 from autotune.deployment import ranking
+from autotune.deployment.goal import goal_of
 from autotune.errors import FormatError, UsageError
 from autotune.records.plan import Recipe
 from autotune.records.report import Report, TrainTrial
@@ -68,8 +69,8 @@ def choose(run: RunContext, earlier: tuple[WarmStart, ...], part: Part) -> WarmS
 
 def _warm_start(folder: Path, report: Report) -> WarmStart | None:
     """A report's best configurations; None where it has none."""
-    goal, higher = report.budget.resolved_goal(), report.survey.task.higher_is_better
-    ranked = [t.deployment for t in ranking.order(report.deploy_trials, goal, higher)]
+    goal = goal_of(report.budget, report.survey.task.higher_is_better)
+    ranked = [t.deployment for t in ranking.order(report.deploy_trials, goal)]
     best = [report.chosen.plan.deployment] if report.chosen is not None else []
     unique = {canonical(d): d for d in [*best, *ranked]}
     recipes = _recipes(report)

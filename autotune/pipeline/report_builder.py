@@ -190,8 +190,7 @@ def explain(
         verified.side.deployment,
         verified.verdicts,
         run.survey.options,
-        goal=run.budget.resolved_goal(),
-        higher_is_better=run.survey.task.higher_is_better,
+        goal=lab.goal,
         fallen=[
             (other.side.deployment, limits)
             for other in tested

@@ -4,7 +4,7 @@ from typing import Literal
 
 from autotune.records.base import Record
 
-Goal = Literal["quality", "latency", "energy", "throughput", "memory"]
+GoalName = Literal["quality", "latency", "energy", "throughput", "memory"]
 
 
 class Limit(Record, frozen=True, kw_only=True):
@@ -37,14 +37,14 @@ class Budget(Record, frozen=True, kw_only=True):
     train_memory_bytes: float | None = None
     max_drop: float | None = None
     min_quality: float | None = None
-    goal: Goal | None = None
+    goal: GoalName | None = None
     batch: int | None = None
     accept_modelled_energy: bool = False
     load_per_s: float | None = None
     target_quality: float | None = None
     eta: float | None = None
 
-    def resolved_goal(self) -> Goal:
+    def resolved_goal(self) -> GoalName:
         """``goal``, or quality under a deployment limit, or latency."""
         if self.goal is not None:
             return self.goal

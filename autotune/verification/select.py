@@ -14,6 +14,7 @@ from autotune.context import RunContext
 from autotune.deployment import finalists as deployment_finalists
 from autotune.deployment import metrics, ranking
 from autotune.deployment.evaluator import DeploymentEvaluator
+from autotune.deployment.goal import goal_of
 from autotune.pipeline import report_builder
 from autotune.pipeline.report_builder import RunState
 from autotune.records.measurement import LOOKS, Verdict
@@ -188,17 +189,9 @@ def _improves(run: RunContext, found: Verified) -> bool:
         return False
     if found.met and launches.unkept(run, found):
         return True
-    goal = run.budget.resolved_goal()
-    batch = found.side.deployment.batch_size
-    if goal == "memory":
-        own = max(launch.peak_memory_bytes for launch in found.side.launches)
-        return own < min(launch.peak_memory_bytes for launch in found.reference.launches)
-    if goal == "energy":
-        own_j = [e for e in metrics.energies(found.side.launches, batch) if e is not None]
-        base_j = [e for e in metrics.energies(found.reference.launches, batch) if e is not None]
-        if own_j and base_j:
-            return max(own_j) < min(base_j)
-    return comparison.beyond_noise and comparison.ratio < 1
+    goal = goal_of(run.budget, run.survey.task.higher_is_better)
+    batch, base = found.side.deployment.batch_size, found.reference.launches
+    return goal.improves(found.side.launches, base, batch, comparison)
 
 
 def _ship(
@@ -281,13 +274,13 @@ def _faster(known: RunState, chosen: Verified, plain: Candidate) -> Verified | N
 
 def _may_replace(run: RunContext, plain: Candidate, other: Candidate) -> bool:
     """Whether the goal asks for the faster of the two, or for quality, which is no worse."""
-    goal = run.budget.resolved_goal()
     if plain.deployment.batch_size != other.deployment.batch_size:
         return False
-    if goal == "quality" and plain.scores is not None and other.scores is not None:
+    higher, gain = run.survey.task.higher_is_better, None
+    if plain.scores is not None and other.scores is not None:
         gain = plain.scores.quality - other.scores.quality
-        return gain >= 0 if run.survey.task.higher_is_better else gain <= 0
-    return goal in ("latency", "throughput")
+        gain = gain if higher else -gain
+    return goal_of(run.budget, higher).prefers_faster(gain)
 
 
 def _reported(known: RunState, chosen: Verified, plain: Candidate | None) -> PlanResult | None:

@@ -5,7 +5,7 @@ import math
 import msgspec
 import pytest
 
-from autotune.deployment import finalists, metrics
+from autotune.deployment import finalists
 from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import Tried
 from autotune.records.budget import Budget
@@ -101,7 +101,7 @@ def test_plans_of_other_threads_are_compared_by_their_time(lab: DeploymentEvalua
     assert lined(lab, tried(lab, 1.2, DYNAMIC), fast)[0] == ("int8_static",)
     other = tried(lab, 1.2, DYNAMIC)
     assert finalists.cost(lab, fast) < finalists.cost(lab, other)
-    ours, theirs = (metrics.objective(lab.run, t, lab.reference) for t in (fast, other))
+    ours, theirs = (lab.goal.objective(lab.run, t, lab.reference) for t in (fast, other))
     assert ours is not None
     assert theirs is not None
     assert ours < theirs

@@ -8,14 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.deployment import ranking
-from autotune.records.budget import Goal
+from autotune.deployment.goal import GOALS
+from autotune.records.budget import GoalName
 from autotune.records.measurement import Interval, Verdict
 from autotune.records.plan import Deployment, Step
 from autotune.records.report import DeployTrial, Failure, Quantiles
 from autotune.records.task import Option
 from autotune.report import describe
 
-GOALS: tuple[Goal, ...] = ("quality", "latency", "energy", "throughput", "memory")
+NAMES: tuple[GoalName, ...] = ("quality", "latency", "energy", "throughput", "memory")
 FAST = settings(deadline=None, max_examples=80)
 
 
@@ -85,16 +86,16 @@ def test_tightening_never_adds_a_feasible_plan(
 
 
 @FAST
-@given(trial_lists(), st.sampled_from(GOALS), st.booleans())
+@given(trial_lists(), st.sampled_from(NAMES), st.booleans())
 def test_the_chosen_plan_is_never_infeasible(
-    trials: list[DeployTrial], goal: Goal, higher: bool
+    trials: list[DeployTrial], goal: GoalName, higher: bool
 ) -> None:
     def same(a: DeployTrial, b: DeployTrial) -> bool:
         assert a.quality is not None
         assert b.quality is not None
         return abs(a.quality - b.quality) < 0.2
 
-    ranked = ranking.order(trials, goal, higher, indistinguishable=same)
+    ranked = ranking.order(trials, GOALS[goal](higher), indistinguishable=same)
     assert {t.number for t in ranked} == {t.number for t in trials if t.state == "complete"}
     flags = [t.feasible for t in ranked]
     assert flags == sorted(flags, reverse=True)
@@ -135,34 +136,34 @@ def test_violation() -> None:
 
 def test_quality_goal_takes_the_fastest_of_the_indistinguishable() -> None:
     trials = [trial(0, 0.004, 0.95), trial(1, 0.002, 0.949), trial(2, 0.001, 0.90)]
-    alone = ranking.order(trials, "quality", True)
+    alone = ranking.order(trials, GOALS["quality"](True))
     assert [t.number for t in alone] == [0, 1, 2]
     close = ranking.order(
-        trials, "quality", True, indistinguishable=lambda a, b: abs(a.quality - b.quality) < 0.01
+        trials, GOALS["quality"](), indistinguishable=lambda a, b: abs(a.quality - b.quality) < 0.01
     )
     assert [t.number for t in close] == [1, 0, 2]
 
 
 @pytest.mark.parametrize("goal", ["quality", "latency", "throughput"])
-def test_a_lossless_plan_goes_before_a_compressed_one_that_gains_only_noise(goal: Goal) -> None:
+def test_a_lossless_plan_goes_before_a_compressed_one_that_gains_only_noise(goal: GoalName) -> None:
     int8 = (Step(name="int8_static"),)
     near = [trial(0, 1.02e-3, runtime="onnxruntime"), trial(1, 1e-3, compress=int8)]
-    assert [t.number for t in ranking.order(near, goal, True)] == [0, 1]
+    assert [t.number for t in ranking.order(near, GOALS[goal]())] == [0, 1]
     far = [trial(0, 1.05e-3, runtime="onnxruntime"), trial(1, 1e-3, compress=int8)]
-    assert [t.number for t in ranking.order(far, goal, True)] == [1, 0]
+    assert [t.number for t in ranking.order(far, GOALS[goal]())] == [1, 0]
     broken = [trial(0, 1e-3, over={"latency": 0.1}), trial(1, 1e-3, compress=int8)]
-    assert [t.number for t in ranking.order(broken, goal, True)] == [1, 0]
+    assert [t.number for t in ranking.order(broken, GOALS[goal]())] == [1, 0]
 
 
 def test_ties_in_latency_go_to_energy() -> None:
     trials = [trial(0, 0.002, 0.9, energy=0.2), trial(1, 0.002, 0.9, energy=0.1)]
-    assert ranking.order(trials, "quality", True)[0].number == 1
+    assert ranking.order(trials, GOALS["quality"](True))[0].number == 1
 
 
 @pytest.mark.parametrize(
     ("goal", "best"), [("latency", 2), ("energy", 1), ("throughput", 2), ("memory", 0)]
 )
-def test_goals(goal: Goal, best: int) -> None:
+def test_goals(goal: GoalName, best: int) -> None:
     trials = [
         trial(0, 0.004, energy=0.3),
         trial(1, 0.003, energy=0.1),
@@ -170,13 +171,13 @@ def test_goals(goal: Goal, best: int) -> None:
             trial(2, 0.002), energy_modelled=Interval(value=0.2, low=0.1, high=0.4)
         ),
     ]
-    assert ranking.order(trials, goal, True)[0].number == best
+    assert ranking.order(trials, GOALS[goal]())[0].number == best
 
 
 def test_lower_is_better() -> None:
     trials = [trial(0, 0.001, 3.0), trial(1, 0.002, 2.0)]
-    assert ranking.order(trials, "quality", False)[0].number == 1
-    assert ranking.order(trials, "quality", True)[0].number == 0
+    assert ranking.order(trials, GOALS["quality"](False))[0].number == 1
+    assert ranking.order(trials, GOALS["quality"](True))[0].number == 0
 
 
 def test_describe() -> None:
@@ -230,7 +231,11 @@ def test_why() -> None:
         Option(kind="runtime", name="eager", available=True),
     ]
     found = ranking.why(
-        trials, trials[2].deployment, [latency_verdict(0.003, 0.0016)], options, goal="latency"
+        trials,
+        trials[2].deployment,
+        [latency_verdict(0.003, 0.0016)],
+        options,
+        goal=GOALS["latency"](),
     )
     assert found.binding is not None
     assert "nearest limit is that on latency" in found.binding
@@ -271,7 +276,7 @@ def test_why_when_nothing_is_feasible() -> None:
         trial(0, 0.004, over={"latency": 3.0}),
         trial(1, 0.002, runtime="compiled", over={"latency": 1.0}),
     ]
-    found = ranking.why(trials, trials[1].deployment, goal="quality")
+    found = ranking.why(trials, trials[1].deployment, goal=GOALS["quality"]())
     assert "breaks them least" in found.text[0]
     assert found.runner_up is not None
     assert found.looser is not None
@@ -279,17 +284,17 @@ def test_why_when_nothing_is_feasible() -> None:
 
 
 def test_why_the_baseline_is_kept() -> None:
-    found = ranking.why([], Deployment(), goal="latency", kept_baseline=True)
+    found = ranking.why([], Deployment(), goal=GOALS["latency"](), kept_baseline=True)
     assert found.kept_baseline
     assert "baseline is kept" in found.text[0]
-    assert ranking.why([], None, goal="latency").text == ()
+    assert ranking.why([], None, goal=GOALS["latency"]()).text == ()
 
 
 @FAST
-@given(trial_lists(), st.sampled_from(GOALS), st.booleans())
-def test_why_never_raises(trials: list[DeployTrial], goal: Goal, higher: bool) -> None:
+@given(trial_lists(), st.sampled_from(NAMES), st.booleans())
+def test_why_never_raises(trials: list[DeployTrial], goal: GoalName, higher: bool) -> None:
     for chosen in [None, *(t.deployment for t in trials)]:
-        ranking.why(trials, chosen, goal=goal, higher_is_better=higher)
+        ranking.why(trials, chosen, goal=GOALS[goal](higher))
 
 
 def test_what_the_quality_guard_rejects_is_named_once_a_kind_with_the_drop() -> None:
@@ -319,7 +324,7 @@ def test_what_the_quality_guard_rejects_is_named_once_a_kind_with_the_drop() -> 
         verdict="MET",
         source="paired",
     )
-    why = ranking.why(trials, dense.deployment, [limit], goal="latency")
+    why = ranking.why(trials, dense.deployment, [limit], goal=GOALS["latency"]())
     lines = [line for line in why.text if line.startswith("Rejected for its quality")]
     assert len(lines) == 2
     said = " ".join(lines)

@@ -6,6 +6,7 @@ import pytest
 
 from autotune.deployment import metrics
 from autotune.deployment import trial as deployment_trial
+from autotune.deployment.goal import Goal
 from autotune.deployment.metrics import Tried
 from autotune.deployment.trial import Attempt
 from autotune.records import job as jobs
@@ -74,7 +75,7 @@ def test_a_hopeless_one_is_stopped_on_a_sixteenth() -> None:
     assert tried.trial.state == "pruned"
     assert tried.trial.stopped is not None
     assert "already on 100 of 1600 rows" in tried.trial.stopped
-    assert metrics.objective(bench.run, tried, baseline()) is None
+    assert Goal().objective(bench.run, tried, baseline()) is None
     found = metrics.constraints(bench.run, tried, deployment_trial.part_of(baseline(), tried))
     assert isinstance(found["constraints"], dict)
     assert found["constraints"]["quality"] > 0
