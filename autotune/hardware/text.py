@@ -3,8 +3,6 @@
 Every line fits ``width`` columns where the names do: numbers stand in columns, notes wrap.
 """
 
-import re
-import textwrap
 from collections.abc import Sequence
 
 from autotune import units
@@ -12,10 +10,10 @@ from autotune.hardware import profiles
 from autotune.hardware.profiles import Difference, Entry, Fit
 from autotune.records.figure_units import NONE, UNITS
 from autotune.records.hardware import Cpu, Gpu, Leaf, Profile
+from autotune.report.plain_text import columns, cut, one_line, wrap
 
 WIDTH = 100
 _UNKNOWN = "unknown"
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _STATES = {"fits": "ok", "off": "OFF", "unknown": "?"}
 _VERDICTS = {
     "fits": "still fits this machine",
@@ -36,8 +34,8 @@ def profile(found: Profile, width: int = WIDTH) -> str:
     formulas = [r for r, source in cited.items() if source == "derived"]
     for title, texts in (("derived as", formulas), ("sources", sources)):
         lines += ["", title] if texts else []
-        lines += [line for text in texts for line in _wrap(text, width, "    ", "  ")]
-    lines += [line for text in found.warnings for line in _wrap(text, width, "    ", "  ! ")]
+        lines += [line for text in texts for line in wrap(text, width, "    ", "  ")]
+    lines += [line for text in found.warnings for line in wrap(text, width, "    ", "  ! ")]
     return "\n".join(lines)
 
 
@@ -47,13 +45,8 @@ def listing(entries: Sequence[Entry], width: int = WIDTH) -> str:
     for entry in entries:
         what = _what(entry.profile) if entry.profile else f"unreadable: {entry.fault}"
         made = _made(entry.profile) if entry.profile else "-"
-        rows.append((entry.name, entry.place, made, _clean(what)))
-    columns = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = []
-    for row in rows:
-        head = "  ".join(cell.ljust(columns[i]) for i, cell in enumerate(row[:3]))
-        lines.append(_cut(f"{head}  {row[3]}", width).rstrip())
-    return "\n".join(lines)
+        rows.append((entry.name, entry.place, made, one_line(what)))
+    return "\n".join(cut(line, width) for line in columns(rows))
 
 
 def difference(first: Profile, second: Profile, found: Sequence[Difference]) -> str:
@@ -62,7 +55,7 @@ def difference(first: Profile, second: Profile, found: Sequence[Difference]) -> 
         return f"{first.name} and {second.name} say the same of their machines."
     head = ("", first.name, second.name, "")
     rows = [head, *((d.path, _side(d.first), _side(d.second), _ratio(d)) for d in found)]
-    return "\n".join(_columns(rows))
+    return "\n".join(columns(rows))
 
 
 def check(saved: Profile, found: Fit, width: int = WIDTH) -> str:
@@ -77,8 +70,8 @@ def check(saved: Profile, found: Fit, width: int = WIDTH) -> str:
         )
         for a in found.anchors
     ]
-    lines += _columns(rows)
-    lines += [line for text in found.reasons for line in _wrap(text, width, "    ", "  ! ")]
+    lines += columns(rows)
+    lines += [line for text in found.reasons for line in wrap(text, width, "    ", "  ! ")]
     return "\n".join(lines)
 
 
@@ -89,7 +82,7 @@ def _machine(found: Profile) -> list[str]:
     cpu = found.cpu
     lines = []
     if cpu.usable_cores is not None or cpu.model is not None:
-        lines += [f"  {_clean(cpu.model or cpu.architecture or _UNKNOWN)}: {_cores(cpu)}"]
+        lines += [f"  {one_line(cpu.model or cpu.architecture or _UNKNOWN)}: {_cores(cpu)}"]
         details = [text for text in (_caches(cpu), _layout(cpu)) if text]
         lines += [f"  {text}" for text in details]
     else:
@@ -133,7 +126,7 @@ def _layout(cpu: Cpu) -> str:
 
 def _device(gpu: Gpu) -> str:
     count = f"{gpu.count} x " if gpu.count > 1 else ""
-    parts = [f"  {count}{_clean(gpu.name)}: {units.show(gpu.memory_bytes, 'B')}"]
+    parts = [f"  {count}{one_line(gpu.name)}: {units.show(gpu.memory_bytes, 'B')}"]
     parts += [f"{gpu.power_limit_w:.0f} W"] if gpu.power_limit_w else []
     parts += [f"mode {gpu.power_mode}"] if gpu.power_mode else []
     parts += ["split by MIG"] if gpu.mig else []
@@ -147,17 +140,7 @@ def _table(figures: dict[str, Leaf], width: int) -> list[str]:
         (f"  {_label(name)}", _value(leaf), _range(leaf), leaf.source)
         for name, leaf in sorted(figures.items())
     ]
-    return [_cut(line, width) for line in _columns(rows)]
-
-
-def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    if not rows:
-        return []
-    sizes = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)).rstrip()
-        for row in rows
-    ]
+    return [cut(line, width) for line in columns(rows)]
 
 
 def _label(name: str) -> str:
@@ -183,7 +166,7 @@ def _range(leaf: Leaf) -> str:
 def _side(value: Leaf | str | None) -> str:
     if value is None:
         return "-"
-    return _value(value) if isinstance(value, Leaf) else _cut(_clean(value), 36)
+    return _value(value) if isinstance(value, Leaf) else cut(one_line(value), 36)
 
 
 def _ratio(found: Difference) -> str:
@@ -211,22 +194,3 @@ def _all(found: Profile) -> list[Leaf]:
 
 def _binary(size: int) -> str:
     return f"{size >> 20} MiB" if size % (1 << 20) == 0 else f"{size / 1024:g} KiB"
-
-
-def _clean(text: str) -> str:
-    return _CONTROL.sub(" ", text).strip()
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
-
-
-def _wrap(text: str, width: int, indent: str, first: str | None = None) -> list[str]:
-    return textwrap.wrap(
-        _clean(text),
-        width,
-        initial_indent=indent if first is None else first,
-        subsequent_indent=indent,
-        break_on_hyphens=False,
-        break_long_words=False,
-    )

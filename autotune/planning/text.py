@@ -4,8 +4,7 @@ model -> each machine: its plans, where the best one's time goes, limits -> comp
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from textwrap import wrap
+from collections.abc import Iterator
 
 from autotune import units
 from autotune.planning import bounds
@@ -21,6 +20,7 @@ from autotune.records.outlook import (
     TrainingPlan,
 )
 from autotune.records.task import Traits
+from autotune.report.plain_text import wrap
 
 _WIDTH = 80
 _RECOMPUTE = {"none": "none", "selective": "sel", "full": "full"}
@@ -255,12 +255,5 @@ def _short(value: float) -> float:
     return float(f"{value:.2e}")
 
 
-def _wrapped(said: str, *, indent: str = "", hanging: str | None = None) -> Iterable[str]:
-    return wrap(
-        said,
-        _WIDTH,
-        initial_indent=indent,
-        subsequent_indent=indent if hanging is None else hanging,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+def _wrapped(said: str, *, indent: str = "", hanging: str | None = None) -> list[str]:
+    return wrap(said, _WIDTH, indent if hanging is None else hanging, indent)

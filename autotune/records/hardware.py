@@ -4,7 +4,7 @@ Every measured or looked-up number is a `Leaf`: it carries its unit, where it ca
 from and its interval.  ``None`` means unknown.  Nothing here identifies a person or
 one machine: no host name, serial, UUID, PCI address, user or path.
 
-What a leaf's name says about its unit stands in `units_of_leaves`; the strict reader of
+What a leaf's name says about its unit stands in `figure_units`; the strict reader of
 profile files, their hashes and fingerprints in `profiles`.
 """
 

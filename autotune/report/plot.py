@@ -17,6 +17,7 @@ from autotune import units
 from autotune.records.plan import Deployment
 from autotune.records.report import DeployTrial, Report
 from autotune.report.describe import brief, latency_of
+from autotune.report.plain_text import printable
 
 _WIDTH, _HEIGHT = 860, 430
 _LEFT, _RIGHT, _TOP, _BOTTOM = 74, 26, 24, 56
@@ -174,21 +175,20 @@ def _frame(report: Report, across: Axis, up: Axis) -> list[str]:
     y = (_TOP + bottom) / 2
     out.append(
         f'<text class="name" transform="translate(16 {y:.0f}) rotate(-90)" '
-        f'text-anchor="middle">{safe(title)}</text>'
+        f'text-anchor="middle">{_safe(title)}</text>'
     )
     return out
 
 
 def _text(x: float, y: float, text: str, anchor: str, style: str = "tick") -> str:
     return (
-        f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{safe(text)}</text>'
+        f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{_safe(text)}</text>'
     )
 
 
-def safe(text: str) -> str:
+def _safe(text: str) -> str:
     """Escaped for HTML, without characters that HTML forbids."""
-    printable = "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
-    return escape(printable)
+    return escape(printable(text))
 
 
 # -- marks ---------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def _limits(across: Axis, up: Axis, limit: float | None, floor: float | None) ->
     out = []
     if limit is not None:
         x = across.place(limit)
-        title = safe(f"latency limit {units.show(limit, 's')}")
+        title = _safe(f"latency limit {units.show(limit, 's')}")
         out.append(
             f'<line class="limit" x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{bottom}">'
             f"<title>{title}</title></line>"
@@ -209,7 +209,7 @@ def _limits(across: Axis, up: Axis, limit: float | None, floor: float | None) ->
         out.append(_text(within, _TOP - 8, text, "middle", "note"))
     if floor is not None:
         y = up.place(floor)
-        title = safe(f"allowed quality {units.metric(floor)}")
+        title = _safe(f"allowed quality {units.metric(floor)}")
         out.append(
             f'<line class="limit" x1="{_LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}">'
             f"<title>{title}</title></line>"
@@ -245,7 +245,7 @@ def _mark(report: Report, dot: Dot, across: Axis, up: Axis, runtimes: Sequence[s
     elif abs(y - up.place(dot.y)) > 1:  # off the scale, so at its edge
         out += _text(x, y + 22 if y == _TOP else y - 12, units.metric(dot.y), "middle", "note")
     out += f'<circle class="{kind} {style}" cx="{x:.1f}" cy="{y:.1f}" r="6"/>'
-    return f"<g><title>{safe(title)}</title>{out}</g>"
+    return f"<g><title>{_safe(title)}</title>{out}</g>"
 
 
 def _legend(
@@ -256,7 +256,7 @@ def _legend(
     floor: float | None,
 ) -> str:
     def swatch(style: str, text: str) -> str:
-        return f'<li><span class="swatch {style}"></span>{safe(text)}</li>'
+        return f'<li><span class="swatch {style}"></span>{_safe(text)}</li>'
 
     items = [swatch(f"series-{i % SERIES}", name) for i, name in enumerate(runtimes)]
     if any(not dot.trial.feasible for dot in dots):

@@ -8,24 +8,22 @@
 Rendering never raises on a valid report: whatever is missing is said to be missing.
 """
 
-import csv as csv_file
-import io
-import json
 import re
 import textwrap
 
 from autotune import units
 from autotune.records.measurement import Verdict
-from autotune.records.report import DeployTrial, Report, TrainTrial
+from autotune.records.report import Report
 from autotune.report import view as view
 from autotune.report.describe import describe, quantity
 from autotune.report.html import html
+from autotune.report.plain_text import one_line
 from autotune.report.tables import sections
+from autotune.report.trial_table import csv
 
 __all__ = ["csv", "files", "html", "markdown", "summary", "verdicts"]
 
 WIDTH = 100
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _MARKS = re.compile(r"([\\`*\[\]|#~!$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 
 
@@ -40,7 +38,7 @@ def files(report: Report) -> dict[str, str]:
 def summary(report: Report, folder: str | None = None) -> str:
     """Plain text, no colours.  ``folder`` names the report folder in the next commands."""
     percentile = report.budget.percentile
-    blocks = [[_clean(view.headline(report))]]
+    blocks = [[one_line(view.headline(report))]]
     blocks.append([line for v in report.verdicts for line in _verdict_lines(v, percentile)])
     blocks.append(_distance_lines(report))
     blocks.append(_comparison_lines(report))
@@ -59,15 +57,10 @@ def verdicts(found: tuple[Verdict, ...], percentile: float = 95.0) -> str:
     return "\n".join(line for v in found for line in _verdict_lines(v, percentile))
 
 
-def _clean(text: str) -> str:
-    """One line of printable text."""
-    return _CONTROL.sub(" ", text).strip()
-
-
 def _wrap(text: str, indent: str, first: str | None = None) -> list[str]:
     whole = view.ONE_AT_A_TIME
     lines = textwrap.wrap(
-        _clean(text).replace(whole, whole.replace(" ", "\u00a0")),  # never broken over lines
+        one_line(text).replace(whole, whole.replace(" ", "\u00a0")),  # never broken over lines
         WIDTH,
         initial_indent=indent if first is None else first,
         subsequent_indent=indent,
@@ -149,7 +142,7 @@ _NAME, _CELLS = 24, 72  # columns of the terminal
 
 def _row(name: str, cells: list[str]) -> list[str]:
     """A row of the comparison; a cell too wide for its column goes on below."""
-    parts = [textwrap.wrap(_clean(cell), _width(cells) - 1) or [""] for cell in cells]
+    parts = [textwrap.wrap(one_line(cell), _width(cells) - 1) or [""] for cell in cells]
     height = max(map(len, parts))
     return [
         _columns(name if i == 0 else "", [p[i] if i < len(p) else "" for p in parts])
@@ -172,7 +165,7 @@ def _next_lines(report: Report, folder: str | None) -> list[str]:
     if folder:
         lines.append(f"report    {folder}/report.html")
     if report.artifact is not None:
-        lines.append(f"artifact  {where}/{_clean(report.artifact.folder)}")
+        lines.append(f"artifact  {where}/{one_line(report.artifact.folder)}")
     if report.chosen is not None and folder:
         lines.append(f"plan      {folder}/plan.json")
     if report.artifact is not None:
@@ -202,7 +195,7 @@ def markdown(report: Report) -> str:
 
 
 def _mark(text: str) -> str:
-    text = _clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKS.sub(r"\\\1", text)
 
 
@@ -213,99 +206,3 @@ def _markdown_table(table: view.Table) -> str:
     body = [f"| {' | '.join(row)} |" for row in cells]
     body.insert(1, f"|{'|'.join('---' for _ in table.head)}|")
     return "\n".join(body)
-
-
-# -- CSV -----------------------------------------------------------------------------------
-
-_TRAIN_COLUMNS = ("train_s", "samples_per_s", "peak_memory_bytes", "energy_j")
-_DEPLOY_COLUMNS = (
-    "energy_j_per_sample",
-    "memory_bytes",
-    "device_memory_bytes",
-    "throughput_per_s",
-    "size_bytes",
-    "launches",
-    "drop",
-    "drop_upper",
-    "build_s",
-    "measure_s",
-)
-_COLUMNS = (
-    *("kind", "number", "state", "plan", "quality"),
-    *("latency_p50_s", "latency_p95_s", "latency_p99_s", "latency_samples"),
-    *_DEPLOY_COLUMNS,
-    *("energy_modelled_j_per_sample", "energy_modelled_low", "energy_modelled_high"),
-    *_TRAIN_COLUMNS,
-    *("rungs", "values", "constraints", "on_pareto_front"),
-    *("failure_kind", "failure_message", "bound", "why", "wall_s", "overhead_s", "settings"),
-)
-
-
-def csv(report: Report) -> str:
-    """One row for each trial of both searches; SI units; an empty cell is a missing value."""
-    out = io.StringIO()
-    writer = csv_file.DictWriter(out, _COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    for train in report.train_trials:
-        writer.writerow(_plain(_train_row(train)))
-    for deploy in report.deploy_trials:
-        writer.writerow(_plain(_deploy_row(deploy, set(report.pareto))))
-    return out.getvalue()
-
-
-def _plain(row: dict[str, object]) -> dict[str, object]:
-    """Missing becomes empty, and text one line that no spreadsheet takes for a formula."""
-    out = {}
-    for name, value in row.items():
-        if isinstance(value, str):
-            value = _clean(value)
-            value = f"'{value}" if value[:1] in ("=", "+", "-", "@") else value
-        out[name] = "" if value is None else value
-    return out
-
-
-def _common(trial: TrainTrial | DeployTrial, settings: object) -> dict[str, object]:
-    failure = trial.failure
-    return {
-        "number": trial.number,
-        "state": trial.state,
-        "quality": trial.quality,
-        "constraints": json.dumps(trial.constraints),
-        "failure_kind": failure.kind if failure else None,
-        "failure_message": failure.message if failure else None,
-        "bound": trial.bound,
-        "why": trial.why,
-        "wall_s": trial.wall_s,
-        "overhead_s": trial.overhead_s,
-        "settings": json.dumps(settings, sort_keys=True),
-    }
-
-
-def _train_row(trial: TrainTrial) -> dict[str, object]:
-    found = trial.recipe
-    row = _common(trial, {name: getattr(found, name) for name in found.__struct_fields__})
-    row |= {name: getattr(trial, name) for name in _TRAIN_COLUMNS}
-    rungs = [int(rung) if rung == int(rung) else rung for rung in trial.rungs]
-    lists = {"rungs": json.dumps(rungs), "values": json.dumps(trial.values)}
-    return row | lists | {"kind": "train", "plan": view.recipe(found)}
-
-
-def _deploy_row(trial: DeployTrial, front: set[int]) -> dict[str, object]:
-    plan, latency, modelled = trial.deployment, trial.latency_s, trial.energy_modelled
-    steps = [{"name": step.name, **{"params": step.params}} for step in plan.compress]
-    settings = {
-        "compress": steps,
-        "runtime": plan.runtime,
-        "threads": plan.threads,
-        "batch_size": plan.batch_size,
-        "recovery_epochs": plan.recovery_epochs,
-    }
-    row = _common(trial, settings) | {name: getattr(trial, name) for name in _DEPLOY_COLUMNS}
-    if latency is not None:
-        row |= {f"latency_{name}_s": getattr(latency, name) for name in ("p50", "p95", "p99")}
-        row["latency_samples"] = latency.samples
-    if modelled is not None:
-        row["energy_modelled_j_per_sample"] = modelled.value
-        row |= {f"energy_modelled_{end}": getattr(modelled, end) for end in ("low", "high")}
-    front_text = "yes" if trial.number in front else "no"
-    return row | {"kind": "deploy", "plan": describe(plan), "on_pareto_front": front_text}

@@ -93,7 +93,6 @@ BAD: list[tuple[Callable[[dict[str, Any]], None], str, str]] = [
     (_top(hostname="me"), "hostname", "no field of this format"),
     (_top(usable_memory_bytes=9 << 30), "usable_memory_bytes", "more than memory_bytes"),
     (_top(probe_s=-1.0), "probe_s", "negative"),
-    (_top(measured={}), "measured", "beside figures"),
     (_top(schema="autotune.profile/2"), "schema", "upgrade autotune"),
     (_top(schema="autotune.plan/1"), "schema", "autotune.profile/1"),
 ]

@@ -19,6 +19,7 @@ from autotune.records import codec
 from autotune.records.measurement import Verdict
 from autotune.records.report import Report
 from autotune.report import text as report_text
+from autotune.report import trial_table
 from autotune.report.plot import plot
 from autotune.report.view import plans
 
@@ -221,6 +222,16 @@ def test_csv(report: Report) -> None:
     assert deploy["energy_j_per_sample"] == ""
     assert float(deploy["energy_modelled_j_per_sample"]) > 0
     assert any(row["failure_kind"] == "unsupported" for row in rows)
+
+
+def test_the_table_of_trials_has_typed_columns(report: Report) -> None:
+    table = trial_table.trials(report)
+    assert len(table) == len(report.train_trials) + len(report.deploy_trials)
+    types = {str(name): str(kind) for name, kind in table.dtypes.items()}
+    assert (types["launches"], types["quality"]) == ("Int64", "Float64")
+    best = table[table["kind"] == "deploy"].nsmallest(1, "latency_p95_s")
+    complete = [t.latency_s.p95 for t in report.deploy_trials if t.latency_s is not None]
+    assert best["latency_p95_s"].item() == min(p for p in complete if p is not None)
 
 
 NASTY = "<script>alert(1)</script>|*_`&\n\x00=cmd\"'[x](y)"
