@@ -1,5 +1,6 @@
 """What every part of one run shares: the bridge, the limits, the clock, the listener."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,13 @@ from autotune.records.measurement import EnergySource
 from autotune.records.plan import Recipe
 from autotune.records.report import DeployTrial, TrainTrial
 from autotune.records.task import Survey, TaskSpec
+
+TRAIN_SHARE = 0.30
+"""Of a run's time, for the train search; surveying and verification have what no share names."""
+FINAL_SHARE, FINAL_MOST = 0.08, 0.16
+"""For the final training: the larger one where the smaller holds few epochs."""
+DEPLOY_SHARE = 0.70
+"""For the deploy search, of what is left after training."""
 
 
 class Listener(Protocol):
@@ -144,3 +152,12 @@ def first_epoch(
         weights_out=weights,
         device=run.effort.device,
     )
+
+
+def thread_counts(profile: Profile, effort: Effort) -> tuple[int, ...]:
+    """``--threads``, or 1, 2, 4, ... and all usable cores."""
+    if effort.threads is not None:
+        return (effort.threads,)
+    cores = max(1, math.floor(profile.cpu.cores))
+    powers = [1 << i for i in range(cores.bit_length()) if 1 << i <= cores]
+    return tuple(sorted({*powers, cores}))

@@ -1,5 +1,6 @@
-"""Names of modules, as people write them: ``head``, ``head.*``, ``layers.1?.mlp``."""
+"""Names of modules as people write them (``head``, ``head.*``, ``layers.1?.mlp``), and of files."""
 
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
@@ -14,3 +15,8 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     wanted = [pattern.strip() for pattern in patterns]
     wanted += [pattern[:-2] for pattern in wanted if pattern.endswith(".*")]
     return any(fnmatchcase(one, pattern) for one in above for pattern in wanted)
+
+
+def slug(text: str) -> str:
+    """Letters, digits, dash and underscore only."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "model"

@@ -9,8 +9,8 @@ from typing import Any
 
 from autotune import module_locator
 from autotune.errors import UsageError
+from autotune.patterns import slug
 from autotune.records.task import TaskSpec
-from autotune.report import run_folder
 
 
 class Task:
@@ -65,7 +65,7 @@ class Task:
         if weights is not None and not Path(weights).is_file():
             raise UsageError(f"--weights {weights}: no such file")
         task = cls.__new__(cls)
-        task.name = run_folder.slug(found.stem)
+        task.name = slug(found.stem)
         task._contract = {}
         task._path = found
         task._args = args

@@ -19,7 +19,7 @@ from autotune.deployment.metrics import Tried, constraints, say_certifiable
 from autotune.deployment.trial import Attempt, outputs_of, part_of
 from autotune.records import job as jobs
 from autotune.records.plan import Deployment, Recipe
-from autotune.records.report import DeployTrial
+from autotune.records.report import DeployTrial, Failure
 from autotune.search import space
 from autotune.search.space import Values
 from autotune.stats import limit_tests
@@ -35,6 +35,7 @@ _BUILT_WHEN_CALLED = ("compiled", "cuda_compiled")
 """Runtimes whose compiler works at the first call: a build's limit is theirs then."""
 _MEASURE_TIMEOUT_S = 130.0
 _SCREEN_S, _AGAIN_S = 0.4, 0.25
+_DENSE_S, _DENSE_TIMEOUT_S = 0.2, 120.0
 
 
 @dataclass
@@ -267,3 +268,33 @@ def _slow(result: jobs.Result[jobs.A], said: str) -> jobs.Result[jobs.A]:
     return msgspec.structs.replace(
         result, failure=msgspec.structs.replace(failure, kind="slow", message=said)
     )
+
+
+class DenseCall:
+    """Times a call of the uncompressed model, before anything is searched."""
+
+    def __init__(self, run: RunContext) -> None:
+        self._run = run
+        usable = [o for o in run.survey.options if o.kind == "runtime" and o.available]
+        self.runtime = next((o.name for o in usable if o.takes == "onnx"), "eager")
+
+    def median_s(self, weights: str, recipe: Recipe) -> tuple[float | None, Failure | None]:
+        """Median seconds of a call with the weights of this file, or why there is none."""
+        lab = DeploymentEvaluator(self._run, weights, recipe, 0.0)
+        deployment = Deployment(runtime=self.runtime, batch_size=lab.batch)
+        built = lab.build(deployment)
+        if built.answer is None:
+            return None, built.failure
+        job = jobs.Measure(
+            artifact=built.answer.artifact,
+            rows="data/validation.npz",
+            batch_size=deployment.batch_size,
+            threads=deployment.threads,
+            seed=self._run.effort.seed,
+            time_s=_DENSE_S,
+        )
+        done = self._run.bridge.run(job, timeout_s=_DENSE_TIMEOUT_S)
+        if done.answer is None:
+            return None, done.failure
+        calls = sorted(done.answer.launch.latency_s)
+        return calls[len(calls) // 2], None

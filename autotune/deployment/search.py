@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from autotune.context import RunContext
+from autotune.context import RunContext, thread_counts
 from autotune.deployment import initial_order, qat_fallback, ranking, search_space, skip_rules
 from autotune.deployment.evaluator import CONSTRAINTS, DeploymentEvaluator
 from autotune.deployment.metrics import Tried, broken_bound
@@ -25,7 +25,6 @@ from autotune.search import space, surrogate, warm_start
 from autotune.search.space import Values
 from autotune.search.study import Initial, MixedStudy, Proposal, Study
 from autotune.search.warm_start import WarmStart
-from autotune.training import search_space as training_search_space
 
 _MOST_REPEATS = 40
 _SAMPLED = 4
@@ -114,7 +113,7 @@ def _threads(lab: DeploymentEvaluator, batch: int) -> tuple[tuple[int, ...], int
     Raises:
         ContractError: the baseline cannot be served at any.
     """
-    counts = training_search_space.thread_counts(lab.run.profile, lab.run.effort)
+    counts = thread_counts(lab.run.profile, lab.run.effort)
     if lab.on_gpu:
         baseline = lab.baseline(lab.dense(1, batch)).trial
         if baseline.latency_s is not None:

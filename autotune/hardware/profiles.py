@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from autotune.errors import AutotuneError, UsageError
+from autotune.patterns import slug
 from autotune.records import profiles
 from autotune.records.hardware import Gpu, Leaf, Profile
 from autotune.report import run_folder
@@ -103,7 +104,7 @@ def load_profile(name: str) -> Profile:
 
 def save_profile(profile: Profile, out: Path | None) -> Path:
     """Write a profile to ``out`` or to the user's own folder under its name."""
-    path = out or profile_folders()[0] / f"{run_folder.slug(profile.name)}.json"
+    path = out or profile_folders()[0] / f"{slug(profile.name)}.json"
     run_folder.write(path, profiles.write(profile).decode())
     return path
 

@@ -6,11 +6,10 @@ for a dry run:     one epoch, one deployment    --measured--> the forecast
 
 import msgspec
 
-from autotune.context import RunContext
+from autotune.context import TRAIN_SHARE, RunContext, thread_counts
 from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.pipeline import forecast, outlay
 from autotune.pipeline.forecast import Costs, Forecast
-from autotune.shares import TRAIN_SHARE
 from autotune.training import final, lengths, parallelism, search_space, throughput_stage
 
 _USUAL_TRIAL_S = 2.5  # of a small model: build, launch, warm-up
@@ -31,7 +30,7 @@ def measured(run: RunContext) -> Forecast:
         recipe_s = _recipe_s(run, epoch_s, evaluation_s)
         weights = final.WEIGHTS
     lab = DeploymentEvaluator(run, weights, search_space.baseline(run.survey), 1)
-    counts = search_space.thread_counts(run.profile, run.effort)
+    counts = thread_counts(run.profile, run.effort)
     tried = lab.baseline(lab.dense(counts[0], lab.batch)).trial
     costs = Costs(
         spent_s=surveyed_s,
@@ -64,7 +63,7 @@ def say(run: RunContext, epochs: int | float) -> None:
         pinned=1 + bool(run.survey.task.recipe) if epochs else 0,
         trial_s=trial_s,
         launch_s=_LEAST_LAUNCH_S,
-        baselines=len(search_space.thread_counts(run.profile, run.effort)),
+        baselines=len(thread_counts(run.profile, run.effort)),
         epochs=epochs,
         rungs=_rungs(run) if epochs else 1,
         apart=apart(run),

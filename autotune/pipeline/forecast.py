@@ -2,17 +2,17 @@
 
     survey --> splits --> train search --> final training --> deploy search --> verification
 
-Shares are those of `shares`; what a share cannot hold (the pinned trainings, the
+Shares are those of `context`; what a share cannot hold (the pinned trainings, the
 baselines) is done all the same and makes the run longer than ``--time``.
 """
 
 import math
 
 from autotune import units
+from autotune.context import DEPLOY_SHARE, TRAIN_SHARE
 from autotune.pipeline import outlay
 from autotune.pipeline.outlay import Outlay
 from autotune.records.base import Record
-from autotune.shares import DEPLOY_SHARE, TRAIN_SHARE
 
 _LAUNCHES = 9  # three pairs and the best lossless plan's three
 _JUDGED = 3  # the plan, the baseline, the best lossless plan

@@ -17,9 +17,9 @@ import msgspec
 from autotune.bridge.process import ProcessBridge, meter_arguments
 from autotune.bridge.protocol import Bridge
 from autotune.bridge.recording import Recorder, ReplayBridge, load_recording
-from autotune.context import Listener, RunContext
+from autotune.context import DEPLOY_SHARE, TRAIN_SHARE, Listener, RunContext
 from autotune.deployment import racing, search
-from autotune.deployment.evaluator import DeploymentEvaluator
+from autotune.deployment.evaluator import DenseCall, DeploymentEvaluator
 from autotune.pipeline import earlier_reports, echo, report_builder, survey
 from autotune.pipeline.report_builder import RunState
 from autotune.processes import interrupts
@@ -32,7 +32,6 @@ from autotune.records.task import TaskSpec
 from autotune.report import run_folder
 from autotune.report import text as report_text
 from autotune.search.warm_start import WarmStart
-from autotune.shares import DEPLOY_SHARE, TRAIN_SHARE
 from autotune.training import (
     final,
     parallelism,
@@ -201,7 +200,8 @@ def _train(known: RunState, earlier: tuple[WarmStart, ...]) -> None:
     run.listener.phase("train search", budget_s)
     measured = throughput_stage.measure(run, 0.3 * budget_s)
     run.survey = msgspec.structs.replace(run.survey, splits=measured)
-    width.measure(run, run.bridge.now() + _WIDTHS_SHARE * budget_s)
+    widths = width.measure(run, run.bridge.now() + _WIDTHS_SHARE * budget_s, DenseCall(run))
+    run.survey = msgspec.structs.replace(run.survey, widths=widths)
     run.timed("hardware", began)
     known.epochs, reach = parallelism.usual_lengths(run)
     searching = run.bridge.now()

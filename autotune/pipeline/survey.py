@@ -6,7 +6,7 @@ import msgspec
 
 from autotune import patterns
 from autotune.bridge.protocol import Bridge
-from autotune.context import INSPECT_S, Listener, RunContext, ask
+from autotune.context import INSPECT_S, Listener, RunContext, ask, thread_counts
 from autotune.deployment import search_space
 from autotune.errors import UsageError
 from autotune.hardware import profiles
@@ -105,7 +105,7 @@ def _check_restrictions(run: RunContext) -> None:
         if not any(patterns.matches(name, [pattern]) for name in names):
             some = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
             raise UsageError(f"--keep-fp32 {pattern!r}: no module is called so; there are: {some}")
-    counts = training_search_space.thread_counts(run.profile, effort)
+    counts = thread_counts(run.profile, effort)
     spaces = [search_space.deploy_space(run.survey, counts, (1, 4), effort)]
     if not run.survey.task.pretrained:
         spaces.append(training_search_space.train_space(run.survey, effort))

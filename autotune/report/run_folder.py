@@ -10,7 +10,6 @@ A report that was good stays good: a file is written beside its place and rename
 
 import contextlib
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -236,8 +235,3 @@ def _read(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UsageError(f"no {what} at {path} ({error.strerror})") from None
-
-
-def slug(text: str) -> str:
-    """Letters, digits, dash and underscore only."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "model"

@@ -8,11 +8,10 @@ import math
 
 import msgspec
 
-from autotune.context import RunContext
+from autotune.context import FINAL_MOST, FINAL_SHARE, TRAIN_SHARE, RunContext
 from autotune.records import job as jobs
 from autotune.records.plan import Recipe
 from autotune.records.task import Split
-from autotune.shares import FINAL_MOST, FINAL_SHARE, TRAIN_SHARE
 from autotune.training import search_space, throughput
 
 _MOST_EPOCHS = 60

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from autotune.context import thread_counts
 from autotune.records.budget import Effort
 from autotune.records.hardware import Profile
 from autotune.records.plan import Recipe, Value
@@ -28,15 +29,6 @@ from autotune.search.space import (
 from autotune.training import optimizers as training_optimizers
 from autotune.training import throughput
 from autotune.training import width as training_width
-
-
-def thread_counts(profile: Profile, effort: Effort) -> tuple[int, ...]:
-    """``--threads``, or 1, 2, 4, ... and all usable cores."""
-    if effort.threads is not None:
-        return (effort.threads,)
-    cores = max(1, math.floor(profile.cpu.cores))
-    powers = [1 << i for i in range(cores.bit_length()) if 1 << i <= cores]
-    return tuple(sorted({*powers, cores}))
 
 
 def splits(

@@ -11,15 +11,14 @@ model, which the deploy search finds out.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
 from autotune import units
 from autotune.context import RunContext, first_epoch
-from autotune.deployment.evaluator import DeploymentEvaluator
-from autotune.records import job as jobs
 from autotune.records.budget import Effort
-from autotune.records.plan import Deployment, Recipe, Value
+from autotune.records.plan import Recipe, Value
 from autotune.records.report import Failure, TrainTrial
 from autotune.records.task import Survey, Width
 from autotune.training import throughput
@@ -28,8 +27,20 @@ NAME = "width"
 _FULL = 1.0
 _NARROWER = (0.75, 0.5, 0.25)
 _STEP_S = 1e-3  # of training: one step
-_TIME_S = 0.2
 _TIMEOUT_S = 120.0
+
+
+class DenseCall(Protocol):
+    """Times a call of the uncompressed model: deployment can, training cannot."""
+
+    @property
+    def runtime(self) -> str:
+        """Name of the runtime that serves it."""
+        ...
+
+    def median_s(self, weights: str, recipe: Recipe) -> tuple[float | None, Failure | None]:
+        """Median seconds of a call with the weights of this file, or why there is none."""
+        ...
 
 
 def of(recipe: Recipe) -> float:
@@ -58,23 +69,21 @@ def searched(survey: Survey, effort: Effort) -> tuple[float, ...]:
     return tuple(found) if len(found) > 1 else ()
 
 
-def measure(run: RunContext, until_s: float) -> None:
-    """Fill the survey's widths, until the run's clock reads ``until_s``."""
+def measure(run: RunContext, until_s: float, call: DenseCall) -> tuple[Width, ...]:
+    """Each width's latency, until the run's clock reads ``until_s``; nothing where widths are not
+    searched.
+    """
     if not run.effort.joint or run.survey.task.width is None:
-        return
+        return ()
     if run.survey.task.own_train:
         run.listener.note("The width is not searched: your own train() takes the model as it is.")
-        return
-    run.survey = msgspec.structs.replace(run.survey, widths=_all(run, until_s))
-
-
-def _all(run: RunContext, until_s: float) -> tuple[Width, ...]:
+        return ()
     out: list[Width] = []
     for width in (_FULL, *_NARROWER):
         if out and run.bridge.now() >= until_s:
             run.listener.note(f"Width {width:g} and narrower are not searched: no time to measure.")
             break
-        found = _measured(run, width)
+        found = _measured(run, width, call)
         refused = found.refused or _slow(found, [w for w in out if w.refused is None])
         out.append(msgspec.structs.replace(found, refused=refused))
         if refused is not None:
@@ -94,42 +103,16 @@ def _slow(found: Width, wider: Sequence[Width]) -> str | None:
     return f"a call of the dense model takes {mine}, at {wider[-1].width:g} {other}"
 
 
-def _measured(run: RunContext, width: float) -> Width:
-    """One step of training for the weights, the dense model built, some calls of it."""
+def _measured(run: RunContext, width: float, call: DenseCall) -> Width:
+    """One step of training for the weights, then some calls of the dense model."""
     recipe = Recipe(params={**run.survey.task.params, **params({NAME: width})})
     weights = f"weights/width-{width:g}.safetensors"
-    usable = [o for o in run.survey.options if o.kind == "runtime" and o.available]
-    runtime = next((o.name for o in usable if o.takes == "onnx"), "eager")
-    lab = DeploymentEvaluator(run, weights, recipe, 0.0)
-    deployment = Deployment(runtime=runtime, batch_size=lab.batch)
     job = first_epoch(run, recipe, weights, _STEP_S)
     latency, failure = None, run.bridge.run(job, timeout_s=_TIMEOUT_S).failure
     if failure is None:
-        built = lab.build(deployment)
-        failure = built.failure
-        if built.answer is not None:
-            latency, failure = _called(run, built.answer, deployment)
+        latency, failure = call.median_s(weights, recipe)
     refused = f"{failure.kind}: {failure.message}" if failure else None
-    return Width(width=width, runtime=runtime, latency_s=latency, refused=refused)
-
-
-def _called(
-    run: RunContext, built: jobs.Built, deployment: Deployment
-) -> tuple[float | None, Failure | None]:
-    """The median of some calls."""
-    job = jobs.Measure(
-        artifact=built.artifact,
-        rows="data/validation.npz",
-        batch_size=deployment.batch_size,
-        threads=deployment.threads,
-        seed=run.effort.seed,
-        time_s=_TIME_S,
-    )
-    done = run.bridge.run(job, timeout_s=_TIMEOUT_S)
-    if done.answer is None:
-        return None, done.failure
-    calls = sorted(done.answer.launch.latency_s)
-    return calls[len(calls) // 2], None
+    return Width(width=width, runtime=call.runtime, latency_s=latency, refused=refused)
 
 
 def price(run: RunContext, recipe: Recipe, quality: float) -> float:

@@ -2,7 +2,7 @@
 
     best candidate, its baseline --launches up to the looks, test's rows--> seconds x finalists
 
-The share that is set aside beforehand (`shares`) suits the slowest models; most need less.
+The share that is set aside beforehand (`context`) suits the slowest models; most need less.
 """
 
 from autotune.deployment.evaluator import DeploymentEvaluator

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autotune.context import thread_counts
 from autotune.deployment import search_space
 from autotune.errors import UsageError
 from autotune.records.budget import Effort
@@ -50,7 +51,7 @@ def test_every_sampled_deployment_is_legal(seed: int) -> None:
     groups = [legal[step.name].group for step in found.compress]
     assert len(groups) == len(set(groups))
     assert all(search_space.reaches(legal[step.name], runtime) for step in found.compress)
-    assert found.threads in training_search_space.thread_counts(profile, Effort())
+    assert found.threads in thread_counts(profile, Effort())
     assert (found.recovery_epochs > 0) == any(s.name == "prune" for s in found.compress)
 
 
@@ -259,8 +260,8 @@ def _profile() -> Profile:
 
 
 def test_thread_counts_follow_the_usable_cores() -> None:
-    assert training_search_space.thread_counts(_profile(), Effort()) == (1, 2, 3)
-    assert training_search_space.thread_counts(_profile(), Effort(threads=2)) == (2,)
+    assert thread_counts(_profile(), Effort()) == (1, 2, 3)
+    assert thread_counts(_profile(), Effort(threads=2)) == (2,)
 
 
 def test_what_is_fixed_is_held(profile: Profile) -> None:
