@@ -99,7 +99,7 @@ def simulate(scenario: Scenario, seed: int = SEED) -> Outcome:
         for look in looks:
             taken += 1
             runs += list(look)
-            found = limit_tests.quantile(
+            found = limit_tests.latency(
                 runs, limit, scenario.percentile, alpha=verification_verdicts.LATENCY_ALPHA
             )
             if found.verdict != "UNDECIDED":

@@ -81,6 +81,8 @@ def _compared(value: Any) -> Any:
     if isinstance(value, dict):
         left = {k: v for k, v in value.items() if k not in PROSE | NOT_COMPARED}
         return {k: _compared(v) for k, v in left.items()}
+    if isinstance(value, float):  # `statistics.stdev` rounds the last digit otherwise than before
+        return float(f"{value:.12g}")
     return [_compared(v) for v in value] if isinstance(value, list) else value
 
 

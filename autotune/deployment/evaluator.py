@@ -22,7 +22,7 @@ from autotune.records.plan import Deployment, Recipe
 from autotune.records.report import DeployTrial, Failure
 from autotune.search import space
 from autotune.search.space import Values
-from autotune.stats import limit_tests
+from autotune.stats import non_inferiority, quantile
 
 CONSTRAINTS = ("energy", "latency", "memory", "quality")
 _BUILD_TIMEOUT_S = 300.0
@@ -151,7 +151,7 @@ class DeploymentEvaluator:
             batch_size=deployment.batch_size,
             threads=deployment.threads,
             seed=seed,
-            min_calls=limit_tests.samples_needed(self.run.budget.percentile, 0.005),
+            min_calls=quantile.samples_needed(self.run.budget.percentile, 0.005),
             time_s=time_s,
             meter=self.run.meter,
             boards=deployment.device == "cuda",
@@ -256,7 +256,7 @@ class DeploymentEvaluator:
         higher = self.run.survey.task.higher_is_better
         if (a.quality > b.quality) == higher:
             a, b = b, a
-        found = limit_tests.quality(a, b, 0.0, higher_is_better=higher)
+        found = non_inferiority.quality_drop(a, b, 0.0, higher_is_better=higher)
         return found.lower is None or found.lower <= 0
 
 

@@ -17,7 +17,7 @@ from autotune.records.budget import Limit
 from autotune.records.measurement import Interval, Launch, Scores
 from autotune.records.plan import Deployment, Value
 from autotune.records.report import DeployTrial
-from autotune.stats import limit_tests, paired
+from autotune.stats import non_inferiority, paired, quantile
 from autotune.units import metric
 
 QUALITY_ALPHA = 0.05
@@ -51,7 +51,7 @@ def describe(
     energy = energy_per_sample(launches, batch)
     held = [n for launch in launches if (n := launch.device_memory_bytes) is not None]
     return {
-        "latency_s": limit_tests.quantiles(latencies, run.budget.percentile),
+        "latency_s": quantile.quantiles(latencies, run.budget.percentile),
         "energy_j_per_sample": energy,
         "energy_modelled": modelled_energy(run, launches, deployment) if energy is None else None,
         "memory_bytes": max(launch.peak_memory_bytes for launch in launches),
@@ -113,7 +113,7 @@ def at_percentile(run: RunContext, tried: Tried) -> float | None:
         return None
     launches = tried.again or (tried.launch,)
     found = [s for launch in launches for s in (launch.response_s or launch.latency_s)]
-    return limit_tests.point_quantile(found, run.budget.percentile)
+    return quantile.point_quantile(found, run.budget.percentile)
 
 
 def max_drop(run: RunContext, baseline_quality: float) -> float:
@@ -141,7 +141,7 @@ def quality_alphas(run: RunContext, most: int = FINALISTS) -> tuple[float, ...]:
     if not run.survey.task.binary or allowed is None:
         return splits[0]
     for split in splits:
-        least = limit_tests.smallest_certifiable_drop(rows, split[-1])
+        least = non_inferiority.smallest_certifiable_drop(rows, split[-1])
         if least is not None and least < allowed:
             return split
     return splits[0]
@@ -170,7 +170,7 @@ def constraints(run: RunContext, tried: Tried, reference: Tried) -> dict[str, ob
         allowed = max_drop(run, reference.scores.quality)
         alpha = quality_alphas(run)[0]
         higher = run.survey.task.higher_is_better
-        found = limit_tests.quality(
+        found = non_inferiority.quality_drop(
             tried.scores,
             reference.scores,
             allowed,
@@ -192,12 +192,12 @@ def certifiable(run: RunContext, allowed: float, alpha: float) -> bool:
     as `say_certifiable` knows how they spread.
     """
     rows, known = run.survey.task.test_rows, run.survey.certifiable_drop
-    least = limit_tests.smallest_certifiable_drop(rows, alpha)
+    least = non_inferiority.smallest_certifiable_drop(rows, alpha)
     if not run.survey.task.binary:
-        of_one = limit_tests.smallest_certifiable_drop(rows, spread=1.0)
+        of_one = non_inferiority.smallest_certifiable_drop(rows, spread=1.0)
         if known is None or not of_one:
             return False
-        least = limit_tests.smallest_certifiable_drop(rows, alpha, spread=known / of_one)
+        least = non_inferiority.smallest_certifiable_drop(rows, alpha, spread=known / of_one)
     return least is not None and least < allowed
 
 
@@ -207,12 +207,12 @@ def say_certifiable(run: RunContext, scores: Scores) -> None:
     if run.survey.certifiable_drop is not None or not values or paired.binary(values):
         return
     spread, rows = paired.differ_by(values), task.test_rows
-    least = limit_tests.smallest_certifiable_drop(rows, spread=spread)
+    least = non_inferiority.smallest_certifiable_drop(rows, spread=spread)
     run.survey = msgspec.structs.replace(run.survey, certifiable_drop=least)
     allowed = max_drop(run, scores.quality)
     if least is None or least <= allowed:
         return
-    needed = limit_tests.rows_needed(allowed, spread=spread)
+    needed = non_inferiority.rows_needed(allowed, spread=spread)
     remedy = f"would need {needed} rows" if needed else "can be certified by no number of rows"
     run.listener.note(
         f"{rows} test rows: the smallest drop of {task.metric} they can certify is "

@@ -19,7 +19,7 @@ from autotune.records import job as jobs
 from autotune.records.measurement import Launch, Scores
 from autotune.records.plan import Deployment
 from autotune.records.report import DeployTrial, Failure
-from autotune.stats import limit_tests
+from autotune.stats import non_inferiority
 
 T = TypeVar("T")
 _STEPS = (16, 4)
@@ -107,7 +107,7 @@ class Attempt:
             return None
         run = self._lab.run
         allowed = metrics.max_drop(run, baseline.scores.quality)
-        found = limit_tests.quality(
+        found = non_inferiority.quality_drop(
             scores,
             _every(baseline.scores, every),
             allowed,

@@ -16,7 +16,7 @@ from autotune.records.hardware import Profile
 from autotune.records.plan import Recipe
 from autotune.records.task import Survey, TaskSpec
 from autotune.search import space
-from autotune.stats import limit_tests
+from autotune.stats import non_inferiority
 from autotune.training import search_space as training_search_space
 
 
@@ -38,7 +38,7 @@ def survey(
     context = jobs.Context(info=found.info, traits=found.traits, profile=profile)
     menu = ask(bridge, jobs.Menu(context=context), 60.0)
     options = space.restrict(menu.options, effort)
-    least = limit_tests.smallest_certifiable_drop(found.info.test_rows)
+    least = non_inferiority.smallest_certifiable_drop(found.info.test_rows)
     known = Survey(
         task=found.info,
         traits=found.traits,
@@ -131,6 +131,6 @@ def _say_limits(run: RunContext) -> None:
         rows = info.test_rows
         text = f"{rows} test rows: the smallest drop of quality they can certify is {least:.2%}."
         if least > allowed:
-            needed = limit_tests.rows_needed(allowed)
+            needed = non_inferiority.rows_needed(allowed)
             text += f" --max-drop {allowed:g} would need {needed} rows: quality will be UNDECIDED."
         run.listener.note(text)

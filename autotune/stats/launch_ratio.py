@@ -1,15 +1,16 @@
 """One deployment against another, launch by launch, and one machine against itself.
 
     A B | B A | A B ...   interleaved launches -> paired log-ratios -> Student's interval
-    A . . . . . . . . A   the sentinel: the baseline's first and last launch -> drift
+    A . . . . . . . . A   the baseline's first and last launch -> drift
 
-Pairs share the machine's state of their moment, and the order alternates, so that a linear
-drift cancels from the mean or shows in the spread.  Does not know a change that begins
-and ends within one launch.
+A pair of launches shares the machine's state, and the order alternates, so that a linear drift
+cancels from the mean or shows in the spread.  A change that begins and ends within one launch is
+not seen.
 """
 
 import math
 from collections.abc import Sequence
+from statistics import stdev
 from typing import NamedTuple
 
 from autotune.records.measurement import Interval
@@ -31,7 +32,9 @@ class Comparison(NamedTuple):
 
 
 class Drift(NamedTuple):
-    """Last over first launch of the baseline.  ``found``: over 5 % and beyond noise."""
+    """Median of the baseline's last launch over that of its first.  ``found``: they differ by more
+    than 5 % and beyond noise.
+    """
 
     ratio: float
     found: bool
@@ -53,7 +56,7 @@ def faster(
     n, mean = len(logs), math.fsum(logs) / len(logs)
     if n < 2:
         return Comparison(math.exp(mean), 0.0, math.inf, False)
-    half = student(0.025, n - 1) * deviation(logs) / math.sqrt(n)
+    half = student(0.025, n - 1) * stdev(logs) / math.sqrt(n)
     low, high = math.exp(mean - half), math.exp(mean + half)
     return Comparison(math.exp(mean), low, high, high < 1)
 
@@ -82,7 +85,7 @@ def mean_interval(values: Sequence[float], alpha: float = 0.05) -> Interval | No
     if n < 2:
         return None
     mean = math.fsum(values) / n
-    half = student(alpha / 2, n - 1) * deviation(values) / math.sqrt(n)
+    half = student(alpha / 2, n - 1) * stdev(values) / math.sqrt(n)
     return Interval(value=mean, low=max(0.0, mean - half), high=mean + half)
 
 
@@ -94,15 +97,9 @@ def next_interval(values: Sequence[float], alpha: float = 0.05) -> Interval | No
     if n < 2:
         return None
     mean = math.fsum(values) / n
-    half = student(alpha / 2, n - 1) * deviation(values) * math.sqrt(1 + 1 / n)
+    half = student(alpha / 2, n - 1) * stdev(values) * math.sqrt(1 + 1 / n)
     low, high = min(*values, mean - half), max(*values, mean + half)
     return Interval(value=max(values), low=max(0.0, low), high=high)
-
-
-def deviation(values: Sequence[float]) -> float:
-    """Standard deviation of a sample of at least two."""
-    mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def student(alpha: float, degrees: int) -> float:

@@ -1,50 +1,30 @@
-"""Budgets against samples: MET, NOT_MET, UNDECIDED or NOT_MEASURED, never better than proved.
+"""Limits against measurements: MET, NOT_MET, UNDECIDED or NOT_MEASURED.
 
-    latency       exact binomial over every call (`tail`), one look of a fixed number
-    energy        Student's t over launches plus the counter's own uncertainty
+    latency       exact binomial test over every call (`quantile`), at one look of a fixed number
+    energy        Student's t over launches, plus the counter's own uncertainty
     memory, time  one deterministic figure
-    quality       paired non-inferiority on *test* (`quality`, over `paired`)
+    min_quality   the interval of the quality (the drop of quality: `non_inferiority`)
 
-A missing number is never MET.  Every UNDECIDED says what would decide it.  Does not know
-how the samples were taken: independence between launches is the measurer's business.
+What is missing is never MET, and every UNDECIDED says what would decide it.  Launches are taken
+as independent of each other.
 """
 
 import math
 from collections.abc import Iterable, Sequence
+from statistics import stdev
 
 from autotune import units
 from autotune.records.measurement import EnergyLabel, Interval, Scores, Verdict, VerdictName
-from autotune.records.report import Quantiles
 from autotune.stats import launch_ratio
 from autotune.stats import quantile as tails
-from autotune.stats.launch_ratio import Comparison, faster
-from autotune.stats.non_inferiority import interval, quality, rows_needed, smallest_certifiable_drop
-from autotune.stats.quantile import samples_needed
-
-__all__ = [
-    "Comparison",
-    "energy",
-    "exit_code",
-    "faster",
-    "floor",
-    "interval",
-    "memory",
-    "point_quantile",
-    "quality",
-    "quantile",
-    "quantiles",
-    "rows_needed",
-    "samples_needed",
-    "scalar",
-    "smallest_certifiable_drop",
-]
+from autotune.stats.non_inferiority import quality_interval
 
 MIN_LAUNCHES = 3
-_TOLD = 1.5
-"""Calls worth one independent call, from which on a note says so."""
+_NOTED_INFLATION = 1.5
+"""Calls per independent one, from which on a note gives the effective sample size."""
 
 
-def quantile(
+def latency(
     launches: Sequence[Sequence[float]],
     limit: float,
     percentile: float,
@@ -55,7 +35,7 @@ def quantile(
     what: str = "single calls",
     step: float = 0.0,
 ) -> Verdict:
-    """Is the ``percentile`` of single calls at most ``limit``?  One look, at level ``alpha``.
+    """Is the ``percentile`` of calls at most ``limit`` (seconds)?  One look, at level ``alpha``.
 
     MET needs the pooled test, at least three launches, and each launch's own point quantile
     within the limit.  ``lower`` and ``upper`` are exact order-statistic bounds, each at
@@ -70,7 +50,7 @@ def quantile(
     lower, upper = pooled.bounds(alpha)
     lower = None if lower is None else max(min(lower, 0.0), lower - step)
     upper = None if upper is None else upper + step
-    if pooled.supported(limit - step, alpha):  # with bursts, the bounds may lag behind the test
+    if pooled.supported(limit - step, alpha):  # the inflation depends on the limit tested
         upper = limit if upper is None else min(upper, limit)
     verdict, note = _decide(pooled, limit, step, alpha, percentile, unit)
     return Verdict(
@@ -84,7 +64,7 @@ def quantile(
         samples=len(pooled),
         verdict=verdict,
         source=source,
-        note=_with_worth(note, len(pooled), pooled.inflation(limit)),
+        note=_with_sample_size(note, len(pooled), pooled.inflation(limit)),
     )
 
 
@@ -101,17 +81,17 @@ def _decide(
     return ("UNDECIDED", doubt) if doubt else ("MET", None)
 
 
-def _with_worth(note: str | None, calls: int, inflation: float) -> str | None:
-    if inflation < _TOLD:
+def _with_sample_size(note: str | None, calls: int, inflation: float) -> str | None:
+    if inflation < _NOTED_INFLATION:
         return note
-    worth = f"calls come in bursts: {calls} of them are worth {calls / inflation:.0f}"
-    return f"{note}; {worth}" if note else worth
+    size = f"effective sample size {calls / inflation:.0f} of {calls} (calls are autocorrelated)"
+    return f"{note}; {size}" if note else size
 
 
 def _launch_doubt(
     runs: Sequence[Sequence[float]], limit: float, percentile: float, unit: str
 ) -> str | None:
-    """Why a pooled success is not yet enough, or None."""
+    """Why the pooled test alone does not suffice for MET, or None."""
     if len(runs) < MIN_LAUNCHES:
         return f"{len(runs)} of the {MIN_LAUNCHES} launches that a verdict needs: launch again"
     for number, run in enumerate(runs, start=1):
@@ -132,38 +112,6 @@ def _more_calls(pooled: tails.Tail, limit: float, alpha: float) -> str:
             "the quantile lies at the limit: no number of calls would decide, another limit would"
         )
     return f"about {more} more calls would decide"
-
-
-def quantiles(launches: Sequence[Sequence[float]], percentile: float) -> Quantiles | None:
-    """Pooled quantiles in seconds, with the 95 % interval of the ``percentile`` one; None
-    where no call was timed.
-    """
-    pooled = tails.Tail(launches, percentile)
-    if not len(pooled):
-        return None
-    low, high = pooled.bounds(0.025)
-    p50, p95, p99, value = (tails.point(pooled.ordered, p) for p in (50, 95, 99, percentile))
-    return Quantiles(
-        p50=p50,
-        p95=p95,
-        p99=p99,
-        samples=len(pooled),
-        low=low,
-        high=high,
-        percentile=percentile,
-        value=value,
-    )
-
-
-def point_quantile(values: Sequence[float], percentile: float) -> float:
-    """The smallest of ``values`` that at least ``percentile`` % of them do not exceed.
-
-    Raises:
-        ValueError: there are no values.
-    """
-    if not len(values):
-        raise ValueError("no values: a quantile needs at least one")
-    return tails.point(sorted(values), percentile)
 
 
 def energy(
@@ -223,7 +171,7 @@ def _measured_energy(
     if n < 2:
         note = f"one launch has no spread: {MIN_LAUNCHES} launches would decide"
     else:
-        spread = launch_ratio.deviation(values)
+        spread = stdev(values)
         half = launch_ratio.student(alpha, n - 1) * spread / math.sqrt(n) + uncertainty
         lower, upper = mean - half, mean + half
         if upper <= limit:
@@ -280,7 +228,7 @@ def _modelled_energy(modelled: Interval, limit: float, source: str, name: str) -
 
 
 def memory(per_launch: Sequence[float | None], limit: float, *, name: str = "memory") -> Verdict:
-    """Peak resident bytes of each serving process: the largest counts."""
+    """Peak resident bytes of each launch's process: the largest counts."""
     values = [value for value in per_launch if value is not None]
     source = f"peak resident memory of the serving process, {len(values)} launches"
     if not values or len(values) < len(per_launch):
@@ -293,7 +241,7 @@ def memory(per_launch: Sequence[float | None], limit: float, *, name: str = "mem
 def scalar(
     name: str, unit: str, value: float | None, limit: float, source: str, *, note: str | None = None
 ) -> Verdict:
-    """One deterministic figure, such as the seconds that the final training took."""
+    """One deterministic figure against its limit, such as the seconds of the final training."""
     if value is None:
         note = note or "not measured in this run"
         return _verdict(name, unit, limit, alpha=0.0, source=source, note=note)
@@ -330,12 +278,12 @@ def _verdict(
     )
 
 
-def floor(name: str, scores: Scores, limit: float, higher_is_better: bool) -> Verdict:
+def min_quality(name: str, scores: Scores, limit: float, higher_is_better: bool) -> Verdict:
     """Is the quality itself at least ``limit`` (at most, where lower is better)?
 
     MET where its whole 95 % interval is, NOT_MET where none of it is.
     """
-    bounds = interval(scores)
+    bounds = quality_interval(scores)
     found: VerdictName = "UNDECIDED"
     note: str | None = "more test rows would decide"
     if bounds is not None:

@@ -1,10 +1,10 @@
-"""Quality verdicts: non-inferiority on the same rows, and what a number of rows can certify.
+"""Non-inferiority of quality on the same rows, and what a number of rows can certify.
 
     candidate scores --+
                        +-- pair by row -- bounds of the drop -- MET / NOT_MET / UNDECIDED
     baseline scores ---+
 
-The statistics are in `paired`; here they meet limits, notes and records.
+The statistics are in `paired`.
 """
 
 import math
@@ -16,7 +16,7 @@ from autotune.units import metric
 _MAX_ROWS = 10_000_000
 
 
-def quality(
+def quality_drop(
     candidate: Scores,
     baseline: Scores,
     max_drop: float,
@@ -88,7 +88,7 @@ def _more_rows(
     return f"about {needed} rows would certify this drop; there are {rows}"
 
 
-def interval(scores: Scores) -> tuple[float, float] | None:
+def quality_interval(scores: Scores) -> tuple[float, float] | None:
     """95 % interval of the quality itself; None where only one number is known."""
     import numpy as np
 

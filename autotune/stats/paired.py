@@ -18,7 +18,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from autotune.records.measurement import Scores
-from autotune.stats import weighted
 
 GAMMA = 1e-3
 MIN_ROWS = 30
@@ -208,7 +207,56 @@ def differ_by(values: tuple[float, ...]) -> float:
     """
     import numpy as np
 
-    return max(values) if weighted.may_be(values) else float(np.std(values))
+    return max(values) if _weights(values) else float(np.std(values))
+
+
+# -- counts that weigh something: a rare class's rows are heavy -----------------------------
+#
+# Balanced accuracy is a mean of such weights.  A bootstrap, or Student's t, takes the rows seen for
+# all there are: where few heavy rows changed, or none, it covers the truth in 70 to 90 % of cases
+# for 95 claimed.  The bounds here cover it in more than claimed.
+
+
+def _weights(values: tuple[float, ...]) -> bool:
+    """Whether scores [n] may be 0 or their class's weight: ``k`` classes of different sizes, and so
+    weights, have ``k (k + 1) / 2`` rows at least.
+    """
+    return min(values) >= 0 and len({*values} - {0.0}) <= math.sqrt(2 * len(values))
+
+
+def weighted_excess(
+    more: tuple[float, ...], less: tuple[float, ...], heaviest: float, alpha: float
+) -> float:
+    """Upper ``1 - alpha`` bound of the expected sum of ``more`` over that of ``less``, each a
+    weight for each count, from the bounds of both (Zou and Donner, Statistics in Medicine 27, 2008,
+    1693).  ``heaviest`` is the largest weight that a count could have had.
+    """
+    one, other = math.fsum(more), math.fsum(less)
+    above = weighted_upper(more, heaviest, alpha) - one
+    return one - other + math.hypot(above, other - weighted_lower(less, alpha))
+
+
+def weighted_upper(weights: tuple[float, ...], heaviest: float, alpha: float) -> float:
+    """Upper ``1 - alpha`` bound of the expected sum of weighted counts: the gamma bound of Fay and
+    Feuer (Statistics in Medicine 16, 1997, 791), exact for Poisson counts of one weight.
+    """
+    return _gamma((*weights, heaviest), 1 - alpha)
+
+
+def weighted_lower(weights: tuple[float, ...], alpha: float) -> float:
+    """The lower one (`weighted_upper`)."""
+    return _gamma(weights, alpha)
+
+
+def _gamma(weights: tuple[float, ...], level: float) -> float:
+    """Of the gamma distribution with the mean and variance of these counts."""
+    from scipy.special import gammaincinv
+
+    mean, variance = math.fsum(weights), math.fsum(w * w for w in weights)
+    return variance / mean * float(gammaincinv(mean**2 / variance, level)) if variance else 0.0
+
+
+# -- pairing ---------------------------------------------------------------------------------
 
 
 def replicate_bounds(drops: Any, alpha: float) -> Bounds:
@@ -244,7 +292,7 @@ def pair(candidate: Scores, baseline: Scores, sign: float) -> Pairing | None:
             return Exact(b, c, len(ours))
         fell = tuple(sign * (t - o) for o, t in zip(ours, theirs, strict=True))
         changed = ((o, t) for o, t in zip(ours, theirs, strict=True) if o != t)
-        few = weighted.may_be(theirs) and weighted.may_be(ours)
+        few = _weights(theirs) and _weights(ours)
         if few and all(0.0 in pair for pair in changed):
             worse, better = (tuple(s * f for f in fell if s * f > 0) for s in (1, -1))
             return Weighted(worse, better, len(ours), max(*ours, *theirs))
@@ -303,8 +351,8 @@ class Weighted(NamedTuple):
         return f"paired, weighted by class, {counted}"
 
     def bounds(self, alpha: float) -> Bounds:
-        up = weighted.excess(self.worse, self.better, self.heaviest, alpha)
-        down = weighted.excess(self.better, self.worse, self.heaviest, alpha)
+        up = weighted_excess(self.worse, self.better, self.heaviest, alpha)
+        down = weighted_excess(self.better, self.worse, self.heaviest, alpha)
         return Bounds(-down / self.rows, up / self.rows)
 
     def keeps(self, max_drop: float, alpha: float) -> bool:

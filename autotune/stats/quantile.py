@@ -3,23 +3,25 @@
     launches -> k of n calls over the limit -> k/f of n/f independent ones -> binomial test
 
 "The p-quantile is at most L" is supported or refuted by k, which is binomial whatever the
-distribution, as long as calls are independent.  Where they are not, `Tail.inflation` (f)
-says how many calls are worth one: the larger of
+distribution, as long as calls are independent.  Where they are autocorrelated, the effective
+sample size is n / f, with `Tail.inflation` f the larger of
 
 - what the rank correlation of neighbouring calls implies for exceedances of the quantile
   under a Gaussian copula, summed over lags (an AR(1) process is one case), and
-- what runs of calls over the limit themselves show (bursts).
+- what the correlation of neighbouring exceedances of the limit implies (bursts).
 
 Both stay exactly 1 unless the correlation is significant, so that independent calls keep
 the exact test.  The number of calls may be set by a clock: paths in the plane of fast and
 slow calls are monotone, so the test stays exact for every stopping line that is fixed
-beforehand.  Does not know drifts slower than 128 calls; several launches are for that.
+beforehand.  Drifts slower than 128 calls are not seen: several launches are for that.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
+
+from autotune.records.report import Quantiles
 
 _BURST_P = 1e-3
 _SIGNIFICANT = 3.0
@@ -51,16 +53,16 @@ class Tail:
         return _above(self.ordered, limit)
 
     @cached_property
-    def likeness(self) -> float:
-        """Calls that are worth one independent call at the quantile, by their ranks."""
+    def rank_inflation(self) -> float:
+        """Calls per independent one at the quantile, by the autocorrelation of their ranks."""
         lengths = [len(run) for run in self.runs]
-        return _likeness(self._calls, lengths, self.over) if self.runs else 1.0
+        return _rank_inflation(self._calls, lengths, self.over) if self.runs else 1.0
 
     def inflation(self, limit: float) -> float:
-        """Calls that are worth one independent call, for a statement about ``limit``."""
-        return max(self.likeness, self._burstiness(limit))
+        """Calls per independent one, for a statement about ``limit``; 1 or more."""
+        return max(self.rank_inflation, self._burst_inflation(limit))
 
-    def _burstiness(self, limit: float) -> float:
+    def _burst_inflation(self, limit: float) -> float:
         """(1 + r) / (1 - r) of the lag-1 correlation r of calls over ``limit``, or 1 unless
         there are more neighbours than chance allows.
         """
@@ -77,14 +79,14 @@ class Tail:
         return (1 + correlation) / (1 - correlation)
 
     def supported(self, limit: float, alpha: float) -> bool:
-        """So few calls are over the limit that it is met."""
-        k, n, worth = self.count_over(limit), len(self), self.inflation(limit)
-        return _supports(k / worth, n / worth, self.over, alpha)
+        """Whether so few calls are over the limit that it is met, at level ``alpha``."""
+        k, n, f = self.count_over(limit), len(self), self.inflation(limit)
+        return _supports(k / f, n / f, self.over, alpha)
 
     def refuted(self, limit: float, alpha: float) -> bool:
-        """So many calls are over the limit that it is broken."""
-        k, n, worth = self.count_over(limit), len(self), self.inflation(limit)
-        return _refutes(k / worth, n / worth, self.over, alpha)
+        """Whether so many calls are over the limit that it is broken, at level ``alpha``."""
+        k, n, f = self.count_over(limit), len(self), self.inflation(limit)
+        return _refutes(k / f, n / f, self.over, alpha)
 
     def bounds(self, alpha: float) -> tuple[float | None, float | None]:
         """Order statistics that bound the quantile, each side at ``1 - alpha``; None where
@@ -103,14 +105,13 @@ class Tail:
         """Calls still to take before the share of slow calls seen so far decides, or None
         where that share is too close to the allowed one.
         """
-        n, k, worth = len(self), self.count_over(limit), self.inflation(limit)
+        n, k, f = len(self), self.count_over(limit), self.inflation(limit)
         size = n
         while size < _MAX_CALLS:
             size += max(1, size // 20)
-            slow = k * size / n / worth
-            if _supports(slow, size / worth, self.over, alpha):
-                return size - n
-            if _refutes(slow, size / worth, self.over, alpha):
+            slow = k * size / n / f
+            decided = _supports(slow, size / f, self.over, alpha)
+            if decided or _refutes(slow, size / f, self.over, alpha):
                 return size - n
         return None
 
@@ -128,6 +129,38 @@ def point(ordered: Sequence[float], percentile: float) -> float:
     """The smallest value that at least ``percentile`` % of the sorted values do not exceed."""
     rank = math.ceil(len(ordered) * percentile / 100 - 1e-9)
     return float(ordered[min(len(ordered), max(1, rank)) - 1])
+
+
+def quantiles(launches: Sequence[Sequence[float]], percentile: float) -> Quantiles | None:
+    """Pooled quantiles in seconds, with the 95 % interval of the ``percentile`` one; None
+    where no call was timed.
+    """
+    pooled = Tail(launches, percentile)
+    if not len(pooled):
+        return None
+    low, high = pooled.bounds(0.025)
+    p50, p95, p99, value = (point(pooled.ordered, p) for p in (50, 95, 99, percentile))
+    return Quantiles(
+        p50=p50,
+        p95=p95,
+        p99=p99,
+        samples=len(pooled),
+        low=low,
+        high=high,
+        percentile=percentile,
+        value=value,
+    )
+
+
+def point_quantile(values: Sequence[float], percentile: float) -> float:
+    """The smallest of ``values`` that at least ``percentile`` % of them do not exceed.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not len(values):
+        raise ValueError("no values: a quantile needs at least one")
+    return point(sorted(values), percentile)
 
 
 def samples_needed(percentile: float, alpha: float = 0.005) -> int:
@@ -166,10 +199,10 @@ def _first(holds: Callable[[int], bool], n: int) -> int:
     return low
 
 
-# -- calls that are alike ------------------------------------------------------------------
+# -- autocorrelation -----------------------------------------------------------------------
 
 
-def _likeness(calls: Any, lengths: Sequence[int], over: float) -> float:
+def _rank_inflation(calls: Any, lengths: Sequence[int], over: float) -> float:
     """1 + 2 x the summed correlations of "slower than the quantile" over lags.
 
     Ranks become normal scores, each launch's about its own mean.  Their correlations are
@@ -184,21 +217,21 @@ def _likeness(calls: Any, lengths: Sequence[int], over: float) -> float:
     if found is None or not 0 < over < 1:
         return 1.0
     total, mean_length = len(calls), len(calls) / len(lengths)
-    summed = worth = 1.0
+    summed = inflation = 1.0
     for _ in range(3):
         unbiased = found + summed * (1 - found) / mean_length
-        before, summed, worth = summed, 1.0, 1.0
+        before, summed, inflation = summed, 1.0, 1.0
         first = 1
         while first <= lags:
             block = unbiased[first : 2 * first]
             if block.mean() > _SIGNIFICANT / math.sqrt(total * len(block)):
                 summed += 2 * float(block.sum())
-                worth += 2 * float(_exceedances(np.clip(block, 0.0, 1.0), over).sum())
+                inflation += 2 * float(_exceedances(np.clip(block, 0.0, 1.0), over).sum())
             first *= 2
         summed = min(max(1.0, summed), mean_length)
         if summed == before:
             break
-    return min(max(1.0, worth), mean_length)
+    return min(max(1.0, inflation), mean_length)
 
 
 def _correlations(calls: Any, lengths: Sequence[int], lags: int) -> Any:

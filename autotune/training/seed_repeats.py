@@ -10,6 +10,7 @@ three seeds of one finalist the report says that one seed decided.
 
 import math
 from collections.abc import Sequence
+from statistics import stdev
 
 import msgspec
 
@@ -118,7 +119,7 @@ def interval(
         return None
     values = [first, *repeats]
     mean, n = math.fsum(values) / len(values), len(values)
-    half = launch_ratio.student(0.025, n - 1) * launch_ratio.deviation(values) / math.sqrt(n)
+    half = launch_ratio.student(0.025, n - 1) * stdev(values) / math.sqrt(n)
     low, high = mean - half, mean + half
     return (max(0.0, low), min(1.0, high)) if rate else (low, high)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from autotune import units
 from autotune.records.measurement import Launch
-from autotune.stats import limit_tests
+from autotune.stats import quantile
 
 FOREIGN_LOAD = 0.2
 STEAL = 0.05
@@ -39,7 +39,7 @@ def notes(launches: Sequence[Launch], disturbed: Sequence[Launch], percentile: f
     out = []
     if any(launch.response_s for launch in launches):
         calls = [x for launch in launches for x in launch.latency_s]
-        service = limit_tests.point_quantile(calls, percentile)
+        service = quantile.point_quantile(calls, percentile)
         out.append(f"service time p{percentile:g} {units.show(service, 's')}")
     timeouts = sum(launch.timeouts for launch in launches)
     if timeouts:

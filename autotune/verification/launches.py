@@ -24,7 +24,7 @@ from autotune.records import job as jobs
 from autotune.records.measurement import LOOKS, Launch, Verdict
 from autotune.records.plan import Deployment, Plan
 from autotune.records.report import Execution, PlanResult
-from autotune.stats import launch_ratio, limit_tests
+from autotune.stats import launch_ratio, limit_tests, non_inferiority, quantile
 from autotune.verification import disturbed
 from autotune.verification import verdicts as verification_verdicts
 from autotune.verification.verdicts import LATENCY_ALPHA, Candidate
@@ -41,7 +41,7 @@ class Beaten(NamedTuple):
     """Another plan, and this one's time over its own."""
 
     deployment: Deployment
-    by: limit_tests.Comparison
+    by: launch_ratio.Comparison
 
 
 class Verified(NamedTuple):
@@ -52,7 +52,7 @@ class Verified(NamedTuple):
     side: Candidate
     reference: Candidate
     verdicts: tuple[Verdict, ...]
-    comparison: limit_tests.Comparison | None
+    comparison: launch_ratio.Comparison | None
     failure: str | None = None
     left: bool = False
     beaten: Beaten | None = None
@@ -65,7 +65,7 @@ class Verified(NamedTuple):
 def calls_per_launch(percentile: float) -> int:
     """Least calls of each launch."""
     spread = EXPECTED_SLOW / (1 - percentile / 100) / LOOKS[-1]
-    return max(limit_tests.samples_needed(percentile, LATENCY_ALPHA), math.floor(spread + 1e-6))
+    return max(quantile.samples_needed(percentile, LATENCY_ALPHA), math.floor(spread + 1e-6))
 
 
 def launch_window_s(run: RunContext, launch: Launch) -> float:
@@ -119,7 +119,7 @@ def finish(
         if len(side.launches) > before:
             verdicts = verification_verdicts.judge(run, side, reference, alpha)
         if side is not reference:
-            comparison = limit_tests.faster(
+            comparison = launch_ratio.faster(
                 side.latencies, reference.latencies, run.budget.percentile
             )
         open_ = any(v.verdict == "UNDECIDED" and v.name != "quality" for v in verdicts)
@@ -128,7 +128,7 @@ def finish(
     return Verified(side, reference, (*verdicts, *trained), comparison)
 
 
-def _may_be_faster(comparison: limit_tests.Comparison | None) -> bool:
+def _may_be_faster(comparison: launch_ratio.Comparison | None) -> bool:
     """Whether more launches may show that it beats the baseline.  Each look errs at 2.5 %, so that
     a plan that does not beat it replaces it in one run of twenty at most.
     """
@@ -143,7 +143,7 @@ def unkept(run: RunContext, found: Verified) -> tuple[str, ...]:
 
 def head_to_head(
     lab: DeploymentEvaluator, mine: Deployment, theirs: Deployment
-) -> limit_tests.Comparison | None:
+) -> launch_ratio.Comparison | None:
     """Both launched anew in turn, up to the last look while that may show mine to be faster; None
     where one fails.
     """
@@ -152,7 +152,7 @@ def head_to_head(
     for launches in LOOKS:
         if _take(lab, side, other, launches) is not None:
             return None
-        found = limit_tests.faster(side.latencies, other.latencies, lab.run.budget.percentile)
+        found = launch_ratio.faster(side.latencies, other.latencies, lab.run.budget.percentile)
         if not _may_be_faster(found):
             break
     return found
@@ -257,14 +257,14 @@ def result(run: RunContext, side: Candidate, plan: Plan) -> PlanResult:
     response = None
     if any(launch.response_s for launch in launches):
         answered = [launch.response_s for launch in launches]
-        response = limit_tests.quantiles(answered, run.budget.percentile)
+        response = quantile.quantiles(answered, run.budget.percentile)
     return PlanResult(
         plan=plan,
         size_bytes=side.built.size_bytes,
         load_s=_median([launch.load_s for launch in side.launches]),
         first_call_s=_median([launch.first_call_s for launch in side.launches]),
         quality=scores.quality if scores else None,
-        quality_interval=limit_tests.interval(scores) if scores else None,
+        quality_interval=non_inferiority.quality_interval(scores) if scores else None,
         worst_class_recall=scores.worst_class_recall if scores else None,
         balanced_accuracy=scores.balanced_accuracy if scores else None,
         launches=len(side.launches),

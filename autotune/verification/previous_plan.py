@@ -15,7 +15,7 @@ from autotune.pipeline.report_builder import RunState
 from autotune.records import job as jobs
 from autotune.records.report import Report
 from autotune.report import run_folder
-from autotune.stats import limit_tests
+from autotune.stats import launch_ratio
 from autotune.verification import launches
 from autotune.verification.verdicts import Candidate
 
@@ -53,7 +53,7 @@ def race(known: RunState, folder: Path, chosen: Candidate, work: Path) -> None:
         known.messages.append(f"The earlier plan of {folder} could not be measured: {failure}")
         return
     known.earlier = launches.result(run, theirs, plan)
-    found = limit_tests.faster(ours.latencies, theirs.latencies, run.budget.percentile)
+    found = launch_ratio.faster(ours.latencies, theirs.latencies, run.budget.percentile)
     sure = "beyond noise" if found.high < 1 or found.low > 1 else "within noise"
     known.messages.append(
         f"Against the plan of {folder} ({report.created_utc[:10]}), in turn with it: "

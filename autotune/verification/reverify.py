@@ -26,7 +26,7 @@ from autotune.records.measurement import LOOKS, Scores, Verdict
 from autotune.records.report import PlanResult, Quantiles, Report
 from autotune.records.task import TaskSpec
 from autotune.report import run_folder
-from autotune.stats import limit_tests
+from autotune.stats import limit_tests, non_inferiority
 from autotune.verification import recorded_io
 from autotune.verification.launches import calls_per_launch
 from autotune.verification.verdicts import Candidate, deployment_verdicts, min_quality
@@ -205,7 +205,7 @@ def _quality(
     baseline: Scores = recorded_io.scores(recorded, "baseline")
     allowed = metrics.max_drop(run, baseline.quality)
     higher = report.survey.task.higher_is_better
-    drop_verdict = limit_tests.quality(
+    drop_verdict = non_inferiority.quality_drop(
         side.scores, baseline, allowed, higher_is_better=higher, alpha=QUALITY_ALPHA
     )
     return (drop_verdict, *min_quality(run, side))

@@ -17,7 +17,7 @@ from autotune.records.budget import Budget
 from autotune.records.measurement import LOOKS, EnergyWindow, Launch, Scores, Verdict
 from autotune.records.plan import Deployment
 from autotune.records.report import Execution
-from autotune.stats import launch_ratio, limit_tests
+from autotune.stats import launch_ratio, limit_tests, non_inferiority, quantile
 from autotune.training import target_quality
 from autotune.verification import disturbed
 
@@ -58,7 +58,9 @@ def min_quality(run: RunContext, side: Candidate) -> tuple[Verdict, ...]:
     limit, scores = run.budget.min_quality, side.scores
     if limit is None or scores is None:
         return ()
-    return (limit_tests.floor("min_quality", scores, limit, run.survey.task.higher_is_better),)
+    return (
+        limit_tests.min_quality("min_quality", scores, limit, run.survey.task.higher_is_better),
+    )
 
 
 def deployment_verdicts(
@@ -69,7 +71,7 @@ def deployment_verdicts(
     base_s = base_bytes = None
     if reference is not None:
         calls = [x for one in judged(reference.launches) for x in one if x < math.inf]
-        base_s = limit_tests.point_quantile(calls, budget.percentile) if calls else None
+        base_s = quantile.point_quantile(calls, budget.percentile) if calls else None
         base_bytes = float(max(launch.peak_memory_bytes for launch in reference.launches))
     out = []
     limit = metrics.resolve(budget.latency, base_s)
@@ -101,7 +103,7 @@ def _latency(budget: Budget, side: Candidate, reference: Candidate | None, limit
     what = "single calls"
     if budget.load_per_s is not None:
         what = f"response times at {budget.load_per_s:g} requests per second"
-    found = limit_tests.quantile(
+    found = limit_tests.latency(
         judged(side.launches),
         limit,
         budget.percentile,
@@ -124,7 +126,7 @@ def _quality(run: RunContext, side: Candidate, reference: Candidate, alpha: floa
     assert reference.scores is not None
     allowed = metrics.max_drop(run, reference.scores.quality)
     higher = run.survey.task.higher_is_better
-    found = limit_tests.quality(
+    found = non_inferiority.quality_drop(
         side.scores, reference.scores, allowed, higher_is_better=higher, alpha=alpha
     )
     if side is reference:

@@ -10,7 +10,7 @@ from autotune.records.budget import Budget
 from autotune.records.measurement import Scores, Verdict
 from autotune.records.plan import Deployment
 from autotune.records.report import DeployTrial
-from autotune.stats import limit_tests
+from autotune.stats import non_inferiority
 from autotune.verification import select, verdicts
 from tests.support import made
 
@@ -87,15 +87,15 @@ def test_real_scores_are_judged_by_what_test_would_certify_where_it_can() -> Non
 
 
 def test_rows_of_real_scores() -> None:
-    rows = limit_tests.rows_needed(0.02, spread=10.0)
+    rows = non_inferiority.rows_needed(0.02, spread=10.0)
     assert rows is not None
-    least = limit_tests.smallest_certifiable_drop(rows, spread=10.0)
-    fewer = limit_tests.smallest_certifiable_drop(rows - 1, spread=10.0)
+    least = non_inferiority.smallest_certifiable_drop(rows, spread=10.0)
+    fewer = non_inferiority.smallest_certifiable_drop(rows - 1, spread=10.0)
     assert least is not None
     assert fewer is not None
     assert least <= 0.02 < fewer
-    assert limit_tests.rows_needed(10.0, spread=10.0) == 30
-    assert limit_tests.rows_needed(0.0, spread=10.0) is None
+    assert non_inferiority.rows_needed(10.0, spread=10.0) == 30
+    assert non_inferiority.rows_needed(0.0, spread=10.0) is None
 
 
 def test_too_few_rows_say_nothing_against_a_plan() -> None:

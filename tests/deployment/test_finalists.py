@@ -12,7 +12,7 @@ from autotune.records.budget import Budget
 from autotune.records.measurement import Scores
 from autotune.records.plan import Deployment, Recipe, Step
 from autotune.records.report import DeployTrial
-from autotune.stats import limit_tests
+from autotune.stats import quantile
 from tests.support import made
 from tests.support.simulated import OPTIONS
 
@@ -53,7 +53,7 @@ def tried(
         number=len(lab.tried),
         deployment=Deployment(runtime=runtime, compress=steps),
         state="complete",
-        latency_s=limit_tests.quantiles([launch.latency_s], 95.0),
+        latency_s=quantile.quantiles([launch.latency_s], 95.0),
         drop=drop,
         drop_upper=drop + wide,
         constraints={"quality": (drop + wide) / 0.01 - 1},

@@ -14,7 +14,7 @@ from autotune.records.budget import Budget
 from autotune.records.measurement import Scores
 from autotune.records.plan import Deployment
 from autotune.records.report import DeployTrial, Failure
-from autotune.stats import limit_tests
+from autotune.stats import quantile
 from tests.support import made
 
 ROWS = 1600
@@ -57,7 +57,7 @@ class Bench:
 def baseline(seconds: float = 0.01, work_s: float = 20.0) -> Tried:
     values = tuple(0.0 if row % 50 == 0 else 1.0 for row in range(ROWS))
     scores = Scores(quality=sum(values) / ROWS, rows=ROWS, per_sample=values)
-    latency = limit_tests.quantiles([(seconds,) * 100], 95.0)
+    latency = quantile.quantiles([(seconds,) * 100], 95.0)
     trial = DeployTrial(number=0, deployment=DENSE, state="complete", latency_s=latency)
     return Tried(trial, None, made.launch(seconds, work_s), scores)
 

@@ -102,18 +102,18 @@ def test_bimodal_98_9_and_1_1_fails_p99() -> None:
     """The mean, the median and p95 are all splendid; 1.1 % of calls take 50 times as long."""
     rng = np.random.default_rng(0)
     launches = [np.where(rng.random(20_000) < 0.011, 50e-3, 1e-3) for _ in range(6)]
-    assert limit_tests.quantile(launches, 5e-3, 95).verdict == "MET"
-    found = limit_tests.quantile(launches, 5e-3, 99)
+    assert limit_tests.latency(launches, 5e-3, 95).verdict == "MET"
+    found = limit_tests.latency(launches, 5e-3, 99)
     assert found.verdict == "NOT_MET"
     assert found.estimate == 50e-3
     few = [launch[:500] for launch in launches[:3]]  # where it is not yet clear: not MET
-    assert limit_tests.quantile(few, 5e-3, 99).verdict != "MET"
+    assert limit_tests.latency(few, 5e-3, 99).verdict != "MET"
 
 
 @pytest.mark.parametrize(("calls", "expected"), [(458, "UNDECIDED"), (459, "MET")])
 def test_a_single_look_at_458_is_undecided_and_at_459_met(calls: int, expected: str) -> None:
     launches = np.array_split(np.full(calls, 1e-3), 3)
-    assert limit_tests.quantile(launches, 2e-3, 99, alpha=0.01).verdict == expected
+    assert limit_tests.latency(launches, 2e-3, 99, alpha=0.01).verdict == expected
 
 
 @pytest.mark.parametrize(("percentile", "calls"), [(95, 104), (99, 528)])
@@ -170,11 +170,12 @@ def test_independent_calls_keep_the_exact_test() -> None:
     """
     rng = np.random.default_rng(3)
     worth = [
-        quantile.Tail(list(rng.lognormal(0, SIGMA, (3, 333))), 95).likeness for _ in range(500)
+        quantile.Tail(list(rng.lognormal(0, SIGMA, (3, 333))), 95).rank_inflation
+        for _ in range(500)
     ]
     assert np.mean(np.equal(worth, 1.0)) > 0.97
     assert max(worth) < 2
-    assert quantile.Tail([[1e-3] * 104] * 3, 95).likeness == 1.0
+    assert quantile.Tail([[1e-3] * 104] * 3, 95).rank_inflation == 1.0
 
 
 @pytest.mark.parametrize("correlation", [0.5, 0.9])
@@ -184,7 +185,8 @@ def test_correlated_calls_are_worth_fewer(correlation: float) -> None:
     theory = 1 + 2 * float(quantile._exceedances(lags, 0.05).sum())
     rng = np.random.default_rng(4)
     found = [
-        quantile.Tail(list(normal(rng, (3, 1000), correlation)), 95).likeness for _ in range(50)
+        quantile.Tail(list(normal(rng, (3, 1000), correlation)), 95).rank_inflation
+        for _ in range(50)
     ]
     assert 0.85 * theory < np.mean(found) < 1.5 * theory
 
@@ -276,7 +278,7 @@ def test_a_noise_only_comparison_shows_no_improvement() -> None:
     for _ in range(2000):
         sides = 1e-3 * np.exp(0.03 * rng.standard_normal((2, 3, 1)))
         calls = sides * np.exp(0.1 * rng.standard_normal((2, 3, 60)))
-        claimed += limit_tests.faster(list(calls[0]), list(calls[1]), 95).beyond_noise
+        claimed += launch_ratio.faster(list(calls[0]), list(calls[1]), 95).beyond_noise
     assert claimed / 2000 <= 0.025 + 3 * math.sqrt(0.025 / 2000)
 
 
@@ -414,11 +416,11 @@ def test_a_coarse_timer_is_detected_and_its_step_counts_against_met(timed: Timin
     step = disturbed.clock_step_s([found])
     assert step == pytest.approx(1e-3)
     launches = [found.latency_s] * 3
-    undecided = limit_tests.quantile(launches, 1.5e-3, 95, step=step)
+    undecided = limit_tests.latency(launches, 1.5e-3, 95, step=step)
     assert undecided.verdict == "UNDECIDED"
     assert undecided.note == "the clock is too coarse: a finer one would decide"
-    assert limit_tests.quantile(launches, 2.1e-3, 95, step=step).verdict == "MET"
-    assert limit_tests.quantile(launches, 0.5e-3, 95, step=step).verdict == "UNDECIDED"
+    assert limit_tests.latency(launches, 2.1e-3, 95, step=step).verdict == "MET"
+    assert limit_tests.latency(launches, 0.5e-3, 95, step=step).verdict == "UNDECIDED"
     fine = timed("t.spend(0.0003)")
     assert fine.tags["coarse_timer"] == 0
     assert disturbed.clock_step_s([fine]) == 0.0
@@ -434,9 +436,9 @@ def test_coordinated_omission_is_avoided(timed: Timing) -> None:
     body = "t.spend(1.0 if n == 500 else 0.001)"
     closed = timed(body, min_calls=800)
     opened = timed(body, min_calls=800, load_per_s=200.0, arrivals="fixed")
-    assert limit_tests.point_quantile(closed.latency_s, 99) < 2e-3
-    assert limit_tests.point_quantile(opened.latency_s, 99) < 2e-3  # service time
-    assert limit_tests.point_quantile(opened.response_s, 99) > 0.9
+    assert quantile.point_quantile(closed.latency_s, 99) < 2e-3
+    assert quantile.point_quantile(opened.latency_s, 99) < 2e-3  # service time
+    assert quantile.point_quantile(opened.response_s, 99) > 0.9
     waited = sum(response > 0.01 for response in opened.response_s)
     assert 200 <= waited <= 300
     assert closed.response_s == ()
@@ -447,8 +449,8 @@ def test_a_saturated_server_shows_in_the_response_time_only(timed: Timing) -> No
     response = []
     for rate in (20.0, 90.0, 150.0):  # of a server that can answer 100
         found = timed("t.spend(0.01)", load_per_s=rate, min_calls=300)
-        service.append(limit_tests.point_quantile(found.latency_s, 99))
-        response.append(limit_tests.point_quantile(found.response_s, 99))
+        service.append(quantile.point_quantile(found.latency_s, 99))
+        response.append(quantile.point_quantile(found.response_s, 99))
     assert service == pytest.approx([0.01] * 3, rel=0.01)
     assert response[0] < response[1] < response[2]
     assert response[2] > 0.5
@@ -473,9 +475,9 @@ def test_timeouts_count_as_misses(
     assert "600 requests were not answered in time and count as misses" in latency(ended).note
     answered = np.full(1000, 0.4e-3)
     few = [[*answered, *[math.inf] * 60] for _ in range(3)]  # 5.7 % missed, all at the end
-    assert limit_tests.quantile([answered] * 3, 0.6e-3, 95).verdict == "MET"
-    assert limit_tests.quantile(few, 0.6e-3, 95).verdict != "MET"
-    assert limit_tests.quantile(few, 0.6e-3, 95).estimate is None
+    assert limit_tests.latency([answered] * 3, 0.6e-3, 95).verdict == "MET"
+    assert limit_tests.latency(few, 0.6e-3, 95).verdict != "MET"
+    assert limit_tests.latency(few, 0.6e-3, 95).estimate is None
 
 
 def test_a_call_that_never_returns_is_never_met(

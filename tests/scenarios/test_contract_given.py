@@ -17,7 +17,7 @@ from autotune.errors import ContractError
 from autotune.records.job import Build, Inspect, Score, Train
 from autotune.records.plan import Recipe
 from autotune.records.task import TaskSpec
-from autotune.stats import limit_tests
+from autotune.stats import non_inferiority
 from autotune.worker.build import build
 from autotune.worker.channel import NullChannel
 from autotune.worker.data import rows
@@ -201,9 +201,9 @@ def test_on_94_to_6_classes_the_majority_is_no_answer(tmp_path: Path) -> None:
     lazy = scored(tmp_path, spec, majority)
     assert lazy.quality == pytest.approx(0.5)
     assert lazy.worst_class_recall == 0.0
-    found = limit_tests.quality(lazy, good, 0.01, higher_is_better=True)
+    found = non_inferiority.quality_drop(lazy, good, 0.01, higher_is_better=True)
     assert found.verdict == "NOT_MET"
-    same = limit_tests.quality(good, good, 0.01, higher_is_better=True)
+    same = non_inferiority.quality_drop(good, good, 0.01, higher_is_better=True)
     assert same.verdict in ("MET", "UNDECIDED")
 
 

@@ -29,15 +29,19 @@ def test_launches_of_unequal_length_are_paired_within_themselves() -> None:
     rng = np.random.default_rng(0)
     levels = [rng.normal(level, 0.1, size) for level, size in ((1, 3), (5, 400), (9, 1), (2, 900))]
     found = quantile.Tail(levels, 95)
-    assert found.likeness == 1.0  # launches differ, which each launch's own quantile tells
+    assert found.rank_inflation == 1.0  # launches differ, which each launch's own quantile tells
     assert len(found) == 1304
-    assert quantile.Tail([], 95).likeness == quantile.Tail([[1.0], [2.0]], 95).likeness == 1.0
+    assert (
+        quantile.Tail([], 95).rank_inflation
+        == quantile.Tail([[1.0], [2.0]], 95).rank_inflation
+        == 1.0
+    )
 
 
 def test_a_trend_is_worth_little() -> None:
     found = quantile.Tail([np.linspace(1, 2, 500)] * 3, 95)
-    assert found.likeness > 50
-    assert limit_tests.quantile(found.runs, 3.0, 95).verdict == "UNDECIDED"
+    assert found.rank_inflation > 50
+    assert limit_tests.latency(found.runs, 3.0, 95).verdict == "UNDECIDED"
 
 
 def test_exceedances_lie_between_nothing_and_the_correlation() -> None:

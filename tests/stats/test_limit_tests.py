@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.records.measurement import Interval, Scores
-from autotune.stats import limit_tests, paired
+from autotune.stats import launch_ratio, limit_tests, non_inferiority, paired, quantile
 
 FAST = settings(deadline=None, max_examples=60)
 
@@ -37,47 +37,47 @@ def changed(rows: int, worse: int, better: int) -> tuple[Scores, Scores]:
     [(95, 0.005, 104), (99, 0.005, 528), (95, 0.01, 90), (99, 0.01, 459)],
 )
 def test_the_threshold_is_exact(percentile: float, alpha: float, needed: int) -> None:
-    assert limit_tests.samples_needed(percentile, alpha) == needed
+    assert quantile.samples_needed(percentile, alpha) == needed
     for n, expected in ((needed - 1, "UNDECIDED"), (needed, "MET")):
-        found = limit_tests.quantile(split([0.001] * n), 0.002, percentile, alpha=alpha)
+        found = limit_tests.latency(split([0.001] * n), 0.002, percentile, alpha=alpha)
         assert found.verdict == expected
         assert found.samples == n
     assert found.confidence == 1 - alpha
 
 
 def test_one_missing_call_is_asked_for() -> None:
-    found = limit_tests.quantile(split([0.001] * 103), 0.002, 95)
+    found = limit_tests.latency(split([0.001] * 103), 0.002, 95)
     assert found.note is not None
     assert "more calls would decide" in found.note
 
 
 def test_no_samples_is_not_measured() -> None:
     for launches in ([], [[], []]):
-        found = limit_tests.quantile(launches, 0.002, 95)
+        found = limit_tests.latency(launches, 0.002, 95)
         assert found.verdict == "NOT_MEASURED"
         assert found.estimate is None
 
 
 def test_met_needs_three_launches_and_each_of_them() -> None:
-    assert limit_tests.quantile(split([0.001] * 600, 2), 0.002, 95).verdict == "UNDECIDED"
+    assert limit_tests.latency(split([0.001] * 600, 2), 0.002, 95).verdict == "UNDECIDED"
     slow = [0.001] * 90 + [0.003] * 10
     rng = np.random.default_rng(0)
     launches = [[0.001] * 900, [0.001] * 900, list(rng.permutation(slow))]
-    found = limit_tests.quantile(launches, 0.002, 95)
+    found = limit_tests.latency(launches, 0.002, 95)
     assert found.verdict == "UNDECIDED"
     assert found.note is not None
     assert "launch 3 alone" in found.note
 
 
 def test_slow_calls_break_the_limit() -> None:
-    found = limit_tests.quantile(split([0.003] * 30), 0.002, 95)
+    found = limit_tests.latency(split([0.003] * 30), 0.002, 95)
     assert found.verdict == "NOT_MET"
     assert found.lower == 0.003
 
 
 def test_at_the_limit_nothing_decides() -> None:
     launches = [([0.001] * 19 + [0.003]) * 10] * 3
-    found = limit_tests.quantile(launches, 0.002, 95)
+    found = limit_tests.latency(launches, 0.002, 95)
     assert found.verdict == "UNDECIDED"
     assert found.note is not None
     assert "another limit" in found.note
@@ -86,10 +86,10 @@ def test_at_the_limit_nothing_decides() -> None:
 def test_bursts_count_less() -> None:
     scattered = ([0.001] * 99 + [0.003]) * 3
     bursts = [0.001] * 297 + [0.003] * 3
-    assert limit_tests.quantile([scattered] * 3, 0.002, 95).note is None
-    found = limit_tests.quantile([bursts] * 3, 0.002, 95)
+    assert limit_tests.latency([scattered] * 3, 0.002, 95).note is None
+    found = limit_tests.latency([bursts] * 3, 0.002, 95)
     assert found.note is not None
-    assert "bursts" in found.note
+    assert "effective sample size" in found.note
     assert found.verdict == "UNDECIDED"
 
 
@@ -103,8 +103,8 @@ def test_bursts_count_less() -> None:
 def test_tightening_never_turns_not_met_into_met(
     values: list[float], limit: float, factor: float, percentile: float
 ) -> None:
-    loose = limit_tests.quantile(split(values), limit, percentile)
-    tight = limit_tests.quantile(split(values), limit * factor, percentile)
+    loose = limit_tests.latency(split(values), limit, percentile)
+    tight = limit_tests.latency(split(values), limit * factor, percentile)
     assert not (loose.verdict == "NOT_MET" and tight.verdict == "MET")
     assert not (loose.verdict == "UNDECIDED" and tight.verdict == "MET")
 
@@ -112,7 +112,7 @@ def test_tightening_never_turns_not_met_into_met(
 @FAST
 @given(st.lists(st.floats(0.001, 0.02), min_size=3, max_size=400), st.floats(0.0005, 0.03))
 def test_the_verdict_agrees_with_its_bounds(values: list[float], limit: float) -> None:
-    found = limit_tests.quantile(split(values), limit, 90)
+    found = limit_tests.latency(split(values), limit, 90)
     if found.verdict == "MET":
         assert found.upper is not None
         assert found.upper <= limit
@@ -129,7 +129,7 @@ def test_coverage_of_the_quantile_bounds() -> None:
     truth = math.exp(0.4 * 1.2815515655446004)  # p90 of lognormal(0, 0.4)
     misses = 0
     for _ in range(400):
-        found = limit_tests.quantile(rng.lognormal(0, 0.4, (3, 80)).tolist(), 1.0, 90, alpha=0.05)
+        found = limit_tests.latency(rng.lognormal(0, 0.4, (3, 80)).tolist(), 1.0, 90, alpha=0.05)
         assert found.lower is not None
         assert found.upper is not None
         misses += (found.lower > truth) + (found.upper < truth)
@@ -140,9 +140,7 @@ def test_false_met_is_rare_at_the_boundary() -> None:
     rng = np.random.default_rng(2)
     truth = math.exp(0.4 * 1.6448536269514722)
     runs = [
-        limit_tests.quantile(
-            rng.lognormal(0, 0.4, (3, 100)).tolist(), truth, 95, alpha=0.05
-        ).verdict
+        limit_tests.latency(rng.lognormal(0, 0.4, (3, 100)).tolist(), truth, 95, alpha=0.05).verdict
         for _ in range(400)
     ]
     assert runs.count("MET") <= 28
@@ -151,20 +149,20 @@ def test_false_met_is_rare_at_the_boundary() -> None:
 
 def test_quantiles() -> None:
     order = np.random.default_rng(6).permutation(500) + 1.0
-    found = limit_tests.quantiles([list(order), []], 90)
+    found = quantile.quantiles([list(order), []], 90)
     assert found is not None
     assert (found.p50, found.p95, found.p99, found.samples) == (250, 475, 495, 500)
     assert (found.value, found.percentile) == (450, 90)
     assert found.low is not None
     assert found.high is not None
     assert found.low < 450 < found.high
-    assert limit_tests.quantiles([[]], 95) is None
-    few = limit_tests.quantiles([[1.0]], 95)
+    assert quantile.quantiles([[]], 95) is None
+    few = quantile.quantiles([[1.0]], 95)
     assert few is not None
     assert few.high is None
     with pytest.raises(ValueError, match="no values"):
-        limit_tests.point_quantile([], 95)
-    assert limit_tests.point_quantile([3.0, 1.0, 2.0], 50) == 2.0
+        quantile.point_quantile([], 95)
+    assert quantile.point_quantile([3.0, 1.0, 2.0], 50) == 2.0
 
 
 # -- energy, memory, scalars ---------------------------------------------------------------
@@ -244,54 +242,62 @@ def test_memory_and_scalars() -> None:
 
 def test_identical_scores_have_a_small_bound() -> None:
     same = binary([1.0] * 430 + [0.0] * 18)
-    found = limit_tests.quality(same, same, 0.01, higher_is_better=True)
+    found = non_inferiority.quality_drop(same, same, 0.01, higher_is_better=True)
     assert found.upper == pytest.approx(0.007, abs=0.0005)
     assert found.verdict == "MET"
-    assert limit_tests.quality(same, same, 0.005, higher_is_better=True).verdict == "UNDECIDED"
+    assert (
+        non_inferiority.quality_drop(same, same, 0.005, higher_is_better=True).verdict
+        == "UNDECIDED"
+    )
 
 
 def test_direction_of_the_metric() -> None:
     candidate, baseline = changed(400, 60, 0)
     assert (
-        limit_tests.quality(candidate, baseline, 0.02, higher_is_better=True).verdict == "NOT_MET"
+        non_inferiority.quality_drop(candidate, baseline, 0.02, higher_is_better=True).verdict
+        == "NOT_MET"
     )
-    found = limit_tests.quality(candidate, baseline, 0.02, higher_is_better=False)
+    found = non_inferiority.quality_drop(candidate, baseline, 0.02, higher_is_better=False)
     assert found.verdict == "MET"
     assert found.estimate == pytest.approx(-0.15)
 
 
 def test_too_few_rows_are_never_met() -> None:
     same = binary([1.0] * 29)
-    assert limit_tests.quality(same, same, 0.9, higher_is_better=True).verdict == "UNDECIDED"
-    assert limit_tests.smallest_certifiable_drop(29) is None
+    assert (
+        non_inferiority.quality_drop(same, same, 0.9, higher_is_better=True).verdict == "UNDECIDED"
+    )
+    assert non_inferiority.smallest_certifiable_drop(29) is None
 
 
 def test_undecided_says_how_many_rows() -> None:
     candidate, baseline = changed(200, 6, 5)
-    found = limit_tests.quality(candidate, baseline, 0.02, higher_is_better=True)
+    found = non_inferiority.quality_drop(candidate, baseline, 0.02, higher_is_better=True)
     assert found.verdict == "UNDECIDED"
     assert found.note is not None
     assert "rows would certify" in found.note
     candidate, baseline = changed(200, 6, 0)
-    found = limit_tests.quality(candidate, baseline, 0.02, higher_is_better=True)
+    found = non_inferiority.quality_drop(candidate, baseline, 0.02, higher_is_better=True)
     assert found.note is not None
     assert "reaches the limit" in found.note
 
 
 def test_rows_must_pair() -> None:
     with pytest.raises(ValueError, match="same rows"):
-        limit_tests.quality(binary([1.0] * 40), binary([1.0] * 41), 0.1, higher_is_better=True)
+        non_inferiority.quality_drop(
+            binary([1.0] * 40), binary([1.0] * 41), 0.1, higher_is_better=True
+        )
 
 
 def test_rows_and_drop_are_inverse() -> None:
     for drop in (0.005, 0.01, 0.05):
-        rows = limit_tests.rows_needed(drop)
+        rows = non_inferiority.rows_needed(drop)
         assert rows is not None
-        least = limit_tests.smallest_certifiable_drop(rows)
+        least = non_inferiority.smallest_certifiable_drop(rows)
         assert least is not None
         assert least <= drop
-    assert limit_tests.rows_needed(0.0) is None
-    assert limit_tests.rows_needed(1.0) == 30
+    assert non_inferiority.rows_needed(0.0) is None
+    assert non_inferiority.rows_needed(1.0) == 30
 
 
 @pytest.mark.parametrize(("rows", "drop"), [(35, 0.15), (50, 0.1)])
@@ -324,8 +330,8 @@ def test_a_tighter_drop_never_turns_not_met_into_met(
     worse: int, better: int, drop: float, factor: float
 ) -> None:
     candidate, baseline = changed(60, worse, better)
-    loose = limit_tests.quality(candidate, baseline, drop, higher_is_better=True)
-    tight = limit_tests.quality(candidate, baseline, drop * factor, higher_is_better=True)
+    loose = non_inferiority.quality_drop(candidate, baseline, drop, higher_is_better=True)
+    tight = non_inferiority.quality_drop(candidate, baseline, drop * factor, higher_is_better=True)
     assert not (loose.verdict == "NOT_MET" and tight.verdict == "MET")
     assert loose.lower is not None
     assert loose.upper is not None
@@ -343,7 +349,7 @@ def test_false_met_rate_of_real_scores() -> None:
             Scores(quality=float(x.mean()), rows=80, per_sample=tuple(map(float, x)))
             for x in (candidate, baseline)
         ]
-        found = limit_tests.quality(scores[0], scores[1], 0.02, higher_is_better=True)
+        found = non_inferiority.quality_drop(scores[0], scores[1], 0.02, higher_is_better=True)
         met += found.verdict == "MET"
     assert met <= 18
 
@@ -352,13 +358,16 @@ def test_real_scores() -> None:
     rng = np.random.default_rng(4)
     errors = tuple(map(float, rng.exponential(1.0, 120)))
     same = Scores(quality=float(np.mean(errors)), rows=120, per_sample=errors)
-    found = limit_tests.quality(same, same, 0.1, higher_is_better=False)
+    found = non_inferiority.quality_drop(same, same, 0.1, higher_is_better=False)
     assert found.verdict == "MET"
     assert found.upper is not None
     assert 0 < found.upper < 0.1
     doubled = Scores(quality=2 * same.quality, rows=120, per_sample=tuple(2 * e for e in errors))
-    assert limit_tests.quality(doubled, same, 0.1, higher_is_better=False).verdict == "NOT_MET"
-    near = limit_tests.quality(
+    assert (
+        non_inferiority.quality_drop(doubled, same, 0.1, higher_is_better=False).verdict
+        == "NOT_MET"
+    )
+    near = non_inferiority.quality_drop(
         Scores(quality=same.quality, rows=120, per_sample=errors[::-1]),
         same,
         0.1,
@@ -373,26 +382,31 @@ def test_replicates_and_bare_numbers() -> None:
     draws = tuple(0.9 + 0.001 * (i % 7) for i in range(200))
     base = Scores(quality=0.903, rows=100, replicates=draws)
     worse = Scores(quality=0.803, rows=100, replicates=tuple(d - 0.1 for d in draws))
-    assert limit_tests.quality(base, base, 0.01, higher_is_better=True).verdict == "MET"
-    assert limit_tests.quality(worse, base, 0.01, higher_is_better=True).verdict == "NOT_MET"
-    assert limit_tests.interval(base) == (0.9, 0.906)
+    assert non_inferiority.quality_drop(base, base, 0.01, higher_is_better=True).verdict == "MET"
+    assert (
+        non_inferiority.quality_drop(worse, base, 0.01, higher_is_better=True).verdict == "NOT_MET"
+    )
+    assert non_inferiority.quality_interval(base) == (0.9, 0.906)
     bare = Scores(quality=0.9, rows=100)
-    found = limit_tests.quality(bare, bare, 0.01, higher_is_better=True)
+    found = non_inferiority.quality_drop(bare, bare, 0.01, higher_is_better=True)
     assert found.verdict == "UNDECIDED"
     assert found.note is not None
     assert "score(output, target)" in found.note
-    assert limit_tests.interval(bare) is None
+    assert non_inferiority.quality_interval(bare) is None
 
 
 def test_interval() -> None:
-    low, high = limit_tests.interval(binary([1.0] * 97 + [0.0] * 3)) or (0, 0)
+    low, high = non_inferiority.quality_interval(binary([1.0] * 97 + [0.0] * 3)) or (0, 0)
     assert (low, high) == (pytest.approx(0.9148, abs=1e-4), pytest.approx(0.9938, abs=1e-4))
-    assert limit_tests.interval(binary([1.0] * 40)) == (pytest.approx(0.9119, abs=1e-4), 1.0)
+    assert non_inferiority.quality_interval(binary([1.0] * 40)) == (
+        pytest.approx(0.9119, abs=1e-4),
+        1.0,
+    )
     real = Scores(quality=0.5, rows=40, per_sample=tuple(0.4 + 0.005 * i for i in range(40)))
-    low, high = limit_tests.interval(real) or (0, 0)
+    low, high = non_inferiority.quality_interval(real) or (0, 0)
     assert low < 0.4975 < high
     one = Scores(quality=0.5, rows=1, per_sample=(0.5,))
-    assert limit_tests.interval(one) == (0.5, 0.5)
+    assert non_inferiority.quality_interval(one) == (0.5, 0.5)
 
 
 # -- comparing -----------------------------------------------------------------------------
@@ -402,14 +416,14 @@ def test_faster() -> None:
     rng = np.random.default_rng(5)
     slow = [list(rng.normal(0.01, 1e-4, 100)) for _ in range(4)]
     fast = [[x * 0.5 for x in launch] for launch in slow]
-    found = limit_tests.faster(fast, slow, 95)
+    found = launch_ratio.faster(fast, slow, 95)
     assert found.ratio == pytest.approx(0.5)
     assert found.beyond_noise
-    noise = limit_tests.faster(slow, [list(rng.normal(0.01, 1e-4, 100)) for _ in range(4)], 95)
+    noise = launch_ratio.faster(slow, [list(rng.normal(0.01, 1e-4, 100)) for _ in range(4)], 95)
     assert noise.low < 1 < noise.high
     assert not noise.beyond_noise
-    assert not limit_tests.faster(fast[:1], slow[:1], 95).beyond_noise
-    assert limit_tests.faster([], [], 95).high == math.inf
+    assert not launch_ratio.faster(fast[:1], slow[:1], 95).beyond_noise
+    assert launch_ratio.faster([], [], 95).high == math.inf
 
 
 def test_exit_code() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from autotune.records.measurement import Scores
-from autotune.stats import limit_tests, paired, weighted
+from autotune.stats import non_inferiority, paired
 
 COMMON, RARE = 1880, 120
 ROWS = COMMON + RARE
@@ -36,22 +36,23 @@ def changed(worse: int, better: int, of: int) -> tuple[Scores, Scores]:
 def test_one_weight_is_poisson(count: int) -> None:
     from scipy.stats import poisson
 
-    high = weighted.upper((2.0,) * count, 2.0, 0.05) / 2
+    high = paired.weighted_upper((2.0,) * count, 2.0, 0.05) / 2
     assert poisson.cdf(count, high) == pytest.approx(0.05)
     if count:
-        low = weighted.lower((2.0,) * count, 0.05) / 2
+        low = paired.weighted_lower((2.0,) * count, 0.05) / 2
         assert poisson.sf(count - 1, low) == pytest.approx(0.05)
-    assert weighted.lower((), 0.05) == 0.0
+    assert paired.weighted_lower((), 0.05) == 0.0
 
 
 def test_a_rare_class_whose_rows_did_not_change_is_not_known_to_keep_its_recall() -> None:
     """Where a hundredth of it is lost, none of 120 rows shows it in three cases of ten."""
     ours, theirs = changed(0, 0, of=1)
-    found = limit_tests.quality(ours, theirs, 0.005, higher_is_better=True, alpha=0.03)
+    found = non_inferiority.quality_drop(ours, theirs, 0.005, higher_is_better=True, alpha=0.03)
     assert found.verdict == "UNDECIDED"
     assert found.upper == pytest.approx(-math.log(0.03) / RARE / 2)
     assert (
-        limit_tests.quality(ours, theirs, 0.02, higher_is_better=True, alpha=0.03).verdict == "MET"
+        non_inferiority.quality_drop(ours, theirs, 0.02, higher_is_better=True, alpha=0.03).verdict
+        == "MET"
     )
 
 

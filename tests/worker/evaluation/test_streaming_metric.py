@@ -194,7 +194,7 @@ def test_balanced_accuracy_is_the_mean_of_the_recalls(load):
 
 
 def test_a_plan_that_always_says_the_majority_is_not_met(load):
-    from autotune.stats import limit_tests
+    from autotune.stats import non_inferiority
 
     loaded = load(RARE)
 
@@ -210,7 +210,7 @@ def test_a_plan_that_always_says_the_majority_is_not_met(load):
     good.target = torch.cat([t for _, t in loaded.batches("test")])
     base = evaluate.evaluate(good, loaded, "test", 10_000)
     lazy = evaluate.evaluate(Always(0), loaded, "test")
-    found = limit_tests.quality(lazy, base, 0.01, higher_is_better=True)
+    found = non_inferiority.quality_drop(lazy, base, 0.01, higher_is_better=True)
     assert found.verdict == "NOT_MET"
     plain = np.mean([float(v > 0) for v in lazy.per_sample])
     assert plain > 0.9  # what plain accuracy would have said of it
