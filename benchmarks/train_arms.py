@@ -99,7 +99,7 @@ def _autotune(order: Order) -> dict[str, Any]:
             )
             search_s = order.budget_s - _LAST_S - bridge.now()
             rows = throughput_stage.measure(run, 0.15 * search_s)
-            run.survey = msgspec.structs.replace(run.survey, splits=rows)
+            run.survey = msgspec.structs.replace(run.survey, layouts=rows)
             search_s = order.budget_s - _LAST_S - bridge.now()
             shares = (search_s / _FULL, _MOST * search_s)
             (epochs, reach), last_s = parallelism.lengths(run, *shares, search_s), 0.0

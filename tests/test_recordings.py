@@ -33,6 +33,7 @@ RENAMED = {
     "select": "validation",
     "confirm": "test",
     "adapt": "calibration",
+    "splits": "layouts",
     "Rate": "MeasuredThroughput",
     "Found": "EnergySources",
 }

@@ -23,7 +23,7 @@ def measured(run: RunContext) -> Forecast:
     surveyed_s, recipe_s = run.bridge.now(), 0.0
     if not run.survey.task.pretrained:
         measured = throughput_stage.measure(run, 0.3 * TRAIN_SHARE * run.effort.time_s)
-        run.survey = msgspec.structs.replace(run.survey, splits=measured)
+        run.survey = msgspec.structs.replace(run.survey, layouts=measured)
         epochs, _ = parallelism.usual_lengths(run)
         evaluation_s, epoch_s = final.one_epoch(run)
         training_s = epochs * epoch_s + evaluation_s

@@ -1,6 +1,6 @@
 """What a run will cost, said before it is spent: pure arithmetic over a few measured unit costs.
 
-    survey --> splits --> train search --> final training --> deploy search --> verification
+    survey --> layouts --> train search --> final training --> deploy search --> verification
 
 Shares are those of `context`; what a share cannot hold (the pinned trainings, the
 baselines) is done all the same and makes the run longer than ``--time``.

@@ -1,6 +1,6 @@
 """What a training step takes and draws, said before anything is trained: estimates, never figures.
 
-    splits (measured, half a second each) --rows of a batch / rate--> seconds of a step
+    layouts (measured, half a second each) --rows of a batch / rate--> seconds of a step
     watts: of the profile, or the user's  --x seconds---------------> joules of a step
 
 They inform and order; no verdict rests on them.  Both stand as 90 % intervals, labelled modelled.
@@ -22,13 +22,13 @@ from autotune.records.plan import Recipe
 from autotune.training import parallelism, search_space
 
 _SPREAD = 1.4
-"""A training's step over its split's, either way, in nine of ten trainings of like recipes."""
+"""A training's step over its layout's, either way, in nine of ten trainings of like recipes."""
 _USUAL, _LEAST, _MOST = 0.9, 0.5, 1.1
 """Training's power above idle, as shares of what matrix products add to it: a prior."""
 
 
 class Outlay(Record, frozen=True, kw_only=True):
-    """Of the baseline recipe at its fastest split.  ``step_j`` is None where no power is known;
+    """Of the baseline recipe at its fastest layout.  ``step_j`` is None where no power is known;
     ``watts`` says whose power it is.
     """
 
@@ -40,7 +40,7 @@ class Outlay(Record, frozen=True, kw_only=True):
 
 
 def of(run: RunContext, epochs: float) -> Outlay | None:
-    """The outlay of a training of so many epochs; None where no split could be measured."""
+    """The outlay of a training of so many epochs; None where no layout could be measured."""
     epoch_s, rows = parallelism.one_epoch_s(run), run.survey.task.train_rows
     if epoch_s is None or not epochs:
         return None
@@ -62,7 +62,7 @@ def lines(found: Outlay) -> tuple[str, ...]:
     step = found.step_s
     out = [
         f"A training step of {found.batch_size} samples takes about {_said(step, 's')}; modelled "
-        "from the splits' rates."
+        "from the layouts' rates."
     ]
     if found.step_j is not None:
         joules = found.step_j
@@ -83,13 +83,13 @@ def _said(value: Interval, unit: str) -> str:
 
 
 def _recipe(run: RunContext) -> Recipe:
-    """The baseline with the threads and ranks of its fastest split."""
+    """The baseline with the threads and ranks of its fastest layout."""
     recipe = search_space.baseline(run.survey)
-    legal = search_space.splits(run.survey.options, run.profile, run.effort)
-    split = search_space.fastest_split(
-        run.survey.splits, recipe.batch_size, recipe.precision, legal
+    legal = search_space.layouts(run.survey.options, run.profile, run.effort)
+    layout = search_space.fastest_layout(
+        run.survey.layouts, recipe.batch_size, recipe.precision, legal
     )
-    parallel, ranks, threads = split
+    parallel, ranks, threads = layout
     return msgspec.structs.replace(recipe, parallel=parallel, ranks=ranks, threads=threads)
 
 

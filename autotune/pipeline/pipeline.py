@@ -199,7 +199,7 @@ def _train(known: RunState, earlier: tuple[WarmStart, ...]) -> None:
     budget_s = TRAIN_SHARE * run.effort.time_s
     run.listener.phase("train search", budget_s)
     measured = throughput_stage.measure(run, 0.3 * budget_s)
-    run.survey = msgspec.structs.replace(run.survey, splits=measured)
+    run.survey = msgspec.structs.replace(run.survey, layouts=measured)
     widths = width.measure(run, run.bridge.now() + _WIDTHS_SHARE * budget_s, DenseCall(run))
     run.survey = msgspec.structs.replace(run.survey, widths=widths)
     run.timed("hardware", began)

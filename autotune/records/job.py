@@ -226,7 +226,7 @@ class MeasuredThroughput(Record, frozen=True, kw_only=True, tag=True):
 
 
 class Throughput(Job[MeasuredThroughput], frozen=True, kw_only=True, tag=True):
-    """Measure training samples per second of one split for about ``budget_s`` seconds."""
+    """Measure training samples per second of one parallel layout for about ``budget_s`` seconds."""
 
     task: TaskSpec
     recipe: Recipe

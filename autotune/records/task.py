@@ -242,8 +242,8 @@ class Option(Record, frozen=True, kw_only=True):
     ranks: tuple[int, ...] = ()
 
 
-class Split(Record, frozen=True, kw_only=True):
-    """Measured training throughput of one parallelism split (no quality involved).
+class Layout(Record, frozen=True, kw_only=True):
+    """Measured training throughput of one parallel layout (no quality involved).
 
     ``workers`` loaded its batches beside it; ``waiting`` is the share of the time in which the
     next batch was waited for.  ``first_s`` is its first step's, where a compiled one is made.
@@ -295,7 +295,7 @@ class Survey(Record, frozen=True, kw_only=True):
     task: TaskInfo
     traits: Traits
     options: tuple[Option, ...]
-    splits: tuple[Split, ...] = ()
+    layouts: tuple[Layout, ...] = ()
     widths: tuple[Width, ...] = ()
     certifiable_drop: float | None = None
     notes: tuple[str, ...] = ()

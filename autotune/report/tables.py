@@ -139,7 +139,7 @@ def _train_trials(report: Report) -> Section:
 
 def _splits(report: Report) -> Section:
     head = (
-        "Split", "Ranks", "Threads per rank", "Batch", "Precision", "Throughput", "Start-up",
+        "Layout", "Ranks", "Threads per rank", "Batch", "Precision", "Throughput", "Start-up",
         "Memory", "Outcome",
     )  # fmt: skip
     rows = tuple(
@@ -154,10 +154,10 @@ def _splits(report: Report) -> Section:
             _cell(s.peak_memory_bytes, "B"),
             s.failure or "",
         )
-        for s in report.survey.splits
+        for s in report.survey.layouts
     )
     return Section(
-        "splits", "Parallelism splits (training samples per second)", (), (Table(head, rows),)
+        "layouts", "Parallel layouts (training samples per second)", (), (Table(head, rows),)
     )
 
 

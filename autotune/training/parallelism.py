@@ -1,6 +1,6 @@
-"""The hardware stage of training: the throughput of every parallelism split, no quality involved.
+"""The hardware stage of training: the throughput of every parallelism layout, no quality involved.
 
-With the global batch split over ranks and gradients scaled exactly a split does not change
+With the global batch split over ranks and gradients scaled exactly, a layout does not change
 what is learnt, so it is measured once and not searched.
 """
 
@@ -11,7 +11,7 @@ import msgspec
 from autotune.context import FINAL_MOST, FINAL_SHARE, TRAIN_SHARE, RunContext
 from autotune.records import job as jobs
 from autotune.records.plan import Recipe
-from autotune.records.task import Split
+from autotune.records.task import Layout
 from autotune.training import search_space, throughput
 
 _MOST_EPOCHS = 60
@@ -28,21 +28,21 @@ NEARLY = 0.7
 _LEAST_EPOCHS, _MOST_WHOLE = 0.01, 10.0
 
 
-def measure_splits(
+def measure_layouts(
     run: RunContext, budget_s: float, *, channels_last: bool = False
-) -> tuple[Split, ...]:
-    """Throughput of every legal split at a small and a larger batch.
+) -> tuple[Layout, ...]:
+    """Throughput of every legal layout at a small and a larger batch.
 
-    A split that fails is recorded with its reason.  Ranks are started once a batch size, so
+    A layout that fails is recorded with its reason.  Ranks are started once a batch size, so
     that a slow start-up is seen; what does not fit into ``budget_s`` is left out, several
     processes first.
     """
-    legal = search_space.splits(run.survey.options, run.profile, run.effort)
+    legal = search_space.layouts(run.survey.options, run.profile, run.effort)
     sizes = throughput.sizes(run.survey.task.train_rows)
     chosen = tuple(dict.fromkeys((_nearest(sizes, 32), _nearest(sizes, 256))))
     wanted = [(s, chosen[0]) for s in legal] + [(s, b) for s in legal for b in chosen[1:]]
     started = run.bridge.now()
-    out: list[Split] = []
+    out: list[Layout] = []
     for (parallel, ranks, threads), batch in wanted:
         spent = run.bridge.now() - started
         if spent > budget_s and out:
@@ -63,9 +63,9 @@ def _nearest(sizes: tuple[int, ...], wanted: int) -> int:
     return min(sizes, key=lambda s: abs(math.log2(s / wanted)))
 
 
-def plain_recipe(run: RunContext, split: tuple[str, int, int], batch: int) -> Recipe:
-    """The default recipe on a split: to measure, not to learn with."""
-    parallel, ranks, threads = split
+def plain_recipe(run: RunContext, layout: tuple[str, int, int], batch: int) -> Recipe:
+    """The default recipe on a layout: to measure, not to learn with."""
+    parallel, ranks, threads = layout
     return Recipe(
         batch_size=batch,
         parallel=parallel,
@@ -75,22 +75,22 @@ def plain_recipe(run: RunContext, split: tuple[str, int, int], batch: int) -> Re
     )
 
 
-def recipe_of(run: RunContext, split: Split, **changes: object) -> Recipe:
-    """A recipe of the same split and batch, but for ``changes``: to measure, not to learn with."""
+def recipe_of(run: RunContext, layout: Layout, **changes: object) -> Recipe:
+    """A recipe of the same layout and batch, but for ``changes``: to measure, not to learn with."""
     fields = {
-        "parallel": split.parallel,
-        "ranks": split.ranks,
-        "threads": split.threads,
-        "batch_size": split.batch_size,
+        "parallel": layout.parallel,
+        "ranks": layout.ranks,
+        "threads": layout.threads,
+        "batch_size": layout.batch_size,
         "params": run.survey.task.params,
-        "channels_last": split.channels_last,
+        "channels_last": layout.channels_last,
     }
     return msgspec.convert(fields | changes, Recipe)
 
 
 def measured(
     run: RunContext, recipe: Recipe, meter: str | None = None, timeout_s: float = 30.0
-) -> Split:
+) -> Layout:
     """Throughput and memory of one recipe's step; a failure is recorded with its reason."""
     job = jobs.Throughput(
         task=run.task(recipe),
@@ -102,7 +102,7 @@ def measured(
     )
     result = run.bridge.run(job, timeout_s=timeout_s)
     rate = result.answer
-    return Split(
+    return Layout(
         parallel=recipe.parallel,
         ranks=recipe.ranks,
         threads=recipe.threads,
@@ -176,11 +176,11 @@ def timed(run: RunContext) -> bool:
 
 
 def one_epoch_s(run: RunContext) -> float | None:
-    """Seconds of one epoch at the baseline's batch size by the fastest split; None where no split
+    """Seconds of one epoch at the baseline's batch size by the fastest layout; None where no layout
     could be measured.
     """
     batch = search_space.baseline(run.survey).batch_size
-    rows = [s for s in run.survey.splits if s.plain_step]
+    rows = [s for s in run.survey.layouts if s.plain_step]
     known = [(abs(math.log2(s.batch_size / batch)), s.samples_per_s) for s in rows]
     rates = [(distance, rate) for distance, rate in known if rate]
     if not rates:

@@ -1,6 +1,6 @@
-"""The train search: the recipe, the batch size and the split, under training budgets.
+"""The train search: the recipe, the batch size and the layout, under training budgets.
 
-1. *Hardware*: throughput and memory by batch, precision and split are measured (`splitting`).
+1. *Hardware*: throughput and memory by batch, precision and layout are measured (`splitting`).
 2. *Search*: constrained TPE over recipes; successive halving on quality, or on the validation
    loss where quality is no rate, among trials of one schedule, in which a promoted trial goes
    on from its checkpoint (`halving`).
@@ -37,7 +37,7 @@ _BASELINE, _DEFAULT = "the baseline recipe", "the default recipe"
 
 
 def fitting(run: RunContext, recipe: Recipe) -> Recipe:
-    """The recipe, its split replaced where this machine does not have it, without a power limit
+    """The recipe, its layout replaced where this machine does not have it, without a power limit
     and clock where none is allowed, and not compiled where that cannot be or does not pay.
     """
     if not run.effort.allow_power_limit:
@@ -45,7 +45,7 @@ def fitting(run: RunContext, recipe: Recipe) -> Recipe:
     refused = {o.name for o in run.survey.options if o.kind == "step" and not o.available}
     if "compile" in refused:
         recipe = msgspec.structs.replace(recipe, compile=False)
-    legal = search_space.splits(run.survey.options, run.profile, run.effort)
+    legal = search_space.layouts(run.survey.options, run.profile, run.effort)
     if (recipe.parallel, recipe.ranks, recipe.threads) in legal:
         return recipe
     parallel, ranks, threads = legal[0]
@@ -120,7 +120,7 @@ def _propose(hand: _Hand) -> None:
     """Promote what deserves it, else try what the sampler proposes."""
     outcome = hand.outcome
     run = outcome.run
-    legal = search_space.splits(run.survey.options, run.profile, run.effort)
+    legal = search_space.layouts(run.survey.options, run.profile, run.effort)
     seen = {space.canonical(t.recipe) for t in outcome.trials}
     repeats, limit = 0, run.effort.train_trials or 10_000
     first = lengths.shares_of(run, outcome.reach)[0]
@@ -294,19 +294,19 @@ def _tell(hand: _Hand, number: int, trial: TrainTrial) -> None:
 def _pinned(hand: _Hand, recipe: Recipe, why: str) -> None:
     """Train a recipe to the end whatever the others do; tell the study where it lies inside.
 
-    Its split and the layout of images, which change nothing that is learnt, are the fastest unless
-    the user's recipe has a split.
+    Its layout and the memory format, which change nothing that is learnt, are the fastest unless
+    the user's recipe has a layout.
     """
     run = hand.outcome.run
     recipe = fitting(run, recipe)
     if not {"parallel", "ranks", "threads"} & {*(run.survey.task.recipe or {})}:
-        legal = search_space.splits(run.survey.options, run.profile, run.effort)
-        split = search_space.fastest_split(
-            run.survey.splits, recipe.batch_size, recipe.precision, legal
+        legal = search_space.layouts(run.survey.options, run.profile, run.effort)
+        layout = search_space.fastest_layout(
+            run.survey.layouts, recipe.batch_size, recipe.precision, legal
         )
-        parallel, ranks, threads = split
+        parallel, ranks, threads = layout
         recipe = msgspec.structs.replace(recipe, parallel=parallel, ranks=ranks, threads=threads)
-    if throughput.channels_last(run.survey.splits):
+    if throughput.channels_last(run.survey.layouts):
         recipe = msgspec.structs.replace(recipe, channels_last=True)
     new = training_trial.fresh(hand.outcome, recipe, why)
     trial = training_trial.go_on(hand.outcome, new, _asks(hand, new, to_the_end=True))
@@ -335,14 +335,14 @@ def _keep(hand: _Hand, trial: TrainTrial) -> None:
 def _recipe(hand: _Hand, proposal: Proposal, legal: tuple[tuple[str, int, int], ...]) -> Recipe:
     batch = int(proposal.values["batch_size"])
     precision = str(proposal.values.get("precision", "fp32"))
-    splits = hand.outcome.run.survey.splits
-    split = search_space.fastest_split(splits, batch, precision, legal)
-    made = search_space.recipe(proposal.values, split, hand.study.space)
-    watts, clock_hz = throughput.gpu_setting(splits)
+    layouts = hand.outcome.run.survey.layouts
+    layout = search_space.fastest_layout(layouts, batch, precision, legal)
+    made = search_space.recipe(proposal.values, layout, hand.study.space)
+    watts, clock_hz = throughput.gpu_setting(layouts)
     return msgspec.structs.replace(
         made,
-        workers=throughput.workers(splits),
-        channels_last=throughput.channels_last(splits),
+        workers=throughput.workers(layouts),
+        channels_last=throughput.channels_last(layouts),
         power_limit_w=watts,
         clock_hz=clock_hz,
     )

@@ -1,7 +1,7 @@
 """Training recipes: what is searched, and from sampled values to a recipe.
 
-The parallelism split is no dimension: it does not change what is learnt, so the fastest
-measured one of the batch size is taken (`fastest_split`).
+The parallelism layout is no dimension: it does not change what is learnt, so the fastest
+measured one of the batch size is taken (`fastest_layout`).
 """
 
 import json
@@ -14,7 +14,7 @@ from autotune.context import thread_counts
 from autotune.records.budget import Effort
 from autotune.records.hardware import Profile
 from autotune.records.plan import Recipe, Value
-from autotune.records.task import Dim, Node, Option, Split, Survey
+from autotune.records.task import Dim, Layout, Node, Option, Survey
 from autotune.search.space import (
     LR,
     Space,
@@ -31,10 +31,10 @@ from autotune.training import throughput
 from autotune.training import width as training_width
 
 
-def splits(
+def layouts(
     options: tuple[Option, ...], profile: Profile, effort: Effort
 ) -> tuple[tuple[str, int, int], ...]:
-    """Legal parallelism splits: (plug-in, ranks, threads a rank)."""
+    """Legal parallelism layouts: (plug-in, ranks, threads a rank)."""
     cores = max(1, math.floor(profile.cpu.cores))
     legal = {o.name for o in options if o.kind == "parallel" and o.available}
     out: list[tuple[str, int, int]] = []
@@ -52,8 +52,8 @@ def train_space(survey: Survey, effort: Effort) -> Space:
 
     The first choice of each is to do without, and the user's own value is always among them.
 
-    The parallelism split is no dimension of its own: it does not change what is learnt, so the
-    fastest measured split of the batch size is taken (see `fastest_split`).
+    The parallelism layout is no dimension of its own: it does not change what is learnt, so the
+    fastest measured layout of the batch size is taken (see `fastest_layout`).
     """
     # what the user holds fast need not pay
     held = {text.partition("=")[0].strip() for text in effort.fix}
@@ -145,10 +145,10 @@ def _honoured(whole: Space, tunes: tuple[str, ...], base: Recipe) -> Space:
     return Space(name=whole.name, nodes=tuple(nodes))
 
 
-def recipe(values: Values, split: tuple[str, int, int], space: Space | None = None) -> Recipe:
-    """Sampled values and a split as a recipe; learning rates of ``space`` are for a batch of 32."""
+def recipe(values: Values, layout: tuple[str, int, int], space: Space | None = None) -> Recipe:
+    """Sampled values and a layout as a recipe; the rates of ``space`` are for a batch of 32."""
     name = str(values["optimizer"])
-    parallel, ranks, threads = split
+    parallel, ranks, threads = layout
     batch = int(values["batch_size"])
     lr = float(values[training_optimizers.of(name).lr]) * _lr_scale(space, name, batch)
     fields = {
@@ -266,13 +266,13 @@ def _narrower(
         yield {**values, training_width.NAME: width}, f"{why}, width {width:g}"
 
 
-def fastest_split(
-    measured: tuple[Split, ...],
+def fastest_layout(
+    measured: tuple[Layout, ...],
     batch_size: int,
     precision: str,
     legal: tuple[tuple[str, int, int], ...],
 ) -> tuple[str, int, int]:
-    """The split with the highest measured throughput at the nearest measured batch size.
+    """The layout with the highest measured throughput at the nearest measured batch size.
 
     Ties within 5 % go to fewer ranks, then fewer threads (less energy, less memory).
     """

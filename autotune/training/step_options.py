@@ -5,7 +5,7 @@
     recompute  a batch that memory alone forbids, its blocks computed again: it fits, and gives
                5 % more samples a second than the largest that fits as it is
 
-Each is measured by a `Split` row; what does not pay is refused with its figure.  Not known here:
+Each is measured by a `Layout` row; what does not pay is refused with its figure.  Not known here:
 a trial that goes on compiles once more (from the run's cache, in a fraction of the time).
 """
 
@@ -16,7 +16,7 @@ import msgspec
 
 from autotune import units
 from autotune.context import RunContext
-from autotune.records.task import Option, Split
+from autotune.records.task import Layout, Option
 from autotune.training import parallelism, search_space, throughput
 from autotune.training.throughput import plain
 
@@ -27,27 +27,27 @@ _LEAST_PATIENCE_S = 4.0
 _PATIENCE_S, _PATIENCE_SHARE = 10.0, 0.25  # and of a trial: what compiles for longer hardly pays
 
 
-# -- the layout of images ------------------------------------------------------------------
+# -- the memory format ------------------------------------------------------------------
 
 
 def channels_last(run: RunContext) -> bool:
     """Whether weights of convolutions lie with their channels last while all else is measured and
-    trained: where a step of the first split is 5 % faster so; else it is refused with both rates.
+    trained: where a step of the first layout is 5 % faster so; else it is refused with both rates.
     It changes nothing that is learnt.
     """
     if not throughput.offered(run.survey, run.effort, "channels_last"):
         return False
-    legal = search_space.splits(run.survey.options, run.profile, run.effort)
+    legal = search_space.layouts(run.survey.options, run.profile, run.effort)
     recipe = parallelism.plain_recipe(run, legal[0], search_space.baseline(run.survey).batch_size)
     usual = parallelism.measured(run, recipe)
     last = parallelism.measured(run, msgspec.structs.replace(recipe, channels_last=True))
-    reason = _layout_refused(usual, last)
+    reason = _memory_format_refused(usual, last)
     if reason is not None:
         _refuse(run, {"channels_last": reason})
     return reason is None
 
 
-def _layout_refused(usual: Split, last: Split) -> str | None:
+def _memory_format_refused(usual: Layout, last: Layout) -> str | None:
     if last.samples_per_s is None:
         return last.failure or "no answer"
     if last.samples_per_s >= throughput.PAYS * (usual.samples_per_s or 0.0):
@@ -59,10 +59,10 @@ def _layout_refused(usual: Split, last: Split) -> str | None:
 # -- what is measured ------------------------------------------------------------------------
 
 
-def measure(run: RunContext, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ...]:
+def measure(run: RunContext, rows: tuple[Layout, ...], until_s: float) -> tuple[Layout, ...]:
     """A row for each that is worth a look, until the run's clock reads ``until_s``."""
-    out: tuple[Split, ...] = ()
-    run.survey = msgspec.structs.replace(run.survey, splits=rows)
+    out: tuple[Layout, ...] = ()
+    run.survey = msgspec.structs.replace(run.survey, layouts=rows)
     if throughput.offered(run.survey, run.effort, "recompute") and run.bridge.now() < until_s:
         out += _recomputed(run, rows)
     if throughput.offered(run.survey, run.effort, "compile") and run.bridge.now() < until_s:
@@ -70,8 +70,8 @@ def measure(run: RunContext, rows: tuple[Split, ...], until_s: float) -> tuple[S
     return out
 
 
-def _compiled(run: RunContext, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ...]:
-    """The fastest plain split at the knee, compiled, where it is one process."""
+def _compiled(run: RunContext, rows: tuple[Layout, ...], until_s: float) -> tuple[Layout, ...]:
+    """The fastest plain layout at the knee, compiled, where it is one process."""
     whole_s = _trial_s(run)
     patience_s = min(_PATIENCE_S + _PATIENCE_SHARE * whole_s, until_s - run.bridge.now())
     size = throughput.knee(rows)
@@ -89,7 +89,7 @@ def _trial_s(run: RunContext) -> float:
     return reach * (parallelism.one_epoch_s(run) or 0.0)
 
 
-def _recomputed(run: RunContext, rows: tuple[Split, ...]) -> tuple[Split, ...]:
+def _recomputed(run: RunContext, rows: tuple[Layout, ...]) -> tuple[Layout, ...]:
     wish = _wished(run, rows)
     if wish is None:
         return ()
@@ -101,8 +101,8 @@ def _recomputed(run: RunContext, rows: tuple[Split, ...]) -> tuple[Split, ...]:
     )
 
 
-def _wished(run: RunContext, rows: Sequence[Split]) -> tuple[Split, int] | None:
-    """The smallest batch that memory alone keeps from being tried, and the split to try it with;
+def _wished(run: RunContext, rows: Sequence[Layout]) -> tuple[Layout, int] | None:
+    """The smallest batch that memory alone keeps from being tried, and the layout to try it with;
     None where memory forbids nothing that would be faster.
     """
     failed = [s for s in rows if s.failure and s.failure.startswith("oom")]
@@ -125,7 +125,7 @@ def _wished(run: RunContext, rows: Sequence[Split]) -> tuple[Split, int] | None:
     return (first, larger) if rising else None
 
 
-def fits(run: RunContext, known: Sequence[Split], size: int) -> bool:
+def fits(run: RunContext, known: Sequence[Layout], size: int) -> bool:
     """Whether a batch is likely to fit: memory grows linearly with it."""
     points = sorted((s.batch_size, s.peak_memory_bytes) for s in known if s.peak_memory_bytes)
     if run.profile.gpus or len(points) < 2:
@@ -166,12 +166,12 @@ def _refuse(run: RunContext, reasons: Mapping[str, str | None]) -> None:
 
 
 def _compile_refused(run: RunContext, whole_s: float) -> str | None:
-    rows = run.survey.splits
+    rows = run.survey.layouts
     row = next((s for s in rows if s.compile), None)
     if row is None:
         return (
             f"not measured: a training of {units.show(whole_s, 's')} is too short for it, the "
-            "fastest split is several processes, or there was no time"
+            "fastest layout is several processes, or there was no time"
         )
     gain = throughput.net_gain(rows, whole_s)
     if gain is None:
@@ -187,7 +187,7 @@ def _compile_refused(run: RunContext, whole_s: float) -> str | None:
 
 
 def _recompute_refused(run: RunContext) -> str | None:
-    rows = run.survey.splits
+    rows = run.survey.layouts
     row = next((s for s in rows if s.recompute), None)
     if row is None:
         return "memory forbids no batch that would be faster"

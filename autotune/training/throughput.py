@@ -4,7 +4,7 @@
             .  '   |              Beyond it a larger batch only means fewer steps an epoch.
          ---+--.---+----- batch
 
-Pure readers of the survey's `Split` rows, which `hardware` measures.
+Pure readers of the survey's `Layout` rows, which `hardware` measures.
 """
 
 import math
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from autotune.records.budget import Effort
 from autotune.records.plan import Recipe
-from autotune.records.task import Split, Survey
+from autotune.records.task import Layout, Survey
 from autotune.training.power_limit import SLOWER
 
 DOUBLING_GAIN = 1.1
@@ -27,28 +27,28 @@ def sizes(train_rows: int) -> tuple[int, ...]:
     return tuple(1 << i for i in range(4, 13) if 1 << i <= most)
 
 
-def plain(split: Split) -> bool:
+def plain(layout: Layout) -> bool:
     """Measured in fp32, its batches loaded by the rank itself, its step as it is."""
-    usual = split.precision == "fp32" and not split.workers and split.power_limit_w is None
-    usual = usual and split.plain_step and split.clock_hz is None
-    return usual and split.samples_per_s is not None
+    usual = layout.precision == "fp32" and not layout.workers and layout.power_limit_w is None
+    usual = usual and layout.plain_step and layout.clock_hz is None
+    return usual and layout.samples_per_s is not None
 
 
-def like(split: Split, other: Split) -> bool:
-    """The same split, whatever its batch size."""
-    same = (split.parallel, split.ranks, split.threads)
-    return same == (other.parallel, other.ranks, other.threads) and plain(split)
+def like(layout: Layout, other: Layout) -> bool:
+    """The same layout, whatever its batch size."""
+    same = (layout.parallel, layout.ranks, layout.threads)
+    return same == (other.parallel, other.ranks, other.threads) and plain(layout)
 
 
-def knee(rows: Sequence[Split]) -> int | None:
+def knee(rows: Sequence[Layout]) -> int | None:
     """The smallest batch whose throughput is nine tenths of the most; None where no curve of
     three sizes was measured.
     """
     best: dict[int, float] = {}
-    for split in rows:
-        if plain(split):
-            rate = split.samples_per_s or 0.0
-            best[split.batch_size] = max(best.get(split.batch_size, 0.0), rate)
+    for layout in rows:
+        if plain(layout):
+            rate = layout.samples_per_s or 0.0
+            best[layout.batch_size] = max(best.get(layout.batch_size, 0.0), rate)
     if len(best) < 3:
         return None
     most = max(best.values())
@@ -60,43 +60,43 @@ def batch_sizes(survey: Survey, *, measured: bool = True) -> tuple[int, ...]:
     all_sizes = sizes(survey.task.train_rows)
     if not measured:
         return all_sizes
-    failed = [s.batch_size for s in survey.splits if s.failure and s.failure.startswith("oom")]
-    most = min(knee(survey.splits) or all_sizes[-1], min(failed, default=math.inf))
+    failed = [s.batch_size for s in survey.layouts if s.failure and s.failure.startswith("oom")]
+    most = min(knee(survey.layouts) or all_sizes[-1], min(failed, default=math.inf))
     return tuple(size for size in all_sizes if size <= max(most, all_sizes[0]))
 
 
 def precisions(survey: Survey, *, measured: bool = True) -> tuple[str, ...]:
     """fp32, and what is legal and was not measured to be no faster; the fastest last."""
     legal = [o.name for o in survey.options if o.kind == "precision" and o.available]
-    rows = survey.splits if measured else ()
+    rows = survey.layouts if measured else ()
     found = [(gain(rows, name), name) for name in legal if name != "fp32"]
     paying = sorted((ratio or PAYS, name) for ratio, name in found if (ratio or PAYS) >= PAYS)
     return ("fp32", *(name for _, name in paying)) if "fp32" in legal or not legal else tuple(legal)
 
 
-def gain(rows: Sequence[Split], precision: str) -> float | None:
-    """Throughput in a precision against fp32, of one split at one batch; None: not measured."""
-    for split in rows:
-        if split.precision == precision:
-            same = [s for s in rows if like(s, split) and s.batch_size == split.batch_size]
-            if split.samples_per_s is None:
+def gain(rows: Sequence[Layout], precision: str) -> float | None:
+    """Throughput in a precision against fp32, of one layout at one batch; None: not measured."""
+    for layout in rows:
+        if layout.precision == precision:
+            same = [s for s in rows if like(s, layout) and s.batch_size == layout.batch_size]
+            if layout.samples_per_s is None:
                 return 0.0
             if same and same[0].samples_per_s:
-                return split.samples_per_s / same[0].samples_per_s
+                return layout.samples_per_s / same[0].samples_per_s
     return None
 
 
-def workers(rows: Sequence[Split]) -> int:
+def workers(rows: Sequence[Layout]) -> int:
     """Loader workers that were measured to pay; 0 where none were."""
-    for split in rows:
-        if split.workers and split.samples_per_s:
-            same = [s for s in rows if like(s, split) and s.batch_size == split.batch_size]
-            if same and split.samples_per_s >= PAYS * (same[0].samples_per_s or 0.0):
-                return split.workers
+    for layout in rows:
+        if layout.workers and layout.samples_per_s:
+            same = [s for s in rows if like(s, layout) and s.batch_size == layout.batch_size]
+            if same and layout.samples_per_s >= PAYS * (same[0].samples_per_s or 0.0):
+                return layout.workers
     return 0
 
 
-def gpu_setting(rows: Sequence[Split]) -> tuple[float | None, float | None]:
+def gpu_setting(rows: Sequence[Layout]) -> tuple[float | None, float | None]:
     """The power limit and highest clock of least energy among those a tenth slower than the
     fastest at most; None where they were not tried, or are best left alone.
     """
@@ -107,16 +107,16 @@ def gpu_setting(rows: Sequence[Split]) -> tuple[float | None, float | None]:
     return (best.power_limit_w, best.clock_hz) if best else (None, None)
 
 
-def channels_last(rows: Sequence[Split]) -> bool:
+def channels_last(rows: Sequence[Layout]) -> bool:
     """Whether all that was measured had channels last (`steps.channels_last`)."""
-    return any(split.channels_last for split in rows)
+    return any(layout.channels_last for layout in rows)
 
 
 def recomputed_sizes(survey: Survey, effort: Effort) -> tuple[int, ...]:
     """Batch sizes that are possible with recomputation alone."""
     if not offered(survey, effort, "recompute"):
         return ()
-    return tuple(s.batch_size for s in survey.splits if s.recompute and s.samples_per_s)
+    return tuple(s.batch_size for s in survey.layouts if s.recompute and s.samples_per_s)
 
 
 def offered(survey: Survey, effort: Effort, name: str) -> bool:
@@ -125,10 +125,10 @@ def offered(survey: Survey, effort: Effort, name: str) -> bool:
     if found is None or found.excluded_by_user or survey.task.own_train:
         return False
     held = any(text.partition("=")[0].strip() == name for text in effort.fix)
-    return found.available or (held and bool(survey.splits))
+    return found.available or (held and bool(survey.layouts))
 
 
-def net_gain(rows: Sequence[Split], whole_s: float) -> float | None:
+def net_gain(rows: Sequence[Layout], whole_s: float) -> float | None:
     """How much faster a training of ``whole_s`` seconds is with the compiled step, compilation
     included; None where that was not measured.
     """
@@ -143,13 +143,13 @@ def net_gain(rows: Sequence[Split], whole_s: float) -> float | None:
     return whole_s / (compile_s + whole_s * base.samples_per_s / row.samples_per_s)
 
 
-def same_as(rows: Iterable[Split], row: Split) -> Split | None:
-    """The plain row of the same split and batch."""
+def same_as(rows: Iterable[Layout], row: Layout) -> Layout | None:
+    """The plain row of the same layout and batch."""
     here = (s for s in rows if like(s, row) and s.batch_size == row.batch_size)
     return next(here, None)
 
 
-def speed(rows: Sequence[Split], recipe: Recipe) -> float | None:
+def speed(rows: Sequence[Layout], recipe: Recipe) -> float | None:
     """Samples per second that a recipe will train at, from the nearest that was measured;
     None where nothing was.
     """

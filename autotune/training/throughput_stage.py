@@ -1,9 +1,9 @@
 """The hardware stage of training, in seconds and without quality: what a step costs here.
 
-    layout of images -> splits at two batch sizes -> batch curve of the fastest
+    memory format -> layouts at two batch sizes -> batch curve of the fastest
                      -> precisions, loader workers -> what the step may do (`steps`) -> power limits
 
-Rows are `Split` records of the survey, which `throughput` reads.  Not known here: which batch
+Rows are `Layout` records of the survey, which `throughput` reads.  Not known here: which batch
 size learns best.
 """
 
@@ -14,23 +14,23 @@ import msgspec
 
 from autotune.context import RunContext
 from autotune.records import job as jobs
-from autotune.records.task import Split
+from autotune.records.task import Layout
 from autotune.training import parallelism, power_limit, step_options, throughput
 from autotune.training.throughput import knee, like, plain, sizes
 
-_SPLITS_SHARE, _CURVE_SHARE = 0.6, 0.2  # of the stage's time
+_LAYOUTS_SHARE, _CURVE_SHARE = 0.6, 0.2  # of the stage's time
 _WAITING = 0.3
 _LIMITS = 6
 _CLOCKS = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the highest
 _OTHER = ("bf16", "tf32", "fp16")
 
 
-def measure(run: RunContext, budget_s: float) -> tuple[Split, ...]:
+def measure(run: RunContext, budget_s: float) -> tuple[Layout, ...]:
     """Everything that the search needs to know of the hardware, within about ``budget_s``."""
     began = run.bridge.now()
     last = step_options.channels_last(run)
-    rows = parallelism.measure_splits(run, _SPLITS_SHARE * budget_s, channels_last=last)
-    if unsteady := dict.fromkeys(name for split in rows for name in split.unsteady):
+    rows = parallelism.measure_layouts(run, _LAYOUTS_SHARE * budget_s, channels_last=last)
+    if unsteady := dict.fromkeys(name for layout in rows for name in layout.unsteady):
         run.listener.note(
             f"Not deterministic here: {', '.join(unsteady)}; the same seed may train other weights."
         )
@@ -47,7 +47,7 @@ def measure(run: RunContext, budget_s: float) -> tuple[Split, ...]:
     return rows + _power(run, rows)
 
 
-def _faster_evaluation(run: RunContext, rows: tuple[Split, ...]) -> None:
+def _faster_evaluation(run: RunContext, rows: tuple[Layout, ...]) -> None:
     """An evaluation costs no more than training on as many rows: what the survey reckoned from
     the processor holds for it alone.
     """
@@ -56,14 +56,14 @@ def _faster_evaluation(run: RunContext, rows: tuple[Split, ...]) -> None:
         run.evaluation_s = min(run.evaluation_s, run.survey.task.validation_rows / best)
 
 
-def _curve(run: RunContext, rows: tuple[Split, ...], until_s: float) -> tuple[Split, ...]:
-    """Larger and larger batches of the fastest split, until one is no faster or does not fit."""
+def _curve(run: RunContext, rows: tuple[Layout, ...], until_s: float) -> tuple[Layout, ...]:
+    """Larger and larger batches of the fastest layout, until one is no faster or does not fit."""
     first = _fastest(rows)
     if first is None:
         return ()
     known = {s.batch_size: s for s in rows if like(s, first)}
-    out: tuple[Split, ...] = ()
-    last: Split | None = None
+    out: tuple[Layout, ...] = ()
+    last: Layout | None = None
     for size in sizes(run.survey.task.train_rows):
         here = known.get(size)
         if here is None and size > min(known) and run.bridge.now() < until_s:
@@ -84,8 +84,8 @@ def _curve(run: RunContext, rows: tuple[Split, ...], until_s: float) -> tuple[Sp
     return out
 
 
-def _precisions(run: RunContext, rows: tuple[Split, ...]) -> tuple[Split, ...]:
-    """Other precisions of the fastest split, at the knee."""
+def _precisions(run: RunContext, rows: tuple[Layout, ...]) -> tuple[Layout, ...]:
+    """Other precisions of the fastest layout, at the knee."""
     first = _fastest(rows)
     legal = {o.name for o in run.survey.options if o.kind == "precision" and o.available}
     if first is None:
@@ -100,7 +100,7 @@ def _precisions(run: RunContext, rows: tuple[Split, ...]) -> tuple[Split, ...]:
     )
 
 
-def _workers(run: RunContext, rows: tuple[Split, ...]) -> tuple[Split, ...]:
+def _workers(run: RunContext, rows: tuple[Layout, ...]) -> tuple[Layout, ...]:
     """Loader workers on the cores that training leaves free, where batches are waited for."""
     first = _fastest(rows)
     if first is None or run.survey.task.own_loader or (first.waiting or 0.0) < _WAITING:
@@ -114,7 +114,7 @@ def _workers(run: RunContext, rows: tuple[Split, ...]) -> tuple[Split, ...]:
     )
 
 
-def _power(run: RunContext, rows: tuple[Split, ...]) -> tuple[Split, ...]:
+def _power(run: RunContext, rows: tuple[Layout, ...]) -> tuple[Layout, ...]:
     """Batch sizes and power limits by energy (`power`), then clocks at the best of these, where
     the user allows it and energy is among what the search weighs; what cannot be done is said.
     """
@@ -128,19 +128,19 @@ def _power(run: RunContext, rows: tuple[Split, ...]) -> tuple[Split, ...]:
         run.listener.note(f"The power limit stays as it is: {reason}.")
         return ()
     limits = [told.low_w + (told.high_w - told.low_w) * i / _LIMITS for i in range(_LIMITS + 1)]
-    found: list[Split] = []
+    found: list[Layout] = []
 
     def look(batch: int, watts: float, clock_hz: float | None = None) -> power_limit.Look:
         recipe = parallelism.recipe_of(
             run, first, batch_size=batch, power_limit_w=round(watts, 1), clock_hz=clock_hz
         )
-        split = parallelism.measured(run, recipe, run.meter)
-        found.append(split)
-        if not split.samples_per_s or split.energy_j_per_sample is None:
+        layout = parallelism.measured(run, recipe, run.meter)
+        found.append(layout)
+        if not layout.samples_per_s or layout.energy_j_per_sample is None:
             return power_limit.Look(math.inf, math.inf)
-        return power_limit.Look(1 / split.samples_per_s, split.energy_j_per_sample)
+        return power_limit.Look(1 / layout.samples_per_s, layout.energy_j_per_sample)
 
-    within = throughput.batch_sizes(msgspec.structs.replace(run.survey, splits=rows))
+    within = throughput.batch_sizes(msgspec.structs.replace(run.survey, layouts=rows))
     best = power_limit.least_energy(within, limits, look)
     batch, watts = within[best.best[0]], limits[best.best[1]]
     _clocks(run, told, best, lambda clock_hz: look(batch, watts, clock_hz))
@@ -163,8 +163,8 @@ def _clocks(
     power_limit.least_clock(within, look, best.looks[best.best], fastest_s)
 
 
-def _fastest(rows: Sequence[Split]) -> Split | None:
-    """The fastest plain split at the smallest batch measured."""
+def _fastest(rows: Sequence[Layout]) -> Layout | None:
+    """The fastest plain layout at the smallest batch measured."""
     known = [s for s in rows if plain(s)]
     least = min((s.batch_size for s in known), default=0)
     here = [s for s in known if s.batch_size == least]

@@ -142,12 +142,12 @@ class TrainState:
         """Epochs for one of the baseline's, in the same time."""
         run = self.run
         epoch_s = parallelism.one_epoch_s(run)
-        rate = throughput.speed(run.survey.splits, recipe)
+        rate = throughput.speed(run.survey.layouts, recipe)
         other = run.survey.task.own_train or recipe.params != run.survey.task.params
         if other or epoch_s is None or not rate:
             return 1.0
         if recipe.compile:
-            rate *= throughput.net_gain(run.survey.splits, self.reach * epoch_s) or 1.0
+            rate *= throughput.net_gain(run.survey.layouts, self.reach * epoch_s) or 1.0
         return min(max(rate * epoch_s / run.survey.task.train_rows, _SLOWEST), _FASTEST)
 
 
@@ -333,8 +333,8 @@ def timeout_s(run: RunContext, epochs: float) -> float:
 
 
 def whole_s(run: RunContext, epochs: float) -> float:
-    """Seconds of a training at the slowest split's speed."""
-    rates = [s.samples_per_s for s in run.survey.splits if s.samples_per_s]
+    """Seconds of a training at the slowest layout's speed."""
+    rates = [s.samples_per_s for s in run.survey.layouts if s.samples_per_s]
     return epochs * run.survey.task.train_rows / min(rates) if rates else run.effort.time_s
 
 

@@ -63,7 +63,7 @@ def searched(survey: Survey, effort: Effort) -> tuple[float, ...]:
     if not effort.joint or survey.task.width is None or survey.task.own_train:
         return ()
     held = any(text.partition("=")[0].strip() == NAME for text in effort.fix)
-    if held or not survey.splits:
+    if held or not survey.layouts:
         return (_FULL, *_NARROWER)
     found = [w.width for w in survey.widths if w.refused is None]
     return tuple(found) if len(found) > 1 else ()

@@ -10,10 +10,10 @@ from autotune.pipeline import forecast, outlay
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Gpu, Leaf
 from autotune.records.measurement import Interval
-from autotune.records.task import Option, Split
+from autotune.records.task import Layout, Option
 from tests.support import made
 
-SPLIT = Split(
+SPLIT = Layout(
     parallel="single", ranks=1, threads=2, batch_size=32, precision="fp32", samples_per_s=3200.0
 )
 OPTION = Option(kind="parallel", name="single", available=True)
@@ -27,7 +27,7 @@ POWER = {"idle_power_w": watts(10.0, 9.0, 11.0), "loaded_power_2t_w": watts(30.0
 
 
 def run(figures: dict[str, Leaf] | None = None, **given: Any) -> RunContext:
-    found = made.run(task=made.info(train_rows=800), splits=(SPLIT,), **given)
+    found = made.run(task=made.info(train_rows=800), layouts=(SPLIT,), **given)
     found.survey = msgspec.structs.replace(found.survey, options=(OPTION,))
     found.profile = made.profile(measured=figures or {})
     return found
@@ -85,7 +85,7 @@ def test_on_boards_it_is_theirs_alone() -> None:
 
 def test_nothing_is_said_where_no_split_could_be_measured() -> None:
     one = run()
-    one.survey = msgspec.structs.replace(one.survey, splits=())
+    one.survey = msgspec.structs.replace(one.survey, layouts=())
     assert outlay.of(one, epochs=10) is None
     assert outlay.of(run(), epochs=0) is None
 

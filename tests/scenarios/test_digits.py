@@ -53,7 +53,7 @@ def test_the_splits_are_listed_with_their_throughputs(main: Ran) -> None:
     assert main.report is not None
     found = {
         (s["parallel"], s["ranks"], s["threads"]): s["samples_per_s"]
-        for s in main.report["survey"]["splits"]
+        for s in main.report["survey"]["layouts"]
     }
     assert {("single", 1, 1), ("single", 1, 2)} <= set(found)  # ranks only where time allows
     assert all(rate > 0 for rate in found.values())

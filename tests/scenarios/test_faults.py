@@ -64,7 +64,7 @@ def test_each_fault_is_named_and_nothing_is_left_behind(run: Run, tmp_path: Path
     state = tmp_path / "state"
     state.mkdir()
     (state / "hang-rank").touch()
-    # two splits' probes (one may be repeated) and the baseline come first; out of memory is
+    # two layouts' probes (one may be repeated) and the baseline come first; out of memory is
     # tried again in two parts
     words = ["", "", "", "", "kill", "oom", "oom", "hang"]
     model = tmp_path / "faulty.py"
@@ -77,7 +77,7 @@ def test_each_fault_is_named_and_nothing_is_left_behind(run: Run, tmp_path: Path
     assert ran.report is not None, ran.err
     assert ran.report["status"] == "complete"
     kinds = [t["failure"]["kind"] for t in ran.report["train_trials"] if t["failure"]]
-    hung = [s for s in ran.report["survey"]["splits"] if s["parallel"] == "ddp"]
+    hung = [s for s in ran.report["survey"]["layouts"] if s["parallel"] == "ddp"]
     assert hung[0]["failure"].startswith("hang")
     assert {"killed", "oom"} <= set(kinds)
     assert "hang" in kinds

@@ -14,7 +14,7 @@ from autotune.errors import UsageError
 from autotune.records.budget import Effort
 from autotune.records.hardware import Profile
 from autotune.records.plan import Optimizer, Recipe
-from autotune.records.task import Dim, Option, Split, Survey
+from autotune.records.task import Dim, Layout, Option, Survey
 from autotune.search import space
 from autotune.training import optimizers
 from autotune.training import search_space as training_search_space
@@ -213,26 +213,26 @@ def test_nothing_left_is_an_error(profile: Profile) -> None:
         space.restrict(OPTIONS, Effort(without=("openvino",)))
 
 
-def test_the_fastest_split_wins_and_ties_go_to_fewer_cores() -> None:
+def test_the_fastest_layout_wins_and_ties_go_to_fewer_cores() -> None:
     legal = (("single", 1, 1), ("single", 1, 2), ("ddp", 2, 1))
 
-    def split(parallel: str, ranks: int, threads: int, rate: float | None, batch: int) -> Split:
-        return Split(
+    def layout(parallel: str, ranks: int, threads: int, rate: float | None, batch: int) -> Layout:
+        return Layout(
             parallel=parallel, ranks=ranks, threads=threads, batch_size=batch,
             precision="fp32", samples_per_s=rate,
         )  # fmt: skip
 
     measured = (
-        split("single", 1, 1, 1000, 32),
-        split("single", 1, 2, 1030, 32),
-        split("ddp", 2, 1, 400, 32),
-        split("single", 1, 1, 1000, 256),
-        split("single", 1, 2, 1500, 256),
-        split("ddp", 2, 1, 1900, 256),
+        layout("single", 1, 1, 1000, 32),
+        layout("single", 1, 2, 1030, 32),
+        layout("ddp", 2, 1, 400, 32),
+        layout("single", 1, 1, 1000, 256),
+        layout("single", 1, 2, 1500, 256),
+        layout("ddp", 2, 1, 1900, 256),
     )
-    assert training_search_space.fastest_split(measured, 32, "fp32", legal) == ("single", 1, 1)
-    assert training_search_space.fastest_split(measured, 512, "fp32", legal) == ("ddp", 2, 1)
-    assert training_search_space.fastest_split((), 32, "fp32", legal) == legal[0]
+    assert training_search_space.fastest_layout(measured, 32, "fp32", legal) == ("single", 1, 1)
+    assert training_search_space.fastest_layout(measured, 512, "fp32", legal) == ("ddp", 2, 1)
+    assert training_search_space.fastest_layout((), 32, "fp32", legal) == legal[0]
 
 
 def test_seeds_are_inside_and_combine(profile: Profile) -> None:

@@ -8,7 +8,7 @@ from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Cpu, Leaf, Profile
 from autotune.records.job import Context, Job, Result
 from autotune.records.measurement import Launch
-from autotune.records.task import Option, Split, Survey, TaskInfo, TaskSpec, Traits
+from autotune.records.task import Layout, Option, Survey, TaskInfo, TaskSpec, Traits
 from autotune.worker.survey import options as survey_options
 from tests.support.bridges import FunctionBridge
 
@@ -107,10 +107,10 @@ def context(
 
 
 def run(
-    *, task: TaskInfo | None = None, splits: tuple[Split, ...] = (), **given: Any
+    *, task: TaskInfo | None = None, layouts: tuple[Layout, ...] = (), **given: Any
 ) -> RunContext:
     """A run in progress whose bridge answers nothing; ``given`` are its budget and effort."""
-    survey = Survey(task=task or info(), traits=traits(), options=(), splits=splits)
+    survey = Survey(task=task or info(), traits=traits(), options=(), layouts=layouts)
     spec = TaskSpec(kind="file", path="model.py")
     budget, effort = given.get("budget", Budget()), given.get("effort", Effort())
     return RunContext(FunctionBridge(_unasked), spec, budget, effort, Silent(), profile(), survey)

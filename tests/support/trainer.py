@@ -20,7 +20,7 @@ from autotune.records.budget import Budget, Effort
 from autotune.records.job import Job, Result
 from autotune.records.plan import Recipe
 from autotune.records.report import Failure
-from autotune.records.task import Option, Split, Survey, TaskSpec
+from autotune.records.task import Layout, Option, Survey, TaskSpec
 from tests.support import made
 from tests.support.simulated import OPTIONS
 
@@ -162,13 +162,13 @@ def run(
     *,
     time_s: float = 600.0,
     options: tuple[Option, ...] = OPTIONS,
-    splits: tuple[Split, ...] = (),
+    layouts: tuple[Layout, ...] = (),
     budget: Budget | None = None,
     effort: Effort | None = None,
     **task: Any,
 ) -> RunContext:
     """A run at the beginning of its train search."""
-    survey = Survey(task=made.info(**task), traits=made.traits(), options=options, splits=splits)
+    survey = Survey(task=made.info(**task), traits=made.traits(), options=options, layouts=layouts)
     spec = TaskSpec(kind="file", path="model.py")
     effort = effort or Effort(time_s=time_s)
     return RunContext(trainer, spec, budget or Budget(), effort, Silent(), made.profile(), survey)

@@ -7,7 +7,7 @@ import pytest
 from autotune.context import RunContext
 from autotune.pipeline import forecast
 from autotune.records.budget import Budget, Effort
-from autotune.records.task import Split
+from autotune.records.task import Layout
 from autotune.training import parallelism
 from tests.support import made
 
@@ -16,11 +16,11 @@ def run(
     effort: dict[str, Any], task: dict[str, Any], budget: dict[str, Any], rate: float = 300.0
 ) -> RunContext:
     """900 rows at 300 rows per second: an epoch takes 3 s."""
-    split = Split(
+    layout = Layout(
         parallel="single", ranks=1, threads=1, batch_size=32, precision="fp32", samples_per_s=rate
     )
     return made.run(
-        task=made.info(**task), splits=(split,), budget=Budget(**budget), effort=Effort(**effort)
+        task=made.info(**task), layouts=(layout,), budget=Budget(**budget), effort=Effort(**effort)
     )
 
 

@@ -17,7 +17,7 @@ from autotune.records.hardware import Gpu
 from autotune.records.measurement import EnergySource
 from autotune.records.plan import Recipe
 from autotune.records.report import Failure, TrainTrial
-from autotune.records.task import Split
+from autotune.records.task import Layout
 from autotune.training import final, search, seed_repeats, target_quality
 from autotune.training import trial as training_trial
 from autotune.training.trial import TrainState, best
@@ -25,8 +25,8 @@ from tests.support import trainer as simulated
 from tests.support.trainer import Trainer
 
 
-def split(rate: float, batch_size: int = 32) -> Split:
-    return Split(
+def layout(rate: float, batch_size: int = 32) -> Layout:
+    return Layout(
         parallel="single",
         ranks=1,
         threads=1,
@@ -180,7 +180,7 @@ def test_states_that_nobody_needs_are_deleted() -> None:
 
 def test_a_dear_epoch_has_rungs_inside() -> None:
     def rungs(rate: float, reach: int, **task: object) -> tuple[float, ...]:
-        run = simulated.run(Trainer(), splits=(split(rate),), **{"validation_rows": 9, **task})
+        run = simulated.run(Trainer(), layouts=(layout(rate),), **{"validation_rows": 9, **task})
         return TrainState(run, reach, reach).length(Recipe()).rungs
 
     assert rungs(100.0, 3) == (0.333, 1.0, 3.0)  # 9 s an epoch
@@ -200,14 +200,14 @@ def test_a_dear_epoch_has_rungs_inside() -> None:
 def test_a_training_is_looked_at_some_nine_times(
     validation: int, evaluation_s: float, reach: int, looks: tuple[float, ...]
 ) -> None:
-    run = simulated.run(Trainer(), splits=(split(3000.0),), validation_rows=validation)
+    run = simulated.run(Trainer(), layouts=(layout(3000.0),), validation_rows=validation)
     run.evaluation_s = evaluation_s
     assert TrainState(run, reach, reach).length(Recipe()).looks == looks
 
 
 def test_where_time_is_short_trials_are_small_trainings_of_their_own() -> None:
-    splits = (split(100.0), split(200.0, batch_size=256))  # 9 s an epoch
-    run = simulated.run(Trainer(), splits=splits, validation_rows=9)
+    layouts = (layout(100.0), layout(200.0, batch_size=256))  # 9 s an epoch
+    run = simulated.run(Trainer(), layouts=layouts, validation_rows=9)
     short = TrainState(run, 2, 0.5, timed=True)
     assert short.proxies
     assert short.length(Recipe())[:2] == (0.5, (0.056, 0.167, 0.5))
@@ -223,7 +223,7 @@ def test_where_time_is_short_trials_are_small_trainings_of_their_own() -> None:
     assert not long.proxies
     assert long.length(Recipe())[:2] == (2, (0.222, 0.667, 2.0))
     assert not TrainState(run, 20, 15).proxies
-    wanted = simulated.run(Trainer(), splits=splits, budget=Budget(target_quality=0.9))
+    wanted = simulated.run(Trainer(), layouts=layouts, budget=Budget(target_quality=0.9))
     assert not TrainState(wanted, 9, 1).proxies
 
 
@@ -237,7 +237,7 @@ def test_small_trainings_end_with_their_schedule_and_are_said() -> None:
 
 
 def test_a_final_training_is_never_shorter_than_its_trial() -> None:
-    run = simulated.run(Trainer(), splits=(split(900.0),))
+    run = simulated.run(Trainer(), layouts=(layout(900.0),))
     outcome = TrainState(run, 4, 2, timed=True)
     search.search(outcome, 60.0)
     winner = outcome.winner
@@ -270,7 +270,7 @@ def test_a_longer_training_that_is_no_better_gives_way_to_the_trial() -> None:
 
 
 def test_no_recipe_is_trained_for_longer_than_the_baseline_learns() -> None:
-    run = simulated.run(Trainer(), splits=(split(3000.0),))
+    run = simulated.run(Trainer(), layouts=(layout(3000.0),))
     outcome = TrainState(run, 20, 20, timed=True)
     assert not outcome.shorten()
     base = TrainTrial(number=0, recipe=Recipe(), state="complete", rungs=(2.0, 6.0, 8.0), epochs=20)
@@ -295,7 +295,7 @@ def test_the_first_proposal_goes_to_its_end() -> None:
 
 
 def test_how_slow_a_trial_may_be_follows_from_the_baseline() -> None:
-    run = simulated.run(Trainer(), splits=(split(900.0), split(3600.0, batch_size=256)))
+    run = simulated.run(Trainer(), layouts=(layout(900.0), layout(3600.0, batch_size=256)))
     outcome = TrainState(run, 10, 10, timed=True)
     assert outcome.least_rate(Recipe()) is None
     outcome.trials.append(TrainTrial(number=0, recipe=Recipe(), state="complete", wall_s=10.0))
@@ -305,14 +305,14 @@ def test_how_slow_a_trial_may_be_follows_from_the_baseline() -> None:
 
 
 def test_a_faster_recipe_trains_for_more_epochs_in_the_same_time() -> None:
-    splits = (split(900.0), split(3600.0, batch_size=256))
-    run = simulated.run(Trainer(), splits=splits)
+    layouts = (layout(900.0), layout(3600.0, batch_size=256))
+    run = simulated.run(Trainer(), layouts=layouts)
     outcome = TrainState(run, 10, 10, timed=True)
     assert outcome.length(Recipe())[:2] == (10, (1.0, 3.0, 10.0))
     assert outcome.length(Recipe(batch_size=256))[:2] == (40, (4.0, 13.0, 40.0))
     given = TrainState(run, 10, 10)
     assert given.length(Recipe(batch_size=256)).epochs == 10
-    mine = simulated.run(Trainer(), splits=splits, own_train=True)
+    mine = simulated.run(Trainer(), layouts=layouts, own_train=True)
     assert TrainState(mine, 10, 10, timed=True).length(Recipe(batch_size=256)).epochs == 10
 
 

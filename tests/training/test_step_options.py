@@ -10,7 +10,7 @@ from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
 from autotune.records.plan import Recipe
 from autotune.records.report import Failure
-from autotune.records.task import Option, Split
+from autotune.records.task import Layout, Option
 from autotune.training import (
     parallelism,
     search,
@@ -50,7 +50,7 @@ def judged(trainer: Trainer, **given: Any) -> RunContext:
     given = {"options": ALL, "train_rows": 100_000, **given}
     run = simulated.run(trainer, **given)
     rows = throughput_stage.measure(run, 54.0)
-    run.survey = msgspec.structs.replace(run.survey, splits=rows)
+    run.survey = msgspec.structs.replace(run.survey, layouts=rows)
     epochs = parallelism.horizon(run, 48.0)
     step_options.judge(run, parallelism.reach(run, epochs, 180.0))
     return run
@@ -79,10 +79,10 @@ def test_a_compiled_step_that_pays_is_searched_and_seeded() -> None:
 
 
 def test_the_gain_counts_the_compilation() -> None:
-    def row(**changes: Any) -> Split:
+    def row(**changes: Any) -> Layout:
         fields: dict[str, Any] = {"samples_per_s": 1000.0, "batch_size": 100}
         fields |= {"parallel": "single", "ranks": 1, "threads": 2, "precision": "fp32"}
-        return Split(**(fields | changes))
+        return Layout(**(fields | changes))
 
     rows = (row(), row(compile=True, samples_per_s=2000.0, first_s=5.05))
     assert throughput.net_gain(rows, 50.0) == pytest.approx(50 / (5 + 25))
@@ -124,7 +124,7 @@ def test_what_the_user_holds_fast_or_leaves_out_is_obeyed() -> None:
     assert dims(judged(slow, effort=Effort(fix=("compile=true",))))["compile"] == (True,)
     out = tuple(msgspec.structs.replace(o, available=False, excluded_by_user=True) for o in STEPS)
     run = judged(Trainer(rate=rate), options=(*OPTIONS, *out))
-    assert not any(s.compile for s in run.survey.splits)
+    assert not any(s.compile for s in run.survey.layouts)
     assert option(run, "compile").excluded_by_user
 
 
@@ -141,7 +141,7 @@ TIGHT = Budget(train_memory_bytes=5e8)
 
 def test_a_batch_that_memory_forbids_is_recomputed_where_that_is_faster() -> None:
     run = judged(Trainer(rate=rate), budget=TIGHT)
-    rows = run.survey.splits
+    rows = run.survey.layouts
     plain = [s for s in rows if throughput.plain(s) and s.parallel == "single"]
     assert max(s.batch_size for s in plain if s.peak_memory_bytes and s.threads == 2) == 256
     again = [s for s in rows if s.recompute]
@@ -176,19 +176,19 @@ def test_out_of_memory_at_every_batch_is_tried_with_recomputation() -> None:
 
     run = judged(Trainer(rate=full))
     assert option(run, "recompute").available
-    assert any(s.recompute and s.samples_per_s for s in run.survey.splits)
+    assert any(s.recompute and s.samples_per_s for s in run.survey.layouts)
 
 
 def test_enough_memory_asks_for_no_recomputation() -> None:
     run = judged(Trainer(rate=rate))
     assert option(run, "recompute").reason == "memory forbids no batch that would be faster"
-    assert not any(s.recompute for s in run.survey.splits)
+    assert not any(s.recompute for s in run.survey.layouts)
 
 
 def test_a_compilation_that_the_stage_has_no_time_for_is_not_begun() -> None:
     trainer = Trainer(rate=rate)
     run = simulated.run(trainer, options=ALL, train_rows=100_000)
-    rows = parallelism.measure_splits(run, 30.0)
+    rows = parallelism.measure_layouts(run, 30.0)
     assert not any(s.compile for s in step_options.measure(run, rows, run.bridge.now() + 2.0))
     assert any(s.compile for s in step_options.measure(run, rows, run.bridge.now() + 30.0))
 
@@ -205,8 +205,8 @@ def test_channels_last_where_it_was_measured_to_pay(gain: float, pays: bool) -> 
         return msgspec.structs.replace(found, samples_per_s=faster * found.samples_per_s)
 
     run = judged(Trainer(rate=laid), options=(*ALL, LAYOUT))
-    assert {s.channels_last for s in run.survey.splits} == {pays}
-    assert throughput.channels_last(run.survey.splits) == pays
+    assert {s.channels_last for s in run.survey.layouts} == {pays}
+    assert throughput.channels_last(run.survey.layouts) == pays
     found = option(run, "channels_last")
     assert found.available == pays
     assert pays or "samples/s with it" in (found.reason or "")
@@ -222,4 +222,4 @@ def test_a_layout_that_the_model_cannot_have_is_refused_with_its_failure() -> No
 
     run = judged(Trainer(rate=broken), options=(*ALL, LAYOUT))
     assert option(run, "channels_last").reason == "error: view size is not compatible"
-    assert not throughput.channels_last(run.survey.splits)
+    assert not throughput.channels_last(run.survey.layouts)

@@ -11,7 +11,7 @@ from autotune.records.budget import Budget, Effort
 from autotune.records.measurement import EnergySource
 from autotune.records.plan import Recipe
 from autotune.records.report import Failure
-from autotune.records.task import Option, Split, Survey
+from autotune.records.task import Layout, Option, Survey
 from autotune.training import search_space, throughput, throughput_stage
 from tests.support import made
 from tests.support import trainer as simulated
@@ -34,7 +34,7 @@ def rate(recipe: Recipe) -> jobs.MeasuredThroughput | Failure:
     )
 
 
-def measured(trainer: Trainer, budget_s: float = 100.0, **given: object) -> tuple[Split, ...]:
+def measured(trainer: Trainer, budget_s: float = 100.0, **given: object) -> tuple[Layout, ...]:
     given.setdefault("options", OPTIONS)
     given.setdefault("train_rows", 100_000)
     return throughput_stage.measure(simulated.run(trainer, **given), budget_s)  # type: ignore[arg-type]
@@ -60,7 +60,7 @@ def test_out_of_memory_ends_the_curve_and_the_space() -> None:
     rows = measured(Trainer(rate=limited))
     assert any(s.failure for s in rows)
     survey = Survey(
-        task=made.info(train_rows=100_000), traits=made.traits(), options=OPTIONS, splits=rows
+        task=made.info(train_rows=100_000), traits=made.traits(), options=OPTIONS, layouts=rows
     )
     assert throughput.batch_sizes(survey) == (16, 32, 64, 128)
 
@@ -68,14 +68,14 @@ def test_out_of_memory_ends_the_curve_and_the_space() -> None:
 def test_a_precision_is_searched_where_it_was_measured_to_pay() -> None:
     rows = measured(Trainer(rate=rate), options=BF16)
     assert throughput.gain(rows, "bf16") == pytest.approx(2.5)
-    survey = Survey(task=made.info(), traits=made.traits(), options=BF16, splits=rows)
+    survey = Survey(task=made.info(), traits=made.traits(), options=BF16, layouts=rows)
     assert throughput.precisions(survey) == ("fp32", "bf16")
 
     def no_gain(recipe: Recipe) -> jobs.MeasuredThroughput | Failure:
         return rate(Recipe(batch_size=recipe.batch_size, threads=recipe.threads))
 
     rows = measured(Trainer(rate=no_gain), options=BF16)
-    survey = Survey(task=made.info(), traits=made.traits(), options=BF16, splits=rows)
+    survey = Survey(task=made.info(), traits=made.traits(), options=BF16, layouts=rows)
     assert throughput.precisions(survey) == ("fp32",)
 
 
@@ -85,7 +85,7 @@ def test_what_the_user_holds_fast_need_not_pay() -> None:
         msgspec.structs.replace(s, samples_per_s=1.0) if s.precision == "bf16" else s for s in rows
     )
     task = made.info(train_rows=100_000)
-    survey = Survey(task=task, traits=made.traits(), options=BF16, splits=slow)
+    survey = Survey(task=task, traits=made.traits(), options=BF16, layouts=slow)
     fixed = Effort(fix=("precision=bf16", "batch_size=4096"))
     held = {n.dim.name: n.dim.choices for n in search_space.train_space(survey, fixed).nodes}
     assert (held["precision"], held["batch_size"]) == (("bf16",), (4096,))

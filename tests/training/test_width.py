@@ -102,9 +102,9 @@ def test_a_recipe_carries_its_width_and_the_full_one_is_none() -> None:
     plain = search_space.values_of(Recipe(), searched)
     assert plain is not None
     assert plain["width"] == 1.0
-    split = ("single", 1, 1)
-    assert search_space.recipe(plain, split, searched).params == {}
-    narrow = search_space.recipe({**plain, "width": 0.5}, split, searched)
+    layout = ("single", 1, 1)
+    assert search_space.recipe(plain, layout, searched).params == {}
+    narrow = search_space.recipe({**plain, "width": 0.5}, layout, searched)
     assert narrow.params == {"width": 0.5}
     assert search_space.values_of(narrow, searched) == {**plain, "width": 0.5}
     assert [v["width"] for v, _ in search_space.seeds(searched, Recipe())][:5] == [
