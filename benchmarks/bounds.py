@@ -1,16 +1,17 @@
-"""Are the lower bounds below every truth, and how near?  ``python -m benchmarks.bounds``
+"""Lower bounds of latency and memory against measurements.  ``python -m benchmarks.bounds``
 
-Random models of seven families, each at several batches and thread counts, dense and pruned,
+Random models of seven families, each at several batch sizes and thread counts, dense and pruned,
 in eager PyTorch and, where the model is a chain of layers, in ONNX Runtime, there also with
-int8 weights; the points of `benchmarks.cost_model` join.  The truth of a pair (plan, model) is
-the *fastest* of its calls on this machine; its bound is `cost.latency_bound_s` from this
-machine's profile.  Recorded trials of the reports under ``reports/`` join with their bounds on
-latency (from their own profile) and memory.
+int8 weights; the points of `benchmarks.cost_model` are added.  The measured value of a pair
+(plan, model) is the *fastest* of its calls on this machine; its bound is `bounds.latency_bound_s`
+from this machine's profile.  Recorded trials of the reports under ``reports/`` are added with their
+bounds on latency (from their own profile) and memory.
 
-Passes when at least 10,000 pairs have no bound above the truth and the median of bound/truth is
-at least 0.3.  Rows are kept under .cache/benchmarks and a further run goes on from them; bounds are
-computed anew from their traits.  A loaded machine makes truths slower, never faster: it
-costs tightness, not safety; a profile must be measured alone (``--profile`` takes a stored one).
+Passes when at least 10,000 pairs have no bound above the measured value and the median of
+bound/measured is at least 0.3.  Rows are kept under ``.cache/benchmarks``; a further run continues
+from them and recomputes the bounds.  Other load makes measurements slower, never faster: that
+costs tightness, not safety.  A profile must be measured on an idle machine (``--profile`` takes a
+stored one).
 """
 
 import argparse
@@ -45,8 +46,9 @@ from autotune.report import run_folder
 from autotune.worker.channel import NullChannel
 from autotune.worker.machine import profile as machine_profile
 from autotune.worker.survey import model_stats, op_trace, work_bounds
-from benchmarks import families, points, zoo
-from benchmarks.points import CACHE
+from benchmarks._common import families, zoo
+from benchmarks._common.rows import CACHE
+from benchmarks.cost_model import points
 
 LEAST_PAIRS = 10_000
 LEAST_MEDIAN = 0.3
@@ -54,7 +56,7 @@ BATCHES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 CALLS = 8
 CALL_S = 0.008
 MOST_FLOPS = 2e9
-"""Calls with more work are left out: they take the time of many others."""
+"""Calls with more work are left out to save time."""
 
 
 class Row(Record, frozen=True, kw_only=True):
@@ -349,7 +351,7 @@ def main(argv: list[str] | None = None) -> int:
     pairs = [*recorded(given.reports), *timed(profile)]
     pairs += [pair for row in known for pair in bounded(row, profile)]
     number, until = len(known), time.monotonic() + given.seconds
-    threads = tuple(dict.fromkeys((1, max(1, int(profile.cpu.usable_cores)))))
+    threads = tuple(dict.fromkeys((1, max(1, int(profile.cpu.cores)))))
     while (
         sum(not p.what.endswith("memory") for p in pairs) < given.pairs and time.monotonic() < until
     ):

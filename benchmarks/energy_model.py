@@ -1,10 +1,10 @@
-"""Does the calibrated power model's range hold?  ``python -m benchmarks.energy_model``
+"""Coverage of the calibrated power model's interval.  ``python -m benchmarks.energy_model``
 
-Each of the nine published SPECpower servers is left out in turn: the curve is fitted to the
-other eight, the server's own idle and full watts calibrate it (that is what a user states),
-and its published watts at idle, half and full load must lie in the stated 90 % range, which
-may nowhere be wider than +-25 %.  Idle and full load are what the calibration was told, so
-half load alone is counted as well: the harder figure must hold too.
+Each of the nine published SPECpower servers is left out in turn: the curve is fitted to the other
+eight and calibrated with the server's own idle and full-load watts (which a user states).  At
+least 90 % of its published watts at idle, half and full load must lie in the model's 90 % interval,
+which may nowhere be wider than +-25 %.  As idle and full load calibrate the model, the same must
+hold for half load alone.
 """
 
 import sys

@@ -1,14 +1,12 @@
-"""Is a killed run as good as one that was not?  ``python -m benchmarks.kills [--quick]``
+"""Whether a killed and resumed run loses anything.  ``python -m benchmarks.kills [--quick]``
 
-    whole    one run of examples/digits_mlp.py, a fixed number of trials and epochs, not disturbed
+    whole    one run of examples/digits_mlp.py with a fixed number of trials and epochs
     killed   the same run, killed with SIGKILL at a random moment, then resumed
 
-Twenty moments, drawn over the whole run's length.  Each resumed run must end complete, with every
-recipe that was tried before it was killed, at the same place, with the validation losses that it
-had by then and the same quality where it had ended; a winner that was known stays the winner.
-``--quick``: three moments.
-
-A run is killed alone: its workers end by themselves, and the next run finds none of them.
+Twenty moments (``--quick``: three), uniform over the length of the run.  Each resumed run must end
+complete, with every recipe that was tried before the kill at the same place, with the validation
+losses that it had by then and the same quality where it was complete; a winner that was known stays
+the winner.  Only the run itself is killed: its workers must end by themselves.
 """
 
 import argparse
@@ -22,8 +20,10 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-FOLDER = Path(".cache/benchmarks/kills")
-MODEL = Path(__file__).parent.parent / "examples" / "digits_mlp.py"
+from benchmarks._common.rows import CACHE, ROOT
+
+FOLDER = CACHE / "kills"
+MODEL = ROOT / "examples" / "digits_mlp.py"
 COMMAND = (
     "--train-trials", "6", "--trials", "2", "--epochs", "12", "--time", "600s",
     "--only", "runtime=onnxruntime", "--without", "prune,ddp,int8_static,int8_dynamic",
@@ -34,7 +34,7 @@ MOST_S = 600.0
 
 
 class Resumed(NamedTuple):
-    """One killed run: ``at_s`` after its start, ``trials`` known by then; what is wrong."""
+    """One killed run: ``at_s`` seconds after its start, with ``trials`` reported by then."""
 
     at_s: float
     trials: int
@@ -42,20 +42,20 @@ class Resumed(NamedTuple):
 
 
 def started(folder: Path) -> "subprocess.Popen[bytes]":
-    """The run, in a session of its own."""
+    """Start the run in a session of its own."""
     command = [sys.executable, "-m", "autotune", "run", str(MODEL), "--out", str(folder), *COMMAND]
     out = subprocess.DEVNULL
     return subprocess.Popen(command, start_new_session=True, stdout=out, stderr=out)
 
 
 def report_of(folder: Path) -> dict[str, Any] | None:
-    """What a run has written, where it has."""
+    """A run's report, if it has written one."""
     path = folder / "report.json"
     return json.loads(path.read_bytes()) if path.exists() else None
 
 
 def resumed(folder: Path) -> dict[str, Any] | None:
-    """The report once `--resume` has ended; a run killed before its first job begins anew."""
+    """Resume a run; its report.  A run killed before its first job ended is started again."""
     if not (folder / "work" / "recording.jsonl").exists():
         shutil.rmtree(folder, ignore_errors=True)
         started(folder).wait(MOST_S)
@@ -66,7 +66,7 @@ def resumed(folder: Path) -> dict[str, Any] | None:
 
 
 def differences(before: dict[str, Any] | None, found: dict[str, Any] | None) -> tuple[str, ...]:
-    """What a resumed run's report says otherwise than the killed one's."""
+    """Differences of the resumed run's report from what the killed one had written."""
     if found is None:
         return ("no report",)
     wrong = []
@@ -124,10 +124,10 @@ def main(argv: list[str] | None = None) -> int:
     good, count = 0, QUICK if given.quick else MOMENTS
     for number in range(count):
         found = kill_at(rng.uniform(0.02, 0.98) * length_s, FOLDER / f"{number}")
-        said = "; ".join(found.wrong) or "goes on as it was"
+        said = "; ".join(found.wrong) or "nothing lost"
         print(f"killed at {found.at_s:5.1f} s with {found.trials} recipes: {said}", flush=True)
         good += not found.wrong
-    print(f"{good} of {count} went on as they were: {'PASS' if good == count else 'FAIL'}")
+    print(f"{good} of {count} lost nothing: {'PASS' if good == count else 'FAIL'}")
     return 0 if good == count else 1
 
 

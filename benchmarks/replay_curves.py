@@ -1,18 +1,16 @@
-"""Would a forecast of learning curves save epochs?  `python -m benchmarks.replay_curves`.
+"""Whether extrapolating learning curves would save epochs.  ``python -m benchmarks.replay_curves``
 
-    simulated curves, four families -> halving as it is (`search.halving`)
-                                    -> the same, but a trial that the forecast gives no chance is
-                                       paused at the second rung
-                                    -> the same by an oracle, which knows every end
+    simulated curves, four families -> successive halving (`search.halving`)
+                                    -> the same, but a trial that is predicted not to become the
+                                       best is paused at the second rung
+                                    -> the same by an oracle, which knows every final value
 
 Rungs lie at a ninth, a third and all of a training, so that a power law gains from the second to
 the third a fixed share of what it gained from the first to the second.  The forecast takes the
-largest such share that a complete trial has shown, times what is allowed on top.  What is told:
-the epochs until the quality that plain halving ends with, against plain halving's (geometric mean
-over searches of 14 trainings each).  Decision "No learning curve is extrapolated" rests on this.
-
-What this does not know: forecasts from many looks before the first rung, each of which costs an
-evaluation here.
+largest such share that a complete trial has shown, times an allowance.  Printed are the epochs
+until the quality that plain halving ends with, relative to plain halving's (geometric mean over
+searches of 14 trainings each).  Decision "No learning curve is extrapolated" rests on this.  Not
+covered: forecasts from many evaluations before the first rung.
 """
 
 import math
@@ -118,7 +116,7 @@ class Search:
         return self
 
     def epochs_to(self, quality: float) -> float:
-        """What was spent until a trial ended so well; half as much again as the budget if none."""
+        """Trainings until a trial ended at ``quality``; 1.5 times the budget where none did."""
         return next((s for s, v in self.trace if v <= quality + 1e-9), 1.5 * BUDGET)
 
     def _fresh(self) -> int:
@@ -155,7 +153,7 @@ class Search:
 
 
 def ratio(family: str, noise: float, allowed: float | None, searches: int = SEARCHES) -> float:
-    """Epochs by the forecast for one by halving alone."""
+    """Epochs with the forecast over those of halving alone."""
     logs = []
     for seed in range(searches):
         plain = Search(FAMILIES[family], seed, noise).run(Plain())

@@ -1,12 +1,11 @@
-"""How often is a latency verdict wrong?  ``python -m benchmarks.verdicts``
+"""Error rate and power of latency verdicts.  ``python -m benchmarks.verdicts``
 
-10,000 simulated verifications each, with the product's own schedule (`verifying.LOOKS`,
-`calls_per_launch`) and verdict (`verdict.quantile`):
+10,000 simulated verifications of each scenario, with the schedule (`measurement.LOOKS`,
+`launches.calls_per_launch`) and the test (`limit_tests.quantile`) of a run:
 
-- at the edge of the budget, where the limit *is* the true quantile and every MET is false:
-  at most 1.25 % observed, for 1 % promised; calls independent, and AR(1);
-- power: true miss rate 2.5 % under a p95 limit, within 2,000 independent calls MET in at
-  least 95 %.
+- edge: the limit is the true quantile, so that every MET is false; at most 1.25 % observed where
+  1 % is promised, with independent and with AR(1) calls;
+- power: a true miss rate of 2.5 % under a p95 limit; MET in at least 95 %, within 2,000 calls.
 
 Latencies are lognormal; AR(1) is in their logarithm, each launch starting in its
 stationary state.
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
+from autotune.records.measurement import LOOKS
 from autotune.stats import limit_tests
 from autotune.verification import launches as verification_launches
 from autotune.verification import verdicts as verification_verdicts
@@ -78,7 +78,7 @@ def draws(scenario: Scenario, seed: int) -> Iterator[list[Any]]:
     """For every run the launches of each look: arrays [launches, calls], in seconds."""
     rng = np.random.default_rng(seed)
     calls = verification_launches.calls_per_launch(scenario.percentile)
-    launches = np.diff((0, *verification_launches.LOOKS))
+    launches = np.diff(np.array([0, *LOOKS]))
     for start in range(0, scenario.runs, _CHUNK):
         size = min(_CHUNK, scenario.runs - start)
         looks = [
@@ -90,7 +90,7 @@ def draws(scenario: Scenario, seed: int) -> Iterator[list[Any]]:
 
 
 def simulate(scenario: Scenario, seed: int = SEED) -> Outcome:
-    """Verify ``runs`` plans as `verifying.verify` does: look, and look again if undecided."""
+    """Verify ``runs`` plans as `launches.verify` does: with more launches while undecided."""
     limit = 1e-3 * math.exp(_SIGMA * -float(ndtri(scenario.miss_rate)))
     outcome = Outcome(Counter(), {}, Counter())
     for looks in draws(scenario, seed):
@@ -121,7 +121,7 @@ def row(scenario: Scenario, outcome: Outcome, wall_s: float) -> str:
         f"{np.mean(outcome.samples[name]):.0f}" if name in outcome.samples else "-"
         for name in ("MET", "NOT_MET", "UNDECIDED")
     ]
-    looks = "/".join(str(outcome.met_at[n]) for n in range(1, len(verification_launches.LOOKS) + 1))
+    looks = "/".join(str(outcome.met_at[n]) for n in range(1, len(LOOKS) + 1))
     return (
         f"{scenario.name:<24} p{scenario.percentile:<4g}"
         + "".join(f"{100 * share:>8.2f} %" for share in shares)
@@ -133,7 +133,7 @@ def row(scenario: Scenario, outcome: Outcome, wall_s: float) -> str:
 
 def main() -> int:
     """Print the table; 0 if every row passes."""
-    looks = " and ".join(map(str, verification_launches.LOOKS))
+    looks = " and ".join(map(str, LOOKS))
     print(f"{RUNS} simulated verifications a row, seed {SEED}.  Looks after {looks} launches, each")
     print(
         f"at {verification_verdicts.LATENCY_ALPHA:g}: 99 % confidence.  "

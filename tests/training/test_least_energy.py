@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.training.power_limit import MOST_LOOKS, SLOWER, Look, least_clock, least_energy
-from benchmarks import replay_training
+from benchmarks.replay_training import __main__ as replay_training
 
 
 @pytest.mark.parametrize("name", sorted(replay_training.load()))
