@@ -1,4 +1,4 @@
-"""Measures points for `benchmarks.cost_model`: models at a batch size and thread count in a runtime.
+"""Measures points for `benchmarks.cost_model`: a model at a batch size and thread count.
 
     interpreter (model, "points") --export once--> three rounds of
                                     fork: one pass over the operators      --middle--> Replays

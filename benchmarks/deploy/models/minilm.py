@@ -4,6 +4,8 @@ The layers are BERT's, named as in the published weights, which are read where t
 them; the benchmark's checkpoint is one epoch of fine-tuning on top.
 """
 
+from typing import Any
+
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -40,7 +42,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         rows, length, _ = x.shape
-        heads, after = self.attention["self"], self.attention["output"]
+        attention: Any = self.attention
+        heads, after = attention["self"], attention["output"]
         q, k, v = (
             heads[name](x).view(rows, length, HEADS, HIDDEN // HEADS).transpose(1, 2)
             for name in ("query", "key", "value")
@@ -70,12 +73,13 @@ class Encoder(nn.Module):
         self.head = nn.Linear(HIDDEN, 2)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        table = self.embeddings
+        table: Any = self.embeddings
+        layers: Any = self.encoder["layer"]
         x = table["word_embeddings"](ids)
         x = x + table["position_embeddings"].weight[: ids.shape[1]]
         x = table["LayerNorm"](x + table["token_type_embeddings"].weight[0])
         real = mask != 0
-        for layer in self.encoder["layer"]:
+        for layer in layers:
             x = layer(x, real[:, None, None, :])
         weight = mask.unsqueeze(-1).to(x.dtype)
         mean = (x * weight).sum(1) / weight.sum(1).clamp(min=1)
