@@ -134,7 +134,7 @@ class Machine(simulated.Simulation):
         slow = _SLOWER if spell.random() < _SLOW_SHARE else 1.0
         return slow * math.exp(draw.gauss(0.0, self.noise))
 
-    def answer(self, job: jobs.Job) -> Result:
+    def answer(self, job: jobs.Job[Any]) -> Result[Any]:
         result = super().answer(job)
         wall_s = result.wall_s
         if isinstance(job, jobs.Build):

@@ -12,6 +12,7 @@ is in both sides of a ratio.
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -180,7 +181,7 @@ def ratio(ours: Launches, theirs: Launches) -> Ratio:
     if len(means) < 2:
         raise ValueError(f"{len(means)} launches: bounds need at least 2")
     mean = math.fsum(means) / len(means)
-    error = launch_ratio.deviation(means) / math.sqrt(len(means))
+    error = statistics.stdev(means) / math.sqrt(len(means))
     half = launch_ratio.student(0.05, len(means) - 1) * error
     return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
 
