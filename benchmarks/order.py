@@ -30,7 +30,7 @@ from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
 from autotune.records.job import Result
 from autotune.records.plan import Deployment, Recipe, Step
-from autotune.records.task import Dim, Option, TaskSpec
+from autotune.records.task import Dim, TaskSpec
 from autotune.search import surrogate
 from autotune.stats import paired
 from tests.support import made, simulated
@@ -57,15 +57,15 @@ LEVEL = Dim(name="macs_kept", kind="float", low=0.05, high=0.95, step=0.05, neut
 KINDS = Dim(name="importance", kind="choice", choices=("taylor", "magnitude"))
 OPTIONS = (
     *(
-        Option(kind="runtime", name=name, available=True, takes=TAKES.get(name, "module"))
+        made.option(kind="runtime", name=name, available=True, takes=TAKES.get(name, "module"))
         for name in RUNTIMES
     ),
-    Option(
+    made.option(
         kind="compress", name="prune", available=True, takes="module", gives="module",
         group="prune", trains=True, dims=(LEVEL, KINDS),
     ),
     *(
-        Option(
+        made.option(
             kind="compress", name=name, available=True, takes=TAKES[runtime], gives=TAKES[runtime],
             group="quantize", runtimes=(runtime,), dims=dims,
         )

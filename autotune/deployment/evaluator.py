@@ -18,7 +18,7 @@ from autotune.deployment.goal import Goal, goal_of
 from autotune.deployment.metrics import Tried, constraints, say_certifiable
 from autotune.deployment.trial import Attempt, outputs_of, part_of
 from autotune.records import job as jobs
-from autotune.records.plan import Deployment, Recipe
+from autotune.records.plan import BASELINE, Deployment, Recipe
 from autotune.records.report import DeployTrial, Failure
 from autotune.search import space
 from autotune.search.space import Values
@@ -31,8 +31,6 @@ _BUILD_SHARE, _BUILD_LEAST_S = 0.4, 20.0
 is not known before, and a plan that is found so late is worth little beside the others not tried.
 """
 _AS_EXPECTED = 1.5
-_BUILT_WHEN_CALLED = ("compiled", "cuda_compiled")
-"""Runtimes whose compiler works at the first call: a build's limit is theirs then."""
 _MEASURE_TIMEOUT_S = 130.0
 _SCREEN_S, _AGAIN_S = 0.4, 0.25
 _DENSE_S, _DENSE_TIMEOUT_S = 0.2, 120.0
@@ -76,8 +74,8 @@ class DeploymentEvaluator:
     def dense(self, threads: int, batch: int) -> Deployment:
         """The deploy baseline at these threads and this batch; a GPU is fed by one thread."""
         if self.on_gpu:
-            return Deployment(runtime="cuda_eager", threads=1, batch_size=batch)
-        return Deployment(runtime="eager", threads=threads, batch_size=batch)
+            return Deployment(runtime=BASELINE["cuda"], threads=1, batch_size=batch)
+        return Deployment(threads=threads, batch_size=batch)
 
     def is_baseline(self, deployment: Deployment) -> bool:
         """Whether a deployment is the baseline, at whatever threads and batch."""
@@ -128,8 +126,10 @@ class DeploymentEvaluator:
             outputs=outputs_of(built, "validation"),
         )
         usual_s = 120.0 + 20 * _SCREEN_S + self.evaluation_limit_s()
-        if deployment.runtime not in _BUILT_WHEN_CALLED or self.until_s is None:
+        runtime = self.run.survey.option("runtime", deployment.runtime)
+        if runtime.compiles != "first_call" or self.until_s is None:
             return self.run.bridge.run(job, timeout_s=usual_s)
+        # its compiler runs in the first call, so that a build's limit holds for it
         limit_s = min(usual_s, self._build_limit_s() + self.evaluation_limit_s() / 5)
         result = self.run.bridge.run(job, timeout_s=limit_s)
         return _slow(result, f"compiling and measuring took more than {limit_s:.0f} s")
@@ -154,7 +154,7 @@ class DeploymentEvaluator:
             min_calls=quantile.samples_needed(self.run.budget.percentile, 0.005),
             time_s=time_s,
             meter=self.run.meter,
-            boards=deployment.device == "cuda",
+            boards=self.run.survey.device(deployment.runtime) == "cuda",
             load_per_s=self.run.budget.load_per_s,
         )
 
@@ -276,7 +276,7 @@ class DenseCall:
     def __init__(self, run: RunContext) -> None:
         self._run = run
         usable = [o for o in run.survey.options if o.kind == "runtime" and o.available]
-        self.runtime = next((o.name for o in usable if o.takes == "onnx"), "eager")
+        self.runtime = next((o.name for o in usable if o.takes == "onnx"), BASELINE["cpu"])
 
     def median_s(self, weights: str, recipe: Recipe) -> tuple[float | None, Failure | None]:
         """Median seconds of a call with the weights of this file, or why there is none."""

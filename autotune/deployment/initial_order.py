@@ -25,7 +25,7 @@ from autotune.records.report import DeployTrial
 _SHARE = 0.02
 _MOST_S = 10.0
 _LEAST_S = 1.0
-COMPILED = ("compiled", "aoti")
+_COMPILED = ("compiled", "aoti")
 """Runtimes that a compiler makes."""
 _ALIKE = {"aoti": "compiled", "openvino": "onnxruntime"}
 """Runtimes that are predicted as another."""
@@ -67,7 +67,7 @@ class Foresight:
         """Seeds in `order`, and apart from them those that need a compiler, which costs ten times
         what an export does, where they are predicted: the fastest first.
         """
-        compiled = [s for s in seeds if s[1].runtime in COMPILED]
+        compiled = [s for s in seeds if s[1].runtime in _COMPILED]
         dear = [s for s in compiled if self.latency_s(s[1]) is not None]
         others = [s for s in seeds if s not in dear]
         return self.order(others, batches), self._group(dear, batches)

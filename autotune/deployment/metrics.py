@@ -81,7 +81,7 @@ def modelled_energy(
     """The power model's joules per sample; never a measurement.  None on a GPU: the model is of
     processors.
     """
-    if deployment.device == "cuda":
+    if run.survey.device(deployment.runtime) == "cuda":
         return None
     batch = deployment.batch_size
     cpu = sum(launch.cpu_s for launch in launches)
@@ -234,12 +234,13 @@ def broken_bound(run: RunContext, deployment: Deployment, reference: Tried) -> s
     A baseline faster than its own bound proves the profile wrong (measured under load, say):
     then nothing is rejected by time.
     """
-    traits = run.survey.traits
-    least_s = bounds.latency_bound_s(deployment, traits, run.profile)
-    least_j = bounds.energy_bound_j(deployment, traits, run.profile)
+    traits, device = run.survey.traits, run.survey.device(deployment.runtime)
+    least_s = bounds.latency_bound_s(deployment, traits, run.profile, device)
+    least_j = bounds.energy_bound_j(deployment, traits, run.profile, device)
     fastest = reference.launch.latency_s if reference.launch is not None else ()
+    base = reference.trial.deployment
     if fastest and bounds.contradicted(
-        reference.trial.deployment, min(fastest), traits, run.profile
+        base, min(fastest), traits, run.profile, run.survey.device(base.runtime)
     ):
         least_s = least_j = None
     limit_s = resolve(run.budget.latency, at_percentile(run, reference))

@@ -9,16 +9,10 @@ from autotune.deployment import joint
 from autotune.errors import UsageError
 from autotune.forms import ROAD
 from autotune.forms import reaches as becomes
-from autotune.hardware import op_latency
 from autotune.records.budget import Effort
-from autotune.records.plan import Deployment, Step, Value, device_of
+from autotune.records.plan import Deployment, Step, Value
 from autotune.records.task import Dim, Node, Option, Survey
 from autotune.search.space import Space, Values, choice, complete, fix, located, middle
-
-_ROUNDS = ("quantize", "precision")
-"""Groups whose steps compute in less than fp32."""
-_QUICK = ("cuda_eager", "cuda_graphs")
-"""Runtimes of the module itself that are fast without a compiler."""
 
 
 def deploy_space(
@@ -40,7 +34,7 @@ def deploy_space(
     more = {o.name: joint.dims(o, survey, effort) for o in steps}
     for group in dict.fromkeys(_group(o) for o in steps):
         nodes += _offers(group, [o for o in steps if _group(o) == group], runtimes, more)
-    slow = tuple(o.name for o in runtimes if device_of(o.name) == "cpu")
+    slow = tuple(o.name for o in runtimes if o.device == "cpu")
     if len(slow) == len(runtimes):
         nodes.append(Node(dim=choice("threads", threads)))
     elif slow:  # a GPU is fed by one thread
@@ -115,7 +109,7 @@ def deployment(
         Step(
             name=name,
             params=joint.without_usual(_params(name, own))
-            | (kept if by_name[name].group in _ROUNDS else {}),
+            | (kept if by_name[name].dtype is not None else {}),
         )
         for name in names
     )
@@ -186,8 +180,8 @@ def seeds(space: Space, options: tuple[Option, ...], threads: int) -> list[dict[
     last.
     """
     usable = [o for o in options if o.available]
-    runtimes = sorted((o for o in usable if o.kind == "runtime"), key=lambda r: not _on_gpu(r))
-    fast = [r for r in runtimes if r.takes != "module" or r.name in _QUICK] or runtimes[-1:]
+    runtimes = sorted((o for o in usable if o.kind == "runtime"), key=lambda r: r.device == "cpu")
+    fast = [r for r in runtimes if _promising(r)] or runtimes[-1:]
     slow = [r for r in runtimes if r not in fast]
     steps = [o for o in usable if o.kind == "compress" and o.searched]
     plain = [o for o in steps if not o.trains]
@@ -197,7 +191,7 @@ def seeds(space: Space, options: tuple[Option, ...], threads: int) -> list[dict[
     for step in (o for o in steps if o.trains):
         first = next((r for r in fast if reaches(step, r)), None)
         if first is not None:
-            late = sorted((o for r, o in alone if r is first), key=_left)
+            late = sorted((o for r, o in alone if r is first), key=lambda o: o.time_left)
             wanted.append({"runtime": first.name, **_with(step)})
             wanted += [{"runtime": first.name, **_with(step), **_with(o)} for o in late[:1]]
     wanted += [{"runtime": r.name} for r in slow]
@@ -205,12 +199,9 @@ def seeds(space: Space, options: tuple[Option, ...], threads: int) -> list[dict[
     return [v for i, v in enumerate(whole) if v not in whole[:i]]
 
 
-def _left(step: Option) -> float:
-    return op_latency.left(Step(name=step.name))
-
-
-def _on_gpu(runtime: Option) -> bool:
-    return device_of(runtime.name) == "cuda"
+def _promising(runtime: Option) -> bool:
+    """Whether it is expected to be fast without a compiler: an exported graph, or a GPU."""
+    return runtime.takes != "module" or (runtime.device == "cuda" and not runtime.compiles)
 
 
 def _everywhere(space: Space, values: Values) -> dict[str, Value]:

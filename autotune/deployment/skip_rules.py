@@ -3,7 +3,6 @@
 tried --failures--> unbuildable: why not        tried --seconds--> expected_s
 """
 
-from autotune.deployment import initial_order
 from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import Tried
 from autotune.forms import reaches as becomes
@@ -13,8 +12,6 @@ _FORMS = {
     "onnx": "an ONNX model, which this model cannot become",
     "openvino": "an OpenVINO model, which this model cannot become",
 }
-_COMPILER_S = 20.0
-"""What the first plan of a runtime that needs a compiler is reckoned to take at least."""
 _CUT_SHORT = 3.0
 
 
@@ -64,7 +61,7 @@ def expected_s(lab: DeploymentEvaluator, deployment: Deployment) -> float:
     recovery_s = max((_recovery_s(t, trains) for t in lab.tried), default=0.0)
     runtime = [t for t in lab.tried if t.trial.deployment.runtime == deployment.runtime]
     like = [t for t in runtime if [s.name for s in t.trial.deployment.compress] == kinds]
-    unknown_s = _COMPILER_S if deployment.runtime in initial_order.COMPILED else 0.0
+    unknown_s = lab.run.survey.option("runtime", deployment.runtime).build_s
     least_s = min((t.trial.measure_s for t in runtime), default=unknown_s)
     took_s = max((_took_s(t, trains) for t in like), default=least_s)
     return took_s + (0.0 if cached else recovery_s)

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from autotune.records.hardware import Leaf, Profile
-from autotune.records.plan import Deployment, Recipe
+from autotune.records.plan import Deployment, Device, Recipe
 from autotune.records.task import Floor, Traits
 
 _MARGIN = 1.15
@@ -175,10 +175,12 @@ def _flops(floor: Floor, batch: int) -> dict[str, float]:
     return {kind: n + (batch - 1) * more.get(kind, 0.0) for kind, n in floor.flops.items()}
 
 
-def latency_bound_s(deployment: Deployment, traits: Traits, profile: Profile) -> float | None:
+def latency_bound_s(
+    deployment: Deployment, traits: Traits, profile: Profile, device: Device = "cpu"
+) -> float | None:
     """No call of this deployment can be faster than this, in seconds."""
     floor = traits.floor
-    if deployment.device == "cpu":  # what a GPU could do is no help
+    if device == "cpu":  # what a GPU could do is no help
         profile = msgspec.structs.replace(profile, gpus=())
     torch_only = deployment.runtime in _TORCH
     peak = peak_flop_per_s(profile, deployment.threads, torch_only=torch_only)
@@ -278,11 +280,13 @@ def _prunes(name: str) -> bool:
     return "int8" not in name
 
 
-def energy_bound_j(deployment: Deployment, traits: Traits, profile: Profile) -> float | None:
+def energy_bound_j(
+    deployment: Deployment, traits: Traits, profile: Profile, device: Device = "cpu"
+) -> float | None:
     """Joules per sample: the least idle power that was measured, over the least time."""
     idle = profile.figures.get("idle_power_w")
-    least_s = latency_bound_s(deployment, traits, profile)
-    if deployment.device == "cuda":  # whether the processor is counted too is not known here
+    least_s = latency_bound_s(deployment, traits, profile, device)
+    if device == "cuda":  # whether the processor is counted too is not known here
         idle = profile.gpus[0].figures.get("idle_power_w") if profile.gpus else None
     if idle is None or least_s is None or idle.source != "measured":
         return None
@@ -299,9 +303,15 @@ def memory_bound_bytes(deployment: Deployment, traits: Traits) -> float:
     return traits.parameter_bytes / (8.0 if _quantized(deployment) else 1.0)
 
 
-def contradicted(deployment: Deployment, latency_s: float, traits: Traits, prof: Profile) -> bool:
+def contradicted(
+    deployment: Deployment,
+    latency_s: float,
+    traits: Traits,
+    profile: Profile,
+    device: Device = "cpu",
+) -> bool:
     """Whether a measured latency lies under its bound: then the profile is wrong, not it."""
-    bound = latency_bound_s(deployment, traits, prof)
+    bound = latency_bound_s(deployment, traits, profile, device)
     return bound is not None and latency_s < bound
 
 

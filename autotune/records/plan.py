@@ -20,6 +20,11 @@ Optimizer = Literal[
     "adafactor",
     "muon",
 ]
+Device = Literal["cpu", "cuda"]
+BASELINE: dict[Device, str] = {"cpu": "eager", "cuda": "cuda_eager"}
+"""The runtime of the deploy baseline on each device: the user's module as PyTorch runs it."""
+SINGLE = "single"
+"""The parallel plug-in of one process."""
 Share = Annotated[float, Meta(ge=0, lt=1)]
 
 
@@ -64,7 +69,7 @@ class Recipe(Record, frozen=True, kw_only=True):
     compile: bool = False
     recompute: bool = False
     channels_last: bool = False
-    parallel: str = "single"
+    parallel: str = SINGLE
     ranks: int = 1
     threads: int = 1
     workers: Annotated[int, Meta(ge=0)] = 0
@@ -115,14 +120,6 @@ class Step(Record, frozen=True, kw_only=True):
         return msgspec.convert(own, Recovery)
 
 
-Device = Literal["cpu", "cuda"]
-
-
-def device_of(runtime: str) -> Device:
-    """Where a runtime under ``runtimes/`` computes; its name says so."""
-    return "cuda" if runtime.startswith("cuda_") or runtime == "tensorrt" else "cpu"
-
-
 class Deployment(Record, frozen=True, kw_only=True):
     """How to ship: compression steps in order, then a runtime under ``runtimes/`` with its own
     parameters.
@@ -132,7 +129,7 @@ class Deployment(Record, frozen=True, kw_only=True):
     """
 
     compress: tuple[Step, ...] = ()
-    runtime: str = "eager"
+    runtime: str = BASELINE["cpu"]
     runtime_params: dict[str, Value] = {}
     threads: int = 1
     batch_size: int = 1
@@ -142,11 +139,6 @@ class Deployment(Record, frozen=True, kw_only=True):
     def lossless(self) -> bool:
         """True when nothing was compressed."""
         return not self.compress
-
-    @property
-    def device(self) -> Device:
-        """Where it computes: a GPU is PyTorch's ``cuda``, also AMD's."""
-        return device_of(self.runtime)
 
 
 class Plan(Record, frozen=True, kw_only=True):

@@ -36,14 +36,12 @@ def layouts(
 ) -> tuple[tuple[str, int, int], ...]:
     """Legal parallelism layouts: (plug-in, ranks, threads a rank)."""
     cores = max(1, math.floor(profile.cpu.cores))
-    legal = {o.name for o in options if o.kind == "parallel" and o.available}
+    legal = [o for o in options if o.kind == "parallel" and o.available]
     out: list[tuple[str, int, int]] = []
-    if "single" in legal:
-        out += [("single", 1, threads) for threads in thread_counts(profile, effort)]
-    if "ddp" in legal:
-        devices = len(profile.gpus) or cores
-        ranks = [1 << i for i in range(1, 11) if 1 << i <= devices]
-        out += [("ddp", r, effort.threads or max(1, cores // r)) for r in ranks]
+    for ranks, name in sorted((ranks, o.name) for o in legal for ranks in o.ranks):
+        shared = (effort.threads or max(1, cores // ranks),)
+        counts = thread_counts(profile, effort) if ranks == 1 else shared
+        out += [(name, ranks, threads) for threads in counts]
     return tuple(out)
 
 

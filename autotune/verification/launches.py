@@ -242,7 +242,7 @@ def _measure(
         score_rows=f"data/{part}.npz" if part else None,
         outputs=outputs_of(side.built, part) if part else None,
         meter=run.meter,
-        boards=side.deployment.device == "cuda",
+        boards=run.survey.device(side.deployment.runtime) == "cuda",
         load_per_s=run.budget.load_per_s,
     )
     return run.bridge.run(job, timeout_s=150.0 + lab.evaluation_limit_s())

@@ -126,7 +126,7 @@ def _measure(
             else None,
             outputs="outputs/again.npz" if first else None,
             meter=run.meter,
-            boards=deployment.device == "cuda",
+            boards=report.survey.device(deployment.runtime) == "cuda",
         )
         answer = ask(bridge, job, 300.0)
         side.launches.append(answer.launch)

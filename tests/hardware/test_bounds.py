@@ -108,11 +108,13 @@ def test_on_a_gpu_no_convolution_is_bound() -> None:
     with_gpu = msgspec.structs.replace(machine(), gpus=(gpu,))
     convolution = model(flops={"conv": 1e9})
     there = Deployment(runtime="cuda_graphs")
-    assert bounds.latency_bound_s(there, convolution, with_gpu) is None
+    assert bounds.latency_bound_s(there, convolution, with_gpu, "cuda") is None
     narrow = 16  # tensor cores
-    assert bounds.latency_bound_s(there, model(), with_gpu) == pytest.approx(1 / 1150 / narrow)
+    assert bounds.latency_bound_s(there, model(), with_gpu, "cuda") == pytest.approx(
+        1 / 1150 / narrow
+    )
     unknown = msgspec.structs.replace(machine(), gpus=(msgspec.structs.replace(gpu, figures={}),))
-    assert bounds.latency_bound_s(there, model(), unknown) is None
+    assert bounds.latency_bound_s(there, model(), unknown, "cuda") is None
 
 
 def test_a_gpu_is_no_help_to_a_plan_for_the_processor() -> None:

@@ -10,13 +10,13 @@ from autotune.pipeline import forecast, outlay
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Gpu, Leaf
 from autotune.records.measurement import Interval
-from autotune.records.task import Layout, Option
+from autotune.records.task import Layout
 from tests.support import made
 
 SPLIT = Layout(
     parallel="single", ranks=1, threads=2, batch_size=32, precision="fp32", samples_per_s=3200.0
 )
-OPTION = Option(kind="parallel", name="single", available=True)
+OPTION = made.option(kind="parallel", name="single")
 
 
 def watts(value: float | None, low: float | None = None, high: float | None = None) -> Leaf:
