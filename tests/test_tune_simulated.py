@@ -95,7 +95,7 @@ def test_a_slower_plan_takes_the_place_of_a_baseline_that_breaks_a_limit(
     assert report.exit_code == 0
     assert chosen(report).runtime == "onnxruntime"
     text = " ".join(report.why.text)
-    assert "It takes the baseline's place as that does not keep the limit on memory." in text
+    assert "It replaces the baseline, which does not keep the limit on memory." in text
 
 
 def test_a_plan_whose_quality_was_luck_gives_way_to_one_that_compresses_nothing(go: Go) -> None:

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from autotune.deployment import finalists, metrics, ranking
+from autotune.deployment import finalists, metrics
 from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import Tried
 from autotune.records.measurement import Launch
+from autotune.report.describe import describe
 
 _SHARE, _LEAST_S = 0.08, 60.0
 """Of the time left after training that is kept for this; nothing of a search shorter than that,
@@ -127,6 +128,6 @@ def _said(lab: DeploymentEvaluator, first: Sequence[Tried]) -> str | None:
     if now.trial.number == first[0].trial.number:
         return f"{text}: the best stayed first."
     return (
-        f"{text}: {ranking.describe(now.trial.deployment)} is now first; "
-        f"{ranking.describe(first[0].trial.deployment)} was before."
+        f"{text}: {describe(now.trial.deployment)} is now first; "
+        f"{describe(first[0].trial.deployment)} was before."
     )

@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from autotune.context import RunContext, thread_counts
-from autotune.deployment import initial_order, qat_fallback, ranking, search_space, skip_rules
+from autotune.deployment import initial_order, qat_fallback, search_space, skip_rules
 from autotune.deployment.evaluator import CONSTRAINTS, DeploymentEvaluator
 from autotune.deployment.metrics import Tried, broken_bound
 from autotune.errors import ContractError
 from autotune.records.measurement import LOOKS
 from autotune.records.plan import Deployment
 from autotune.records.report import DeployTrial
+from autotune.report.describe import describe
 from autotune.search import space, surrogate, warm_start
 from autotune.search.space import Values
 from autotune.search.study import Initial, MixedStudy, Proposal, Study
@@ -357,6 +358,6 @@ class _Exploration:
 
     def _tell_listener(self) -> None:
         ranked = self._lab.ranked()
-        text = ranking.describe(ranked[0].deployment) if ranked else "none yet"
+        text = describe(ranked[0].deployment) if ranked else "none yet"
         self._run.listener.trial(self._lab.tried[-1].trial, text, self._left_s())
         self._run.on_progress()

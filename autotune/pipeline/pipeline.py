@@ -18,7 +18,7 @@ from autotune.bridge.process import ProcessBridge, meter_arguments
 from autotune.bridge.protocol import Bridge
 from autotune.bridge.recording import Recorder, ReplayBridge, load_recording
 from autotune.context import DEPLOY_SHARE, TRAIN_SHARE, Listener, RunContext
-from autotune.deployment import racing, search
+from autotune.deployment import finalists, racing, search
 from autotune.deployment.evaluator import DenseCall, DeploymentEvaluator
 from autotune.pipeline import earlier_reports, echo, report_builder, survey
 from autotune.pipeline.report_builder import RunState
@@ -42,7 +42,14 @@ from autotune.training import (
 )
 from autotune.training import search as training_search
 from autotune.training import trial as training_trial
-from autotune.verification import previous_plan, select, time_needed
+from autotune.verification import (
+    explain,
+    launches,
+    previous_plan,
+    recorded_io,
+    select,
+    time_needed,
+)
 
 _RECOVERY_SHARE = 0.08
 """Of the time that is left after training, for the recovery of one pruning level at most."""
@@ -168,7 +175,7 @@ def _search(known: RunState, folder: run_folder.RunFolder, earlier: tuple[WarmSt
     said = racing.run(lab, extended_s())
     known.messages += [said] if said else []
     run.timed("deploy search", began)
-    select.conclude(known, select.finalists(lab), folder)
+    _verify(known, [t.trial.deployment for t in finalists.chosen(lab)], folder)
 
 
 def _replay_plan(known: RunState, plan: Plan, folder: run_folder.RunFolder) -> None:
@@ -187,7 +194,69 @@ def _replay_plan(known: RunState, plan: Plan, folder: run_folder.RunFolder) -> N
     known.lab.baseline(plan.deployment)
     if not known.lab.is_baseline(plan.deployment):
         known.lab.keep(known.lab.trial(plan.deployment, "the plan"))
-    select.conclude(known, [plan.deployment], folder, replace=False)
+    _verify(known, [plan.deployment], folder, given=True)
+
+
+# -- verification --------------------------------------------------------------------------
+
+
+def _verify(
+    known: RunState,
+    candidates: list[Deployment],
+    folder: run_folder.RunFolder,
+    *,
+    given: bool = False,
+) -> None:
+    """Verify the finalists, or the one that was given, and ship the bytes of the one chosen."""
+    run, evaluator = known.run, known.lab
+    assert evaluator is not None
+    began = run.bridge.now()
+    run.listener.phase("verification", run.left_s)
+    found = select.conclude(evaluator, candidates, known.execution, replace=not given)
+    known.messages += found.messages
+    known.why = explain.explain(evaluator, found, given=given)
+    if run.effort.baseline is not None:
+        run.listener.phase(f"the plan of {run.effort.baseline}", run.left_s)
+        previous = Path(run.effort.baseline)
+        known.earlier, said = previous_plan.race(
+            evaluator, previous, found.chosen.side, folder.work
+        )
+        known.messages.append(said)
+    _ship(known, evaluator, found, folder)
+    run.timed("verification", began)
+
+
+def _ship(
+    known: RunState,
+    evaluator: DeploymentEvaluator,
+    found: select.Conclusion,
+    folder: run_folder.RunFolder,
+) -> None:
+    """Ship the verified bytes, and write down what was found."""
+    run, side, reference = known.run, found.chosen.side, found.chosen.reference
+    folder.ship(side.built.artifact, side.built.sha256)
+    known.artifact = run_folder.artifact(folder.path / "artifact", side.deployment.runtime)
+    chosen = launches.result(run, side, known.plan(side.deployment, side.built.sha256))
+    if any(stage.name == "program" for stage in reference.built.stages):
+        known.messages.append(
+            "The model's source does not stand alone, so the eager baseline is an exported "
+            "program, which can be slower than the model itself: ratios to it may be too good."
+        )
+    baseline = launches.result(run, reference, known.plan(reference.deployment))
+    known.chosen, known.baseline, known.lossless = chosen, baseline, None
+    if (lossless := found.lossless) is side:
+        known.lossless = chosen
+    elif lossless is reference:
+        known.lossless = baseline
+    elif lossless is not None:
+        known.lossless = launches.result(run, lossless, known.plan(lossless.deployment))
+    known.verdicts = found.chosen.verdicts
+    built_s = (t.trial.build_s for t in evaluator.tried if t.trial.deployment == side.deployment)
+    known.execution = msgspec.structs.replace(
+        known.execution, recovery_s=side.built.recovery_s, build_s=next(built_s, None)
+    )
+    recorded = folder.path / "artifact" / "recorded.npz"
+    recorded_io.record(folder.work, recorded, side.built.artifact, reference.scores)
 
 
 # -- training ------------------------------------------------------------------------------

@@ -5,13 +5,9 @@ interrupted one and a failed one, so that a report is valid at every moment.
 import platform
 import statistics
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-import msgspec
-
-from autotune import plugins
 from autotune.context import RunContext
 from autotune.deployment import ranking
 from autotune.deployment.evaluator import DeploymentEvaluator
@@ -26,11 +22,9 @@ from autotune.records.report import (
     SearchCost,
     Why,
 )
-from autotune.report import describe, run_folder
+from autotune.report import run_folder
 from autotune.stats import limit_tests
 from autotune.training.trial import TrainState
-from autotune.verification import launches
-from autotune.verification.launches import Verified
 
 
 @dataclass
@@ -147,78 +141,6 @@ def _break_even(known: RunState, energy: float | None) -> float | None:
     if before is None or after is None or after >= before:
         return None
     return energy / (before - after)
-
-
-def explain(
-    known: RunState,
-    verified: Verified,
-    kept_baseline: str | None,
-    tested: Sequence[Verified],
-    *,
-    given: bool,
-) -> Why:
-    """Why this plan, in fields and words, of those ``tested``; a ``given`` one was not searched
-    for.
-    """
-    run, lab = known.run, known.lab
-    assert lab is not None
-    extra = [kept_baseline] if kept_baseline else []
-    if verified.comparison is not None and not kept_baseline:
-        c = verified.comparison
-        sure = "beyond noise" if c.beyond_noise else "within noise"
-        extra.append(
-            f"Measured side by side it takes {c.ratio:.3g}x the baseline's time "
-            f"(95 % interval {c.low:.3g} to {c.high:.3g}): {sure}."
-        )
-        unkept = launches.unkept(run, verified) if verified.met else ()
-        if unkept and not (c.beyond_noise and c.ratio < 1):
-            names = " and ".join(name.replace("_", " ") for name in unkept)
-            extra.append(
-                f"It takes the baseline's place as that does not keep the limit on {names}."
-            )
-    if (beaten := verified.beaten) is not None:
-        extra.append(
-            f"It compresses nothing and takes {beaten.by.ratio:.3g}x the time of the search's "
-            f"choice, {ranking.describe(beaten.deployment)}, which keeps every limit too "
-            f"(95 % interval {beaten.by.low:.3g} to {beaten.by.high:.3g}, launched in turn)."
-        )
-    if given:
-        return Why(text=("The plan was given; nothing was searched.", *extra))
-    extra += _robustness(lab)
-    why = ranking.why(
-        [t.trial for t in lab.tried],
-        verified.side.deployment,
-        verified.verdicts,
-        run.survey.options,
-        goal=lab.goal,
-        fallen=[
-            (other.side.deployment, limits)
-            for other in tested
-            if other.side.deployment != verified.side.deployment
-            and (limits := describe.broken(other.verdicts))
-        ],
-    )
-    return msgspec.structs.replace(
-        why, text=(*extra, *why.text), kept_baseline=kept_baseline is not None
-    )
-
-
-def _robustness(lab: DeploymentEvaluator) -> list[str]:
-    """Whether the order of the plans by modelled energy depends on the assumed power model."""
-    run = lab.run
-    if run.meter is not None or (run.budget.energy is None and run.budget.goal != "energy"):
-        return []
-    model = plugins.load("meters", "modelled")
-    uses = [
-        model.Use(
-            t.launch.cpu_s, t.launch.window_s, t.launch.window_calls * t.trial.deployment.batch_size
-        )
-        for t in lab.tried
-        if t.launch is not None
-    ]
-    if len(uses) < 2:
-        return []
-    return [f"Energy is modelled: {model.rank_robustness(uses, run.profile.cpu.cores)}."]
 
 
 _SOFTWARE = (

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from autotune import units
 from autotune.context import RunContext
+from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.errors import UsageError
-from autotune.pipeline.report_builder import RunState
 from autotune.records import job as jobs
-from autotune.records.report import Report
+from autotune.records.report import PlanResult, Report
 from autotune.report import run_folder
 from autotune.stats import launch_ratio
 from autotune.verification import launches
@@ -38,24 +38,24 @@ def check(folder: Path, run: RunContext) -> None:
             )
 
 
-def race(known: RunState, folder: Path, chosen: Candidate, work: Path) -> None:
-    """Measure the earlier plan in turn with the chosen one; fills ``known.earlier``."""
-    run, lab = known.run, known.lab
-    assert lab is not None
-    run.listener.phase(f"the plan of {folder}", run.left_s)
+def race(
+    evaluator: DeploymentEvaluator, folder: Path, chosen: Candidate, work: Path
+) -> tuple[PlanResult | None, str]:
+    """Measure the earlier plan in turn with the chosen one: its result, and what came of it in a
+    sentence.
+    """
     report = run_folder.verified(folder)
     assert report.chosen is not None
     plan = report.chosen.plan
     theirs = Candidate(plan.deployment, _brought(report, folder, work))
     ours = Candidate(chosen.deployment, chosen.built, scores=chosen.scores)
-    failure = launches.in_turn(lab, ours, theirs)
+    failure = launches.in_turn(evaluator, ours, theirs)
     if failure is not None:
-        known.messages.append(f"The earlier plan of {folder} could not be measured: {failure}")
-        return
-    known.earlier = launches.result(run, theirs, plan)
-    found = launch_ratio.faster(ours.latencies, theirs.latencies, run.budget.percentile)
+        return None, f"The earlier plan of {folder} could not be measured: {failure}"
+    percentile = evaluator.run.budget.percentile
+    found = launch_ratio.faster(ours.latencies, theirs.latencies, percentile)
     sure = "beyond noise" if found.high < 1 or found.low > 1 else "within noise"
-    known.messages.append(
+    return launches.result(evaluator.run, theirs, plan), (
         f"Against the plan of {folder} ({report.created_utc[:10]}), in turn with it: "
         f"{found.ratio:.2f}x its time (95 % interval {found.low:.2f} to {found.high:.2f}), {sure}; "
         f"quality {_quality(ours)} against {_quality(theirs)}."

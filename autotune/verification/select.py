@@ -1,96 +1,221 @@
-"""The end of the story: finalists are verified, one is chosen, and its bytes are shipped.
+"""Finalists are verified, and one is chosen.
 
 The winner replaces the baseline only if it beats it beyond noise; where nothing keeps every
-limit, the least violating plan is named and the verdicts say by how much.  The best plan without
-compression is launched too, and takes the winner's place where it turns out to be faster.
+limit, the plan that breaks them least is chosen and the verdicts say by how much.  The best plan
+without compression is launched too, and is chosen instead where it turns out to be faster.
 """
 
 import math
-from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from autotune.context import RunContext
-from autotune.deployment import finalists as deployment_finalists
-from autotune.deployment import metrics, ranking
+from autotune.deployment import metrics
 from autotune.deployment.evaluator import DeploymentEvaluator
-from autotune.deployment.goal import goal_of
-from autotune.pipeline import report_builder
-from autotune.pipeline.report_builder import RunState
 from autotune.records.measurement import LOOKS, Verdict
 from autotune.records.plan import Deployment
-from autotune.records.report import PlanResult
-from autotune.report import describe, run_folder
+from autotune.records.report import Execution
+from autotune.report import describe
 from autotune.stats import launch_ratio, limit_tests
-from autotune.verification import launches, previous_plan, recorded_io
-from autotune.verification import verdicts as verification_verdicts
+from autotune.verification import launches, verdicts
 from autotune.verification.launches import Beaten, Verified
 from autotune.verification.verdicts import Candidate
 
-_OVER = 0.05  # of a run's time, that a further finalist may end after it
+_OVERTIME = 0.05
+"""Share of a run's time that a further finalist may end after it."""
+_LEAST_SHARE = 0.05
+"""Share of a run's time that has to be left for launches of the best plan without compression."""
 
 
-def finalists(lab: DeploymentEvaluator) -> list[Deployment]:
-    """The few that are verified, in their order; the baseline stands ready after them."""
-    return [t.trial.deployment for t in deployment_finalists.chosen(lab)]
+class Conclusion(NamedTuple):
+    """What verification found."""
+
+    chosen: Verified
+    lossless: Candidate | None
+    """The best plan without compression, launched too; None where there was no time for it."""
+    tested: tuple[Verified, ...]
+    """The finalists that were launched, in their order."""
+    kept_baseline: str | None
+    """Why the baseline is the plan, if it is."""
+    messages: tuple[str, ...]
 
 
 def conclude(
-    known: RunState,
-    candidates: list[Deployment],
-    folder: run_folder.RunFolder,
+    evaluator: DeploymentEvaluator,
+    finalists: list[Deployment],
+    execution: Execution,
     *,
     replace: bool = True,
-) -> None:
-    """Verify finalists in order until one keeps every limit and beats the baseline."""
-    run, lab = known.run, known.lab
-    assert lab is not None
-    began = run.bridge.now()
-    run.listener.phase("verification", run.left_s)
-    tested = _tested(known, lab, candidates)
-    chosen = _pick(known.run, tested)
-    if chosen is not None and chosen.left:
-        place = candidates.index(chosen.side.deployment)
-        alpha, done = metrics.quality_alphas(run, len(candidates))[place], known.execution
-        chosen = launches.finish(lab, chosen.side, chosen.reference, alpha, done)
-        if chosen.failure is not None:
-            known.messages.append(f"a finalist failed verification: {chosen.failure}")
-            chosen = None
-    kept: str | None = None
-    if replace or chosen is None:
-        chosen, kept = _against_baseline(known, lab, chosen)
-    plain = _lossless(known, chosen)
-    faster = _faster(known, chosen, plain) if replace and plain is not None else None
-    if faster is not None:
-        chosen, plain = faster, faster.side
-    known.why = report_builder.explain(known, chosen, kept, tested, given=not replace)
-    if run.effort.baseline is not None:
-        previous_plan.race(known, Path(run.effort.baseline), chosen.side, folder.work)
-    _ship(known, chosen, plain, folder)
-    run.timed("verification", began)
+) -> Conclusion:
+    """Verify finalists in order until one keeps every limit and beats the baseline.
 
-
-def _tested(
-    known: RunState, lab: DeploymentEvaluator, candidates: list[Deployment]
-) -> list[Verified]:
-    """Finalists in order, until one keeps every limit, none can, or time is over (a little more
-    may be spent on another one that could keep them).
+    Args:
+        evaluator: what built and measured them.
+        finalists: in their order; the baseline, which stands ready behind them, is none of them.
+        execution: what training did, which has limits of its own.
+        replace: whether another plan (the baseline, a faster one) may be chosen instead.
     """
-    run = known.run
-    tested: list[Verified] = []
-    alphas = metrics.quality_alphas(run, len(candidates)) if candidates else ()
-    for place, (deployment, alpha) in enumerate(zip(candidates, alphas, strict=True), start=1):
-        began, others = run.bridge.now(), place < len(candidates)
-        found = launches.verify(lab, deployment, alpha, known.execution, others=others)
+    return _Selection(evaluator, finalists, execution).conclude(replace)
+
+
+class _Selection:
+    def __init__(
+        self, evaluator: DeploymentEvaluator, finalists: list[Deployment], execution: Execution
+    ) -> None:
+        self._evaluator = evaluator
+        self._run = evaluator.run
+        self._finalists = finalists
+        self._alphas = metrics.quality_alphas(self._run, len(finalists)) if finalists else ()
+        self._execution = execution
+        self._messages: list[str] = []
+
+    def conclude(self, replace: bool) -> Conclusion:
+        tested = self._tested()
+        chosen, kept = self._pick(tested), None
+        if replace or chosen is None:
+            chosen, kept = self._against_baseline(chosen)
+        lossless = self._lossless(chosen)
+        faster = self._faster(chosen, lossless) if replace and lossless is not None else None
+        if faster is not None:
+            chosen, lossless = faster, faster.side
+        return Conclusion(chosen, lossless, tuple(tested), kept, tuple(self._messages))
+
+    def _verify(self, deployment: Deployment, alpha: float, *, others: bool = False) -> Verified:
+        return launches.verify(self._evaluator, deployment, alpha, self._execution, others=others)
+
+    def _failed(self, found: Verified) -> bool:
         if found.failure is not None:
-            known.messages.append(f"a finalist failed verification: {found.failure}")
-            continue
-        tested.append(found)
-        launch_s = (run.bridge.now() - began) / len(found.side.launches)
-        over = LOOKS[0] * launch_s > run.left_s + _OVER * run.effort.time_s
-        if found.met or _no_other_helps(run, found) or over:
-            break
-    return tested
+            self._messages.append(f"a finalist failed verification: {found.failure}")
+        return found.failure is not None
+
+    def _tested(self) -> list[Verified]:
+        """Finalists in order, until one keeps every limit, none can, or time is over (a little more
+        may be spent on another one that could keep them).
+        """
+        run = self._run
+        tested: list[Verified] = []
+        for place, deployment in enumerate(self._finalists):
+            began, others = run.bridge.now(), place + 1 < len(self._finalists)
+            found = self._verify(deployment, self._alphas[place], others=others)
+            if self._failed(found):
+                continue
+            tested.append(found)
+            launch_s = (run.bridge.now() - began) / len(found.side.launches)
+            if found.met or _no_other_helps(run, found) or self._too_late(launch_s):
+                break
+        return tested
+
+    def _too_late(self, launch_s: float) -> bool:
+        """Whether launches that take so long do not fit into what is left, up to a first look."""
+        return LOOKS[0] * launch_s > self._run.left_s + _OVERTIME * self._run.effort.time_s
+
+    def _pick(self, tested: list[Verified]) -> Verified | None:
+        """The first that met everything, else the one that breaks the limits least."""
+        met = [v for v in tested if v.met]
+        if met:
+            return met[0]
+        chosen = min(tested, key=lambda v: _distance(self._run, v), default=None)
+        if chosen is not None and chosen.left:
+            alpha = self._alphas[self._finalists.index(chosen.side.deployment)]
+            chosen = launches.finish(
+                self._evaluator, chosen.side, chosen.reference, alpha, self._execution
+            )
+            return None if self._failed(chosen) else chosen
+        return chosen
+
+    # -- the baseline ------------------------------------------------------------------------
+
+    def _against_baseline(self, chosen: Verified | None) -> tuple[Verified, str | None]:
+        """The winner replaces the baseline only if it beats it beyond noise."""
+        evaluator, run = self._evaluator, self._run
+        if chosen is None:
+            dense = evaluator.dense(_fastest_threads(evaluator), evaluator.batch)
+            own = self._verify(dense, metrics.QUALITY_ALPHA)
+            tried = any(not evaluator.is_baseline(t.trial.deployment) for t in evaluator.tried)
+            what = "could be verified" if tried else "was tried, as time was short"
+            return own, f"No candidate {what}: the baseline is the plan."
+        if chosen.met and self._improves(chosen):
+            return chosen, None
+        own = self._baseline_of(chosen)
+        if own.met:
+            why = "does not beat it beyond noise" if chosen.met else _unkept(chosen)
+            named = describe.describe(chosen.side.deployment)
+            return own, f"The baseline keeps every limit; the best candidate ({named}) {why}."
+        if chosen.met or _distance(run, chosen) <= _distance(run, own):
+            return chosen, None
+        return own, "The baseline comes closer to the limits than any candidate."
+
+    def _baseline_of(self, found: Verified) -> Verified:
+        """The baseline as a plan of its own, from the launches that it already had."""
+        run, own = self._run, found.reference
+        judged = (
+            *verdicts.judge(run, own, own, metrics.QUALITY_ALPHA),
+            *verdicts.training_verdicts(run.budget, self._execution, run),
+        )
+        return Verified(own, own, judged, None)
+
+    def _improves(self, found: Verified) -> bool:
+        """Better than the baseline beyond noise, in what the goal asks for (or it keeps a limit
+        that the baseline breaks).
+        """
+        if found.comparison is None:
+            return False
+        if found.met and launches.unkept(self._run, found):
+            return True
+        own, base = found.side.launches, found.reference.launches
+        batch = found.side.deployment.batch_size
+        return self._evaluator.goal.improves(own, base, batch, found.comparison)
+
+    # -- the plan without compression ----------------------------------------------------------
+
+    def _lossless(self, chosen: Verified) -> Candidate | None:
+        """The best plan without compression, launched like the others when time allows."""
+        run, evaluator = self._run, self._evaluator
+        if chosen.side.deployment.lossless:
+            return chosen.side
+        found = [t for t in evaluator.ranked() if t.deployment.lossless]
+        fast = min(
+            (t for t in found if t.latency_s is not None),
+            key=lambda t: t.latency_s.p50 if t.latency_s else math.inf,
+            default=None,
+        )
+        if fast is None or run.left_s < _LEAST_SHARE * run.effort.time_s:
+            return None
+        if evaluator.is_baseline(fast.deployment):
+            return chosen.reference
+        return launches.alone(evaluator, fast.deployment)
+
+    def _faster(self, chosen: Verified, lossless: Candidate) -> Verified | None:
+        """The best plan without compression where the chosen one loses quality for no gain:
+        launched with it in turn it is faster beyond noise, and it keeps every limit.
+        """
+        run, other = self._run, chosen.side
+        if not chosen.met or self._evaluator.is_baseline(lossless.deployment):
+            return None
+        if not self._may_replace(lossless, other):
+            return None
+        percentile = run.budget.percentile
+        if launch_ratio.faster(lossless.latencies, other.latencies, percentile).ratio >= 1:
+            return None
+        sides = (lossless, other, lossless, chosen.reference)
+        if self._too_late(sum(side.launches[0].work_s for side in sides)):
+            return None
+        by = launches.head_to_head(self._evaluator, lossless.deployment, other.deployment)
+        if by is None or not by.beyond_noise:
+            return None
+        found = self._verify(lossless.deployment, metrics.QUALITY_ALPHA)
+        return found._replace(beaten=Beaten(other.deployment, by)) if found.met else None
+
+    def _may_replace(self, lossless: Candidate, other: Candidate) -> bool:
+        """Whether the goal asks for the faster of the two, or for quality, which is no worse."""
+        if lossless.deployment.batch_size != other.deployment.batch_size:
+            return False
+        gain = None
+        if lossless.scores is not None and other.scores is not None:
+            gain = lossless.scores.quality - other.scores.quality
+            gain = gain if self._evaluator.goal.higher_is_better else -gain
+        return self._evaluator.goal.prefers_faster(gain)
 
 
 def _no_other_helps(run: RunContext, found: Verified) -> bool:
@@ -99,18 +224,10 @@ def _no_other_helps(run: RunContext, found: Verified) -> bool:
     """
 
     def common(v: Verdict) -> bool:
-        told = v.name.startswith("train_") or v.verdict == "NOT_MEASURED"
-        return told or verification_verdicts.too_few(run, v)
+        elsewhere = v.name.startswith("train_") or v.verdict == "NOT_MEASURED"
+        return elsewhere or verdicts.too_few(run, v)
 
     return not found.left and all(common(v) for v in found.verdicts if v.verdict != "MET")
-
-
-def _pick(run: RunContext, tested: list[Verified]) -> Verified | None:
-    """The first that met everything, else the least violating."""
-    met = [v for v in tested if v.met]
-    if met:
-        return met[0]
-    return min(tested, key=lambda v: _distance(run, v), default=None)
 
 
 def _distance(run: RunContext, found: Verified) -> tuple[int, float]:
@@ -125,32 +242,9 @@ def _excess(run: RunContext, v: Verdict) -> float:
     """
     if v.verdict == "MET":
         return 0.0
-    if verification_verdicts.too_few(run, v):
+    if verdicts.too_few(run, v):
         v = msgspec.structs.replace(v, lower=None, upper=None)
     return max(0.0, -(describe.slack(v) or 0.0))
-
-
-def _against_baseline(
-    known: RunState, lab: DeploymentEvaluator, chosen: Verified | None
-) -> tuple[Verified, str | None]:
-    """The winner replaces the baseline only if it beats it beyond noise."""
-    if chosen is None:
-        own = launches.verify(
-            lab, lab.dense(_fastest_threads(lab), lab.batch), metrics.QUALITY_ALPHA, known.execution
-        )
-        tried = any(not lab.is_baseline(t.trial.deployment) for t in lab.tried)
-        what = "could be verified" if tried else "was tried, as time was short"
-        return own, f"No candidate {what}: the baseline is the plan."
-    if chosen.met and _improves(known.run, chosen):
-        return chosen, None
-    own = _baseline_of(known, chosen)
-    if own.met and (not chosen.met or not _improves(known.run, chosen)):
-        why = "does not beat it beyond noise" if chosen.met else _unkept(chosen)
-        named = ranking.describe(chosen.side.deployment)
-        return own, f"The baseline keeps every limit; the best candidate ({named}) {why}."
-    if chosen.met or _distance(known.run, chosen) <= _distance(known.run, own):
-        return chosen, None
-    return own, "The baseline comes closer to the limits than any candidate."
 
 
 def _unkept(found: Verified) -> str:
@@ -163,131 +257,8 @@ def _unkept(found: Verified) -> str:
     return f"does not: {'; '.join(parts)}"
 
 
-def _baseline_of(known: RunState, found: Verified) -> Verified:
-    """The baseline as a plan of its own, from the launches that it already had."""
-    run, own = known.run, found.reference
-    verdicts = (
-        *verification_verdicts.judge(run, own, own, metrics.QUALITY_ALPHA),
-        *verification_verdicts.training_verdicts(run.budget, known.execution, run),
-    )
-    return Verified(own, own, verdicts, None)
-
-
-def _fastest_threads(lab: DeploymentEvaluator) -> int:
+def _fastest_threads(evaluator: DeploymentEvaluator) -> int:
     """Threads of the fastest baseline that was measured."""
-    timed = [t.trial for t in lab.baselines.values() if t.trial.latency_s is not None]
+    timed = [t.trial for t in evaluator.baselines.values() if t.trial.latency_s is not None]
     best = min(timed, key=lambda t: t.latency_s.p50 if t.latency_s else math.inf, default=None)
     return best.deployment.threads if best else 1
-
-
-def _improves(run: RunContext, found: Verified) -> bool:
-    """Better than the baseline beyond noise, in what the goal asks for (or it keeps a limit
-    that the baseline breaks).
-    """
-    comparison = found.comparison
-    if comparison is None:
-        return False
-    if found.met and launches.unkept(run, found):
-        return True
-    goal = goal_of(run.budget, run.survey.task.higher_is_better)
-    batch, base = found.side.deployment.batch_size, found.reference.launches
-    return goal.improves(found.side.launches, base, batch, comparison)
-
-
-def _ship(
-    known: RunState, chosen: Verified, plain: Candidate | None, folder: run_folder.RunFolder
-) -> None:
-    """Ship the verified bytes and write down what was found, of the best plan without compression
-    too.
-    """
-    run = known.run
-    folder.ship(chosen.side.built.artifact, chosen.side.built.sha256)
-    sha = chosen.side.built.sha256
-    known.artifact = run_folder.artifact(folder.path / "artifact", chosen.side.deployment.runtime)
-    known.chosen = launches.result(run, chosen.side, known.plan(chosen.side.deployment, sha))
-    reference = chosen.reference
-    if any(stage.name == "program" for stage in reference.built.stages):
-        known.messages.append(
-            "The model's source does not stand alone, so the eager baseline is an exported "
-            "program, which can be slower than the model itself: ratios to it flatter."
-        )
-    known.baseline = launches.result(run, reference, known.plan(reference.deployment))
-    known.lossless = _reported(known, chosen, plain)
-    known.verdicts = chosen.verdicts
-    known.execution = msgspec.structs.replace(
-        known.execution,
-        recovery_s=chosen.side.built.recovery_s,
-        build_s=_build_s(known, chosen.side.deployment),
-    )
-    recorded_io.record(
-        folder.work,
-        folder.path / "artifact" / "recorded.npz",
-        chosen.side.built.artifact,
-        reference.scores,
-    )
-
-
-def _build_s(known: RunState, deployment: Deployment) -> float | None:
-    """What the plan's build took when it was built (it has come from the cache since)."""
-    tried = known.lab.tried if known.lab else []
-    return next((t.trial.build_s for t in tried if t.trial.deployment == deployment), None)
-
-
-def _lossless(known: RunState, chosen: Verified) -> Candidate | None:
-    """The best plan without compression, launched like the others when time allows."""
-    run, lab = known.run, known.lab
-    assert lab is not None
-    if chosen.side.deployment.lossless:
-        return chosen.side
-    found = [t for t in lab.ranked() if t.deployment.lossless]
-    fast = min(
-        (t for t in found if t.latency_s is not None),
-        key=lambda t: t.latency_s.p50 if t.latency_s else math.inf,
-        default=None,
-    )
-    if fast is None or run.left_s < 0.05 * run.effort.time_s:
-        return None
-    if lab.is_baseline(fast.deployment):
-        return chosen.reference
-    return launches.alone(lab, fast.deployment)
-
-
-def _faster(known: RunState, chosen: Verified, plain: Candidate) -> Verified | None:
-    """The best plan without compression where the chosen one loses quality for no gain: launched
-    with it in turn it is faster beyond noise, and it keeps every limit.
-    """
-    run, lab, other = known.run, known.lab, chosen.side
-    assert lab is not None
-    if not chosen.met or lab.is_baseline(plain.deployment) or not _may_replace(run, plain, other):
-        return None
-    if launch_ratio.faster(plain.latencies, other.latencies, run.budget.percentile).ratio >= 1:
-        return None
-    launch_s = sum(side.launches[0].work_s for side in (plain, other, plain, chosen.reference))
-    if LOOKS[0] * launch_s > run.left_s + _OVER * run.effort.time_s:
-        return None
-    by = launches.head_to_head(lab, plain.deployment, other.deployment)
-    if by is None or not by.beyond_noise:
-        return None
-    found = launches.verify(lab, plain.deployment, metrics.QUALITY_ALPHA, known.execution)
-    return found._replace(beaten=Beaten(other.deployment, by)) if found.met else None
-
-
-def _may_replace(run: RunContext, plain: Candidate, other: Candidate) -> bool:
-    """Whether the goal asks for the faster of the two, or for quality, which is no worse."""
-    if plain.deployment.batch_size != other.deployment.batch_size:
-        return False
-    higher, gain = run.survey.task.higher_is_better, None
-    if plain.scores is not None and other.scores is not None:
-        gain = plain.scores.quality - other.scores.quality
-        gain = gain if higher else -gain
-    return goal_of(run.budget, higher).prefers_faster(gain)
-
-
-def _reported(known: RunState, chosen: Verified, plain: Candidate | None) -> PlanResult | None:
-    if plain is None:
-        return None
-    if plain is chosen.side:
-        return known.chosen
-    if plain is chosen.reference:
-        return known.baseline
-    return launches.result(known.run, plain, known.plan(plain.deployment))
