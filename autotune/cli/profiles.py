@@ -8,17 +8,23 @@ from typing import Any
 import click
 
 from autotune.cli import options
+from autotune.records.budget import Budget, Effort
 
+_PLANNED = (
+    *("latency", "energy", "memory", "min_quality", "max_drop", "goal", "batch"),
+    *("train_time_s", "train_energy_j", "train_memory_bytes"),
+)
+"""Limits of a plan for a machine that is not here: in absolute numbers."""
 _EXITS = {"fits": 0, "off": 3, "unknown": 4}
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Where to save it.")
 @click.option("--quick", is_flag=True, help="Only what a run needs.")
-@click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
-@options.powercap
+@options.of(Effort, "device")
+@options.of(Effort, *options.POWERCAP)
 @click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
-def profile(out: Path | None, device: str, as_json: bool, **given: Any) -> None:
+def profile(out: Path | None, quick: bool, as_json: bool, **given: Any) -> None:
     """Measure this machine, in less than 30 seconds, and save its profile.
 
     Idle and loaded power are measured where energy counters can be read.
@@ -30,8 +36,15 @@ def profile(out: Path | None, device: str, as_json: bool, **given: Any) -> None:
     from autotune.hardware import text as hardware_text
     from autotune.records import profiles as files
 
-    options.check_powercap(given["powercap_root"])
-    found, sheets = doctor.datasheets(doctor.profile(device, **given))
+    effort = options.record(Effort, given)
+    found, sheets = doctor.datasheets(
+        doctor.profile(
+            effort.device,
+            quick=quick,
+            powercap_root=effort.powercap_root,
+            powercap_label=effort.powercap_label,
+        )
+    )
     path = hardware_profiles.save_profile(found, out)
     if as_json:
         click.echo(files.write(found).decode(), nl=False)
@@ -87,8 +100,8 @@ def diff(first: str, second: str) -> None:
 
 @profiles.command()
 @click.argument("name")
-@click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
-def check(name: str, device: str) -> None:
+@options.of(Effort, "device")
+def check(name: str, **given: Any) -> None:
     """Measure three quick anchors: does the profile NAME still fit this machine?
 
     Exit code 0: it fits; 3: it does not; 4: it cannot be told now.
@@ -98,7 +111,7 @@ def check(name: str, device: str) -> None:
     from autotune.hardware import text as hardware_text
 
     saved = hardware_profiles.load_profile(name)
-    found = doctor.check(saved, device)
+    found = doctor.check(saved, options.record(Effort, given).device)
     click.echo(hardware_text.check(saved, found, _width()))
     sys.exit(_EXITS[found.state])
 
@@ -109,13 +122,58 @@ def check(name: str, device: str) -> None:
 @click.option(
     "--profile", "profiles", multiple=True, required=True, metavar="NAME|FILE", help="A machine."
 )
-@options.absent
+@options.of(Budget, *_PLANNED, relative=False)
+@options.of(Effort, "epochs")
+@click.option(
+    "--price",
+    "prices",
+    type=options.PriceParam(),
+    multiple=True,
+    metavar="NAME=2.50/h",
+    help="What a machine costs an hour, as its profile describes it.",
+)
+@click.option("--devices", type=click.IntRange(min=1), help="So many of its devices.")
+@click.option("--nodes", type=click.IntRange(min=1), help="So many nodes of it.")
+@click.option(
+    "--train-batch",
+    "batches",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Samples of a training step.",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    metavar="NAME",
+    help="Precision of training, e.g. fp8.",
+)
+@click.option(
+    "--check",
+    "measured",
+    type=click.Path(path_type=Path),
+    metavar="CSV",
+    help="Compare with measured plans; docs/planning.md names the columns.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the outlook as JSON.")
-def plan(model: str, args: tuple[str, ...], **given: Any) -> None:
+def plan(
+    model: str,
+    args: tuple[str, ...],
+    *,
+    profiles: tuple[str, ...],
+    prices: tuple[tuple[str, float], ...],
+    devices: int | None,
+    nodes: int | None,
+    batches: tuple[int, ...],
+    precisions: tuple[str, ...],
+    measured: Path | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Predict MODEL's plans on machines that one does not have.
 
     Training is planned; with a limit on latency, energy or memory, or a goal, deployment.
-    Nothing is measured.  Arguments after -- reach MODEL.
+    Nothing is measured, and quality is not predicted.  Arguments after -- reach MODEL.
     """
     from autotune.hardware import profiles as hardware_profiles
     from autotune.planning import plan as planning_plan
@@ -123,22 +181,21 @@ def plan(model: str, args: tuple[str, ...], **given: Any) -> None:
     from autotune.records import codec
     from autotune.task import Task
 
-    profiles = {name: hardware_profiles.load_profile(name) for name in given["profiles"]}
+    budget, effort = options.budget_and_effort(given)
+    machines = {name: hardware_profiles.load_profile(name) for name in profiles}
     found = planning_plan.plan(
         Task.from_file(model, *args),
-        tuple(profiles.values()),
-        options.absolute(given),
-        devices=given["devices"],
-        nodes=given["nodes"],
-        prices={profiles[n].name if n in profiles else n: p for n, p in given["prices"]},
-        batches=given["train_batch"],
-        precisions=given["precision"],
-        epochs=given["epochs"],
-        measured=given["measured"],
+        tuple(machines.values()),
+        budget,
+        devices=devices,
+        nodes=nodes,
+        prices={machines[n].name if n in machines else n: price for n, price in prices},
+        batches=batches,
+        precisions=precisions,
+        epochs=effort.epochs,
+        measured=measured,
     )
-    shown = (
-        codec.encode(found, indent=2).decode() if given["as_json"] else planning_text.text(found)
-    )
+    shown = codec.encode(found, indent=2).decode() if as_json else planning_text.text(found)
     click.echo(shown, nl=False)
     sys.exit(planning_plan.exit_code(found))
 

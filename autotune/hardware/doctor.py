@@ -34,7 +34,7 @@ def profile(
     device: str = "auto",
     *,
     quick: bool = True,
-    powercap_root: Path | None = None,
+    powercap_root: str | None = None,
     powercap_label: str = "host",
 ) -> Profile:
     """Probe this machine: what a run needs, or every size and path, in less than 30 seconds.
@@ -44,9 +44,8 @@ def profile(
     measured where the meter process can, with ``powercap_root`` by a tree of that label.
     """
     budget_s = QUICK_S if quick else THOROUGH_S
-    root = None if powercap_root is None else str(powercap_root.resolve())
     job = jobs.Probe(device=device, thorough=not quick, budget_s=budget_s, meter="auto")
-    with _bridge(meter_arguments(device, root, powercap_label)) as bridge:
+    with _bridge(meter_arguments(device, powercap_root, powercap_label)) as bridge:
         found = _probed(bridge, job)
         if profiles.busy(found) is not None:
             time.sleep(_SETTLE_S)

@@ -28,6 +28,18 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 )
 
 
+def option(text: str, example: str | None = None, **how: Any) -> msgspec.Meta:
+    """What a field says of itself, in the schema and as an option of the command line.
+
+    Args:
+        text: the help.
+        example: a value that may be typed, or what the value is called.
+        how: what else `cli.options` must know: ``unit``, ``least`` and ``most`` of a number,
+            ``choices`` of a text, or that it is a ``folder``.
+    """
+    return msgspec.Meta(description=text, extra={"example": example, **how})
+
+
 def _finite(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)

@@ -1,8 +1,11 @@
-"""The limits a person gave, in SI units, and the effort they allow."""
+"""The limits a person gave, in SI units, and the effort they allow.
 
-from typing import Literal
+Each field's annotation is all that the command line needs: `cli.options` makes an option of it.
+"""
 
-from autotune.records.base import Record
+from typing import Annotated, Literal
+
+from autotune.records.base import Record, option
 
 GoalName = Literal["quality", "latency", "energy", "throughput", "memory"]
 
@@ -28,21 +31,56 @@ class Budget(Record, frozen=True, kw_only=True):
     0, the default, is time alone and 1 energy alone.
     """
 
-    latency: Limit | None = None
-    percentile: float = 95.0
-    energy: Limit | None = None
-    memory: Limit | None = None
-    train_time_s: float | None = None
-    train_energy_j: float | None = None
-    train_memory_bytes: float | None = None
-    max_drop: float | None = None
-    min_quality: float | None = None
-    goal: GoalName | None = None
-    batch: int | None = None
-    accept_modelled_energy: bool = False
-    load_per_s: float | None = None
-    target_quality: float | None = None
-    eta: float | None = None
+    latency: Annotated[
+        Limit | None,
+        option(
+            "Latency of one call.",
+            "5ms",
+            unit="s",
+        ),
+    ] = None
+    percentile: Annotated[
+        float, option("Percentile that the latency limit is for.", least=1, most=99.99)
+    ] = 95.0
+    energy: Annotated[Limit | None, option("Energy per sample.", "20mJ", unit="J")] = None
+    memory: Annotated[
+        Limit | None,
+        option("Peak memory of the serving process.", "200MB", unit="B"),
+    ] = None
+    load_per_s: Annotated[
+        float | None,
+        option("Requests per second: --latency then limits the response time.", "200/s"),
+    ] = None
+    min_quality: Annotated[float | None, option("Floor on quality itself.", "0.9")] = None
+    max_drop: Annotated[
+        float | None, option("How far quality may fall below the baseline's.", "0.01")
+    ] = None
+    accept_modelled_energy: Annotated[
+        bool, option("Let a modelled energy decide (the verdict says so).")
+    ] = False
+    train_time_s: Annotated[
+        float | None,
+        option("Limit for the final training; sets it apart from --time.", "5min"),
+    ] = None
+    train_energy_j: Annotated[float | None, option("Limit for the final training.", "2kJ")] = None
+    train_memory_bytes: Annotated[
+        float | None, option("Limit for the final training's peak memory.", "4GB")
+    ] = None
+    target_quality: Annotated[
+        float | None,
+        option("Train until this quality, at the least cost (time, or see --eta).", "0.95"),
+    ] = None
+    eta: Annotated[
+        float | None,
+        option(
+            "What energy weighs in that cost: 0 (the default) time alone, 1 energy alone.",
+            "0.5",
+            least=0,
+            most=1,
+        ),
+    ] = None
+    goal: Annotated[GoalName | None, option("What to optimise; see the README.")] = None
+    batch: Annotated[int | None, option("Deployment batch size; 1 by default.", least=1)] = None
 
     def resolved_goal(self) -> GoalName:
         """``goal``, or quality under a deployment limit, or latency."""
@@ -69,25 +107,64 @@ class Effort(Record, frozen=True, kw_only=True):
     this run's.
     """
 
-    time_s: float = 600.0
-    trials: int | None = None
-    train_trials: int | None = None
-    epochs: int | None = None
-    steps: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    only: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
-    fix: tuple[str, ...] = ()
-    keep_fp32: tuple[str, ...] = ()
-    baseline: str | None = None
-    threads: int | None = None
-    search_only: bool = False
-    powercap_root: str | None = None
-    powercap_label: Literal["host", "simulated"] = "host"
-    cpu_idle_w: float | None = None
-    cpu_max_w: float | None = None
-    require_measured: bool = False
-    like: str | None = None
-    allow_power_limit: bool = False
-    joint: bool = False
+    time_s: Annotated[float, option("The whole run, over by at most a tenth.", "10min")] = 600.0
+    trials: Annotated[int | None, option("At most so many deploy trials.", least=1)] = None
+    train_trials: Annotated[int | None, option("At most so many train trials.", least=1)] = None
+    epochs: Annotated[
+        int | None, option("Epochs of the final training; sets it apart from --time.", least=1)
+    ] = None
+    steps: Annotated[
+        int | None,
+        option(
+            "The same in steps of the baseline's batch size, rounded up to whole epochs.", least=1
+        ),
+    ] = None
+    seed: Annotated[int, option("Random seed of search and training.")] = 0
+    device: Annotated[str, option("Whether a GPU may be used.", choices=("auto", "cpu"))] = "auto"
+    only: Annotated[tuple[str, ...], option("Search only these.", "KIND=NAME")] = ()
+    without: Annotated[tuple[str, ...], option("Leave these out.", "NAME")] = ()
+    fix: Annotated[
+        tuple[str, ...], option("Hold a search dimension at a value.", "NAME=VALUE")
+    ] = ()
+    keep_fp32: Annotated[
+        tuple[str, ...], option("Modules that no quantization may touch.", "'head.*'")
+    ] = ()
+    baseline: Annotated[str | None, option("An earlier report: its plan races too.", "DIR")] = None
+    threads: Annotated[int | None, option("Threads of training and serving.", least=1)] = None
+    search_only: Annotated[bool, option("Stop before the final training.")] = False
+    powercap_root: Annotated[
+        str | None,
+        option(
+            "A powercap tree that the host provides; readings are labelled so.", "DIR", folder=True
+        ),
+    ] = None
+    powercap_label: Annotated[
+        Literal["host", "simulated"], option("What the --powercap-root tree is.")
+    ] = "host"
+    cpu_idle_w: Annotated[
+        float | None,
+        option("Measured idle power of this CPU, to calibrate the energy model.", "30W"),
+    ] = None
+    cpu_max_w: Annotated[
+        float | None,
+        option("Measured full-load power of this CPU, to calibrate the energy model.", "120W"),
+    ] = None
+    require_measured: Annotated[bool, option("Stop where energy cannot be measured.")] = False
+    like: Annotated[
+        str | None,
+        option(
+            "Start from an earlier report's recipes and plans, tried anew; auto: the nearest one.",
+            "DIR|auto",
+        ),
+    ] = None
+    allow_power_limit: Annotated[
+        bool,
+        option(
+            "Let training lower the GPU's power limit and clocks where energy counts; both are "
+            "put back."
+        ),
+    ] = False
+    joint: Annotated[
+        bool,
+        option("Search how pruned models recover too, and the width of make_model(width=1.0)."),
+    ] = False

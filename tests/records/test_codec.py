@@ -59,7 +59,8 @@ def test_a_record_is_frozen_keyword_only_and_strict(kind: type[Record]) -> None:
 @pytest.mark.parametrize("kind", RECORDS, ids=lambda kind: kind.__name__)
 def test_every_float_names_its_unit(kind: type[Record]) -> None:
     for field in msgspec.structs.fields(kind):
-        if field.type in (float, float | None) and field.name not in UNITLESS:
+        hint = get_args(field.type)[0] if get_origin(field.type) is Annotated else field.type
+        if hint in (float, float | None) and field.name not in UNITLESS:
             assert field.name.endswith(UNITS), f"{kind.__name__}.{field.name}"
 
 

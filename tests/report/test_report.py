@@ -279,7 +279,7 @@ def record(kind: Any) -> st.SearchStrategy[Any]:
 def strategy(hint: Any) -> st.SearchStrategy[Any]:
     """A strategy for one msgspec type."""
     kinds = msgspec.inspect
-    match hint:
+    match getattr(hint, "type", hint):  # what a field says of itself is wrapped around its type
         case kinds.UnionType(types=types):
             return st.one_of(*map(strategy, types))
         case kinds.NoneType():
