@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Annotated, get_args, get_origin
 
 import msgspec
 import pytest
@@ -43,6 +44,7 @@ UNITLESS = {
     "break_even_inferences",
     "p50", "p95", "p99", "fits", "probability", "bound", "faster", "cheaper", "cost", "decides",
     "error", "price_per_h", "target_quality", "until_quality", "eta", "waiting", "epochs",
+    "teacher", "temperature", "warmup", "label_smoothing", "time_left",
     "resumed_epochs", "target_cost", "apart", "kept_epochs", "kept_quality", "neutral",
 }  # fmt: skip
 
