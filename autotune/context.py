@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -20,6 +20,8 @@ from autotune.records.task import Survey, TaskSpec
 
 TRAIN_SHARE = 0.30
 """Of a run's time, for the train search; surveying and verification have what no share names."""
+HARDWARE_SHARE = 0.3
+"""Of the train search's time, for measuring throughput."""
 FINAL_SHARE, FINAL_MOST = 0.08, 0.16
 """For the final training: the larger one where the smaller holds few epochs."""
 DEPLOY_SHARE = 0.70
@@ -88,6 +90,10 @@ class RunContext:
             return self.budget.max_drop
         task = self.survey.task
         return 0.01 if task.binary or task.rate else None
+
+    def with_survey(self, **changes: Any) -> "RunContext":
+        """A copy of this run with these fields of its survey replaced."""
+        return replace(self, survey=msgspec.structs.replace(self.survey, **changes))
 
     def task(self, recipe: Recipe) -> TaskSpec:
         """The task with the recipe's values for the user's own hyperparameters."""

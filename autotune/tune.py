@@ -13,8 +13,8 @@ import msgspec
 from autotune.bridge.process import ProcessBridge
 from autotune.bridge.protocol import Bridge
 from autotune.context import Listener, Silent
-from autotune.pipeline import echo, survey
-from autotune.pipeline.forecast import Forecast
+from autotune.pipeline import cost_preview, survey
+from autotune.pipeline.cost_preview import CostPreview
 from autotune.pipeline.pipeline import Request, asked, meter_args, story
 from autotune.records import codec
 from autotune.records.budget import Budget, Effort
@@ -92,7 +92,7 @@ def dry_run(
     *,
     profile: Profile | None = None,
     listener: Listener | None = None,
-) -> Forecast:
+) -> CostPreview:
     """What `tune` would cost: each kind of job is done once, and nothing is kept."""
     budget, effort = budget or Budget(), effort or Effort()
     with (
@@ -102,7 +102,7 @@ def dry_run(
         bridge = ProcessBridge(Path(folder), meter=meter_args(effort))
         try:
             run = survey.survey(bridge, spec, budget, effort, profile, listener or Silent())
-            return echo.measured(run)
+            return cost_preview.measured(run)
         finally:
             bridge.close()
 

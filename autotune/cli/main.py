@@ -212,13 +212,13 @@ def doctor() -> None:
 
 
 def _show_cost(found: Any, effort: Effort, as_json: bool) -> None:
-    from autotune.pipeline import forecast
+    from autotune.pipeline import cost_preview
     from autotune.records import codec
 
     if as_json:
         click.echo(codec.encode(found, indent=2).decode(), nl=False)
     else:
-        click.echo("\n".join(forecast.lines(found, effort.time_s)))
+        click.echo("\n".join(cost_preview.lines(found, effort.time_s)))
 
 
 def _finish(report: "Report", folder: Path, as_json: bool, on_undecided: str) -> None:

@@ -9,6 +9,7 @@ through a bridge and to the person through a listener; it never imports torch.
 import contextlib
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ import msgspec
 from autotune.bridge.process import ProcessBridge, meter_arguments
 from autotune.bridge.protocol import Bridge
 from autotune.bridge.recording import Recorder, ReplayBridge, load_recording
-from autotune.context import DEPLOY_SHARE, TRAIN_SHARE, Listener, RunContext
+from autotune.context import DEPLOY_SHARE, HARDWARE_SHARE, TRAIN_SHARE, Listener, RunContext
 from autotune.deployment import finalists, racing, search
 from autotune.deployment.evaluator import DenseCall, DeploymentEvaluator
-from autotune.pipeline import earlier_reports, echo, report_builder, survey
+from autotune.pipeline import cost_preview, earlier_reports, report_builder, survey
 from autotune.pipeline.report_builder import RunState
 from autotune.processes import interrupts
 from autotune.records.base import Record
@@ -150,15 +151,16 @@ def _search(known: RunState, folder: run_folder.RunFolder, earlier: tuple[WarmSt
     run = known.run
     if not run.survey.task.pretrained:
         _train(known, earlier)
+        run = known.run
         if run.effort.search_only:
             plan = known.plan(Deployment(batch_size=run.budget.batch or 1))
             folder.save_plan(plan)
             return
     else:
-        echo.say(run, 0)
+        cost_preview.say(run, 0)
     weights = final.WEIGHTS if known.recipe is not None else "weights.safetensors"
     recipe = known.recipe or search_space.fine_tuning(run.survey)
-    survey.look_again(run, recipe)
+    run = known.run = survey.of_recipe(run, recipe)
     lab = DeploymentEvaluator(run, weights, recipe, _recovery_epochs(run, known, recipe))
     known.lab = lab
     began = run.bridge.now()
@@ -187,9 +189,10 @@ def _replay_plan(known: RunState, plan: Plan, folder: run_folder.RunFolder) -> N
     if plan.recipe is not None and not run.survey.task.pretrained:
         known.recipe = training_search.fitting(run, plan.recipe)
         _final(known, known.recipe)
+        run = known.run
     weights = final.WEIGHTS if known.recipe is not None else "weights.safetensors"
     recipe = known.recipe or search_space.fine_tuning(run.survey)
-    survey.look_again(run, recipe)
+    run = known.run = survey.of_recipe(run, recipe)
     known.lab = DeploymentEvaluator(run, weights, recipe, plan.deployment.recovery_epochs)
     known.lab.baseline(plan.deployment)
     if not known.lab.is_baseline(plan.deployment):
@@ -267,16 +270,15 @@ def _train(known: RunState, earlier: tuple[WarmStart, ...]) -> None:
     began = run.bridge.now()
     budget_s = TRAIN_SHARE * run.effort.time_s
     run.listener.phase("train search", budget_s)
-    measured = throughput_stage.measure(run, 0.3 * budget_s)
-    run.survey = msgspec.structs.replace(run.survey, layouts=measured)
+    run = throughput_stage.measure(run, HARDWARE_SHARE * budget_s)
     widths = width.measure(run, run.bridge.now() + _WIDTHS_SHARE * budget_s, DenseCall(run))
-    run.survey = msgspec.structs.replace(run.survey, widths=widths)
+    run = run.with_survey(widths=widths)
     run.timed("hardware", began)
     known.epochs, reach = parallelism.usual_lengths(run)
+    run = known.run = run.with_survey(options=step_options.judged(run, reach))
     searching = run.bridge.now()
-    echo.say(run, known.epochs)
+    cost_preview.say(run, known.epochs)
     known.training = training_trial.TrainState(run, known.epochs, reach, parallelism.timed(run))
-    step_options.judge(run, reach)
     first = earlier_reports.choose(run, earlier, "recipes")
     training_search.search(known.training, began + budget_s, first)
     run.timed("train search", searching)
@@ -310,8 +312,8 @@ def _final(
             f"The weights are those after {kept:g} of {known.epochs} epochs, "
             "the best on validation."
         )
-    if echo.apart(run):
-        run.apart_s = run.bridge.now() - began
+    if cost_preview.set_apart(run):
+        run = known.run = replace(run, apart_s=run.bridge.now() - began)
     run.on_progress()
 
 

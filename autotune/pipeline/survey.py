@@ -2,8 +2,6 @@
 
 import math
 
-import msgspec
-
 from autotune import patterns
 from autotune.bridge.protocol import Bridge
 from autotune.context import INSPECT_S, Listener, RunContext, ask, thread_counts
@@ -53,12 +51,12 @@ def survey(
     return run
 
 
-def look_again(run: RunContext, recipe: Recipe) -> None:
-    """The traits of the model that the recipe makes, where the user's hyperparameters make it
-    another than the one that was surveyed.
+def of_recipe(run: RunContext, recipe: Recipe) -> RunContext:
+    """The run with the traits and options of the model that the recipe makes, where the user's
+    hyperparameters make it another than the one that was surveyed.
     """
     if recipe.params == run.survey.task.params:
-        return
+        return run
     found = ask(run.bridge, jobs.Inspect(task=run.task(recipe)), INSPECT_S)
     context = jobs.Context(info=found.info, traits=found.traits, profile=run.profile)
     menu = ask(run.bridge, jobs.Menu(context=context), 60.0)
@@ -67,7 +65,7 @@ def look_again(run: RunContext, recipe: Recipe) -> None:
         judged.get(o.name, o) if o.kind == "step" else o
         for o in space.restrict(menu.options, run.effort)
     )
-    run.survey = msgspec.structs.replace(run.survey, traits=found.traits, options=options)
+    return run.with_survey(traits=found.traits, options=options)
 
 
 def _profile(

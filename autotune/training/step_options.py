@@ -30,21 +30,22 @@ _PATIENCE_S, _PATIENCE_SHARE = 10.0, 0.25  # and of a trial: what compiles for l
 # -- the memory format ------------------------------------------------------------------
 
 
-def channels_last(run: RunContext) -> bool:
-    """Whether weights of convolutions lie with their channels last while all else is measured and
-    trained: where a step of the first layout is 5 % faster so; else it is refused with both rates.
-    It changes nothing that is learnt.
+def channels_last(run: RunContext) -> tuple[bool, str | None]:
+    """Whether convolutions' weights and inputs lie in the channels-last format while all else is
+    measured and trained: where a step of the first layout is 5 % faster so.  It changes nothing
+    that is learnt.
+
+    Returns:
+        Whether it is used; and where it was measured not to pay, the reason with both rates.
     """
     if not throughput.offered(run.survey, run.effort, "channels_last"):
-        return False
+        return False, None
     legal = search_space.layouts(run.survey.options, run.profile, run.effort)
     recipe = parallelism.plain_recipe(run, legal[0], search_space.baseline(run.survey).batch_size)
     usual = parallelism.measured(run, recipe)
     last = parallelism.measured(run, msgspec.structs.replace(recipe, channels_last=True))
     reason = _memory_format_refused(usual, last)
-    if reason is not None:
-        _refuse(run, {"channels_last": reason})
-    return reason is None
+    return reason is None, reason
 
 
 def _memory_format_refused(usual: Layout, last: Layout) -> str | None:
@@ -62,7 +63,7 @@ def _memory_format_refused(usual: Layout, last: Layout) -> str | None:
 def measure(run: RunContext, rows: tuple[Layout, ...], until_s: float) -> tuple[Layout, ...]:
     """A row for each that is worth a look, until the run's clock reads ``until_s``."""
     out: tuple[Layout, ...] = ()
-    run.survey = msgspec.structs.replace(run.survey, layouts=rows)
+    run = run.with_survey(layouts=rows)
     if throughput.offered(run.survey, run.effort, "recompute") and run.bridge.now() < until_s:
         out += _recomputed(run, rows)
     if throughput.offered(run.survey, run.effort, "compile") and run.bridge.now() < until_s:
@@ -143,26 +144,27 @@ def _limit_bytes(run: RunContext) -> float:
 # -- what it says ----------------------------------------------------------------------------
 
 
-def judge(run: RunContext, reach: float) -> None:
-    """Refuse, among the survey's options, those of the step that do not pay, with their figures.
+def judged(run: RunContext, reach: float) -> tuple[Option, ...]:
+    """The survey's options, those of the step that do not pay refused with their figures.
 
     Args:
         run: whose survey holds the measured rows.
         reach: epochs of a whole trial.
     """
     whole_s = reach * (parallelism.one_epoch_s(run) or 0.0)
-    _refuse(run, {"compile": _compile_refused(run, whole_s), "recompute": _recompute_refused(run)})
+    reasons = {"compile": _compile_refused(run, whole_s), "recompute": _recompute_refused(run)}
+    return refused(run.survey.options, reasons)
 
 
-def _refuse(run: RunContext, reasons: Mapping[str, str | None]) -> None:
-    """Options of the step that have a reason are not available."""
+def refused(options: Sequence[Option], reasons: Mapping[str, str | None]) -> tuple[Option, ...]:
+    """All options; those of the step that have a reason are no longer available."""
     out: list[Option] = []
-    for option in run.survey.options:
+    for option in options:
         reason = reasons.get(option.name) if option.kind == "step" else None
         if reason is not None and option.available:
             option = msgspec.structs.replace(option, available=False, reason=reason)
         out.append(option)
-    run.survey = msgspec.structs.replace(run.survey, options=tuple(out))
+    return tuple(out)
 
 
 def _compile_refused(run: RunContext, whole_s: float) -> str | None:

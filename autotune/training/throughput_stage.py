@@ -9,8 +9,7 @@ size learns best.
 
 import math
 from collections.abc import Callable, Sequence
-
-import msgspec
+from dataclasses import replace
 
 from autotune.context import RunContext
 from autotune.records import job as jobs
@@ -25,18 +24,23 @@ _CLOCKS = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the highest
 _OTHER = ("bf16", "tf32", "fp16")
 
 
-def measure(run: RunContext, budget_s: float) -> tuple[Layout, ...]:
-    """Everything that the search needs to know of the hardware, within about ``budget_s``."""
+def measure(run: RunContext, budget_s: float) -> RunContext:
+    """The run with everything that the train search needs to know of the hardware, measured within
+    about ``budget_s``: layouts, what does not pay, what an evaluation takes.
+    """
     began = run.bridge.now()
-    last = step_options.channels_last(run)
+    last, refused = step_options.channels_last(run)
+    run = run.with_survey(
+        options=step_options.refused(run.survey.options, {"channels_last": refused})
+    )
     rows = parallelism.measure_layouts(run, _LAYOUTS_SHARE * budget_s, channels_last=last)
     if unsteady := dict.fromkeys(name for layout in rows for name in layout.unsteady):
         run.listener.note(
             f"Not deterministic here: {', '.join(unsteady)}; the same seed may train other weights."
         )
     if run.survey.task.own_train:  # its batches and precision are its own
-        return rows
-    _faster_evaluation(run, rows)
+        return run.with_survey(layouts=rows)
+    run = replace(run, evaluation_s=_evaluation_s(run, rows))
     until_s = began + budget_s
     curve_s = _CURVE_SHARE * budget_s
     rows += _curve(run, rows, max(until_s - curve_s, run.bridge.now() + curve_s))
@@ -44,16 +48,17 @@ def measure(run: RunContext, budget_s: float) -> tuple[Layout, ...]:
     if run.bridge.now() < until_s:
         rows += _workers(run, rows)
     rows += step_options.measure(run, rows, until_s)
-    return rows + _power(run, rows)
+    return run.with_survey(layouts=rows + _power(run, rows))
 
 
-def _faster_evaluation(run: RunContext, rows: tuple[Layout, ...]) -> None:
-    """An evaluation costs no more than training on as many rows: what the survey reckoned from
-    the processor holds for it alone.
+def _evaluation_s(run: RunContext, rows: tuple[Layout, ...]) -> float:
+    """Seconds of one evaluation of *validation*: on a GPU no more than training on as many rows
+    takes, as the survey estimated them by the processor.
     """
     best = max((s.samples_per_s or 0.0 for s in rows if s.precision == "fp32"), default=0.0)
     if run.profile.gpus and run.effort.device != "cpu" and best:
-        run.evaluation_s = min(run.evaluation_s, run.survey.task.validation_rows / best)
+        return min(run.evaluation_s, run.survey.task.validation_rows / best)
+    return run.evaluation_s
 
 
 def _curve(run: RunContext, rows: tuple[Layout, ...], until_s: float) -> tuple[Layout, ...]:
@@ -140,7 +145,7 @@ def _power(run: RunContext, rows: tuple[Layout, ...]) -> tuple[Layout, ...]:
             return power_limit.Look(math.inf, math.inf)
         return power_limit.Look(1 / layout.samples_per_s, layout.energy_j_per_sample)
 
-    within = throughput.batch_sizes(msgspec.structs.replace(run.survey, layouts=rows))
+    within = throughput.batch_sizes(run.with_survey(layouts=rows).survey)
     best = power_limit.least_energy(within, limits, look)
     batch, watts = within[best.best[0]], limits[best.best[1]]
     _clocks(run, told, best, lambda clock_hz: look(batch, watts, clock_hz))

@@ -98,15 +98,14 @@ def _autotune(order: Order) -> dict[str, Any]:
                 bridge, _spec(order), budget, effort, _profile(order), Silent()
             )
             search_s = order.budget_s - _LAST_S - bridge.now()
-            rows = throughput_stage.measure(run, 0.15 * search_s)
-            run.survey = msgspec.structs.replace(run.survey, layouts=rows)
+            run = throughput_stage.measure(run, 0.15 * search_s)
             search_s = order.budget_s - _LAST_S - bridge.now()
             shares = (search_s / _FULL, _MOST * search_s)
             (epochs, reach), last_s = parallelism.lengths(run, *shares, search_s), 0.0
             if reach < epochs:  # the last training takes time of its own
                 last_s = _FINAL * epochs * (parallelism.one_epoch_s(run) or 0.0)
                 reach = parallelism.reach(run, epochs, search_s - last_s)
-            step_options.judge(run, reach)
+            run = run.with_survey(options=step_options.judged(run, reach))
             outcome = training_trial.TrainState(run, epochs, reach, timed=True)
             until_s = order.budget_s - _LAST_S - last_s
             search.search(outcome, until_s)

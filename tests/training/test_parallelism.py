@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from autotune.context import RunContext
-from autotune.pipeline import forecast
+from autotune.pipeline import cost_preview
 from autotune.records.budget import Budget, Effort
 from autotune.records.task import Layout
 from autotune.training import parallelism
@@ -99,8 +99,8 @@ def test_a_final_training_set_apart_takes_nothing_from_the_search() -> None:
         "trial_s": 3.0,
         "launch_s": 2.0,
     }
-    inside = forecast.forecast(forecast.Costs(**costs), 600.0)
-    apart = forecast.forecast(forecast.Costs(**costs, apart=True), 600.0)
+    inside = cost_preview.preview(cost_preview.Costs(**costs), 600.0)
+    apart = cost_preview.preview(cost_preview.Costs(**costs, apart=True), 600.0)
     assert inside.deploy_trials == 1
     assert apart.deploy_trials > 90
     assert apart.train_trials == inside.train_trials > 3

@@ -49,11 +49,10 @@ def rate(
 def judged(trainer: Trainer, **given: Any) -> RunContext:
     given = {"options": ALL, "train_rows": 100_000, **given}
     run = simulated.run(trainer, **given)
-    rows = throughput_stage.measure(run, 54.0)
-    run.survey = msgspec.structs.replace(run.survey, layouts=rows)
+    run = throughput_stage.measure(run, 54.0)
     epochs = parallelism.horizon(run, 48.0)
-    step_options.judge(run, parallelism.reach(run, epochs, 180.0))
-    return run
+    reach = parallelism.reach(run, epochs, 180.0)
+    return run.with_survey(options=step_options.judged(run, reach))
 
 
 def option(run: RunContext, name: str) -> Option:

@@ -37,7 +37,7 @@ def rate(recipe: Recipe) -> jobs.MeasuredThroughput | Failure:
 def measured(trainer: Trainer, budget_s: float = 100.0, **given: object) -> tuple[Layout, ...]:
     given.setdefault("options", OPTIONS)
     given.setdefault("train_rows", 100_000)
-    return throughput_stage.measure(simulated.run(trainer, **given), budget_s)  # type: ignore[arg-type]
+    return throughput_stage.measure(simulated.run(trainer, **given), budget_s).survey.layouts  # type: ignore[arg-type]
 
 
 def test_the_curve_ends_at_the_knee_and_not_at_the_largest_that_fits() -> None:
@@ -155,7 +155,7 @@ def test_a_power_limit_is_found_where_it_is_allowed_and_energy_counts() -> None:
     allowed = Effort(allow_power_limit=True)
     trainer = Trainer(rate=powered)
     run = with_counter(trainer, effort=allowed, budget=Budget(train_energy_j=1e3))
-    rows = throughput_stage.measure(run, 100.0)
+    rows = throughput_stage.measure(run, 100.0).survey.layouts
     assert throughput.gpu_setting(rows) == (175.0, None)
     tried = [job for job in trainer.asked if isinstance(job, jobs.Throughput) and job.meter]
     assert 1 < len(tried) <= 12
@@ -183,7 +183,7 @@ def test_clocks_are_tried_at_the_best_limit_and_left_where_they_gain_nothing() -
     def setting(rate: Any) -> tuple[float | None, float | None]:
         trainer = Trainer(rate=rate, limits=limits)
         run = with_counter(trainer, effort=effort, budget=Budget(train_energy_j=1e3))
-        rows = throughput_stage.measure(run, 100.0)
+        rows = throughput_stage.measure(run, 100.0).survey.layouts
         tried = [s for s in rows if s.clock_hz]
         assert {s.power_limit_w for s in tried} == {175.0}
         assert len(tried) <= 5
@@ -200,7 +200,7 @@ def test_no_limit_is_touched_otherwise(allowed: bool, budget: dict[str, float]) 
     trainer = Trainer(rate=powered)
     effort = Effort(allow_power_limit=allowed)
     run = with_counter(trainer, effort=effort, budget=Budget(**budget))
-    rows = throughput_stage.measure(run, 100.0)
+    rows = throughput_stage.measure(run, 100.0).survey.layouts
     assert not any(isinstance(job, jobs.PowerRange) for job in trainer.asked)
     assert not any(s.power_limit_w for s in rows)
 
@@ -212,7 +212,7 @@ def test_a_limit_that_cannot_be_set_is_said() -> None:
     effort = Effort(allow_power_limit=True)
     run = with_counter(trainer, effort=effort, budget=Budget(train_energy_j=1e3))
     run.listener = Noting(notes)
-    assert not any(s.power_limit_w for s in throughput_stage.measure(run, 100.0))
+    assert not any(s.power_limit_w for s in throughput_stage.measure(run, 100.0).survey.layouts)
     assert notes == ["The power limit stays as it is: NVML answers no permission."]
 
 

@@ -6,14 +6,14 @@ import msgspec
 import pytest
 
 from autotune.context import RunContext
-from autotune.pipeline import forecast, outlay
+from autotune.pipeline import cost_preview
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Gpu, Leaf
 from autotune.records.measurement import Interval
 from autotune.records.task import Layout
 from tests.support import made
 
-SPLIT = Layout(
+LAYOUT = Layout(
     parallel="single", ranks=1, threads=2, batch_size=32, precision="fp32", samples_per_s=3200.0
 )
 OPTION = made.option(kind="parallel", name="single")
@@ -27,30 +27,30 @@ POWER = {"idle_power_w": watts(10.0, 9.0, 11.0), "loaded_power_2t_w": watts(30.0
 
 
 def run(figures: dict[str, Leaf] | None = None, **given: Any) -> RunContext:
-    found = made.run(task=made.info(train_rows=800), layouts=(SPLIT,), **given)
+    found = made.run(task=made.info(train_rows=800), layouts=(LAYOUT,), **given)
     found.survey = msgspec.structs.replace(found.survey, options=(OPTION,))
     found.profile = made.profile(measured=figures or {})
     return found
 
 
-def test_a_step_by_the_splits_rate() -> None:
-    found = outlay.of(run(), epochs=10)
+def test_a_step_by_the_layouts_rate() -> None:
+    found = cost_preview.step_cost(run(), epochs=10)
     assert found is not None
     assert found.step_s.value == pytest.approx(0.01)
     assert found.step_s.low < 0.01 < found.step_s.high
     assert (found.batch_size, found.steps, found.step_j) == (32, 250, None)
-    (line,) = outlay.lines(found)
+    (line,) = cost_preview.step_lines(found)
     assert line.startswith("A training step of 32 samples takes about 10.0 ms")
     assert "modelled" in line
 
 
 def test_joules_by_the_measured_power_between_idle_and_loaded() -> None:
-    found = outlay.of(run(POWER), epochs=10)
+    found = cost_preview.step_cost(run(POWER), epochs=10)
     assert found is not None
     assert found.step_j is not None
     assert found.step_j.value == pytest.approx(0.28)  # 10 W and nine tenths of 20 W, 10 ms
     assert found.step_j.low < 0.19 < 0.31 < found.step_j.high
-    text = " ".join(outlay.lines(found))
+    text = " ".join(cost_preview.step_lines(found))
     assert "280 mJ" in text
     assert "the whole training 70.0 J" in text
     assert "modelled from the machine's measured power, not measured" in text
@@ -65,7 +65,7 @@ def test_without_measured_power_it_takes_what_it_is_told(
     given: dict[str, Any], whose: str | None
 ) -> None:
     unknown = {"idle_power_w": watts(None), "loaded_power_2t_w": watts(None)}
-    found = outlay.of(run(unknown, **given), epochs=1)
+    found = cost_preview.step_cost(run(unknown, **given), epochs=1)
     assert found is not None
     assert found.watts == whose
     assert (found.step_j is None) == (whose is None)
@@ -76,7 +76,7 @@ def test_on_boards_it_is_theirs_alone() -> None:
     figures = {"idle_power_w": watts(50.0), "loaded_power_w": watts(450.0)}
     gpu = Gpu(index=0, name="x", memory_bytes=1, figures=figures)
     one.profile = msgspec.structs.replace(one.profile, gpus=(gpu,))
-    found = outlay.of(one, epochs=1)
+    found = cost_preview.step_cost(one, epochs=1)
     assert found is not None
     assert found.step_j is not None
     assert found.step_j.value == pytest.approx(4.1)
@@ -86,19 +86,21 @@ def test_on_boards_it_is_theirs_alone() -> None:
 def test_nothing_is_said_where_no_split_could_be_measured() -> None:
     one = run()
     one.survey = msgspec.structs.replace(one.survey, layouts=())
-    assert outlay.of(one, epochs=10) is None
-    assert outlay.of(run(), epochs=0) is None
+    assert cost_preview.step_cost(one, epochs=10) is None
+    assert cost_preview.step_cost(run(), epochs=0) is None
 
 
 def test_the_forecast_says_it() -> None:
-    found = forecast.forecast(forecast.Costs(spent_s=1.0, evaluation_s=1.0, training_s=9.0), 600.0)
-    step = outlay.Outlay(batch_size=32, step_s=Interval(value=1e-3, low=9e-4, high=2e-3))
-    said = forecast.lines(msgspec.structs.replace(found, outlay=step), 600.0)
+    found = cost_preview.preview(
+        cost_preview.Costs(spent_s=1.0, evaluation_s=1.0, training_s=9.0), 600.0
+    )
+    step = cost_preview.StepCost(batch_size=32, step_s=Interval(value=1e-3, low=9e-4, high=2e-3))
+    said = cost_preview.lines(msgspec.structs.replace(found, step=step), 600.0)
     assert any("A training step of 32 samples" in line for line in said)
-    assert not any("A training step" in line for line in forecast.lines(found, 600.0))
+    assert not any("A training step" in line for line in cost_preview.lines(found, 600.0))
 
 
 def test_a_time_is_recommended_as_one_would_type_it() -> None:
-    from autotune.pipeline.forecast import round_up
+    from autotune.pipeline.cost_preview import round_up
 
     assert [round_up(s) for s in (101.9, 110.0, 300.0, 301.0)] == ["110s", "110s", "300s", "6min"]
