@@ -1,5 +1,7 @@
 """Options are made from the fields of records; each value that is given reaches its record."""
 
+import subprocess
+import sys
 from typing import Annotated, Any, Literal
 
 import click
@@ -102,3 +104,14 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Any) -> None:
         options.budget_and_effort({"eta": 0.5})
     with pytest.raises(msgspec.ValidationError):
         options.record(Effort, {"time_s": "soon"})
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'optuna', 'numpy', 'scipy', 'pandas', 'jinja2', 'rich'}"
+    code = (
+        "import sys; from autotune.cli.main import cli\n"
+        "cli.main(['run', '--help'], standalone_mode=False)\n"
+        f"sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
