@@ -1,4 +1,4 @@
-"""What no plan of this search can beat, with the arithmetic in words.
+"""Lower bounds that no plan can beat, with the arithmetic in words.
 
     training memory  >= 16 bytes a parameter / devices        (Adam, all of it sharded)
     step time        >= FLOPs of forward and backward / (devices x the highest rate)
@@ -6,15 +6,15 @@
     serving memory   >= weights in the narrowest type / devices
 
 A bound rejects and is never used as an estimate.  It holds for dense weights, without
-offloading, with Adam; what the profile does not tell bounds nothing.
+offloading, with Adam; a figure that the profile lacks gives no bound.
 """
 
 from dataclasses import dataclass
 
-from autotune import units
 from autotune.planning.machines import Machine
 from autotune.planning.parallel_cost import width
 from autotune.records.task import Traits
+from autotune.units import show
 
 STATE_BYTES = 16  # fp32 weight 4, two moments 8, and 4 of weight and gradient in half precision
 _WINOGRAD = 4.0  # convolutions need up to 4 times fewer products (arXiv 1509.09308)
@@ -22,7 +22,7 @@ _WINOGRAD = 4.0  # convolutions need up to 4 times fewer products (arXiv 1509.09
 
 @dataclass(frozen=True)
 class Bound:
-    """The least, and why."""
+    """The least value, and the arithmetic that gives it, in words."""
 
     value: float
     why: str
@@ -127,8 +127,3 @@ def billions(count: int) -> str:
         return f"{count:,}"
     size, name = (1e9, "billion") if count >= 1e9 else (1e6, "million")
     return f"{count / size:.3g} {name}"
-
-
-def show(value: float, unit: str) -> str:
-    """A quantity for the words of a bound."""
-    return units.show(value, unit)

@@ -1,12 +1,12 @@
-"""Two machines side by side, and the cheapest measurement that would settle it.
+"""Two machines side by side, and the cheapest measurement that would decide between them.
 
-The logarithm of the ratio of two times has the machines' own errors alone: what the model gets
-wrong about the software it gets wrong on both.
+The logarithm of the ratio of two times has the machines' own errors alone: errors of the model
+about the software are the same on both and cancel.
 
     ln(time B / time A) ~ N(ln(predicted B / predicted A), own_A^2 + own_B^2)
 
-A measurement takes a part of one machine's own error away; it settles the matter if the mean
-that it leaves lies 1.28 sd from 0 (probability 0.9).
+A measurement reduces one machine's own error; it settles which is faster if the mean that
+it leaves lies 1.28 sd from 0 (probability 0.9).
 """
 
 import math
@@ -25,7 +25,7 @@ _STEPS = 20
 
 
 @dataclass(frozen=True)
-class Side:
+class BestPlan:
     """The best plan of one machine: seconds a sample, devices, and its own errors."""
 
     machine: Machine
@@ -41,7 +41,7 @@ class Side:
         return None if whole is None else whole * self.devices / self.machine.devices
 
 
-def cost_per_million(side: Side, sd: float) -> Estimate | None:
+def cost_per_million(side: BestPlan, sd: float) -> Estimate | None:
     """Of a million samples, in the price's currency."""
     hourly = side.price_per_h
     if hourly is None:
@@ -49,7 +49,7 @@ def cost_per_million(side: Side, sd: float) -> Estimate | None:
     return training_time.estimate(hourly / 3600 * side.sample_s * 1e6, sd)
 
 
-def compare(first: Side, second: Side) -> Comparison:
+def compare(first: BestPlan, second: BestPlan) -> Comparison:
     """Which is faster and which is cheaper, a sample, and what would settle it."""
     middle = math.log(second.sample_s / first.sample_s)
     sd = math.hypot(first.own_sd, second.own_sd)
@@ -69,14 +69,14 @@ def compare(first: Side, second: Side) -> Comparison:
     )
 
 
-def settling(first: Side, second: Side) -> Settling:
-    """The cheapest measurement that settles more likely than not; else the most telling."""
+def settling(first: BestPlan, second: BestPlan) -> Settling:
+    """The cheapest measurement that more likely than not settles it; else the likeliest to."""
     found = sorted(_measurements(first, second), key=_price)
     return next((s for s in found if s.decides >= 0.5), max(found, key=lambda s: s.decides))
 
 
-def _measurements(first: Side, second: Side) -> Iterator[Settling]:
-    """Of one machine: a layer on one device, which tells half of its error, or its best plan in
+def _measurements(first: BestPlan, second: BestPlan) -> Iterator[Settling]:
+    """Of one machine: a layer on one device, which removes half of its error, or its best plan in
     full; of both machines: the best plans in full.
     """
     middle = math.log(second.sample_s / first.sample_s)
@@ -87,21 +87,21 @@ def _measurements(first: Side, second: Side) -> Iterator[Settling]:
             what = f"{_STEPS} calls of one layer of the model on one device of {name}"
             seconds = _START_S + min(_STEPS * side.call_s, _START_S)
             left = math.hypot(max(_LEFT_SD, 0.5 * side.own_sd), other.own_sd)
-            yield _said((side,), what, (seconds,), _decides(middle, before, left))
+            yield _settling((side,), what, (seconds,), _decides(middle, before, left))
         left = math.hypot(_LEFT_SD, other.own_sd)
-        yield _said((side,), _whole(side), (_whole_s(side),), _decides(middle, before, left))
+        yield _settling((side,), _whole(side), (_whole_s(side),), _decides(middle, before, left))
     both = f"{_whole(first)}, and {_whole(second)}"
     seconds_of = (_whole_s(first), _whole_s(second))
     decides = _decides(middle, before, math.hypot(_LEFT_SD, _LEFT_SD))
-    yield _said((first, second), both, seconds_of, decides)
+    yield _settling((first, second), both, seconds_of, decides)
 
 
-def _whole(side: Side) -> str:
+def _whole(side: BestPlan) -> str:
     devices = "the device" if side.devices == 1 else f"{side.devices} devices"
     return f"{_STEPS} calls of the best plan on {devices} of {side.machine.name}"
 
 
-def _whole_s(side: Side) -> float:
+def _whole_s(side: BestPlan) -> float:
     return side.devices * (_START_S + _STEPS * side.call_s)
 
 
@@ -113,8 +113,8 @@ def _decides(middle: float, before_sd: float, after_sd: float) -> float:
     return _above(middle - _Z * after_sd, moves) + _above(-middle - _Z * after_sd, moves)
 
 
-def _said(
-    sides: tuple[Side, ...], what: str, device_s: tuple[float, ...], decides: float
+def _settling(
+    sides: tuple[BestPlan, ...], what: str, device_s: tuple[float, ...], decides: float
 ) -> Settling:
     hourly = [(side.price_per_h or 0.0) / side.devices for side in sides]
     cost = None

@@ -28,7 +28,7 @@ class Timed(Protocol):
 
 T = TypeVar("T", bound=Timed)
 Measure = Callable[[T], tuple[float | None, float]]
-"""A plan's median of what is limited, and the sd of its logarithm."""
+"""Maps a plan to the median of the limited quantity and the sd of its logarithm (None: unknown)."""
 
 
 def word(probability: float) -> Word:
@@ -39,7 +39,7 @@ def word(probability: float) -> Word:
 
 
 def probability(limit: float, median: float | None, sd: float) -> float | None:
-    """That one plan keeps a limit; None where nothing is predicted."""
+    """Probability that one plan keeps a limit; None where nothing is predicted."""
     return None if median is None else training_time.probability_below(limit, median, sd)
 
 
@@ -90,17 +90,17 @@ def judge(
     if predicted is None or predicted[0] is None:
         why = "no plan is likely to fit in the devices' memory"
         if predicted is not None:
-            why = "the profile tells no power limit: nothing to predict energy from"
+            why = "the profile has no power limit, so energy cannot be predicted"
         chance = 0.0 if predicted is None else None
-        said: Word = "UNLIKELY" if predicted is None else "UNCLEAR"
+        named: Word = "UNLIKELY" if predicted is None else "UNCLEAR"
     else:
         chance = training_time.probability_below(limit, predicted[0], predicted[1])
         expected = training_time.estimate(predicted[0], predicted[1])
-        said = word(chance)
+        named = word(chance)
         why = (
             f"{units.around(expected.value, expected.low, expected.high, unit)} expected, "
             f"{PREDICTED}"
         )
     return Judgement(
-        name=name, unit=unit, limit=limit, word=said, probability=chance, bound=least, why=why
+        name=name, unit=unit, limit=limit, word=named, probability=chance, bound=least, why=why
     )

@@ -1,6 +1,6 @@
-"""Everything that is said of one machine: plans, limits, price.
+"""The outlook of one machine: its plans, limits and cost.
 
-traits + machine + what was asked -> ranking, serving -> judging -> MachineOutlook, Side
+traits + machine + request -> ranking, serving_time -> limit_words -> MachineOutlook, BestPlan
 """
 
 import math
@@ -18,10 +18,10 @@ from autotune.planning import (
     serving_time,
     training_time,
 )
-from autotune.planning.compare_machines import Side
+from autotune.planning.compare_machines import BestPlan
 from autotune.planning.machines import Machine
-from autotune.planning.serving_time import Call
-from autotune.planning.training_time import Forecast
+from autotune.planning.serving_time import ServingForecast
+from autotune.planning.training_time import TrainingForecast
 from autotune.records.budget import Budget
 from autotune.records.outlook import Judgement, MachineOutlook, Predicted
 from autotune.records.task import Traits
@@ -39,8 +39,8 @@ Limited = tuple[str, str, float, limit_words.Measure[T]]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the user wants planned.
+class PlanRequest:
+    """What is to be planned.
 
     ``samples`` is what the final training sees (rows times epochs); ``batches`` and
     ``precisions`` are of training, () for the defaults.
@@ -65,15 +65,17 @@ class Asked:
         return not self.serving or bool(self.batches) or any(x is not None for x in limits)
 
 
-def outlook(traits: Traits, machine: Machine, asked: Asked) -> tuple[MachineOutlook, Side | None]:
+def outlook(
+    traits: Traits, machine: Machine, asked: PlanRequest
+) -> tuple[MachineOutlook, BestPlan | None]:
     """One machine's outlook, and its best plan for a comparison (None where nothing fits).
 
     Raises:
         UsageError: a precision that the profile has no rate for, or a batch that cannot be
             spread over the devices.
     """
-    training = _train(traits, machine, asked) if asked.training else _Half()
-    served = _serve(traits, machine, asked) if asked.serving else _Half()
+    training = _train(traits, machine, asked) if asked.training else _Planned()
+    served = _serve(traits, machine, asked) if asked.serving else _Planned()
     main = training if asked.training else served
     cost = None
     if main.side is not None:
@@ -107,21 +109,21 @@ def _with_memory(
 
 
 @dataclass(frozen=True)
-class _Half:
-    """What training, or deployment, comes to."""
+class _Planned:
+    """The plans and judgements of training, or of deployment."""
 
     plans: tuple[Predicted, ...] = ()
     judgements: tuple[Judgement, ...] = ()
     why_not: tuple[str, ...] = ()
     considered: int = 0
-    side: Side | None = None
+    side: BestPlan | None = None
     sd: float = 0.0
 
 
 # -- training ------------------------------------------------------------------------------
 
 
-def _train(traits: Traits, machine: Machine, asked: Asked) -> _Half:
+def _train(traits: Traits, machine: Machine, asked: PlanRequest) -> _Planned:
     precisions = _precisions(machine, asked.precisions)
     batches = asked.batches or tuple(machine.devices * n for n in _BATCHES_A_DEVICE)
     fitting, others, count = ranking.rank(traits, machine, batches, precisions)
@@ -141,8 +143,8 @@ def _train(traits: Traits, machine: Machine, asked: Asked) -> _Half:
     shown = ranking.distinct(fitting, _SHOWN)
     if limits and best is not None:
         shown = [best, *(found for found in shown if found is not best)][:_SHOWN]
-    return _Half(
-        plans=tuple(training_time.written(found, machine) for found in shown),
+    return _Planned(
+        plans=tuple(training_time.predicted(found, machine) for found in shown),
         judgements=judgements,
         why_not=_why_not(traits, machine, fitting, others),
         considered=count,
@@ -151,11 +153,11 @@ def _train(traits: Traits, machine: Machine, asked: Asked) -> _Half:
     )
 
 
-def _training_side(machine: Machine, best: Forecast | None) -> Side | None:
+def _training_side(machine: Machine, best: TrainingForecast | None) -> BestPlan | None:
     if best is None:
         return None
     sample_s = best.time_s / best.plan.batch_size
-    return Side(machine, machine.devices, sample_s, best.time_s, best.own_sd)
+    return BestPlan(machine, machine.devices, sample_s, best.time_s, best.own_sd)
 
 
 def _precisions(machine: Machine, asked: Sequence[str]) -> tuple[str, ...]:
@@ -176,29 +178,29 @@ def _precisions(machine: Machine, asked: Sequence[str]) -> tuple[str, ...]:
         found.remove("fp16")
     if not found:
         raise UsageError(
-            f"{machine.name} has no rate that training can use; its profile tells "
+            f"{machine.name} has no rate that training can use; its profile has "
             f"{', '.join(machine.rates)}: name one with --precision"
         )
     return tuple(found)
 
 
-def _training_limits(machine: Machine, asked: Asked) -> list[Limited[Forecast]]:
+def _training_limits(machine: Machine, asked: PlanRequest) -> list[Limited[TrainingForecast]]:
     budget, samples = asked.budget, asked.samples
 
-    def time_s(found: Forecast) -> tuple[float | None, float]:
+    def time_s(found: TrainingForecast) -> tuple[float | None, float]:
         steps = math.ceil(samples / found.plan.batch_size)
         return steps * found.time_s, found.time_sd
 
-    def energy_j(found: Forecast) -> tuple[float | None, float]:
-        energy = training_time.written(found, machine).energy_j_per_sample
+    def energy_j(found: TrainingForecast) -> tuple[float | None, float]:
+        energy = training_time.predicted(found, machine).energy_j_per_sample
         return (None if energy is None else energy.value * samples), math.hypot(
             found.time_sd, _POWER_SD
         )
 
-    def memory(found: Forecast) -> tuple[float | None, float]:
+    def memory(found: TrainingForecast) -> tuple[float | None, float]:
         return found.memory_bytes, training_time.MEMORY_SD
 
-    limits: list[tuple[str, str, float | None, limit_words.Measure[Forecast]]] = [
+    limits: list[tuple[str, str, float | None, limit_words.Measure[TrainingForecast]]] = [
         ("train time", "s", budget.train_time_s, time_s),
         ("train energy", "J", budget.train_energy_j, energy_j),
         ("train memory", "B", budget.train_memory_bytes, memory),
@@ -207,7 +209,7 @@ def _training_limits(machine: Machine, asked: Asked) -> list[Limited[Forecast]]:
 
 
 def _training_bounds(
-    traits: Traits, machine: Machine, asked: Asked, precisions: tuple[str, ...]
+    traits: Traits, machine: Machine, asked: PlanRequest, precisions: tuple[str, ...]
 ) -> dict[str, bounds.Bound]:
     return {
         "train time": bounds.step_time(traits, machine, asked.samples, precisions),
@@ -216,7 +218,10 @@ def _training_bounds(
 
 
 def _why_not(
-    traits: Traits, machine: Machine, fitting: list[Forecast], others: list[Forecast]
+    traits: Traits,
+    machine: Machine,
+    fitting: list[TrainingForecast],
+    others: list[TrainingForecast],
 ) -> tuple[str, ...]:
     """Why one device, or the whole machine, cannot hold the training."""
     alone = bounds.one_device(traits, machine)
@@ -242,7 +247,7 @@ def _why_not(
 # -- deployment ----------------------------------------------------------------------------
 
 
-def _serve(traits: Traits, machine: Machine, asked: Asked) -> _Half:
+def _serve(traits: Traits, machine: Machine, asked: PlanRequest) -> _Planned:
     budget = asked.budget
     goal = budget.resolved_goal()
     many = _SERVED if goal in ("energy", "throughput") else (1,)
@@ -259,8 +264,8 @@ def _serve(traits: Traits, machine: Machine, asked: Asked) -> _Half:
         for name, unit, limit, measure in limits
     )
     shown = [best, *(c for c in fitting if c is not best)][:_SHOWN] if best else []
-    return _Half(
-        plans=tuple(serving_time.written(call, machine) for call in shown if call is not None),
+    return _Planned(
+        plans=tuple(serving_time.predicted(call, machine) for call in shown if call is not None),
         judgements=judgements,
         why_not=() if fitting else (_too_large(traits, machine, others),),
         considered=len(fitting) + len(others),
@@ -269,19 +274,19 @@ def _serve(traits: Traits, machine: Machine, asked: Asked) -> _Half:
     )
 
 
-def _serving_side(machine: Machine, best: Call | None) -> Side | None:
+def _serving_side(machine: Machine, best: ServingForecast | None) -> BestPlan | None:
     if best is None:
         return None
     sample_s = best.time_s / best.plan.batch_size
-    return Side(machine, best.plan.tp, sample_s, best.time_s, best.own_sd)
+    return BestPlan(machine, best.plan.tp, sample_s, best.time_s, best.own_sd)
 
 
-def _serving_limits(machine: Machine, budget: Budget) -> list[Limited[Call]]:
-    def energy_j(call: Call) -> tuple[float | None, float]:
-        energy = serving_time.written(call, machine).energy_j_per_sample
+def _serving_limits(machine: Machine, budget: Budget) -> list[Limited[ServingForecast]]:
+    def energy_j(call: ServingForecast) -> tuple[float | None, float]:
+        energy = serving_time.predicted(call, machine).energy_j_per_sample
         return (None if energy is None else energy.value), math.hypot(call.time_sd, _POWER_SD)
 
-    limits: list[tuple[str, str, float | None, limit_words.Measure[Call]]] = [
+    limits: list[tuple[str, str, float | None, limit_words.Measure[ServingForecast]]] = [
         (
             "latency",
             "s",
@@ -299,7 +304,7 @@ def _serving_limits(machine: Machine, budget: Budget) -> list[Limited[Call]]:
     return [(name, unit, limit, by) for name, unit, limit, by in limits if limit is not None]
 
 
-def _too_large(traits: Traits, machine: Machine, others: list[Call]) -> str:
+def _too_large(traits: Traits, machine: Machine, others: list[ServingForecast]) -> str:
     least = bounds.serving_memory(traits, machine)
     if least.value > machine.memory_bytes:
         return f"CANNOT serve here: {least.why}; a device has {_bytes(machine.memory_bytes)}."

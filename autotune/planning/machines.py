@@ -3,7 +3,7 @@
     profile -> Machine(devices, per_node, rates, memory, bandwidth, link, network, power)
 
 A rate is the best measured matrix product where the profile has one; else a share of the
-datasheet's peak.  What a profile does not tell is assumed, and `Machine.assumed` says so.
+datasheet's peak.  What a profile leaves out is assumed, and listed in `Machine.assumed`.
 """
 
 import math
@@ -20,17 +20,17 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8")
 _OF_PEAK, _OF_PEAK_SD = 0.79, 0.18
 _GEMM = re.compile(r"gemm_([a-z0-9]+)(?:_[a-z0-9]+?)??(_\d+t)?_(?:flop|op)_per_s")
 _MARGIN = 1.05  # datasheet peaks are exceeded by a few per cent where clocks run higher
-_LINK_BYTES_PER_S = 25e9  # PCIe 4.0 x16 as collectives reach it, where no link is told
+_LINK_BYTES_PER_S = 25e9  # PCIe 4.0 x16 as collectives reach it, where the profile has no link
 _NETWORK_BYTES_PER_S_PER_GPU = 25e9  # one 200 Gb/s port a GPU
 _CPU_BANDWIDTH_BYTES_PER_S = 20e9
 _CPU_LAUNCH_S, _GPU_LAUNCH_S = 3e-6, 5e-6
-_CPU_RESERVE_BYTES = 0.3e9  # an interpreter with torch (FACTS: 219 MB) and its libraries
+_CPU_RESERVE_BYTES = 0.3e9  # an interpreter with torch (219 MB) and its libraries
 _GPU_RESERVE_BYTES = 1.2e9  # CUDA context, libraries' workspaces
 _GPU_CACHE_BYTES = 256e6  # the largest last-level cache of the library's devices (MI300X)
 
 
 @dataclass(frozen=True)
-class Rate:
+class ComputeRate:
     """Operations per second of one precision: ``best`` as reached by a large matrix product,
     ``most`` as no kernel exceeds it, ``measured`` whether ``best`` was.
     """
@@ -50,7 +50,7 @@ class Machine:
     """``devices`` alike, ``per_node`` of them sharing ``link``; bytes and bytes/s are each's own.
 
     ``network`` is that of a whole node, one way.  ``bandwidth_most`` is what no kernel exceeds,
-    None where the profile does not tell it.  ``price_per_h`` is of all devices together.
+    None where the profile has no such figure.  ``price_per_h`` is of all devices together.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Machine:
     per_node: int
     memory_bytes: float
     bandwidth: float
-    rates: dict[str, Rate]
+    rates: dict[str, ComputeRate]
     link: float
     network: float
     power_limit_w: float | None
@@ -85,11 +85,11 @@ def machine(
 
     Args:
         profile: one node.
-        devices: so many of its devices, whole nodes of them beyond one; all by default.
-        nodes: so many nodes.
+        devices: number of its devices, beyond one node a multiple of a node's; all by default.
+        nodes: number of nodes.
 
     Raises:
-        UsageError: the profile tells no rate at all, or more devices were asked for than its
+        UsageError: the profile has no rate at all, or more devices were asked for than its
             nodes can hold evenly.
     """
     found = _gpu(profile) if profile.gpus else _cpu(profile)
@@ -107,7 +107,7 @@ def machine(
         raise UsageError(f"{profile.name} has no accelerators: only one node of it is planned")
     assumed = found.assumed
     if count > found.per_node and "network_bytes_per_s" not in profile.figures:
-        assumed += (f"{_gb(found.network)} of network a node (the profile tells none)",)
+        assumed += (f"{_gb(found.network)} of network a node (none in the profile)",)
     return replace(
         found,
         devices=count,
@@ -126,13 +126,13 @@ def _gpu(profile: Profile) -> Machine:
     if link is None:
         link = _value(figures, "pcie_bytes_per_s") or _LINK_BYTES_PER_S
         if per_node > 1:
-            assumed.append(f"{_gb(link)} between two devices (the profile tells no link)")
+            assumed.append(f"{_gb(link)} between two devices (no link in the profile)")
     bandwidth = _value(figures, "memory_bandwidth_bytes_per_s", "copy_bytes_per_s")
     rates = _rates(figures, 1.0)
     if bandwidth is None and rates:
         # bytes per FLOP of the devices of the last ten years lie around 1/150 in bf16
         bandwidth = max(rate.best for rate in rates.values()) / 150
-        assumed.append(f"{_gb(bandwidth)} of memory bandwidth (the profile tells none)")
+        assumed.append(f"{_gb(bandwidth)} of memory bandwidth (none in the profile)")
     power = gpu.power_limit_w or _value(figures, "power_limit_w")
     return Machine(
         name=profile.name,
@@ -148,7 +148,7 @@ def _gpu(profile: Profile) -> Machine:
         power_limit_w=power,
         launch_s=_value(figures, "launch_overhead_s", "op_overhead_s") or _GPU_LAUNCH_S,
         reserve_bytes=_GPU_RESERVE_BYTES,
-        bandwidth_most=_told_bandwidth(figures),
+        bandwidth_most=_highest_bandwidth(figures),
         cache_bytes=_GPU_CACHE_BYTES,
         assumed=tuple(assumed),
     )
@@ -160,7 +160,7 @@ def _cpu(profile: Profile) -> Machine:
     assumed = [] if bandwidth else [f"{_gb(_CPU_BANDWIDTH_BYTES_PER_S)} of memory bandwidth"]
     memory = profile.usable_memory_bytes or profile.memory_bytes or math.inf
     if memory == math.inf:
-        assumed.append("memory enough (the profile tells none)")
+        assumed.append("enough memory (none in the profile)")
     launch = _value(figures, "op_overhead_s")
     if launch is None:
         assumed.append("3 us to launch an operator (a slow core may need several times that)")
@@ -177,18 +177,18 @@ def _cpu(profile: Profile) -> Machine:
         power_limit_w=_value(figures, "power_limit_w"),
         launch_s=launch or _CPU_LAUNCH_S,
         reserve_bytes=_CPU_RESERVE_BYTES,
-        bandwidth_most=_told_bandwidth(figures) if profile.cpu.l3_bytes else None,
+        bandwidth_most=_highest_bandwidth(figures) if profile.cpu.l3_bytes else None,
         cache_bytes=float(profile.cpu.l3_bytes or 0),
         assumed=tuple(assumed),
     )
 
 
-def _told_bandwidth(figures: dict[str, Leaf]) -> float | None:
-    told = _value(figures, "memory_bandwidth_bytes_per_s")
-    return told * _MARGIN if told else None
+def _highest_bandwidth(figures: dict[str, Leaf]) -> float | None:
+    stated = _value(figures, "memory_bandwidth_bytes_per_s")
+    return stated * _MARGIN if stated else None
 
 
-def _rates(figures: dict[str, Leaf], cores: float) -> dict[str, Rate]:
+def _rates(figures: dict[str, Leaf], cores: float) -> dict[str, ComputeRate]:
     """By precision; a precision that the profile does not name is not planned with.
 
     What was measured on fewer threads than there are ``cores`` bounds nothing by itself: all
@@ -214,7 +214,7 @@ def _rates(figures: dict[str, Leaf], cores: float) -> dict[str, Rate]:
         best = measured.get(kind) or (share * peak if peak else None)
         if best is not None:
             least = _MARGIN * max(best, peak or 0.0, most.get(kind, 0.0))
-            rates[kind] = Rate(best, least, kind in measured or bool(shares))
+            rates[kind] = ComputeRate(best, least, kind in measured or bool(shares))
     return rates
 
 

@@ -9,8 +9,8 @@
 s sequence, b micro-batch, h hidden, a heads, t tensor-parallel, p pipeline stages, n ranks,
 S bytes, B bytes/s one way, alpha seconds a message, m micro-batches.
 
-What this does not know: fragmentation and workspaces (a share in `predict` stands for them),
-sequence and context parallelism, interleaved schedules, offloading.
+What this does not know: fragmentation and workspaces (a factor in `training_time.memory_bytes`
+stands for them), sequence and context parallelism, interleaved schedules, offloading.
 """
 
 from autotune.records.outlook import Recompute, TrainingPlan

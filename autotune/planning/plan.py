@@ -1,9 +1,9 @@
 """Plans for machines that one does not have: what `autotune plan` does.
 
     model.py -> Outline (no weights are made) -> traits
-    profiles + traits + limits -> control.planning -> Outlook
+    profiles + traits + limits -> machine_outlook, compare_machines -> Outlook
 
-Nothing is run on the target, and every figure says so.
+Nothing is run on the target; every figure is labelled as predicted.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from autotune.bridge.process import ProcessBridge
 from autotune.context import ask
 from autotune.errors import UsageError
 from autotune.planning import compare_machines, machine_outlook, machines, validation
-from autotune.planning.machine_outlook import Asked
+from autotune.planning.machine_outlook import PlanRequest
 from autotune.records import job as jobs
 from autotune.records.budget import Budget
 from autotune.records.hardware import Profile
@@ -46,12 +46,12 @@ def plan(
         profiles: the machines; each is compared with the next.
         budget: limits in absolute numbers; a limit on latency, energy or memory, or a goal,
             plans deployment, else training is planned.
-        devices: so many devices of each profile.
-        nodes: so many nodes of each.
-        prices: per hour, of one machine as its profile describes it.
-        batches: of training; several around the number of devices by default.
-        precisions: of training; those that cost no quality by default.
-        epochs: of the final training; the task's own, or 1.
+        devices: number of devices of each profile.
+        nodes: number of nodes of each.
+        prices: per hour, of one machine as its profile describes it, by the profile's name.
+        batches: batch sizes of training; by default 1, 4 and 16 samples a device.
+        precisions: of training; by default those that cost no quality.
+        epochs: of the final training; by default the task's own, or 1.
         measured: a CSV table to check the predictions against.
 
     Raises:
@@ -62,8 +62,8 @@ def plan(
     budget, prices = budget or Budget(), dict(prices or {})
     _check(budget, profiles, prices, devices, nodes)
     found = outlined(task)
-    asked = Asked(budget, _samples(found.info, epochs), batches, precisions)
-    told, sides = [], []
+    asked = PlanRequest(budget, _samples(found.info, epochs), batches, precisions)
+    outlooks, sides = [], []
     for profile in profiles:
         target = machines.machine(profile, devices=devices, nodes=nodes)
         price = prices.get(profile.name)
@@ -72,14 +72,14 @@ def plan(
             price *= target.devices / whole
         target = machines.priced(target, price)
         one, side = machine_outlook.outlook(found.traits, target, asked)
-        told.append(one)
+        outlooks.append(one)
         sides.append(side)
     pairs = [(a, b) for a, b in itertools.pairwise(sides) if a is not None and b is not None]
     by_name = {profile.name: profile for profile in profiles}
     return Outlook(
         name=task.name,
         traits=found.traits,
-        machines=tuple(told),
+        machines=tuple(outlooks),
         comparisons=tuple(compare_machines.compare(a, b) for a, b in pairs),
         checks=validation.check(measured, found.traits, by_name) if measured else (),
         notes=found.notes + _notes(found.info, asked, epochs),
@@ -103,11 +103,11 @@ def outlined(task: Task) -> jobs.Outlined:
 
 def exit_code(found: Outlook) -> int:
     """3 where no machine can hold the plans and keep every limit, by bound; else 0."""
-    hopeless = [
+    impossible = [
         any(j.word == "CANNOT" for j in one.judgements) or not (one.training or one.serving)
         for one in found.machines
     ]
-    return 3 if all(hopeless) else 0
+    return 3 if all(impossible) else 0
 
 
 def _check(
@@ -130,27 +130,27 @@ def _check(
         if name not in names:
             raise UsageError(f"--price {name}=...: no such --profile; there are {', '.join(names)}")
     if devices is not None and nodes is not None:
-        raise UsageError("--devices and --nodes say the same twice: give one of the two")
+        raise UsageError("--devices and --nodes exclude each other: give one of the two")
 
 
 def _samples(info: TaskInfo, epochs: int | None) -> int:
     return max(1, info.train_rows) * (epochs or info.epochs or 1)
 
 
-def _notes(info: TaskInfo, asked: Asked, epochs: int | None) -> tuple[str, ...]:
+def _notes(info: TaskInfo, asked: PlanRequest, epochs: int | None) -> tuple[str, ...]:
     notes = []
     budget = asked.budget
     if asked.training and (budget.train_time_s or budget.train_energy_j):
         count = epochs or info.epochs or 1
-        said = "" if epochs or info.epochs else " (none are told: --epochs N)"
-        notes.append(f"The final training sees {info.train_rows} rows x {count} epochs{said}.")
+        default = "" if epochs or info.epochs else " (set it with --epochs N)"
+        notes.append(f"The final training sees {info.train_rows} rows x {count} epochs{default}.")
     if asked.training and not asked.batches:
         notes.append(
             "Batch sizes of 1, 4 and 16 samples a device were tried; --train-batch N fixes it. "
-            "A larger batch also changes what is learnt."
+            "A larger batch may also change the quality that is reached."
         )
     if asked.serving:
-        notes.append("int8 and fp8 may cost quality, which only a run on the machine can tell.")
+        notes.append("int8 and fp8 may cost quality; only a run there measures how much.")
     if asked.serving and budget.latency is not None:
         notes.append("Latency is that of a typical warm call; the tail is not predicted.")
     if budget.max_drop is not None or budget.min_quality is not None:

@@ -3,7 +3,7 @@
     precision x tp x pp x dp x micro-batch x recomputation x ZeRO -> those that fit, by samples/s
 
 tp stays inside a node, where the links are; it divides the heads.  pp divides the layers.
-Within two per cent the simpler plan comes first: that is less than the model can tell apart.
+Within two per cent the simpler plan comes first: the model is not that accurate.
 """
 
 import math
@@ -12,7 +12,7 @@ from itertools import product
 
 from autotune.planning import training_time
 from autotune.planning.machines import Machine
-from autotune.planning.training_time import Forecast
+from autotune.planning.training_time import TrainingForecast
 from autotune.records.outlook import Recompute, TrainingPlan
 from autotune.records.task import Traits
 
@@ -27,8 +27,8 @@ def plans(
     traits: Traits, machine: Machine, batches: Iterable[int], precisions: Iterable[str]
 ) -> Iterator[TrainingPlan]:
     """Every legal plan that keeps all devices of the machine at work."""
-    splits = tuple(_splits(traits, machine))
-    for batch, precision, (dp, tp, pp) in product(batches, precisions, splits):
+    layouts = tuple(_layouts(traits, machine))
+    for batch, precision, (dp, tp, pp) in product(batches, precisions, layouts):
         if batch % dp:
             continue
         per_replica = batch // dp
@@ -50,13 +50,13 @@ def plans(
 
 def rank(
     traits: Traits, machine: Machine, batches: Iterable[int], precisions: Iterable[str]
-) -> tuple[list[Forecast], list[Forecast], int]:
+) -> tuple[list[TrainingForecast], list[TrainingForecast], int]:
     """Forecasts that are likely to fit, best first; the others, least memory first; how many.
 
     Where no batch can be spread over the devices both lists are empty.
     """
-    fitting: list[Forecast] = []
-    others: list[Forecast] = []
+    fitting: list[TrainingForecast] = []
+    others: list[TrainingForecast] = []
     count = 0
     for plan in plans(traits, machine, batches, precisions):
         found = training_time.forecast(traits, machine, plan)
@@ -68,13 +68,13 @@ def rank(
     return fitting, others, count
 
 
-def distinct(ranked: list[Forecast], most: int) -> list[Forecast]:
+def distinct(ranked: list[TrainingForecast], most: int) -> list[TrainingForecast]:
     """The best of each dp x tp x pp and precision, then slower ones that need clearly less
     memory than all before them; ``most`` in all.
     """
     seen: set[tuple[object, ...]] = set()
-    first: list[Forecast] = []
-    lighter: list[Forecast] = []
+    first: list[TrainingForecast] = []
+    lighter: list[TrainingForecast] = []
     least = math.inf
     for found in ranked:
         plan = found.plan
@@ -88,14 +88,14 @@ def distinct(ranked: list[Forecast], most: int) -> list[Forecast]:
     return sorted((first + lighter)[:most], key=_order)
 
 
-def _order(found: Forecast) -> tuple[float, ...]:
+def _order(found: TrainingForecast) -> tuple[float, ...]:
     plan = found.plan
     step = round(math.log(found.samples_per_s) / _ALIKE)
     simple = (plan.batch_size, plan.pp, plan.tp, RECOMPUTE.index(plan.recompute), plan.zero)
     return (-step, *simple, -plan.micro_batch)
 
 
-def _splits(traits: Traits, machine: Machine) -> Iterator[tuple[int, int, int]]:
+def _layouts(traits: Traits, machine: Machine) -> Iterator[tuple[int, int, int]]:
     """(dp, tp, pp) whose product is the number of devices."""
     shape = traits.transformer
     count = machine.devices

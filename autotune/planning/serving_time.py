@@ -41,8 +41,8 @@ _RUNTIMES: dict[RuntimeClass, _Runtime] = {
 
 
 @dataclass(frozen=True)
-class Call:
-    """A plan's numbers before they are written down."""
+class ServingForecast:
+    """A plan's predicted numbers: medians, and sd of their logarithms."""
 
     plan: ServingPlan
     time_s: float
@@ -65,11 +65,11 @@ def plans(traits: Traits, machine: Machine, batches: Iterable[int]) -> Iterator[
 
     Narrow types need an engine's kernels.  Only transformers are split over devices.
     """
-    splits = [1]
+    layouts = [1]
     shape = traits.transformer
     if shape is not None and machine.kind == "gpu":
-        splits = [n for n in (1, 2, 4, 8) if n <= machine.per_node and not (shape.heads or 1) % n]
-    for batch, precision, runtime, tp in product(batches, machine.rates, _RUNTIMES, splits):
+        layouts = [n for n in (1, 2, 4, 8) if n <= machine.per_node and not (shape.heads or 1) % n]
+    for batch, precision, runtime, tp in product(batches, machine.rates, _RUNTIMES, layouts):
         if precision in _NARROW and runtime != "engine":
             continue
         if precision == "fp16" and "bf16" in machine.rates:  # the same bytes and rates
@@ -79,16 +79,16 @@ def plans(traits: Traits, machine: Machine, batches: Iterable[int]) -> Iterator[
 
 def rank(
     traits: Traits, machine: Machine, batches: Iterable[int], goal: str
-) -> tuple[list[Call], list[Call]]:
+) -> tuple[list[ServingForecast], list[ServingForecast]]:
     """Calls that are likely to fit, best for the goal first; and the others, least first."""
-    fitting: list[Call] = []
-    others: list[Call] = []
+    fitting: list[ServingForecast] = []
+    others: list[ServingForecast] = []
     for plan in plans(traits, machine, batches):
         call = forecast(traits, machine, plan)
         likely = training_time.fits(call.memory_bytes, machine) >= 0.5
         (fitting if likely else others).append(call)
 
-    def order(call: Call) -> float:
+    def order(call: ServingForecast) -> float:
         if goal == "throughput":
             return -call.samples_per_s / call.plan.tp
         if goal == "memory":
@@ -100,7 +100,7 @@ def rank(
     return sorted(fitting, key=order), sorted(others, key=lambda call: call.memory_bytes)
 
 
-def forecast(traits: Traits, machine: Machine, plan: ServingPlan) -> Call:
+def forecast(traits: Traits, machine: Machine, plan: ServingPlan) -> ServingForecast:
     """The numbers of one plan."""
     runtime, rate = _RUNTIMES[plan.runtime], machine.rates[plan.precision]
     shape, b, t = traits.transformer, plan.batch_size, plan.tp
@@ -118,7 +118,7 @@ def forecast(traits: Traits, machine: Machine, plan: ServingPlan) -> Call:
     launches *= training_time.CPU_LAUNCH if machine.kind == "cpu" else 1.0
     # a processor's own launches delay it; an accelerator runs beside them
     total = max(device, launches) if machine.kind == "gpu" else device + launches
-    return Call(
+    return ServingForecast(
         plan=plan,
         time_s=total,
         memory_bytes=machine.reserve_bytes + 1.04 * _held(traits, plan),
@@ -133,8 +133,8 @@ def forecast(traits: Traits, machine: Machine, plan: ServingPlan) -> Call:
     )
 
 
-def written(call: Call, machine: Machine) -> Predicted:
-    """A call as a record."""
+def predicted(call: ServingForecast, machine: Machine) -> Predicted:
+    """The forecast as a record, with intervals."""
     busy = min(1.0, max(call.parts["matrix products"], call.parts["reading weights"]) / call.time_s)
     plan = call.plan
     return Predicted(

@@ -44,15 +44,15 @@ def text(found: Outlook) -> str:
 
 
 def _model(name: str, traits: Traits) -> str:
-    said = f"{name}: {bounds.billions(traits.parameters)} parameters, "
-    said += f"{units.show(traits.flops_per_sample, 'FLOP')} forward a sample"
+    line = f"{name}: {bounds.billions(traits.parameters)} parameters, "
+    line += f"{units.show(traits.flops_per_sample, 'FLOP')} forward a sample"
     shape = traits.transformer
     if shape is None:
-        return f"{said}. No transformer: planned with data parallelism alone."
+        return f"{line}. No transformer: planned with data parallelism alone."
     fused = "fused" if shape.fused_attention else "not fused"
     heads = f", {shape.heads} heads" if shape.heads else ""
     return (
-        f"{said}; {shape.layers} layers of width {shape.hidden}{heads}, sequence "
+        f"{line}; {shape.layers} layers of width {shape.hidden}{heads}, sequence "
         f"{shape.sequence}, attention {fused}."
     )
 
@@ -101,9 +101,9 @@ def _training(plans: tuple[Predicted, ...]) -> Iterator[str]:
 
 
 def _row(*cells: str) -> str:
-    n, split, micro, kind, again, zero, batch, step, rate, memory = cells
+    n, layout, micro, kind, again, zero, batch, step, rate, memory = cells
     return (
-        f"{n:>2} {split:9} {micro:7} {kind:4} {again:4} {zero:1} {batch:>5} {step:>25} {rate:>6} "
+        f"{n:>2} {layout:9} {micro:7} {kind:4} {again:4} {zero:1} {batch:>5} {step:>25} {rate:>6} "
         f"{memory:>7}"
     )
 
@@ -148,16 +148,16 @@ def _detail(best: Predicted, one: MachineOutlook, traits: Traits) -> Iterator[st
     spent = ", ".join(f"{name} {share:.0%}" for share, name in shares if share >= _LEAST_SHARE)
     yield from _wrapped(f"First plan: {spent}.", indent="  ")
     rate = best.samples_per_s
-    said = f"{_estimate(rate, '')} samples/s"
+    line = f"{_estimate(rate, '')} samples/s"
     if traits.transformer is not None:
         tokens = rate.value * traits.transformer.sequence
-        said += f", {_significant(tokens)} tokens/s"
-    said += f"; {_estimate(best.memory_bytes, 'B')} a device, "
-    said += f"fits with probability {_chance(best.fits)}"
+        line += f", {_significant(tokens)} tokens/s"
+    line += f"; {_estimate(best.memory_bytes, 'B')} a device, "
+    line += f"fits with probability {_chance(best.fits)}"
     if best.energy_j_per_sample is not None:
         energy = _estimate(best.energy_j_per_sample, "J")
-        said += f"; {energy} a sample (accelerators alone)"
-    yield from _wrapped(f"{said}.", indent="  ")
+        line += f"; {energy} a sample (accelerators alone)"
+    yield from _wrapped(f"{line}.", indent="  ")
     if one.cost_per_million is not None:
         cost = one.cost_per_million
         yield from _wrapped(
@@ -175,7 +175,7 @@ def _judgement(found: Judgement) -> str:
 
 def _comparison(pair: Comparison, found: Outlook) -> str:
     ratio = pair.ratio
-    said = (
+    line = (
         f"{pair.first} faster than {pair.second} with probability {_chance(pair.faster)} "
         f"({units.show(ratio.value, '')} times as fast a sample, "
         f"{units.show(ratio.low, '')} to {units.show(ratio.high, '')})"
@@ -183,19 +183,19 @@ def _comparison(pair: Comparison, found: Outlook) -> str:
     costs = {one.name: one.cost_per_million for one in found.machines}
     first, second = costs[pair.first], costs[pair.second]
     if first is not None and second is not None and pair.cheaper is not None:
-        said += (
+        line += (
             f"; cost per million samples {_significant(first.value)} against "
             f"{_significant(second.value)}, cheaper with probability {_chance(pair.cheaper)}"
         )
     if pair.settling is None:
-        return f"{said}; no measurement is needed to settle it."
+        return f"{line}; no measurement is needed to settle it."
     best = pair.settling
     price = f", about {_significant(best.cost)}" if best.cost is not None else ""
     lead = "the cheapest measurement that would settle it"
     if best.decides < 0.5:
-        lead = "no measurement is likely to settle it, the most telling is"
+        lead = "no measurement is likely to settle it; the likeliest is"
     return (
-        f"{said}; {lead}: {best.what} ({units.show(best.device_s, 's')} of a device{price}; "
+        f"{line}; {lead}: {best.what} ({units.show(best.device_s, 's')} of a device{price}; "
         f"settles it with probability {_chance(best.decides)})."
     )
 
@@ -255,5 +255,5 @@ def _short(value: float) -> float:
     return float(f"{value:.2e}")
 
 
-def _wrapped(said: str, *, indent: str = "", hanging: str | None = None) -> list[str]:
-    return wrap(said, _WIDTH, indent if hanging is None else hanging, indent)
+def _wrapped(line: str, *, indent: str = "", hanging: str | None = None) -> list[str]:
+    return wrap(line, _WIDTH, indent if hanging is None else hanging, indent)

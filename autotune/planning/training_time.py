@@ -41,8 +41,8 @@ Z90 = 1.6448536269514722
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """A plan's numbers before they are written down: medians, and sd of their logarithms."""
+class TrainingForecast:
+    """A plan's predicted numbers: medians, and sd of their logarithms."""
 
     plan: TrainingPlan
     time_s: float
@@ -72,7 +72,7 @@ PARTS = (
 )
 
 
-def forecast(traits: Traits, machine: Machine, plan: TrainingPlan) -> Forecast:
+def forecast(traits: Traits, machine: Machine, plan: TrainingPlan) -> TrainingForecast:
     """The numbers of one plan; ``plan.precision`` must be among the machine's rates."""
     products, attention, traffic = _device_s(traits, machine, plan)
     waiting = _waiting_s(traits, machine, plan, products + attention + traffic)
@@ -93,7 +93,7 @@ def forecast(traits: Traits, machine: Machine, plan: TrainingPlan) -> Forecast:
     own = math.hypot(OWN_SD, machine.rates[plan.precision].sd)
     linked, hosted = (m * tensor + data) / total, m * waiting / total
     shared = SHARED_SD if traits.transformer else _PLAIN_SD
-    return Forecast(
+    return TrainingForecast(
         plan=plan,
         time_s=total,
         memory_bytes=memory_bytes(traits, machine, plan),
@@ -119,7 +119,7 @@ def _device_s(traits: Traits, machine: Machine, plan: TrainingPlan) -> tuple[flo
     A backward pass costs two forward passes; recomputation repeats one, or attention alone.
     """
     rate = machine.rates[plan.precision].best
-    b, split = plan.micro_batch, plan.tp
+    b, tp = plan.micro_batch, plan.tp
     scale = parallel_cost.width(plan.precision) / 2
     shape = traits.transformer
     again = 4.0 if plan.recompute == "full" else 3.0
@@ -134,10 +134,10 @@ def _device_s(traits: Traits, machine: Machine, plan: TrainingPlan) -> tuple[flo
     )
     repeats = 3.0 if plan.recompute == "none" else 4.0
     scored = repeats * shape.attention_flops_per_sample / plan.pp
-    products = b * linear / (split * rate * PRODUCTS)
-    attention = b * scored / (split * rate * ATTENTION)
+    products = b * linear / (tp * rate * PRODUCTS)
+    attention = b * scored / (tp * rate * ATTENTION)
     moved = _block_traffic(shape, plan) * scale * again / 3
-    moved += LOGIT_BYTES * shape.sequence * b * (shape.vocabulary or 0) / split
+    moved += LOGIT_BYTES * shape.sequence * b * (shape.vocabulary or 0) / tp
     return products, attention, moved / (machine.bandwidth * BANDWIDTH)
 
 
@@ -234,8 +234,8 @@ def energy(
     return estimate(joules, math.hypot(sd, _POWER_SD))
 
 
-def written(found: Forecast, machine: Machine) -> Predicted:
-    """A forecast as a record."""
+def predicted(found: TrainingForecast, machine: Machine) -> Predicted:
+    """The forecast as a record, with intervals."""
     products, attention, traffic = found.parts[:3]
     busy = (products + attention + traffic) / found.time_s
     rate = estimate(found.samples_per_s, found.time_sd)

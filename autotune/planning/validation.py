@@ -37,7 +37,7 @@ def check(path: Path, traits: Traits, profiles: Mapping[str, Profile]) -> tuple[
     Args:
         path: the CSV file.
         traits: of the model that was measured.
-        profiles: by name; the first is meant where a row names none.
+        profiles: by name; rows without a machine are of the first.
 
     Raises:
         FormatError: the file cannot be read, a column is unknown or missing, or a value wrong;
@@ -79,8 +79,8 @@ def _row(
         seconds = float(measured)
         plan = _plan(given)
     except (ValueError, KeyError, msgspec.ValidationError) as error:
-        said = f"column {error} is missing" if isinstance(error, KeyError) else str(error)
-        raise FormatError(f"{where}: {said}") from None
+        text = f"column {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise FormatError(f"{where}: {text}") from None
     if not 0 < seconds < float("inf"):
         raise FormatError(f"{where}: {measured} is no time greater than 0")
     devices = plan.tp if isinstance(plan, ServingPlan) else plan.dp * plan.tp * plan.pp

@@ -5,13 +5,13 @@ import math
 import pytest
 
 from autotune.planning import compare_machines
-from autotune.planning.compare_machines import Side
+from autotune.planning.compare_machines import BestPlan
 from tests.support import planned
 
 
 def side(name, sample_s, own=0.1, price=None, devices=8):
     target = planned.machine(name=name, price_per_h=price)
-    return Side(target, devices, sample_s, 10 * sample_s, own)
+    return BestPlan(target, devices, sample_s, 10 * sample_s, own)
 
 
 def test_probability_is_that_of_the_ratio():

@@ -14,9 +14,9 @@ def test_a_bound_over_the_limit_is_the_only_way_to_cannot():
     found = judged(0.5, Bound(0.6, "6 x 0.1 s = 0.6 s"))
     assert (found.word, found.probability, found.bound) == ("CANNOT", None, 0.6)
     assert found.why == "at least 6 x 0.1 s = 0.6 s, over the limit of 500 ms"
-    hopeless = judged(1e-6, Bound(1e-7, ""))
-    assert hopeless.word == "UNLIKELY"
-    assert hopeless.probability == pytest.approx(0.0, abs=1e-9)
+    impossible = judged(1e-6, Bound(1e-7, ""))
+    assert impossible.word == "UNLIKELY"
+    assert impossible.probability == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.mark.parametrize(

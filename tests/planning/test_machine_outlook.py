@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from autotune.errors import UsageError
-from autotune.planning.machine_outlook import Asked, outlook
+from autotune.planning.machine_outlook import PlanRequest, outlook
 from autotune.planning.machines import machine
 from autotune.records.budget import Budget, Limit
 from tests.support import planned
@@ -15,7 +15,7 @@ NODE = machine(planned.profile("h100-sxm-x8"))
 
 
 def told(budget=None, target=NODE, model=MODEL, **changes):
-    asked = Asked(budget or Budget(), **({"samples": 10_000} | changes))
+    asked = PlanRequest(budget or Budget(), **({"samples": 10_000} | changes))
     return outlook(model, target, asked)[0]
 
 

@@ -76,7 +76,7 @@ def test_a_processor_without_memory_is_taken_to_have_enough():
         made.profile(measured=figures), memory_bytes=0, usable_memory_bytes=0
     )
     assert machine(bare).memory_bytes == math.inf
-    assert "memory enough (the profile tells none)" in machine(bare).assumed
+    assert "enough memory (none in the profile)" in machine(bare).assumed
 
 
 def test_a_profile_without_any_rate_is_refused():

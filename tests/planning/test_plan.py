@@ -109,7 +109,7 @@ def test_other_models_and_assumptions_are_said(monkeypatch, task):
     [
         ({"budget": Budget(latency=Limit(value=0.6, relative=True))}, "give an absolute one"),
         ({"prices": {"tpu": 1.0}}, "--price tpu=...: no such --profile"),
-        ({"devices": 8, "nodes": 1}, "say the same twice"),
+        ({"devices": 8, "nodes": 1}, "exclude each other"),
     ],
 )
 def test_faults_of_use(outlined, task, options, said):

@@ -28,8 +28,8 @@ def test_every_plan_uses_all_devices_and_keeps_tensor_parallelism_in_the_node():
 
 def test_tensor_parallelism_divides_the_heads():
     model = planned.decoder(heads=6, hidden=66)
-    splits = {p.tp for p in ranking.plans(model, planned.machine(), (8,), ("bf16",))}
-    assert splits == {1, 2}
+    layouts = {p.tp for p in ranking.plans(model, planned.machine(), (8,), ("bf16",))}
+    assert layouts == {1, 2}
 
 
 def test_slow_links_favour_data_parallelism_inside_a_node():

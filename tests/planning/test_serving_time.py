@@ -3,12 +3,14 @@
 import pytest
 
 from autotune.planning import serving_time
-from autotune.planning.machines import Rate
+from autotune.planning.machines import ComputeRate
 from autotune.records.outlook import ServingPlan
 from tests.support import made, planned
 
 MODEL = planned.decoder(layers=32, hidden=4096, sequence=2048, heads=32, vocabulary=50000)
-RATES = {k: Rate(1e14 * x, 1.2e14 * x, True) for k, x in (("bf16", 1), ("fp16", 1), ("int8", 2))}
+RATES = {
+    k: ComputeRate(1e14 * x, 1.2e14 * x, True) for k, x in (("bf16", 1), ("fp16", 1), ("int8", 2))
+}
 
 
 def call(model=MODEL, target=None, **changes):
@@ -67,7 +69,7 @@ def test_what_does_not_fit_is_not_offered():
 
 def test_predictions_carry_their_interval_and_sentence():
     target = planned.machine(rates=RATES)
-    found = serving_time.written(call(target=target), target)
+    found = serving_time.predicted(call(target=target), target)
     assert found.time_s.low < found.time_s.value < found.time_s.high
     assert found.statement == "predicted, not measured on the target"
     assert found.energy_j_per_sample is not None

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from autotune.planning import training_time
-from autotune.planning.machines import Rate
+from autotune.planning.machines import ComputeRate
 from tests.support import made, planned
 
 MODEL = planned.decoder(layers=32, hidden=4096, sequence=2048, heads=32, vocabulary=50000)
@@ -67,20 +67,20 @@ def test_the_network_is_shared_by_the_groups_of_a_node():
 
 
 def test_interval_is_wider_where_the_rate_is_assumed():
-    guessed = planned.machine(rates={"bf16": Rate(1e14, 1.3e14, False)})
+    guessed = planned.machine(rates={"bf16": ComputeRate(1e14, 1.3e14, False)})
     known = training_time.forecast(MODEL, planned.machine(), planned.plan())
     assumed = training_time.forecast(MODEL, guessed, planned.plan())
     assert assumed.time_sd > known.time_sd
-    found = training_time.written(known, planned.machine())
+    found = training_time.predicted(known, planned.machine())
     assert found.time_s.low < found.time_s.value < found.time_s.high
     assert found.statement == "predicted, not measured on the target"
 
 
 def test_without_a_power_limit_energy_is_unknown():
     machine = planned.machine(power_limit_w=None)
-    found = training_time.written(training_time.forecast(MODEL, machine, planned.plan()), machine)
+    found = training_time.predicted(training_time.forecast(MODEL, machine, planned.plan()), machine)
     assert found.energy_j_per_sample is None
-    known = training_time.written(
+    known = training_time.predicted(
         training_time.forecast(MODEL, planned.machine(devices=1, per_node=1), planned.plan()),
         planned.machine(devices=1, per_node=1),
     )

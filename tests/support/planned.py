@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from autotune.hardware import profiles as hardware_profiles
-from autotune.planning.machines import Machine, Rate
+from autotune.planning.machines import ComputeRate, Machine
 from autotune.records.hardware import Profile
 from autotune.records.outlook import TrainingPlan
 from autotune.records.task import Traits, Transformer
@@ -59,7 +59,10 @@ def machine(**changes: object) -> Machine:
         "per_node": 8,
         "memory_bytes": 80e9,
         "bandwidth": 1e12,
-        "rates": {"bf16": Rate(1e14, 1.05e14, True), "fp32": Rate(1e13, 1.05e13, True)},
+        "rates": {
+            "bf16": ComputeRate(1e14, 1.05e14, True),
+            "fp32": ComputeRate(1e13, 1.05e13, True),
+        },
         "link": 1e11,
         "network": 1e11,
         "power_limit_w": 400.0,
