@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from autotune.records.job import Train
 from autotune.records.plan import Optimizer, Recipe
@@ -22,7 +23,7 @@ from autotune.worker.contract import default_metrics
 from autotune.worker.contract import task as contract_task
 from autotune.worker.training import lr_schedule, optimizers
 from autotune.worker.training import train as loop
-from autotune.worker.training.ema import Average
+from autotune.worker.training.ema import MovingAverage
 from autotune.worker.training.evaluation import seed_all
 
 STEPS = 100
@@ -213,7 +214,7 @@ def test_labels_are_smoothed_as_the_formula_says() -> None:
 def test_the_average_follows_its_formula() -> None:
     net = nn.BatchNorm1d(3, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    average = Average(net, 0.9)
+    average = MovingAverage(net, 0.9)
     seen: dict[str, list[np.ndarray]] = {n: [t.numpy().copy()] for n, t in live(net)}
     for _ in range(STEPS):
         for name, tensor in live(net):
@@ -228,6 +229,24 @@ def test_the_average_follows_its_formula() -> None:
         np.testing.assert_array_equal(tensor.numpy(), seen[name][-1])
 
 
+def test_the_average_is_that_of_torch_with_tied_weights_averaged_once() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    net[2].weight = net[0].weight
+    multi = get_ema_multi_avg_fn(0.05)  # below the ramp of ours from the first step on
+    torchs = AveragedModel(net, multi_avg_fn=multi, use_buffers=True)
+    average = MovingAverage(net, 0.05)
+    torchs.update_parameters(net)  # the first one copies
+    for _ in range(STEPS):
+        with torch.no_grad():
+            for _, tensor in live(net):
+                tensor.add_(torch.randn_like(tensor))
+        average.update()
+        torchs.update_parameters(net)
+    with average.applied():
+        for (name, ours), (_, theirs) in zip(live(net), live(torchs.module), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6, msg=name)
+
+
 def live(net: nn.Module) -> list[tuple[str, torch.Tensor]]:
     """Floating-point weights and buffers."""
     return [(n, t) for n, t in net.state_dict().items() if t.is_floating_point()]
@@ -238,6 +257,7 @@ def live(net: nn.Module) -> list[tuple[str, torch.Tensor]]:
 SOFTMAX = """
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import TensorDataset
 
 def rows(count, seed):

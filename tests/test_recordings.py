@@ -36,6 +36,7 @@ RENAMED = {
     "splits": "layouts",
     "Rate": "MeasuredThroughput",
     "Found": "EnergySources",
+    "by_heart": "overfitted",
 }
 """Fields, and the names of jobs and answers, that have another name now."""
 VALUES = {

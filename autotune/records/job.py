@@ -138,8 +138,8 @@ class Trained(Record, frozen=True, kw_only=True, tag=True):
 
     All but the energy and what is evaluated count from the training's very start;
     ``resumed_epochs`` of it came with the checkpoint.  ``reached``: it ended
-    at ``until_quality``, ``by_heart``: where more training would only have learnt the rows by
-    heart.  The weights are those of the best look, after ``kept_epochs``, at which
+    at ``until_quality``, ``overfitted``: where more training would only have overfitted.
+    The weights are those of the best validation, after ``kept_epochs``, at which
     the quality was ``kept_quality``; None where the last ones are kept, as with a target quality
     and by the user's own loop.
     """
@@ -160,7 +160,7 @@ class Trained(Record, frozen=True, kw_only=True, tag=True):
     resumed_epochs: float = 0.0
     checkpoint_bytes: int | None = None
     reached: bool = False
-    by_heart: bool = False
+    overfitted: bool = False
     kept_epochs: float | None = None
     kept_quality: float | None = None
 

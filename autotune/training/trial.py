@@ -226,7 +226,7 @@ def _further(
 ) -> TrainTrial:
     """A trial with what one more job has found."""
     length = outcome.length(trial.recipe)
-    ended = done.reached or done.by_heart
+    ended = done.reached or done.overfitted
     paused = done.stopped and done.epochs < length.reach - _NO_STEP and not ended
     ours = done.checkpoint_bytes is not None  # else each job of the user's loop counts its own
     train_s = done.train_s + (0.0 if ours else trial.train_s or 0.0)

@@ -168,7 +168,7 @@ class _Arm:
         """Minus the loss on *validation*; the model of the best quality so far is kept."""
         from autotune.worker.evaluation import evaluate
 
-        with loop.judged():
+        with loop.averaged():
             scores = evaluate.evaluate(loop.model, self.loaded, "validation")
             loss = scores.loss if scores.loss is not None else -scores.quality
             key = (scores.quality, -loss)
@@ -339,7 +339,7 @@ def _reach(order: Order) -> dict[str, Any]:
         rate = loop.done / loop.train_s if loop.train_s else 0.0
         at = min(float(epochs), max(loop.done + 1 / steps, loop.done + share * rate))
         loop.to(at)
-        with loop.judged():
+        with loop.averaged():
             quality = evaluate.evaluate(loop.model, arm.loaded, "test").quality
         if quality >= order.target:
             return {"reached_s": loop.train_s, "epochs": loop.done}

@@ -116,10 +116,10 @@ class Lessons:
         self._loaded, self._data, self._seed = loaded, data, seed
         self._teacher, self._paired = teacher, paired
         self._size = min(size, len(data))
-        self._epochs: batches.Epochs | None = None
+        self._epochs: batches.BatchSource | None = None
         if loaded.train_loader is not None or isinstance(data, Stream):
-            share = batches.Share(size, paired=paired)
-            self._epochs = batches.of_task(loaded, data, share, seed)
+            share = batches.RankShare(size, batch_norm=paired)
+            self._epochs = batches.batches_of(loaded, data, share, seed)
             return
         self._gather, kept = gatherer(loaded, data)
         self._answers: Answer | None = None

@@ -118,6 +118,29 @@ def classes(
     return None
 
 
+def flattened(
+    output: Any, target: Any, threshold: float | None = None, shifted: bool = False
+) -> tuple[Tensor, Tensor] | None:
+    """Predicted and true values of every sample, token or pixel, ``[n]`` each: classes as int64,
+    numbers as float64.  None where output and target do not fit together.
+    """
+    found = classes(output, target, threshold)
+    if found is not None:
+        return found[0].long(), found[1].long()
+    pred = main_output(output)
+    if pred is None or not isinstance(target, Tensor):
+        return None
+    if shifted:
+        pred, target = pred[:, :-1], target[:, 1:]
+    try:
+        if target.is_floating_point():
+            return alike(pred, target).double().reshape(-1), target.double().reshape(-1)
+        pred = classes_second(pred, target).argmax(1)
+    except ContractError:
+        return None
+    return pred[target != IGNORED].long(), target[target != IGNORED].long()
+
+
 def metric(target: Any, threshold: float | None) -> str:
     """The name of the default score for a batch of targets."""
     if not isinstance(target, Tensor) or target.is_floating_point():

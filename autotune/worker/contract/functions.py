@@ -196,6 +196,10 @@ class Functions:
         """The classes said and the true ones, ``[batch]`` each; None unless each row has one."""
         return None if self.unlabelled else default_metrics.classes(output, target, self.threshold)
 
+    def flattened(self, output: Any, target: Any) -> tuple[Tensor, Tensor] | None:
+        """Predicted and true values of every sample, token or pixel, as the defaults see them."""
+        return default_metrics.flattened(output, target, self.threshold, self.shifted)
+
     def _true(self, target: Any) -> Any:
         """What the outputs are judged by: the targets, or the answers that they stand for."""
         if not self.unlabelled:

@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     of: int
 
 
-class Epochs(Protocol):
+class BatchSource(Protocol):
     """What the training loop takes its batches from."""
 
     rows: int
@@ -67,19 +67,19 @@ class Epochs(Protocol):
     def first(self, rows: int) -> Batch: ...
 
 
-class Share(NamedTuple):
+class RankShare(NamedTuple):
     """Which part of a global batch of ``batch_size`` rows is this rank's, and where it goes."""
 
     batch_size: int
     rank: int = 0
     world: int = 1
-    paired: bool = False
+    batch_norm: bool = False
     device: str = "cpu"
     threads: int = 1
     workers: int = 0
 
 
-def of_task(loaded: Any, data: Any, share: Share, seed: int) -> Epochs:
+def batches_of(loaded: Any, data: Any, share: RankShare, seed: int) -> BatchSource:
     """The batches of a task's training data, whatever form it has.
 
     Args:
@@ -99,7 +99,7 @@ def of_task(loaded: Any, data: Any, share: Share, seed: int) -> Epochs:
         seed=seed,
         rank=share.rank,
         world=share.world,
-        paired=share.paired,
+        batch_norm=share.batch_norm,
         device=share.device,
         workers=share.workers,
     )
@@ -111,7 +111,7 @@ class StreamBatches:
     divisible = loadable = False
 
     def __init__(
-        self, stream: Stream, collate: Callable[[list[Any]], tuple[Any, Any]], share: Share
+        self, stream: Stream, collate: Callable[[list[Any]], tuple[Any, Any]], share: RankShare
     ) -> None:
         self.rows = len(stream)
         self._stream = stream
@@ -164,7 +164,7 @@ class LoaderBatches:
 
     divisible = loadable = False
 
-    def __init__(self, loaded: Any, rows: int, share: Share) -> None:
+    def __init__(self, loaded: Any, rows: int, share: RankShare) -> None:
         self.rows = rows
         self._loaded = loaded
         self._share = share
@@ -220,7 +220,7 @@ class Batches:
         dataset: map-style, yields ``(input, target)``.
         collate: the task's, from a list of samples to a batch.
         batch_size: rows of the global batch.
-        paired: the model has batch norm; a last, short batch that gives any rank less than
+        batch_norm: the model has batch norm; a last, short batch that gives any rank less than
             two rows is dropped, as statistics of one row are no statistics.
         device: torch's name of where batches are wanted.
         workers: processes that load them, where they are not gathered from tensors.
@@ -237,7 +237,7 @@ class Batches:
         seed: int,
         rank: int = 0,
         world: int = 1,
-        paired: bool = False,
+        batch_norm: bool = False,
         device: str = "cpu",
         workers: int = 0,
     ) -> None:
@@ -246,7 +246,7 @@ class Batches:
         self.loadable = not gathered
         self._slow = None if gathered or not workers else (dataset, collate)
         self._workers = workers
-        self._share = Share(batch_size, rank, world, paired=paired, device=device)
+        self._share = RankShare(batch_size, rank, world, batch_norm=batch_norm, device=device)
         self._seed = seed
 
     @property
@@ -291,7 +291,7 @@ class Batches:
         return Batch(_moved(input, device), _moved(target, device), rows, of)
 
 
-def parts(batch: Batch, count: int) -> list[Batch]:
+def microbatches(batch: Batch, count: int) -> list[Batch]:
     """A batch cut into ``count`` nearly equal parts by its rows, fewer where it has fewer."""
     rows = max(1, batch.rows)
     if count <= 1 or rows == 1:
@@ -314,12 +314,12 @@ def _cut(value: Any, cut: slice, rows: int) -> Any:
     return map_tensors(lambda t: t[cut] if t.ndim and len(t) == rows else t, value)
 
 
-def _steps(rows: int, share: Share) -> int:
+def _steps(rows: int, share: RankShare) -> int:
     """Global batches of an epoch; a last, short one is left out where it is too short for batch
     norm on some rank.
     """
     whole, left = divmod(rows, share.batch_size)
-    dropped = share.paired and left // share.world < 2
+    dropped = share.batch_norm and left // share.world < 2
     return whole + (1 if left and not dropped else 0)
 
 

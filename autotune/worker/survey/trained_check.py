@@ -1,57 +1,42 @@
-"""Does a model look trained, before we train it?  Nothing must train over a person's weights.
+"""Refuses to train over weights that look trained, where nothing was said about them.
 
-    quality on up to ROWS rows of validation ── clearly better than chance? ── no: fresh
-                                                    │ yes
-    two models under two seeds ── drawn anew? ── yes: fresh, and lucky
-                                                    │ no: the same weights, whatever the seed
-    redrawn copies ── one of them as good? ── yes: fresh, and lucky
-                                                    │ no: looks trained
+    accuracy (or R2) on up to `ROWS` rows of *validation*: not clearly better than chance -> fresh
+    two models made under two seeds: most of the weights differ                          -> fresh
+    19 copies with weights drawn anew: one of them is as good                            -> fresh
+    else                                                                                 -> trained
 
-Chance is the share of the commonest class, or the mean of the targets.  Untrained models can
-be far better than that (a random direction may separate two classes), all rows at once, so
-that a test over rows alone would accuse them: hence the second and third question, which are
-asked only where the first was answered with yes.
+Chance is the share of the commonest class, or the mean of the targets.  The first question alone
+would accuse fresh models: a random direction may separate two classes, in all rows at once.
 """
 
 import math
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from autotune.errors import ContractError
-from autotune.worker.contract import default_metrics
 from autotune.worker.contract.model_factory import reinitialise
 from autotune.worker.contract.task import LoadedTask
 from autotune.worker.data.batch_tree import size_of
 from autotune.worker.evaluation.evaluate import evaluating, fitting
 
-ROWS = 1000
-TIME_S = 10.0
-COPIES = 19
-_ALPHA = 1e-3
-_STUDENT = 4.0
-_LEAST_R2 = 0.1
-_LEAST_ROWS = 10
-_SAME = 0.5
+ROWS, LEAST_ROWS, TIME_S, COPIES = 1000, 10, 10.0, 19
 
 
-class Guess(NamedTuple):
-    """How good a model is on some rows, and whether that is clearly better than chance."""
+class Untrained(NamedTuple):
+    """Quality before any training, and whether it is clearly better than chance."""
 
-    what: str
+    metric: str
     value: float
     chance: float
     clear: bool
 
-    def __str__(self) -> str:
-        return f"{self.what} {self.value:.3g} before any training, chance is {self.chance:.3g}"
-
 
 def check(loaded: LoadedTask) -> None:
-    """Refuse to train a model that looks trained, where nothing was said about it.
+    """Refuse to train a model that looks trained.
 
     Raises:
         ContractError: it does.
@@ -61,93 +46,61 @@ def check(loaded: LoadedTask) -> None:
         return
     torch.manual_seed(spec.seed)
     model = loaded.given_model()
-    found = guess(model, loaded)
-    if found is None or not found.clear or not _given(model, loaded, found):
-        return
-    raise ContractError(
-        f"{loaded.where}: looks trained: pass --pretrained or --retrain\n"
-        f"  found:   {found}\n"
-        "  missing: --pretrained (keep the weights, search the deployment only) or --retrain\n"
-        "           (train over them), or `pretrained = True` or `False` in the file"
-    )
+    found = quality(model, loaded)
+    if found is not None and found.clear and _weights_are_given(model, loaded, found.value):
+        raise ContractError(
+            f"{loaded.where}: looks trained: pass --pretrained or --retrain\n"
+            f"  found:   {found.metric} {found.value:.3g} before any training, chance is "
+            f"{found.chance:.3g}\n"
+            "  missing: --pretrained (keep the weights, search the deployment only) or --retrain\n"
+            "           (train over them), or `pretrained = True` or `False` in the file"
+        )
 
 
-def guess(model: nn.Module, loaded: LoadedTask) -> Guess | None:
-    """Accuracy or R2 on rows of *validation* spread over it; None where neither is defined."""
-    outputs: list[Tensor] = []
-    targets: list[Tensor] = []
-    began = time.monotonic()
-    count = len(loaded.validation)  # type: ignore[arg-type]
+def quality(model: nn.Module, loaded: LoadedTask) -> Untrained | None:
+    """Accuracy or R2 on rows spread over *validation*; None where neither is defined."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    count, began, size = loaded.rows("validation"), time.monotonic(), 1
     rows = np.unique(np.linspace(0, count - 1, min(count, ROWS)).astype(int)).tolist()
     np.random.default_rng(count).shuffle(rows)  # should time run out, of all classes
-    size = 1
     with evaluating(model):
-        while rows and (not targets or time.monotonic() - began < TIME_S):
-            one_by_one = loaded.info.ragged and not loaded.has_own_collate
-            now, rows = rows[: 1 if one_by_one else size], rows[1 if one_by_one else size :]
+        while rows and (not pairs or time.monotonic() - began < TIME_S):
+            now, rows = rows[:size], rows[size:]
             inputs, target = loaded.collate([loaded.sample("validation", row) for row in now])
             output = loaded.call(model, inputs)
-            pair = _right(output, target, loaded)
+            pair = loaded.functions.flattened(output, target)
             if pair is None:
                 return None
-            outputs.append(pair[0])
-            targets.append(pair[1])
-            size = fitting(256, size_of(output) // len(now))
-    said, true = torch.cat(outputs), torch.cat(targets)
-    return _classes(said, true) if true.dtype == torch.int64 else _numbers(said, true)
+            pairs.append(pair)
+            if not loaded.info.ragged or loaded.has_own_collate:
+                size = fitting(256, size_of(output) // len(now))
+    predicted, true = (torch.cat(column) for column in zip(*pairs, strict=True))
+    return (_accuracy if true.dtype == torch.int64 else _r2)(predicted, true)
 
 
-def _right(output: Any, target: Any, loaded: LoadedTask) -> tuple[Tensor, Tensor] | None:
-    """What was said and what is true, flat: classes as int64, numbers as float64."""
-    functions = loaded.functions
-    found = functions.classes(output, target)
-    if found is not None:
-        return found[0].long(), found[1].long()
-    pred = default_metrics.main_output(output)
-    if pred is None or not isinstance(target, Tensor):
-        return None
-    if functions.shifted:
-        pred, target = pred[:, :-1], target[:, 1:]
-    try:
-        if target.is_floating_point():
-            pred = default_metrics.alike(pred, target)
-            return pred.double().reshape(-1), target.double().reshape(-1)
-        said = default_metrics.classes_second(pred, target).argmax(1)
-    except ContractError:
-        return None
-    counted = target != default_metrics.IGNORED
-    return said[counted].long(), target[counted].long()
-
-
-def _classes(said: Tensor, true: Tensor) -> Guess:
-    """Right answers against always saying the commonest class, exact binomial."""
+def _accuracy(predicted: Tensor, true: Tensor) -> Untrained:
+    """Against always answering the commonest class: exact binomial test, p < 0.001."""
     from scipy.special import bdtrc
 
-    rows = len(true)
-    right = int((said == true).sum())
-    _, counts = torch.unique(true, return_counts=True)
-    share = float(counts.max()) / max(rows, 1)
-    p_value = float(bdtrc(right - 1, rows, share)) if right > 0 and share < 1 else 1.0
-    clear = rows >= _LEAST_ROWS and p_value < _ALPHA
-    return Guess("accuracy", right / max(rows, 1), share, clear)
+    right, rows = int((predicted == true).sum()), len(true)
+    chance = float(torch.unique(true, return_counts=True)[1].max()) / max(rows, 1)
+    p_value = float(bdtrc(right - 1, rows, chance)) if right > 0 and chance < 1 else 1.0
+    clear = rows >= LEAST_ROWS and p_value < 1e-3
+    return Untrained("accuracy", right / max(rows, 1), chance, clear)
 
 
-def _numbers(said: Tensor, true: Tensor) -> Guess:
-    """Squared errors against those of the mean, paired."""
+def _r2(predicted: Tensor, true: Tensor) -> Untrained:
+    """Squared errors against those of the mean, paired: R2 > 0.1 and t > 4."""
     base = (true - true.mean()).square()
-    gain = base - (said - true).square()
+    gain = base - (predicted - true).square()
     r2 = float(gain.sum() / base.sum()) if float(base.sum()) > 0 else 0.0
-    spread = float(gain.std()) if len(gain) > 1 else math.inf
-    clear = (
-        len(gain) >= _LEAST_ROWS
-        and r2 > _LEAST_R2
-        and float(gain.mean()) > _STUDENT * spread / math.sqrt(len(gain))
-    )
-    return Guess("R2", r2 if math.isfinite(r2) else 0.0, 0.0, clear)
+    error = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
+    clear = len(gain) >= LEAST_ROWS and r2 > 0.1 and float(gain.mean()) > 4.0 * error
+    return Untrained("R2", r2 if math.isfinite(r2) else 0.0, 0.0, clear)
 
 
-def _given(model: nn.Module, loaded: LoadedTask, found: Guess) -> bool:
-    """Whether the weights are given rather than drawn."""
+def _weights_are_given(model: nn.Module, loaded: LoadedTask, value: float) -> bool:
+    """Whether the weights are the same for every seed, and better than weights drawn anew."""
     torch.manual_seed(loaded.spec.seed + 1)
     other = loaded.given_model()
     if not _mostly_equal(model, other):
@@ -156,19 +109,18 @@ def _given(model: nn.Module, loaded: LoadedTask, found: Guess) -> bool:
         torch.manual_seed(loaded.spec.seed + 2 + number)
         reinitialise(other)
         if number == 0 and _mostly_equal(model, other):
-            return True  # its modules cannot draw themselves anew: no more can be known
-        again = guess(other, loaded)
-        if again is not None and again.value >= found.value:
+            return True  # its modules cannot draw their weights anew: no more can be known
+        again = quality(other, loaded)
+        if again is not None and again.value >= value:
             return False
     return True
 
 
 def _mostly_equal(one: nn.Module, other: nn.Module) -> bool:
-    """Whether most parameters (constant ones aside, as fresh biases and norms are) are equal."""
+    """Whether half the parameters are equal, but for constant ones (fresh biases and norms)."""
     equal = count = 0
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
-        if a.numel() > 1 and bool((a == a.reshape(-1)[0]).all()):
-            continue
-        count += a.numel()
-        equal += a.numel() if torch.equal(a, b) else 0
-    return count > 0 and equal >= _SAME * count
+        if a.numel() < 2 or bool((a != a.reshape(-1)[0]).any()):
+            count += a.numel()
+            equal += a.numel() if torch.equal(a, b) else 0
+    return count > 0 and 2 * equal >= count

@@ -1,12 +1,12 @@
 """A training's whole state as a file: a training goes on from it as if never interrupted.
 
-    weights/trial-3.state         rank 0's: model, optimizers, scheduler's step, average, counts,
-                                  the weights of the best look
-    weights/trial-3.state.rank1   the random numbers of further ranks, with the step
+    weights/trial-3.state         rank 0: model, optimizers, step, moving average, counts, the
+                                  weights of the best validation
+    weights/trial-3.state.rank1   further ranks: the states of the random generators, and the step
 
 The learning rate follows from the step and the horizon, which are kept, so a schedule has no
-state of its own.  Written aside and moved into place.  Files hold tensors and plain values
-alone, and are read as such.
+state of its own.  Files are written aside and moved into place; they hold tensors and plain
+values alone, and are read as such (``weights_only=True``).
 """
 
 import random
@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,58 +22,35 @@ import torch
 from autotune.parallel import Group
 from autotune.records import codec
 from autotune.records.job import Train
+from autotune.worker.training.evaluation import Validator
+from autotune.worker.training.loop import Loop
 
 
 def drop(root: Path, names: Iterable[str]) -> None:
-    """Delete states that nobody needs any more."""
+    """Delete the states that are not needed any more."""
     for name in names:
         for path in (root / name).parent.glob(Path(name).name + "*"):
             path.unlink(missing_ok=True)
 
 
-class Resumable(Protocol):
-    """A training in progress, as `Keeper` sees it (`loop.Loop`)."""
-
-    steps: int
-    whole: int
-    late: bool
-
-    @property
-    def done(self) -> float: ...
-
-    def to(self, epochs: float) -> None: ...
-
-    def state(self) -> dict[str, Any]: ...
-
-    def restore(self, state: dict[str, Any], random: dict[str, Any]) -> None: ...
-
-
-class Judging(Protocol):
-    """What has judged a training so far (`trained.Judge`)."""
-
-    def state(self) -> dict[str, Any] | None: ...
-
-    def restore(self, state: dict[str, Any] | None) -> None: ...
-
-
-class Keeper:
-    """Keeps one training's state as its job says, and starts it from what was kept."""
+class Checkpointer:
+    """Saves one training's state as its job says, and restores it at once where one was saved."""
 
     def __init__(
-        self, loop: Resumable, job: Train, root: Path, group: Group, judge: Judging
+        self, loop: Loop, job: Train, root: Path, group: Group, validator: Validator
     ) -> None:
-        self._loop, self._group, self._judge = loop, group, judge
+        self._loop, self._group, self._validator = loop, group, validator
         same = Train(task=job.task, recipe=job.recipe, epochs=job.epochs, seed=job.seed)
         self._identity = sha256(codec.encode(same)).hexdigest()
         self._path = None if job.checkpoint is None else root / job.checkpoint
         self._save_s = job.save_s
         self._saved_s = time.monotonic()
-        self.size = 0
+        self.size_bytes = 0
         if self._path is not None:
             self._restore(self._path)
 
     def train(self, epochs: float) -> None:
-        """Train until ``epochs`` are done; a state is kept on the way where the job asks for it."""
+        """Train until ``epochs`` are done; saves at the first epoch's end after ``save_s``."""
         loop = self._loop
         if self._path is None or self._save_s is None:
             loop.to(epochs)
@@ -87,13 +64,14 @@ class Keeper:
         """Write this rank's part, where the job asks for any."""
         if self._path is None:
             return
-        loop, rank = self._loop, self._group.rank
+        rank, path = self._group.rank, self._path
+        state: dict[str, Any] = {"random": random_state()}
         if rank == 0:
-            more = {"judge": self._judge.state(), "identity": self._identity}
-            self.size = _write(loop.state() | more, self._path)
+            state |= {"validator": self._validator.state(), "identity": self._identity}
+            state |= self._loop.state()
         else:
-            own = {"steps": loop.steps, "random": random_state()}
-            self.size = _write(own, _of_rank(self._path, rank))
+            state["steps"], path = self._loop.steps, _of_rank(path, rank)
+        self.size_bytes = _write(state, path)
         self._saved_s = time.monotonic()
 
     def _restore(self, path: Path) -> None:
@@ -109,8 +87,9 @@ class Keeper:
             own = torch.load(file, weights_only=True) if file.is_file() else {}
             if own.get("steps") != state["counts"]["steps"]:  # killed between two ranks' writing
                 own = {"random": random_state()}
-        self._loop.restore(state, own["random"])
-        self._judge.restore(state.get("judge"))
+        self._loop.restore(state)
+        set_random_state(own["random"])
+        self._validator.restore(state["validator"])
 
 
 def random_state() -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """An exponential moving average of a model's weights (docs/algorithms.md).
 
     after each step     average += (1 - d) (weights - average),  d = min(decay, (1 + t) / (10 + t))
-    while judged        the model holds the average
+    while evaluated     the model holds the average
     afterwards          it goes on with its own weights
 
-Floating-point buffers (the statistics of batch norm) are averaged as the weights are; those of
-integers stay as they are.  Tied weights are averaged once.
+Floating-point buffers (the statistics of batch norm) are averaged as the weights are; integer
+buffers are the model's own.  Tied weights are averaged once.  The figures are those of torch's
+``AveragedModel(use_buffers=True)``, whose update takes ten times as long (it collects the tensors
+anew: 4.1 ms against 0.4 ms for 20 convolutions with batch norm) and which copies the whole model.
 """
 
 import contextlib
@@ -14,10 +16,10 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
-class Average:
+class MovingAverage:
     """The moving average of ``model``, which starts as its weights are now.
 
     Args:
@@ -42,16 +44,19 @@ class Average:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Within, the model is the average."""
-        self._swap()
+        """Within, the model holds the average."""
+        self.swap()
         try:
             yield
         finally:
-            self._swap()
+            self.swap()
 
-    def settle(self) -> None:
-        """The model becomes the average for good; nothing may be updated afterwards."""
-        self._swap()
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the model's weights and the average."""
+        kept = [t.clone() for t in self._live]
+        torch._foreach_copy_(self._live, self._mean)
+        torch._foreach_copy_(self._mean, kept)
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs."""
@@ -62,9 +67,3 @@ class Average:
         """Go on from `state`."""
         torch._foreach_copy_(self._mean, state["mean"])
         self._steps = state["steps"]
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        kept: list[Tensor] = [t.clone() for t in self._live]
-        torch._foreach_copy_(self._live, self._mean)
-        torch._foreach_copy_(self._mean, kept)

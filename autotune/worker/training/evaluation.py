@@ -1,4 +1,4 @@
-"""What every training needs, ours and the user's own: a judge, a meter, a place for the weights."""
+"""What every training needs, ours and the user's own: validation, energy, a file of weights."""
 
 import contextlib
 import hashlib
@@ -20,9 +20,14 @@ from autotune.worker.channel import Channel
 from autotune.worker.contract.task import LoadedTask
 from autotune.worker.evaluation import evaluate
 
+_LOSS_WEIGHT = 1e-4  # of the loss between trials of equal error rate
+# Overfitting: in so many validations one after the other the validation loss is up by this share
+# since the best one while the training loss is down by that share.  No schedule mends that.
+_OVERFIT_VALIDATIONS, _VALIDATION_RISE, _TRAINING_FALL = 2, 0.2, 0.3
 
-class Look(NamedTuple):
-    """The weights that an evaluation saw, and what it found."""
+
+class Best(NamedTuple):
+    """The best validation so far, and the weights that it saw."""
 
     epoch: float
     quality: float
@@ -31,19 +36,13 @@ class Look(NamedTuple):
     train_loss: float | None = None
 
 
-_BETWEEN = 1e-4
-_RISE, _FALL, _BY_HEART = 0.2, 0.3, 2
-"""The loss on *validation* up by this share since the best look, that of training down by this one,
-in so many looks one after the other: the rows are learnt by heart, and no schedule mends that.
-"""
+class Validator:
+    """Evaluates a training on *validation*, on rank 0 alone; every rank gets the decision.
 
-
-class Evaluator:
-    """Evaluates on *validation*, on rank 0 alone; every rank hears the decision.
-
-    With ``keeps`` it holds on to the weights of the best look: a model that begins to learn its
-    rows by heart is not what is shipped.  A later look is the better one unless neither its
-    quality nor its loss is: either alone may err on few rows.
+    Args:
+        keep_best: hold on to the weights of the best validation, which are shipped, so that later
+            overfitting does no harm.  A later validation is the better one unless neither its
+            quality nor its loss is: on few rows either alone may err.
     """
 
     def __init__(
@@ -53,13 +52,13 @@ class Evaluator:
         group: Group,
         channel: Channel,
         *,
-        keeps: bool = False,
+        keep_best: bool = False,
     ) -> None:
         self._loaded, self.model = loaded, model
         self._group, self._channel = group, channel
-        self._keeps = keeps
-        self.best: Look | None = None
-        self._by_heart = 0
+        self._keep_best = keep_best
+        self.best: Best | None = None
+        self._overfit = 0  # validations in a row
         self.losses: list[float] = []
         self.qualities: list[float] = []
 
@@ -67,37 +66,37 @@ class Evaluator:
         """What `restore` needs."""
         if self.best is None:
             return None
-        return {"best": self.best._asdict(), "by_heart": self._by_heart}
+        return {"best": self.best._asdict(), "overfit": self._overfit}
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Go on from `state`."""
         if state is not None:
-            self.best, self._by_heart = Look(**state["best"]), int(state["by_heart"])
+            self.best, self._overfit = Best(**state["best"]), int(state["overfit"])
 
-    def settle(self) -> None:
-        """The model is what the best look saw; it is not trained any more."""
+    def load_best(self) -> None:
+        """Give the model the weights of the best validation; it is not trained any more."""
         if self.best is not None:
             self.model.load_state_dict(self.best.weights)
 
     def report(self, epoch: float, train_losses: Sequence[float] = ()) -> bool:
-        """Evaluate and report; whether to go on.  ``train_losses`` are the epochs' so far."""
-        self.look(epoch, train_losses)
-        go = self._group.rank != 0 or self._channel.report(epoch, self._standing())
+        """Validate and report; whether to go on.  ``train_losses`` are the epochs' so far."""
+        self.validate(epoch, train_losses)
+        go = self._group.rank != 0 or self._channel.report(epoch, self._intermediate_value())
         return self._group.agree(go)
 
-    def _standing(self) -> float:
-        """What trainings are compared by on their way, the least being the best: the share that is
-        wrong, where the metric is such a rate (with the loss between equal ones), else the loss,
-        of which a row that is badly wrong may be most.
+    def _intermediate_value(self) -> float:
+        """What trials are compared by before they end, less being better: the error rate where
+        the metric is a rate (with the loss between equal ones), else the loss, most of which may
+        come from one badly wrong row.
         """
         loss, quality = self.losses[-1], self.qualities[-1]
         if not self._loaded.info.rate:
             return loss
         wrong = 1.0 - quality if self._loaded.higher_is_better else quality
-        return wrong + _BETWEEN * math.tanh(loss)
+        return wrong + _LOSS_WEIGHT * math.tanh(loss)
 
     def reached(self, quality: float | None) -> bool:
-        """Whether the last evaluation was as good as ``quality``, on every rank."""
+        """Whether the last validation was as good as ``quality``, on every rank."""
         if quality is None:
             return False
         better = 1.0 if self._loaded.higher_is_better else -1.0
@@ -105,10 +104,10 @@ class Evaluator:
         return self._group.agree(found)
 
     def overfits(self) -> bool:
-        """Whether more training only learns the rows by heart, on every rank."""
-        return self._group.agree(self._by_heart >= _BY_HEART)
+        """Whether more training would only overfit, on every rank."""
+        return self._group.agree(self._overfit >= _OVERFIT_VALIDATIONS)
 
-    def look(self, epoch: float = 0.0, train_losses: Sequence[float] = ()) -> None:
+    def validate(self, epoch: float = 0.0, train_losses: Sequence[float] = ()) -> None:
         """Evaluate the model as it is after ``epoch``.
 
         Raises:
@@ -122,20 +121,20 @@ class Evaluator:
             loss = 1.0 - scores.quality if self._loaded.higher_is_better else scores.quality
         self.losses.append(loss)
         self.qualities.append(scores.quality)
-        if self._keeps and self._better(scores.quality, loss):
+        if self._keep_best and self._better(scores.quality, loss):
             weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
             last = train_losses[-1] if train_losses else None
-            self.best, self._by_heart = Look(epoch, scores.quality, loss, weights, last), 0
-        elif self._keeps:
-            self._by_heart = self._by_heart + 1 if self._worse(loss, train_losses) else 0
+            self.best, self._overfit = Best(epoch, scores.quality, loss, weights, last), 0
+        elif self._keep_best:
+            self._overfit = self._overfit + 1 if self._overfits(loss, train_losses) else 0
 
-    def _worse(self, loss: float, train_losses: Sequence[float]) -> bool:
-        """Whether this loss has risen since the best look, and that of training fallen."""
+    def _overfits(self, loss: float, train_losses: Sequence[float]) -> bool:
+        """Whether this loss has risen since the best validation, and that of training fallen."""
         best = self.best
         if best is None or best.train_loss is None or not train_losses:
             return False
-        risen = loss - best.loss > _RISE * abs(best.loss)
-        return risen and best.train_loss - train_losses[-1] > _FALL * abs(best.train_loss)
+        risen = loss - best.loss > _VALIDATION_RISE * abs(best.loss)
+        return risen and best.train_loss - train_losses[-1] > _TRAINING_FALL * abs(best.train_loss)
 
     def _better(self, quality: float, loss: float) -> bool:
         best = self.best
@@ -144,8 +143,13 @@ class Evaluator:
         return quality > best.quality if self._loaded.higher_is_better else quality < best.quality
 
 
-class Meter:
-    """One energy window, opened at once; nothing where there is no meter."""
+class EnergyMonitor:
+    """One energy window, opened at once; without a meter process there is nothing to read.
+
+    Args:
+        path: the socket of the meter process.
+        stack: closes the connection.
+    """
 
     def __init__(self, path: str | None, stack: contextlib.ExitStack) -> None:
         self._client = None
@@ -156,6 +160,7 @@ class Meter:
             self._token = self._client.open()
 
     def close(self) -> EnergyWindow | None:
+        """The window's energy in joules."""
         return None if self._client is None else self._client.close(self._token)
 
 

@@ -1,11 +1,12 @@
 """The steps of one training: a fresh model, its optimizer and its batches, stepped and timed.
 
-    to(epochs) -> epoch by epoch -> _step: forward, loss, backward (in parts), clip, rule, average
-    state() / restore()   everything that the next step depends on (`resuming`)
+    to(epochs) -> epoch by epoch -> _step: forward, loss, backward (in microbatches), clip the
+                                           gradient's norm, optimizer, moving average
+    state() / restore()   everything that the next step depends on, but random numbers
 
-Where a training is (`done`) is counted in epochs; between two it is a share of the epoch's
-steps.  Batches of the user's own loader or stream can be left only between two epochs.  Not
-known here: who judges the model, and why training stops.
+Where a training is (`done`) is counted in epochs, the one in progress as a share of its steps.
+The user's own loader or stream can be left only between two epochs.  Not known here: validation,
+and why training stops.
 """
 
 import contextlib
@@ -22,22 +23,21 @@ from autotune.errors import JobError
 from autotune.parallel import Group
 from autotune.records.plan import Recipe
 from autotune.worker.contract.task import LoadedTask
-from autotune.worker.data.batches import Batch, Share, of_task, parts
+from autotune.worker.data.batches import Batch, RankShare, batches_of, microbatches
 from autotune.worker.training import (
     activation_checkpoint,
     amp,
-    checkpoint,
     compile,
     lr_schedule,
     optimizers,
 )
-from autotune.worker.training.divergence import Climb, Pace
-from autotune.worker.training.ema import Average
+from autotune.worker.training.divergence import DivergenceCheck, ThroughputCheck
+from autotune.worker.training.ema import MovingAverage
 from autotune.worker.training.evaluation import lay_out, rows_of, seed_all
 
-_DRY_ROWS = 4
-NO_STEP = 1e-9  # of an epoch or a step: sums of shares are not exact
-_LONGEST_UNCHECKED_S = 0.25
+_DRY_ROWS = 4  # of a forward and backward pass that trains nothing
+NO_STEP = 1e-9  # of an epoch or a step: sums of fractions are not exact
+_LONGEST_UNCHECKED_S = 0.25  # between two readings of the clock, a collective each
 
 
 class Loop:
@@ -48,8 +48,8 @@ class Loop:
         limit_s: training time allowed; with ``strict`` from the first step on, otherwise
             from the second.
         strict: raise on a loss that is not finite.
-        watch: raise on a loss that climbs far above where it began, too.
-        least_rate: raise where the first seconds' samples per second are fewer.
+        watch: raise on a loss that diverges, too.
+        least_rate: raise where samples per second, over the first half second, are fewer.
     """
 
     def __init__(
@@ -73,26 +73,26 @@ class Loop:
         if recipe.channels_last:
             lay_out(self.model, torch.channels_last)
         self.model.train()
-        share = _share(recipe, group, paired=_has_batch_norm(self.model))
-        self._batches = of_task(loaded, rows_of(loaded), share, seed)
+        share = _share(recipe, group, batch_norm=_has_batch_norm(self.model))
+        self._batches = batches_of(loaded, rows_of(loaded), share, seed)
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         if not trainable:
             raise JobError("unsupported", "the model has no parameter that requires a gradient")
         self._trainable = trainable
-        self._rule = optimizers.build(recipe, self.model)
+        self._optimizer = optimizers.build(recipe, self.model)
         self._scaler = amp.scaler(recipe.precision, group.device)
         self._horizon = max(1, math.ceil(epochs * self._batches.steps - NO_STEP))
-        self._average: Average | None = None
-        if recipe.ema is not None and group.rank == 0:  # which alone judges and saves
-            self._average = Average(self.model, recipe.ema)
-        self._wrapped, self._compiled = self._made(loaded.stepped(self.model))
+        self._average: MovingAverage | None = None
+        if recipe.ema is not None and group.rank == 0:  # which alone validates and saves
+            self._average = MovingAverage(self.model, recipe.ema)
+        self._wrapped, self._compiled = self._wrap(loaded.stepped(self.model))
         seed_all(seed + group.rank)  # ranks drop out different units of their different rows
-        self._watch = Climb() if watch else None
-        self._pace = Pace(least_rate, recipe, group) if least_rate is not None else None
+        self._watch = DivergenceCheck() if watch else None
+        self._pace = ThroughputCheck(least_rate, recipe, group) if least_rate is not None else None
         self._begin()
 
-    def _made(self, stepped: nn.Module) -> tuple[nn.Module, nn.Module | None]:
-        """What computes a batch, and its compiled twin where the recipe says so."""
+    def _wrap(self, stepped: nn.Module) -> tuple[nn.Module, nn.Module | None]:
+        """What computes a batch, and the same compiled where the recipe says so."""
         recipe, group = self._recipe, self.group
         unused = self._leaves_some_unused()
         if recipe.recompute:
@@ -112,8 +112,8 @@ class Loop:
 
         return loss
 
-    def _stepped(self, piece: Batch) -> nn.Module:
-        """What computes a piece of a batch."""
+    def _module_for(self, piece: Batch) -> nn.Module:
+        """What computes a microbatch: the compiled module for the usual shape alone."""
         rows = min(self._recipe.batch_size, self._batches.rows)
         whole = piece.rows == math.ceil(rows / self._recipe.accumulate)
         return self._compiled if self._compiled is not None and whole else self._wrapped
@@ -121,8 +121,8 @@ class Loop:
     def _begin(self) -> None:
         """Nothing is trained yet."""
         self.steps = 0
-        self.whole = 0  # epochs that are over
-        self._at = 0  # steps of the one in flight
+        self.whole = 0  # complete epochs
+        self._at = 0  # steps of the epoch in progress
         self.late = False
         self.train_s = self.startup_s = self.resumed_s = 0.0
         self.resumed_epochs = 0.0
@@ -130,7 +130,9 @@ class Loop:
         self.wanted_step_losses = 0
         self.step_losses: list[float] = []
         self.epoch_losses: list[float] = []
-        self._partial: list[tuple[float, float]] = []  # mean loss and rows of an epoch's parts
+        self._partial: list[
+            tuple[float, float]
+        ] = []  # mean loss and rows, for each visit to the epoch
         self._samples = self._first_samples = 0
         self._earlier_rate = 0.0
         self._first_s = 0.0
@@ -215,28 +217,29 @@ class Loop:
             self.whole += 1
 
     def one_step(self) -> None:
-        """A step more, on the first batch that comes; nothing is timed."""
+        """One more step, on the epoch's first batch; it is not timed."""
         for batch in self._batches.epoch(self.whole + 1):
             self._step(batch)
             break
 
-    def judged(self) -> contextlib.AbstractContextManager[None]:
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
         """Within, the model is what would be kept now: the averaged weights, where there are."""
         return contextlib.nullcontext() if self._average is None else self._average.applied()
 
-    def settle(self) -> None:
-        """The model is what is kept; it is not trained any more."""
+    def finish(self) -> None:
+        """The model is what is kept: the averaged weights, where there are; it is not trained
+        any more.
+        """
         if self._average is not None:
-            self._average.settle()
+            self._average.swap()
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on as if nothing had happened."""
         return {
             "model": self.model.state_dict(),
-            "rule": self._rule.state(),
+            "optimizer": self._optimizer.state(),
             "scaler": self._scaler.state_dict(),
             "average": self._average.state() if self._average else None,
-            "random": checkpoint.random_state(),
             "counts": {
                 "steps": self.steps,
                 "whole": self.whole,
@@ -249,10 +252,10 @@ class Loop:
             },
         }
 
-    def restore(self, state: dict[str, Any], random: dict[str, Any]) -> None:
-        """Go on from `state`; ``random`` is this rank's own part of it."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
         self.model.load_state_dict(state["model"])
-        self._rule.restore(state["rule"])
+        self._optimizer.restore(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:
             self._average.restore(state["average"])
@@ -266,23 +269,22 @@ class Loop:
         self.resumed_epochs = self.done
         self._next_check = self.steps
         self._batches.skip(self.whole)
-        checkpoint.set_random_state(random)
 
     def _step(self, batch: Batch) -> float:
         """One optimizer step; returns this rank's mean loss."""
-        self._rule.zero_grad()
+        self._optimizer.zero_grad()
         value = 0.0
-        pieces = parts(batch, self._recipe.accumulate)
+        pieces = microbatches(batch, self._recipe.accumulate)
         for number, piece in enumerate(pieces, start=1):
             last = number == len(pieces)
             with contextlib.nullcontext() if last else self._unsynchronised():
                 value += self._backward(piece, batch, piece.rows / max(1, batch.rows))
-        for optimizer in self._rule.optimizers:
+        for optimizer in self._optimizer.optimizers:
             self._scaler.unscale_(optimizer)
         if self._recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._trainable, self._recipe.clip_norm)
         share = lr_schedule.share(self._recipe, self.steps, self._horizon)
-        self._rule.step(share, self._scaler.step)
+        self._optimizer.step(share, self._scaler.step)
         self._scaler.update()
         if self._average is not None:
             self._average.update()
@@ -296,10 +298,10 @@ class Loop:
         return value
 
     def _backward(self, piece: Batch, batch: Batch, weight: float) -> float:
-        """The gradient of one part of a batch; returns its share of the batch's mean loss."""
+        """The gradient of a microbatch; returns its share of the batch's mean loss."""
         with amp.context(self._recipe.precision, self.group.device):
             loss = self.loaded.training_loss(
-                self._stepped(piece),
+                self._module_for(piece),
                 piece.input,
                 piece.target,
                 self.steps,
@@ -320,7 +322,7 @@ class Loop:
         return value if piece is batch else value * weight
 
     def _unsynchronised(self) -> contextlib.AbstractContextManager[Any]:
-        """Under DDP gradients are averaged once a step, with its last part."""
+        """Under DDP gradients are averaged once a step, with its last microbatch."""
         found: contextlib.AbstractContextManager[Any] = getattr(
             self._wrapped, "no_sync", contextlib.nullcontext
         )()
@@ -361,13 +363,13 @@ class Loop:
         return bool(self.group.share(float(unused)))
 
 
-def _share(recipe: Recipe, group: Group, *, paired: bool) -> Share:
-    """The part of each batch that is this rank's."""
-    return Share(
+def _share(recipe: Recipe, group: Group, *, batch_norm: bool) -> RankShare:
+    """The rank's share of each batch."""
+    return RankShare(
         recipe.batch_size,
         group.rank,
         group.world,
-        paired=paired,
+        batch_norm=batch_norm,
         device=group.device,
         threads=recipe.threads,
         workers=recipe.workers,

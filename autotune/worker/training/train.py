@@ -1,23 +1,21 @@
 """Training: one loop for every number of ranks, measured as it runs.
 
     run(job) --launch--> fit, on each rank, with its group
-                           to the next rung -> evaluate on validation, report, go or pause -> ...
+                           to the next rung -> validate, report, go on or pause -> ...
                            weights, losses, time, memory, energy -> Trained
 
-A training that is told to stop at a rung pauses: its whole state is kept (`resuming`), and a
-later job with the same checkpoint goes on from there.  What is shipped are the weights of the best
-look at *validation*, so that a model that begins to learn its rows by heart does no harm.
+Training that is stopped at a rung is paused: its whole state is kept (`checkpoint`), and a later
+job with the same checkpoint goes on from there.  What is shipped are the weights of the best
+validation, so that overfitting does no harm.  Where the user brought a ``train()`` of their own,
+that runs instead (`user_loop`).
 
-The gradient of a global batch of n rows over W ranks is that of one process: DDP takes the
-mean over ranks, so a rank with k rows scales its mean loss by k W / n.  Losses are taken to
-be means over the batch, as the task contract says.  Where the user brought a ``train()`` of
-their own, that runs instead (`ownloop`).  Not known here: losses that are not
-(contrastive ones, or weighted means) differ between splits as they do under plain DDP, and
-so does batch norm, whose statistics are each rank's own.
+The gradient of a global batch of n rows over W ranks is that of one process: DDP takes the mean
+over ranks, so a rank with k rows scales its mean loss by k W / n.  Losses are means over the
+batch, as the task contract says; others (contrastive ones, weighted means) depend on the number
+of ranks, as they do under plain DDP, and so does batch norm, whose statistics are each rank's own.
 
-Clocks: ``train_s`` is the sum of the epochs; loading, start-up and evaluation are
-outside.  The energy window spans the loop with its rung evaluations, and
-neither start-up nor the last evaluation.
+Clocks: ``train_s`` is the sum of the epochs, without loading, start-up and validation.  The energy
+window spans the loop with its validations, but neither start-up nor the last validation.
 """
 
 import contextlib
@@ -36,7 +34,7 @@ from autotune.records.job import MeasuredThroughput, Throughput, Train, Trained
 from autotune.worker.channel import Channel
 from autotune.worker.contract import task
 from autotune.worker.training import checkpoint, compile, user_loop
-from autotune.worker.training.evaluation import Evaluator, Meter, peak_memory_bytes, save
+from autotune.worker.training.evaluation import EnergyMonitor, Validator, peak_memory_bytes, save
 from autotune.worker.training.loop import NO_STEP, Loop
 
 
@@ -54,7 +52,7 @@ def run(job: Train, root: Path, channel: Channel) -> Trained:
 
 
 def throughput(job: Throughput, root: Path, channel: Channel) -> MeasuredThroughput:
-    """Training samples per second of one split, after a first step; no quality involved."""
+    """Training samples per second of one layout, after a first step; quality does not matter."""
     answer = plugins.load("parallel", job.recipe.parallel).launch(job, root, channel, rate)
     assert isinstance(answer, MeasuredThroughput)
     return answer
@@ -82,28 +80,29 @@ def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
         least_rate=job.least_samples_per_s,
     )
     loop.wanted_step_losses = job.step_losses
-    judge = Evaluator(loaded, loop.model, group, channel, keeps=job.until_quality is None)
-    keeper = checkpoint.Keeper(loop, job, root, group, judge)
+    keep_best = job.until_quality is None
+    validator = Validator(loaded, loop.model, group, channel, keep_best=keep_best)
+    checkpointer = checkpoint.Checkpointer(loop, job, root, group, validator)
     with contextlib.ExitStack() as stack:
-        meter = Meter(job.meter if group.rank == 0 else None, stack)
-        go = _climb(job, loop, keeper, judge)
-        energy = meter.close()
-    keeper.save()
-    loop.settle()
+        monitor = EnergyMonitor(job.meter if group.rank == 0 else None, stack)
+        go = _train_to_rungs(job, loop, checkpointer, validator)
+        energy = monitor.close()
+    checkpointer.save()
+    loop.finish()
     ended = loop.done >= job.epochs - NO_STEP
     if go and ended and job.epochs in job.rungs:
-        judge.report(job.epochs, loop.epoch_losses)
-    elif go and not judge.reached(job.until_quality) and not judge.overfits():
-        judge.look(loop.done, loop.epoch_losses)
-    by_heart = not ended and judge.overfits()
-    judge.settle()
+        validator.report(job.epochs, loop.epoch_losses)
+    elif go and not validator.reached(job.until_quality) and not validator.overfits():
+        validator.validate(loop.done, loop.epoch_losses)
+    overfitted = not ended and validator.overfits()
+    validator.load_best()
     return Trained(
         epochs=loop.done,
         steps=loop.steps,
         stopped=not ended,
         train_losses=tuple(loop.epoch_losses),
-        val_losses=tuple(judge.losses),
-        qualities=tuple(judge.qualities),
+        val_losses=tuple(validator.losses),
+        qualities=tuple(validator.qualities),
         step_losses=tuple(loop.step_losses),
         train_s=loop.train_s,
         startup_s=loop.startup_s,
@@ -112,29 +111,29 @@ def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
         peak_memory_bytes=int(group.largest(peak_memory_bytes())),
         energy=energy,
         resumed_epochs=loop.resumed_epochs,
-        checkpoint_bytes=keeper.size or None,
-        reached=judge.reached(job.until_quality),
-        by_heart=by_heart,
-        kept_epochs=judge.best.epoch if judge.best else None,
-        kept_quality=judge.best.quality if judge.best else None,
+        checkpoint_bytes=checkpointer.size_bytes or None,
+        reached=validator.reached(job.until_quality),
+        overfitted=overfitted,
+        kept_epochs=validator.best.epoch if validator.best else None,
+        kept_quality=validator.best.quality if validator.best else None,
     )
 
 
-def _climb(job: Train, loop: Loop, keeper: checkpoint.Keeper, judge: Evaluator) -> bool:
-    """Train from rung to rung; False where it is told to pause.  Where rows are learnt by heart it
-    ends early.
-    """
+def _train_to_rungs(
+    job: Train, loop: Loop, checkpointer: checkpoint.Checkpointer, validator: Validator
+) -> bool:
+    """Train from rung to rung; False where it is to pause.  Where it overfits it ends early."""
     for rung in (*(r for r in job.rungs if r < job.epochs), job.epochs):
-        if judge.overfits():
+        if validator.overfits():
             break
-        keeper.train(rung)
+        checkpointer.train(rung)
         if loop.late or rung == job.epochs:
             break
-        with loop.judged():
-            go = judge.report(rung, loop.epoch_losses)
+        with loop.averaged():
+            go = validator.report(rung, loop.epoch_losses)
         if not go:
             return False
-        if judge.reached(job.until_quality):
+        if validator.reached(job.until_quality):
             break
     return True
 
@@ -151,9 +150,9 @@ def rate(job: Throughput, root: Path, channel: Channel, group: Group) -> Measure
         compile.keep_under(root)
     loop = Loop(job.recipe, loaded, group, seed=job.seed, limit_s=job.budget_s, strict=False)
     with contextlib.ExitStack() as stack:
-        meter = Meter(job.meter if group.rank == 0 else None, stack)
+        monitor = EnergyMonitor(job.meter if group.rank == 0 else None, stack)
         loop.to(math.inf)
-        energy = meter.close()
+        energy = monitor.close()
     joules = energy.total_j if energy else None
     return MeasuredThroughput(
         samples_per_s=loop.samples_per_s,
@@ -162,7 +161,7 @@ def rate(job: Throughput, root: Path, channel: Channel, group: Group) -> Measure
         first_s=loop.first_s,
         waiting=loop.waited_s / loop.train_s if loop.loadable else None,
         energy_j_per_sample=None if joules is None else joules / loop.samples,
-        # asking changes what compiled code is guarded by: it would be compiled once more
+        # deterministic mode is one of the compiler's guards: the step would be compiled anew
         unsteady=() if job.recipe.compile else nondeterministic(loop.one_step),
     )
 

@@ -171,17 +171,17 @@ def fit(job: Train, root: Path, channel: Channel, group: Group, loaded: LoadedTa
     trial = Trial(job, channel, loaded, group.device, path)
     startup_s = time.monotonic() - group.started_s
     with contextlib.ExitStack() as stack:
-        meter = evaluation.Meter(job.meter, stack)
+        monitor = evaluation.EnergyMonitor(job.meter, stack)
         began = time.perf_counter()
         model = _run(loaded, model, job.recipe, data, trial)
         train_s = max(time.perf_counter() - began - trial.waited_s, 1e-9)
-        energy = meter.close()
+        energy = monitor.close()
     paused = trial.stopped and job.checkpoint and trial.last_step < max(job.rungs, default=0)
     if not paused:  # else `restore` finds it when the training goes on
         path.unlink(missing_ok=True)
-    judge = evaluation.Evaluator(loaded, model, group, channel)
+    validator = evaluation.Validator(loaded, model, group, channel)
     if not trial.reached:
-        judge.look()
+        validator.validate()
     done = trial.last_step or job.epochs
     samples = data.read or done * len(data)
     return Trained(
@@ -189,8 +189,8 @@ def fit(job: Train, root: Path, channel: Channel, group: Group, loaded: LoadedTa
         steps=math.ceil(samples / job.recipe.batch_size),
         stopped=trial.stopped,
         train_losses=(),
-        val_losses=(*trial.values, *judge.losses),
-        qualities=(*trial.qualities, *judge.qualities),
+        val_losses=(*trial.values, *validator.losses),
+        qualities=(*trial.qualities, *validator.qualities),
         train_s=train_s,
         startup_s=startup_s,
         samples_per_s=samples / train_s,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
-from autotune.worker.data.batches import Batches, LoaderBatches, Share, StreamBatches
+from autotune.worker.data.batches import Batches, LoaderBatches, RankShare, StreamBatches
 from autotune.worker.data.samples import Part
 from autotune.worker.data.streams import Stream
 
@@ -65,9 +65,9 @@ def test_a_rank_without_rows_still_has_one_to_run_with() -> None:
 
 def test_batch_norm_drops_a_last_batch_that_is_too_small() -> None:
     assert [len(b) for b in rows(DATA, batch_size=11)] == [11, 11, 1]
-    assert [len(b) for b in rows(DATA, batch_size=11, paired=True)] == [11, 11]
-    assert [len(b) for b in rows(DATA, paired=True, world=2)] == [3, 3, 3, 3]
-    assert [len(b) for b in rows(DATA, batch_size=1, paired=True)] == [1] * 23
+    assert [len(b) for b in rows(DATA, batch_size=11, batch_norm=True)] == [11, 11]
+    assert [len(b) for b in rows(DATA, batch_norm=True, world=2)] == [3, 3, 3, 3]
+    assert [len(b) for b in rows(DATA, batch_size=1, batch_norm=True)] == [1] * 23
 
 
 @pytest.mark.parametrize(
@@ -76,17 +76,17 @@ def test_batch_norm_drops_a_last_batch_that_is_too_small() -> None:
         {"batch_size": 5},
         {"batch_size": 23},
         {"batch_size": 64},
-        {"batch_size": 64, "paired": True, "world": 16},
-        {"batch_size": 11, "paired": True},
-        {"batch_size": 7, "paired": True, "world": 2},
-        {"batch_size": 1, "paired": True},
+        {"batch_size": 64, "batch_norm": True, "world": 16},
+        {"batch_size": 11, "batch_norm": True},
+        {"batch_size": 7, "batch_norm": True, "world": 2},
+        {"batch_size": 1, "batch_norm": True},
     ],
 )
 def test_the_steps_of_an_epoch_are_known_before_it(share: dict[str, Any]) -> None:
     batches = Batches(DATA, collate, seed=0, **share)
     assert batches.steps == len(list(batches.epoch(1)))
     stream = StreamBatches(
-        Stream(lambda: iter(DATA), len(DATA), "model.py"), collate, Share(**share)
+        Stream(lambda: iter(DATA), len(DATA), "model.py"), collate, RankShare(**share)
     )
     assert stream.steps == len(list(stream.epoch(1))) == batches.steps
 
@@ -94,7 +94,7 @@ def test_the_steps_of_an_epoch_are_known_before_it(share: dict[str, Any]) -> Non
 def test_the_users_loader_says_its_steps_or_the_rows_do() -> None:
     def steps(loader: Any) -> int:
         loaded = SimpleNamespace(where="", path=None, train_loader=lambda *_: loader)
-        return LoaderBatches(loaded, 23, Share(5)).steps
+        return LoaderBatches(loaded, 23, RankShare(5)).steps
 
     assert steps([1, 2, 3]) == 3
     assert steps([0] * 100) == 5

@@ -108,7 +108,7 @@ def test_ranks_share_out_a_stream(world: int) -> None:
     stream = Stream(lambda: iter([(torch.tensor([float(i)]), i) for i in range(20)]), 12, "m")
     seen: list[int] = []
     for rank in range(world):
-        share = batches.Share(4, rank, world)
+        share = batches.RankShare(4, rank, world)
         made = batches.StreamBatches(stream, _collate, share)
         for batch in itertools.chain(made.epoch(1), made.epoch(2)):
             seen += batch.target.tolist()[: batch.rows]

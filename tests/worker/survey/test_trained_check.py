@@ -81,7 +81,7 @@ def test_a_fresh_model_is_none(inspected, text):
 
 
 @pytest.mark.parametrize("make", ["torch.manual_seed(4)\n    return", "return"])
-def test_luck_is_not_training(inspected, make):
+def test_better_than_chance_is_not_trained(inspected, make):
     """Labels that a random direction tells apart well: every seed beats chance, none was taught."""
     text = (
         DATA
@@ -107,7 +107,7 @@ def test_a_text_model_is_judged_by_its_tokens(tmp_path):
     )
     (tmp_path / "model.py").write_text(text)
     loaded = task.load(TaskSpec(kind="file", path=str(tmp_path / "model.py")))
-    found = trained_check.guess(loaded.given_model(), loaded)
+    found = trained_check.quality(loaded.given_model(), loaded)
     assert found is not None
     assert found.clear
     assert found.value == 1.0

@@ -15,7 +15,7 @@ from autotune.records.task import TaskSpec
 from autotune.worker.channel import NullChannel
 from autotune.worker.contract import task
 from autotune.worker.training import checkpoint, train
-from autotune.worker.training.evaluation import Evaluator
+from autotune.worker.training.evaluation import Validator
 from autotune.worker.training.loop import Loop
 
 MODEL = """
@@ -148,14 +148,14 @@ def test_a_further_rank_keeps_its_own_random_numbers(tmp_path: Path) -> None:
         return Loop(job.recipe, task.load(spec), group, seed=0, epochs=2)
 
     first, second = loop(Solo("cpu", 0.0)), OfTwo("cpu", 0.0)
-    judge = Evaluator(first.loaded, first.model, first.group, NullChannel())
-    checkpoint.Keeper(first, job, tmp_path, first.group, judge).save()
+    validator = Validator(first.loaded, first.model, first.group, NullChannel())
+    checkpoint.Checkpointer(first, job, tmp_path, first.group, validator).save()
     torch.manual_seed(77)
-    checkpoint.Keeper(first, job, tmp_path, second, judge).save()
+    checkpoint.Checkpointer(first, job, tmp_path, second, validator).save()
     expected = torch.rand(3)
     assert sorted(p.name for p in tmp_path.glob("t.state*")) == ["t.state", "t.state.rank1"]
     torch.manual_seed(1)
-    checkpoint.Keeper(loop(Solo("cpu", 0.0)), job, tmp_path, second, judge)
+    checkpoint.Checkpointer(loop(Solo("cpu", 0.0)), job, tmp_path, second, validator)
     assert torch.rand(3).equal(expected)
 
 

@@ -206,14 +206,14 @@ def test_a_training_ends_where_it_learns_rows_by_heart(
     rungs = tuple(range(1, len(losses) + 1))
     horizon = len(losses) + 1 if ends == len(losses) else len(losses)
     done = run(tmp_path, epochs=horizon, rungs=rungs, checkpoint="t.state", weights_out="a.st")
-    assert done.by_heart == (ends is not None)
+    assert done.overfitted == (ends is not None)
     assert done.epochs == (ends or len(losses))
     assert len(done.val_losses) == done.epochs
     if ends is not None:  # what goes on from there ends at once, with the weights that were kept
         judged()
         again = run(tmp_path, epochs=horizon, rungs=(horizon,), checkpoint="t.state",
                     weights_out="b.st")  # fmt: skip
-        assert (again.by_heart, again.epochs) == (True, ends)
+        assert (again.overfitted, again.epochs) == (True, ends)
         assert again.weights_sha256 == done.weights_sha256
         assert again.kept_epochs == done.kept_epochs == 1.0
 
@@ -500,7 +500,7 @@ def test_a_training_may_end_within_an_epoch(tmp_path: Path) -> None:
 def test_a_training_that_is_far_too_slow_ends_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autotune.worker.training.divergence._PACE_S", 0.0)
+    monkeypatch.setattr("autotune.worker.training.divergence._MEASURED_S", 0.0)
     given: dict[str, Any] = {"task": task(tmp_path), "recipe": Recipe(batch_size=4), "epochs": 2}
     with pytest.raises(JobError, match=r"allows no less than 1e\+12 \(adam, batch 4\)") as error:
         train.run(Train(**given, least_samples_per_s=1e12), tmp_path, NullChannel())
