@@ -1,17 +1,17 @@
-"""How a running job talks to whoever asked for it: report, then wait for go or stop."""
+"""How a running job talks to the process that asked for it: report, then wait for go or stop."""
 
 import json
 from typing import BinaryIO, Protocol
 
 
 class Channel(Protocol):
-    """`report` blocks until the asker answers; False means: stop here, keep what you have."""
+    """`report` blocks until there is an answer; False means: stop here, return what there is."""
 
     def report(self, step: float, value: float) -> bool: ...
 
 
 class NullChannel:
-    """Always goes on; remembers what was reported."""
+    """Always goes on; keeps what was reported."""
 
     def __init__(self) -> None:
         self.reports: list[tuple[float, float]] = []

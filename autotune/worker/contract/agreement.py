@@ -3,10 +3,10 @@
     inputs alone --samples.Unlabelled--> (input, the row's number)
     pretrained model, once (Inspect) --> data/answers*.npz --row's number--> the answer to match
 
-A row scores 1 where the outputs say the same class, if they are classes for sure (``logits`` of
-transformers, or probabilities that sum to 1), else 1 minus the squared error's share of the
-answer's square: what is left of its energy.  Only the main output is judged.  A user's own
-``score``, ``quality``, ``metric`` and ``loss`` get the answer as their target.
+Where the outputs are classes for sure (``logits`` of transformers, or probabilities that sum to
+1) a row scores 1 if both have the same argmax, else 0; other outputs score 1 - |x - a|^2 / |a|^2,
+at least 0, for output x and answer a.  Only the main output is compared.  A user's own ``score``,
+``quality``, ``metric`` and ``loss`` get the answer as their target.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ from torch import Tensor
 from autotune.errors import JobError
 from autotune.worker.contract import default_metrics
 from autotune.worker.data import rows, samples
-from autotune.worker.user_file.errors import broken
+from autotune.worker.user_file.errors import contract_error
 
 METRIC = "agreement"
 _FILE, _KEYS = "data/answers.npz", "data/answers-rows.npy"
@@ -42,7 +42,7 @@ class Answers:
         return torch.from_numpy(found).to(target.device)
 
     def save(self, root: Path) -> None:
-        """Keep them for the jobs to come."""
+        """Write them for later jobs."""
         rows.save(root / _FILE, self._outputs)
         np.save(root / _KEYS, np.asarray(list(self._place), np.int64).reshape(-1, 2))
 
@@ -70,7 +70,7 @@ def record(outputs: Iterable[tuple[Any, Tensor]], root: Path, where: str) -> Ans
 
 
 def read(root: Path) -> Answers | None:
-    """What Inspect kept; None where it kept nothing."""
+    """What Inspect wrote; None where it wrote nothing."""
     if not (root / _KEYS).is_file():
         return None
     keys = [(int(s), int(r)) for s, r in np.load(root / _KEYS, allow_pickle=False)]
@@ -79,11 +79,11 @@ def read(root: Path) -> Answers | None:
 
 def missing() -> JobError:
     """The error where answers are asked for before there are any."""
-    return JobError("unsupported", "the model's own answers were not recorded: inspect it first")
+    return JobError("unsupported", "the model's own outputs were not recorded: inspect it first")
 
 
-def judges(parts: Sequence[Any], where: str, *, pretrained: bool) -> bool:
-    """Whether the rows are inputs alone, so that agreement is the quality.
+def is_quality(parts: Sequence[Any], where: str, *, pretrained: bool) -> bool:
+    """Whether the rows have no targets, so that agreement is the quality.
 
     Raises:
         ContractError: the model does not come trained, or only some rows have targets.
@@ -93,14 +93,14 @@ def judges(parts: Sequence[Any], where: str, *, pretrained: bool) -> bool:
         return False
     if pretrained and all(alone):
         return True
-    raise broken(
+    raise contract_error(
         where,
         "some of the data has no targets",
         found="inputs alone, "
         + ("and others with targets" if pretrained else "and a model that is not trained yet"),
         missing="(input, target) samples; or, for a model that comes trained, inputs alone in "
         "eval_data() and no train_data(): quality is then agreement with its own outputs",
-        mend="pretrained = True\n"
+        fix="pretrained = True\n"
         "def eval_data():\n"
         "    X = ...  # one row a sample\n"
         "    return torch.utils.data.TensorDataset(X)",
@@ -108,14 +108,14 @@ def judges(parts: Sequence[Any], where: str, *, pretrained: bool) -> bool:
 
 
 def main(output: Any, where: str = "") -> Tensor:
-    """The tensor that is judged.
+    """The output tensor that is compared.
 
     Raises:
         ContractError: there is none.
     """
     found = default_metrics.main_output(output)
     if found is None or not found.is_floating_point():
-        raise broken(
+        raise contract_error(
             where,
             "samples without targets need an output of floats to agree with",
             found=samples.describe(output),
@@ -135,18 +135,18 @@ def score(output: Any, answer: Tensor) -> Tensor:
 
 
 def loss(output: Any, answer: Tensor) -> Tensor:
-    """The mean share of the answers' square that the error has: what recovery lowers."""
+    """The mean of `error` over the batch: what recovery minimises."""
     return error(main(output), answer).mean()
 
 
 def error(found: Tensor, answer: Tensor) -> Tensor:
-    """Squared error of each row over its answer's square."""
+    """``|x - a|^2 / |a|^2`` of each row, ``[rows]``."""
     wrong = (found - answer).square().flatten(1).sum(1)
     return wrong / answer.square().flatten(1).sum(1).clamp(min=1e-12)
 
 
 def _classes_axis(output: Any, answer: Tensor) -> int | None:
-    """Where the classes are counted; None unless they are classes for sure."""
+    """The dimension of the classes; None unless the outputs are classes for sure."""
     if isinstance(getattr(output, "logits", None), Tensor):
         return -1
     if answer.dim() < 2 or answer.shape[1] < 2 or bool((answer < 0).any()):

@@ -6,7 +6,7 @@ Shapes: B batch, C classes, ... anything (tokens, pixels).
     integers [B]     cross-entropy   1 where argmax is right, else 0 accuracy
     integers [B,...] cross-entropy   share of right ones per sample  token_accuracy
     floats           squared error   minus squared error per sample  neg_mse
-    floats 0/1, BCE  the user's      1 where the side is right       accuracy
+    floats 0/1, BCE  the user's      1 on the right side of 0.5      accuracy
 
 Outputs are ``[B, C, ...]`` as torch has it, or ``[B, ..., C]`` as transformers has it.
 Labels of -100 are ignored, as torch's cross-entropy does.
@@ -25,7 +25,7 @@ IGNORED = -100
 
 
 def main_output(output: Any) -> Tensor | None:
-    """The tensor that the defaults look at: the output itself, its ``logits``, or its first."""
+    """The tensor that the defaults use: the output itself, its ``logits``, or its first."""
     if isinstance(output, Tensor):
         return output
     logits = getattr(output, "logits", None)
@@ -49,8 +49,9 @@ def loss(output: Any, target: Any, shifted: bool = False, smoothing: float = 0.0
     """Cross-entropy for integer targets, mean squared error for floats; a scalar.
 
     Args:
-        output: the model's output; where it holds its own ``loss``, that is taken.
-        target: what it should be.
+        output: the model's output, ``[B, C, ...]`` or ``[B, ..., C]`` for C classes; where it
+            holds its own ``loss``, that is taken.
+        target: ``[B, ...]``.
         shifted: the target of token t is token t + 1 (transformers' causal models).
         smoothing: share of the cross-entropy's targets that is spread evenly over all classes
             (Szegedy et al., arXiv 1512.00567).
@@ -79,7 +80,7 @@ def score(
 
     Args:
         output: the model's output.
-        target: what it should be.
+        target: ``[B, ...]``.
         threshold: for float 0/1 targets: where the output turns from class 0 to class 1.
         shifted: the target of token t is token t + 1.
 
@@ -107,7 +108,7 @@ def score(
 def classes(
     output: Any, target: Any, threshold: float | None = None
 ) -> tuple[Tensor, Tensor] | None:
-    """The classes said and the true ones, ``[B]`` each, of plain classification; else None."""
+    """Predicted and true classes, ``[B]`` each, of plain classification; else None."""
     pred = main_output(output)
     if pred is None or not isinstance(target, Tensor) or len(pred) != len(target):
         return None
@@ -151,7 +152,7 @@ def metric(target: Any, threshold: float | None) -> str:
 
 
 def threshold_of(criterion: Any) -> float | None:
-    """Where a binary criterion of torch's turns, or None for anything else."""
+    """The output at which one of torch's binary criteria turns from 0 to 1; else None."""
     if isinstance(criterion, torch.nn.BCEWithLogitsLoss):
         return 0.0
     return 0.5 if isinstance(criterion, torch.nn.BCELoss) else None
@@ -164,7 +165,7 @@ def _tensors(output: Any, target: Any, what: str) -> tuple[Tensor, Tensor]:
             f"there is no default {what} for an output of type {type(output).__name__} and a "
             f"target of type {type(target).__name__}\n"
             f"  missing: {what}(output, target)\n"
-            f"  mend it with:\n"
+            f"  fix it with:\n"
             f"      def {what}(output, target):\n"
             f"          return ...  # {'a scalar' if what == 'loss' else 'one number per sample'}"
         )
@@ -201,12 +202,12 @@ def alike(pred: Tensor, true: Tensor) -> Tensor:
     )
 
 
-def _mismatch(pred: Tensor, true: Tensor, rule: str, mend: list[str]) -> ContractError:
+def _mismatch(pred: Tensor, true: Tensor, rule: str, fix: list[str]) -> ContractError:
     return ContractError(
         f"output and target do not fit together: {rule}\n"
         f"  found:   output {list(pred.shape)} {_name(pred)}, target {list(true.shape)} "
         f"{_name(true)}\n"
-        "  mend it with:\n" + "\n".join(f"      {line}" for line in mend)
+        "  fix it with:\n" + "\n".join(f"      {line}" for line in fix)
     )
 
 

@@ -1,9 +1,9 @@
-"""Free dimensions: ``dynamic = {...}`` read, checked, and tried at both ends and in the middle.
+"""Free dimensions: ``dynamic = {...}`` read and checked; the sizes at which the model is tried.
 
     dynamic = {"input_ids": {1: (1, 512)}, "attention_mask": {1: (1, 512)}}
 
-Dimensions count with the batch as 0.  Dimensions with equal ends are one size (the tokens and
-their mask have one length); a name apart, ``{1: ("text", 1, 512)}``, says otherwise.
+The batch is dimension 0.  Dimensions with the same (low, high) are one symbolic size (tokens and
+their mask have one length), unless they are given different names: ``{1: ("text", 1, 512)}``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from autotune.records.task import Dynamic
-from autotune.worker.user_file.errors import broken
+from autotune.worker.user_file.errors import contract_error
 from autotune.worker.user_file.run import Source
 
 
@@ -21,14 +21,14 @@ def read(origin: Source, inputs: Sequence[tuple[str, Sequence[int]]]) -> tuple[D
     """The user's ``dynamic``; ``inputs`` are the fields with their batched shapes.
 
     Raises:
-        ContractError: an input or dimension that is not there, or ends that are none.
+        ContractError: no such input or dimension, or (low, high) is no range.
     """
     value = origin.names.get("dynamic")
     if value is None or origin.form == "script":
         return ()
     shapes = {name: tuple(shape) for name, shape in inputs}
     if not isinstance(value, Mapping) or not set(value) <= set(shapes):
-        raise _wrong(origin, f"a dict over the inputs {', '.join(shapes)}", value, shapes)
+        raise _wrong(origin, f"a dict with some of the inputs {', '.join(shapes)}", value, shapes)
     found = []
     for name, dims in value.items():
         if not isinstance(dims, Mapping) or not dims:
@@ -88,10 +88,10 @@ def _wrong(
 ) -> Exception:
     name, shape = next(((n, s) for n, s in shapes.items() if len(s) > 1), ("input", (1, 16)))
     middle = shape[1] if len(shape) > 1 else 16
-    return broken(
+    return contract_error(
         origin.where,
         f"dynamic must be {rule}",
         found=f"dynamic = {value!r}; the inputs are "
         + ", ".join(f"{n} {list(s)}" for n, s in shapes.items()),
-        mend=f'dynamic = {{"{name}": {{1: ({max(1, middle // 2)}, {2 * middle})}}}}',
+        fix=f'dynamic = {{"{name}": {{1: ({max(1, middle // 2)}, {2 * middle})}}}}',
     )

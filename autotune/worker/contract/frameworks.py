@@ -1,4 +1,4 @@
-"""Frameworks whose models bring conventions of their own, taken as they are.  None is imported.
+"""Frameworks whose models have conventions of their own.  None of them is imported.
 
     transformers  dict inputs with ``labels``, outputs with ``.loss`` and ``.logits``: as it
                   stands; a causal language model's labels are its inputs, shifted by one
@@ -35,14 +35,14 @@ def shifts_labels(model: nn.Module) -> bool:
 
 
 def prepared(model: nn.Module) -> nn.Module:
-    """A LightningModule logs to no trainer here; its calls of ``log`` lead nowhere."""
+    """The model; a LightningModule's ``log`` does nothing, as there is no Trainer."""
     if has_training_step(model):
         for name in ("log", "log_dict"):
-            object.__setattr__(model, name, _nowhere)
+            object.__setattr__(model, name, _ignore)
     return model
 
 
-def _nowhere(*_: Any, **__: Any) -> None:
+def _ignore(*_: Any, **__: Any) -> None:
     return None
 
 

@@ -1,4 +1,4 @@
-"""The user's loss, score, quality and metric, checked at each call; or the defaults in their place.
+"""The user's loss, score, quality and metric, checked at each call, or the defaults.
 
 score(output, target) -> [batch]      streamed; gives the exact paired test
 metric() -> update(...), compute()    streamed; for outputs too large to keep
@@ -13,18 +13,18 @@ from autotune.errors import ContractError
 from autotune.worker.contract import agreement, default_metrics
 from autotune.worker.data import samples
 from autotune.worker.user_file import names, run
-from autotune.worker.user_file.errors import broken, guard
+from autotune.worker.user_file.errors import contract_error, guard
 
 RATES = ("accuracy", "balanced_accuracy", "label_accuracy", "token_accuracy", agreement.METRIC)
 
 
 class Functions:
-    """What judges outputs.
+    """Loss and quality of outputs.
 
     Attributes:
         balanced: the default accuracy is weighted so that every class counts the same.
-        unlabelled: targets are numbers of rows, and stand for ``answers`` (see `agreement`).
-        shifted: targets are the inputs of a causal language model (see `adapters`).
+        unlabelled: targets are numbers of rows, which stand for ``answers`` (see `agreement`).
+        shifted: targets are the inputs of a causal language model (see `frameworks`).
         plain: the user's ``score``, ``quality`` and ``metric`` are all absent.
     """
 
@@ -45,7 +45,7 @@ class Functions:
         self.answers: agreement.Answers | None = None
 
     def balance(self, rare: bool, target: Any) -> None:
-        """Judge balanced accuracy where a class is rare and the metric would be accuracy."""
+        """Use balanced accuracy where a class is rare and the metric would be accuracy."""
         self.balanced = (
             self.plain and rare and default_metrics.metric(target, self.threshold) == RATES[0]
         )
@@ -66,8 +66,8 @@ class Functions:
         """The training loss: a scalar, mean over the batch.
 
         Raises:
-            ContractError: the user's function returns no scalar, no default fits, or labels
-                are to be smoothed where the loss is not the default cross-entropy.
+            ContractError: the user's function returns no scalar, no default fits, or label
+                smoothing is asked for and the loss is not the default cross-entropy.
         """
         if smoothing and not self.smoothable(output, target):
             raise self.unsmoothable(smoothing)
@@ -79,26 +79,25 @@ class Functions:
         with guard(self.where, "loss(output, target)", self.path):
             value = self.own_loss(output, target)
         if not isinstance(value, Tensor) or value.numel() != 1:
-            raise broken(
+            raise contract_error(
                 self.where,
                 "loss(output, target) must return one number, the mean over the batch",
                 found=samples.describe(value),
-                mend="def loss(output, target):\n    per_sample = ...\n"
-                "    return per_sample.mean()",
+                fix="def loss(output, target):\n    per_sample = ...\n    return per_sample.mean()",
             )
         return value.reshape(())
 
     def smoothable(self, output: Any, target: Any) -> bool:
-        """Whether the loss is the default cross-entropy, whose labels can be smoothed."""
+        """Whether the loss is the default cross-entropy, which can smooth its labels."""
         return self.own_loss is None and default_metrics.smoothable(output, target)
 
     def unsmoothable(self, smoothing: float) -> ContractError:
-        """The error for a smoothing that nothing would apply."""
-        return broken(
+        """The error for label smoothing where the loss is not the default cross-entropy."""
+        return contract_error(
             self.where,
             "label_smoothing needs the default loss, the cross-entropy of integer targets",
             found=f"label_smoothing {smoothing:g} with a loss of the task's own, or float targets",
-            mend="def loss(output, target):\n"
+            fix="def loss(output, target):\n"
             f"    return F.cross_entropy(output, target, label_smoothing={smoothing:g})",
             hint="or leave label_smoothing out of the recipe",
         )
@@ -126,17 +125,17 @@ class Functions:
         like = target if isinstance(target, Tensor) else default_metrics.main_output(output)
         rows = 0 if like is None else len(like)
         if not isinstance(value, Tensor) or tuple(value.shape) != (rows,):
-            raise broken(
+            raise contract_error(
                 self.where,
                 f"score(output, target) must return one number per sample, shape [{rows}] here",
                 found=samples.describe(value),
-                mend="def score(output, target):\n"
+                fix="def score(output, target):\n"
                 "    right = output.argmax(1) == target\n"
                 "    return right.float()  # or: def quality(output, target) -> float",
             )
         return value.float()
 
-    def meter(self) -> Any:
+    def new_metric(self) -> Any:
         """A fresh object of the user's ``metric()``.
 
         Raises:
@@ -147,11 +146,11 @@ class Functions:
             made = self.own_metric()
         missing = [name for name in ("update", "compute") if not callable(getattr(made, name, 0))]
         if missing:
-            raise broken(
+            raise contract_error(
                 self.where,
                 "metric() must return an object with update(output, target) and compute()",
                 found=f"a {type(made).__name__} without {' and '.join(missing)}",
-                mend="class Accuracy:\n"
+                fix="class Accuracy:\n"
                 "    right = count = 0\n"
                 "    def update(self, output, target):\n"
                 "        self.right += (output.argmax(1) == target).sum().item()\n"
@@ -162,16 +161,16 @@ class Functions:
             )
         return made
 
-    def update(self, meter: Any, output: Any, target: Any) -> None:
+    def update(self, metric: Any, output: Any, target: Any) -> None:
         """Feed one batch to a metric object."""
         target = self._true(target)
         with guard(self.where, "metric().update(output, target)", self.path):
-            meter.update(output, target)
+            metric.update(output, target)
 
-    def compute(self, meter: Any) -> float:
+    def compute(self, metric: Any) -> float:
         """A metric object's number."""
         with guard(self.where, "metric().compute()", self.path):
-            value = meter.compute()
+            value = metric.compute()
         return self._number(value, "metric().compute()")
 
     def quality(self, output: Any, target: Any) -> float:
@@ -183,9 +182,9 @@ class Functions:
             assert score is not None
             return float(score.double().mean())
         if self.own_quality is None:
-            meter = self.meter()
-            self.update(meter, output, target)
-            return self.compute(meter)
+            metric = self.new_metric()
+            self.update(metric, output, target)
+            return self.compute(metric)
         target = self._true(target)
         call = f"{self.name(target)}(output, target)"
         with guard(self.where, call, self.path):
@@ -193,7 +192,7 @@ class Functions:
         return self._number(value, call)
 
     def classes(self, output: Any, target: Any) -> tuple[Tensor, Tensor] | None:
-        """The classes said and the true ones, ``[batch]`` each; None unless each row has one."""
+        """Predicted and true classes, ``[batch]`` each; None unless each row has one."""
         return None if self.unlabelled else default_metrics.classes(output, target, self.threshold)
 
     def flattened(self, output: Any, target: Any) -> tuple[Tensor, Tensor] | None:
@@ -201,7 +200,7 @@ class Functions:
         return default_metrics.flattened(output, target, self.threshold, self.shifted)
 
     def _true(self, target: Any) -> Any:
-        """What the outputs are judged by: the targets, or the answers that they stand for."""
+        """The targets, or the answers that they stand for."""
         if not self.unlabelled:
             return target
         if self.answers is None:
@@ -212,11 +211,11 @@ class Functions:
         try:
             return float(value)
         except (TypeError, ValueError, RuntimeError):
-            raise broken(
+            raise contract_error(
                 self.where,
                 f"{call} must return one number over the whole set",
                 found=samples.describe(value),
-                mend="def quality(output, target):\n"
+                fix="def quality(output, target):\n"
                 "    per_sample = ...\n"
                 "    return float(per_sample.mean())",
             ) from None

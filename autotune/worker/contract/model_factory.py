@@ -1,7 +1,7 @@
-"""The user's model, as often as it is asked for.
+"""Makes the user's model.
 
-make_model(**params)  --called----------------------> a model
-model                 --copied, drawn anew if fresh--> a model
+make_model(**params)  --called-----------------------------> a model
+model                 --copied, re-initialised where fresh--> a model
 """
 
 import copy
@@ -14,7 +14,7 @@ from autotune.worker.user_file.errors import guard
 from autotune.worker.user_file.names import no_model
 
 
-class Maker:
+class ModelFactory:
     """Makes the model of one file."""
 
     def __init__(self, origin: run.Source) -> None:
@@ -22,7 +22,7 @@ class Maker:
         self._prototype: nn.Module | None = None
 
     def model(self, *, fresh: bool) -> nn.Module:
-        """A model; of a module-level one a copy, with weights drawn anew where it is ``fresh``.
+        """A model; of a module-level one a copy, re-initialised where it is to be ``fresh``.
 
         Raises:
             ContractError: no model, making it raises, or it is no `torch.nn.Module`.
@@ -54,7 +54,7 @@ class Maker:
 
 
 def reinitialise(model: nn.Module) -> None:
-    """Draw new weights wherever a module knows how to."""
+    """Draw new weights in every module that has ``reset_parameters``."""
     for module in model.modules():
         reset = getattr(module, "reset_parameters", None) or getattr(
             module, "_reset_parameters", None

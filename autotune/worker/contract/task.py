@@ -1,8 +1,8 @@
 """The task contract: from the user's file to one object that every torch job uses.
 
-    model.py ── script.load ── names ─┬─ make_model / model ── weights
-                                      ├─ train_data, eval_data, test_data ── splits ── parts
-                                      └─ loss, score, quality, ... ── functions (or defaults)
+    model.py ── user_file.run ── names ─┬─ make_model / model ── weights
+                                        ├─ train_data, eval_data, test_data ── datasets
+                                        └─ loss, score, quality, ... ── functions (or defaults)
 
 What this does not do: run a forward (that is ``worker.survey.inspect``), or train.
 """
@@ -19,7 +19,7 @@ from autotune.errors import ContractError
 from autotune.records.task import TaskInfo, TaskSpec
 from autotune.worker.contract import agreement, dynamic_shapes, frameworks
 from autotune.worker.contract.functions import RATES, Functions
-from autotune.worker.contract.model_factory import Maker
+from autotune.worker.contract.model_factory import ModelFactory
 from autotune.worker.data import samples
 from autotune.worker.data.batch_tree import as_array, fields, kind_of
 from autotune.worker.data.datasets import Datasets, collect
@@ -27,27 +27,27 @@ from autotune.worker.data.rows import Array
 from autotune.worker.data.samples import LABELS, Pair, seeded
 from autotune.worker.data.streams import Stream
 from autotune.worker.user_file import names, run
-from autotune.worker.user_file.errors import broken, guard
+from autotune.worker.user_file.errors import contract_error, guard
 from autotune.worker.user_file.names import no_model
 from autotune.worker.user_file.search_space import Hook
 
 ABOUT = "data/about.json"
-"""What Inspect learned from the model that jobs without a model must know."""
-_ROWS_LOOKED_AT = 64  # to know whether shapes differ; each job loads the task anew
+"""What Inspect found out with the model and jobs that make none need."""
+_ROWS_LOOKED_AT = 64  # to find shapes that differ; few, as each job loads the task anew
 
 
 class LoadedTask:
-    """A task, ready to be used.  See the module's picture.
+    """A task, ready to be used.
 
     Attributes:
         info: what was found (``module_names`` and the final ``binary`` come from Inspect).
         train, validation, test, calibration: map-style datasets of ``(input, target)``;
             ``train`` is None where only evaluation data was given, and a `Stream` where it can
             only be iterated; ``calibration`` is None where there are too few rows for it.
-        functions: what judges outputs.
+        functions: loss and quality of outputs.
         source: text that makes the model by itself, or None for a pickled Task.
         root: the folder that the user's imports start from.
-        notes: what `trained_model` found out about a checkpoint.
+        notes: what `trained_model` found and stripped in a checkpoint.
     """
 
     def __init__(self, spec: TaskSpec, origin: run.Source, pretrained: bool) -> None:
@@ -55,7 +55,7 @@ class LoadedTask:
         self._origin = origin
         self._names = origin.names
         self._pretrained = pretrained
-        self._makes = Maker(origin)
+        self._factory = ModelFactory(origin)
         self.source, self.root = origin.text, origin.root
         self.notes: tuple[str, ...] = ()
         self.functions = Functions(origin)
@@ -64,7 +64,9 @@ class LoadedTask:
         self.validation: Dataset[Pair] = data.validation
         self.test: Dataset[Pair] = data.test
         self.calibration: Dataset[Pair] | None = data.calibration
-        self.functions.unlabelled = agreement.judges(data[:3], self.where, pretrained=pretrained)
+        self.functions.unlabelled = agreement.is_quality(
+            data[:3], self.where, pretrained=pretrained
+        )
         self._collate = names.function(origin, "collate")
         self.own_train = names.function(origin, "train")
         self.train_loader = names.function(origin, "train_loader")
@@ -120,7 +122,7 @@ class LoadedTask:
         return _length(self.part(name))
 
     def remember(self, root: Path) -> "LoadedTask":
-        """Take over what Inspect learned from the model (`ABOUT`), where it was written."""
+        """Read what Inspect found out with the model (`ABOUT`), where it was written."""
         path = root / ABOUT
         if path.is_file():
             self.functions.shifted = bool(json.loads(path.read_text()).get("shifted"))
@@ -136,17 +138,15 @@ class LoadedTask:
         Raises:
             ContractError: no model, it raises, or it is no `torch.nn.Module`.
         """
-        return self._adapted(self._makes.model(fresh=not self._pretrained))
+        return self._adapted(self._factory.model(fresh=not self._pretrained))
 
     def given_model(self) -> nn.Module:
         """The model with whatever weights the user's code gives it."""
-        return self._adapted(self._makes.model(fresh=False))
+        return self._adapted(self._factory.model(fresh=False))
 
     def trained_model(self) -> nn.Module:
-        """The model with its trained weights, of a task that came pretrained.
-
-        Those of a checkpoint where there is one.  For a plain script this runs the whole of
-        it once, its own training included.
+        """The model with its trained weights, of a task that came pretrained: those of the
+        checkpoint where there is one.  A plain script is run as a whole, its training included.
         """
         if self.spec.weights is not None:
             from autotune.worker.contract import weights_file
@@ -176,7 +176,7 @@ class LoadedTask:
         return (tuple(inputs) if isinstance(inputs, list) else inputs), target
 
     def batches(self, part: str, batch_size: int = 256, every: int = 1) -> Iterator[Pair]:
-        """All rows of a part in order (or ``every`` so manieth), in batches; one by one where
+        """All rows of a part in order (or every ``every``-th), in batches; one by one where
         their shapes differ.
         """
         dataset: Any = self.part(part)
@@ -187,7 +187,7 @@ class LoadedTask:
             yield self.collate([self.sample(part, row) for row in rows])
 
     def sample(self, part: str, row: int) -> Pair:
-        """One sample; what the user's dataset raises blames its line."""
+        """One sample; an error of the user's dataset names its line."""
         dataset: Any = self.part(part)
         with guard(self.where, f"reading row {row} of the {part} data", self._origin.path):
             item: Pair = dataset[row]
@@ -244,7 +244,7 @@ class LoadedTask:
         return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
     def _describe(self, data: Datasets) -> TaskInfo:
-        """All that can be said without making a model."""
+        """All that can be known without making a model."""
         first = self.collate([self.sample("validation", 0)])
         self._refuse_nested(first[0])
         named = [(name, as_array(value)) for name, value in fields(first[0])]
@@ -286,12 +286,12 @@ class LoadedTask:
     def _refuse_nested(self, inputs: Any) -> None:
         deep = [name for name, value in fields(inputs) if isinstance(value, tuple | list | dict)]
         if deep:
-            raise broken(
+            raise contract_error(
                 self.where,
                 "inputs may not be nested: a deployed model takes arrays",
                 found=samples.describe(inputs),
                 missing="a tensor, a tuple or a dict of tensors",
-                mend="def forward(self, x, h, c):  # instead of forward(self, x, state)\n"
+                fix="def forward(self, x, h, c):  # instead of forward(self, x, state)\n"
                 "    y, (h, c) = self.lstm(x, (h, c))",
             )
 
@@ -310,12 +310,12 @@ class LoadedTask:
     def _uncollated(self, items: Sequence[Pair], error: Exception) -> ContractError:
         shapes = sorted({samples.describe(item[0]) for item in items[:64]})
         several = f"inputs {' and '.join(shapes[:3])}" if len(shapes) > 1 else str(error)
-        return broken(
+        return contract_error(
             self.where,
             "the samples cannot be stacked into a batch",
             found=several,
             missing="collate(samples) that pads them, or samples of one shape",
-            mend="def collate(samples):\n"
+            fix="def collate(samples):\n"
             "    X, y = zip(*samples)\n"
             "    return nn.utils.rnn.pad_sequence(X, batch_first=True), torch.tensor(y)",
         )
@@ -341,7 +341,7 @@ def load(spec: TaskSpec, *, pretrained: bool | None = None) -> LoadedTask:
         pretrained: overrides the file's own ``pretrained``; it changes neither parts nor rows.
 
     Raises:
-        ContractError: the file breaks the contract; the message says how to mend it.
+        ContractError: the file breaks the contract; the message says how to fix it.
     """
     if pretrained is None and _held and _held[0].spec == spec:
         return _held.pop()

@@ -3,8 +3,8 @@
     file ── safetensors | torch.load(weights_only=True) ── a dict, perhaps nested
          ── "state_dict" | "model" | "ema" ... ── names ── prefixes off ── the model's own names
 
-What is not understood is refused, never guessed: keys that are missing or left over, shapes
-that differ, a pickled module.  Nothing in the file is ever executed.
+What is not understood is refused, never guessed: missing or unexpected keys, other shapes, a
+pickled module.  Nothing in the file is ever executed.
 """
 
 import pickletools
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from autotune.errors import ContractError
-from autotune.worker.user_file.errors import broken
+from autotune.worker.user_file.errors import contract_error
 
 NESTS = (
     "state_dict",
@@ -32,7 +32,7 @@ NESTS = (
     "state_dict_ema",
     "model_ema",
 )
-"""Keys under which a state dict may lie, the first found is taken."""
+"""Keys under which a state dict may lie; the first found is taken."""
 PREFIXES = ("module.", "model.", "_orig_mod.")
 _DEEPEST = 3
 _LISTED = 6
@@ -64,7 +64,7 @@ def load_into(model: nn.Module, path: Path) -> tuple[str, ...]:
     try:
         model.load_state_dict(fit.state, strict=False)
     except (RuntimeError, TypeError) as error:
-        raise broken(where, f"does not fit the model: {error}") from None
+        raise contract_error(where, f"does not fit the model: {error}") from None
     notes = [f"{where}: the state dict under {nest!r} was taken"] if nest else []
     if fit.stripped:
         listed = ", ".join(repr(prefix) for prefix in fit.stripped)
@@ -79,7 +79,7 @@ def read(path: Path) -> Any:
         ContractError: it cannot be read so.
     """
     if not path.is_file():
-        raise broken(
+        raise contract_error(
             str(path.name),
             "there is no such checkpoint file",
             found=_neighbours(path),
@@ -92,7 +92,7 @@ def read(path: Path) -> Any:
         try:
             return load_file(str(path))
         except SafetensorError as error:
-            raise broken(path.name, f"is a damaged safetensors file: {error}") from None
+            raise contract_error(path.name, f"is a damaged safetensors file: {error}") from None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
@@ -120,17 +120,17 @@ def find(value: Any, where: str) -> tuple[dict[str, Any], str | None]:
         trail.append(key)
         found = found[key]
     keys = ", ".join(repr(str(k)) for k in list(value)[:8]) if isinstance(value, Mapping) else None
-    raise broken(
+    raise contract_error(
         where,
         "holds no state dict",
         found=f"the keys {keys}" if keys else f"a {type(value).__name__}",
         missing=f"names with tensors, at the top or under one of {', '.join(NESTS[:8])}",
-        mend='torch.save(model.state_dict(), "weights.pt")',
+        fix='torch.save(model.state_dict(), "weights.pt")',
     )
 
 
 def strip(state: Mapping[str, Any], own: Iterable[str]) -> Fit:
-    """Take prefixes off for as long as that brings more names to the model's own."""
+    """Remove prefixes as long as more names become the model's own."""
     wanted = set(own)
     best = Fit(dict(state), ())
     queue, seen = [best], {frozenset(state)}
@@ -149,7 +149,9 @@ def strip(state: Mapping[str, Any], own: Iterable[str]) -> Fit:
 
 
 def _without(state: Mapping[str, Any], prefix: str) -> dict[str, Any] | None:
-    """``prefix`` off each name that starts with it; ``_orig_mod.`` stands inside names too."""
+    """Without ``prefix`` (``_orig_mod.`` may stand inside names); None where nothing changes or
+    two names would become one.
+    """
     names = {
         name: name.replace(prefix, "") if prefix == "_orig_mod." else name.removeprefix(prefix)
         for name in state
@@ -174,7 +176,7 @@ def _check_names(where: str, fit: Fit, own: Mapping[str, Any]) -> None:
     left = [name for name in fit.state if name not in own]
     if not missing and not left:
         return
-    raise broken(
+    raise contract_error(
         where,
         "the names of its weights are not those of the model",
         found=f"{len(left)} unexpected: {_list(left)}" if left else None,
@@ -193,7 +195,7 @@ def _check_shapes(where: str, state: Mapping[str, Any], own: Mapping[str, Any]) 
         and value.shape != own[name].shape
     ]
     if wrong:
-        raise broken(
+        raise contract_error(
             where,
             "its weights have other shapes than the model's",
             found=_list(wrong),
@@ -210,28 +212,28 @@ def _unreadable(path: Path, error: Exception) -> ContractError:
     elif top == "dict":
         what = f"holds more than tensors and plain values: {_unsupported(error)}"
         raise_line = f'checkpoint = torch.load("{name}", weights_only=False)'
-        return broken(
+        return contract_error(
             name,
             what,
             missing="a file that torch.load(weights_only=True) can read",
-            mend=f"{raise_line}  # runs code in the file: only if you trust it\n"
+            fix=f"{raise_line}  # runs code in the file: only if you trust it\n"
             f'torch.save(checkpoint["state_dict"], "{safe}")  # or the key that holds the weights',
         )
     elif top == "object":
         what = f"is a pickled module, not weights: {_unsupported(error)}"
         line = f'model = torch.load("{name}", weights_only=False)'
     else:
-        return broken(
+        return contract_error(
             name,
             "is neither a safetensors file nor one that torch.save wrote",
             found=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}",
-            mend=f'torch.save(model.state_dict(), "{safe}")',
+            fix=f'torch.save(model.state_dict(), "{safe}")',
         )
-    return broken(
+    return contract_error(
         name,
         what,
         missing="a state dict; unpickling an object would run whatever code the file holds",
-        mend=f"{line}  # runs code in the file: only if you trust it\n"
+        fix=f"{line}  # runs code in the file: only if you trust it\n"
         f'torch.save(model.state_dict(), "{safe}")',
     )
 

@@ -14,7 +14,7 @@ from autotune.worker.data import samples, splits
 from autotune.worker.data.samples import Part, seeded
 from autotune.worker.data.streams import Stream, unbatched
 from autotune.worker.user_file import names
-from autotune.worker.user_file.errors import broken, guard
+from autotune.worker.user_file.errors import contract_error, guard
 from autotune.worker.user_file.run import Source
 
 FEW_TEST_ROWS = 30  # under this many a quality verdict is never MET
@@ -86,7 +86,7 @@ def collect(origin: Source, seed: int, *, binary: bool = False) -> Datasets:
 def _refuse_empty(origin: Source, parts: dict[str, Any], pool: int) -> None:
     for name, part in parts.items():
         if part is not None and len(part) == 0:
-            raise broken(
+            raise contract_error(
                 origin.where,
                 f"too few rows: none is left for {name}",
                 found=f"{pool} evaluation rows",
@@ -125,11 +125,11 @@ def _train(origin: Source, seed: int, has_evaluation: bool) -> Any:
         return _given(origin, "train_data", seed, has_evaluation)
     x, y = (_tensor(origin.names[name]) for name in ("X", "y"))
     if not isinstance(x, Tensor) or not isinstance(y, Tensor) or len(x) != len(y):
-        raise broken(
+        raise contract_error(
             origin.where,
             "X and y must be arrays or tensors with one row a sample",
             found=f"X is {samples.describe(x)}, y is {samples.describe(y)}",
-            mend="X = torch.tensor(data, dtype=torch.float32)\ny = torch.tensor(labels)",
+            fix="X = torch.tensor(data, dtype=torch.float32)\ny = torch.tensor(labels)",
         )
     return samples.check(TensorDataset(x, y), "train_data", origin.where, origin.path)
 
@@ -151,11 +151,11 @@ def _tensor(value: Any) -> Any:
 def _loaded(origin: Source, loader: names.Function, seed: int, has_evaluation: bool) -> Stream:
     """The user's own loader, seen as samples; what it holds back nobody could know."""
     if not has_evaluation:
-        raise broken(
+        raise contract_error(
             origin.where,
             "train_loader() without eval_data(): which rows it leaves out is not known",
             missing="eval_data()",
-            mend="def eval_data():\n"
+            fix="def eval_data():\n"
             "    X, y = ...  # rows that train_loader() never yields\n"
             "    return torch.utils.data.TensorDataset(X, y)",
         )
@@ -182,23 +182,23 @@ def _rows_of_loader(origin: Source, made: Any) -> int:
             return len(sized) * rows
         except TypeError:
             continue
-    raise broken(
+    raise contract_error(
         origin.where,
         "train_loader() returned a loader without a length",
         found=type(made).__name__,
         missing="train_steps: how many steps make an epoch",
-        mend="train_steps = 1000",
+        fix="train_steps = 1000",
     )
 
 
 def _streamed(origin: Source, dataset: Any, steps: int, has_evaluation: bool) -> Stream:
     """An iterable dataset; ``steps`` batches of the user's size are an epoch."""
     if not has_evaluation:
-        raise broken(
+        raise contract_error(
             origin.where,
             "train_data() is iterable, so that no rows of it can be held back",
             missing="eval_data()",
-            mend="def eval_data():\n"
+            fix="def eval_data():\n"
             "    X, y = ...  # rows that train_data() never yields\n"
             "    return torch.utils.data.TensorDataset(X, y)",
         )
@@ -214,11 +214,11 @@ def _given(origin: Source, name: str, seed: int, has_evaluation: bool = False) -
         with seeded(seed), guard(origin.where, f"{name}()", origin.path):
             value = value()
     if value is None:
-        raise broken(
+        raise contract_error(
             origin.where,
             f"{name}() returned None",
             missing="a return statement",
-            mend=f"def {name}():\n    X, y = ...\n    return torch.utils.data.TensorDataset(X, y)",
+            fix=f"def {name}():\n    X, y = ...\n    return torch.utils.data.TensorDataset(X, y)",
         )
     steps = names.positive(origin, "train_steps") if name == "train_data" else None
     if steps is not None and samples.is_stream(value):
@@ -229,12 +229,12 @@ def _given(origin: Source, name: str, seed: int, has_evaluation: bool = False) -
 
 def _no_data(origin: Source) -> ContractError:
     given = [name for name in ("example_input", "test_data", "X", "y") if name in origin.names]
-    return broken(
+    return contract_error(
         origin.where,
         "no data was found, and without data quality cannot be measured",
         found=", ".join(given) or "neither train_data() nor eval_data()",
         missing="train_data() (or, for a model that comes trained, eval_data())",
-        mend="def train_data():\n"
+        fix="def train_data():\n"
         "    X, y = ...  # tensors or arrays, one row a sample\n"
         "    return torch.utils.data.TensorDataset(X, y)",
     )

@@ -23,7 +23,7 @@ from torch.utils.data import (
 )
 from torch.utils.data import default_collate as torch_collate
 
-from autotune.worker.user_file.errors import broken, guard
+from autotune.worker.user_file.errors import contract_error, guard
 
 MOST_LABELS_READ = 20_000  # rows read one by one to know their classes
 LABELS = "labels"
@@ -102,22 +102,26 @@ def check(dataset: Any, name: str, where: str, path: str | None) -> Any:
     """
     wrong = _not_map_style(dataset, name)
     if wrong is not None:
-        raise broken(where, f"{name}() returned {wrong[0]}", **{"mend": _mend(name), **wrong[1]})
+        raise contract_error(
+            where, f"{name}() returned {wrong[0]}", **{"fix": _fix(name), **wrong[1]}
+        )
     with guard(where, f"len({name}())", path):
         rows = len(dataset)
     if rows == 0:
-        raise broken(where, f"{name}() is empty", found="0 rows", missing="rows", mend=_mend(name))
+        raise contract_error(
+            where, f"{name}() is empty", found="0 rows", missing="rows", fix=_fix(name)
+        )
     with guard(where, f"{name}()[0]", path):
         sample = dataset[0]
     if name in _SOURCES and _is_bare(sample):
         return Unlabelled(dataset, _SOURCES.index(name))
     if not _is_pair(sample):
-        raise broken(
+        raise contract_error(
             where,
             f"{name}() yields samples of the wrong form",
             found=describe(sample),
             missing="(input, target); input is a tensor, a tuple or a dict of tensors",
-            mend=_mend(name),
+            fix=_fix(name),
         )
     return dataset
 
@@ -126,10 +130,10 @@ def _not_map_style(dataset: Any, name: str) -> tuple[str, dict[str, str]] | None
     """What a dataset is instead, and what to say about it; None where it is map-style."""
     kind = type(dataset).__name__
     if isinstance(dataset, DataLoader):
-        mend = f"def {name}():\n    loader = ...\n    return loader.dataset"
+        fix = f"def {name}():\n    loader = ...\n    return loader.dataset"
         return "a DataLoader; autotune chooses the batch size itself", {
             "missing": "the dataset inside it",
-            "mend": mend,
+            "fix": fix,
         }
     few = isinstance(dataset, tuple | list) and 0 < len(dataset) < 4
     if few and isinstance(dataset[0], Tensor | np.ndarray):
@@ -146,7 +150,7 @@ def _not_map_style(dataset: Any, name: str) -> tuple[str, dict[str, str]] | None
     }
     if name == "train_data" and "__iter__" in has:
         told["missing"] += "; or train_steps, and eval_data() for what is held back"
-        told["mend"] = (
+        told["fix"] = (
             "train_steps = 1000  # optimizer steps that make one epoch\n"
             "def eval_data():\n"
             "    X, y = ...\n"
@@ -155,7 +159,7 @@ def _not_map_style(dataset: Any, name: str) -> tuple[str, dict[str, str]] | None
     return f"a {kind}, which is not map-style", told
 
 
-def _mend(name: str) -> str:
+def _fix(name: str) -> str:
     return (
         f"def {name}():\n"
         "    X, y = ...  # tensors or arrays, one row a sample\n"

@@ -29,7 +29,7 @@ from autotune.worker.data import rows as row_files
 from autotune.worker.data.batch_tree import AttrDict, join, size_of, take, to
 from autotune.worker.data.streams import rows_of
 from autotune.worker.evaluation.streaming_metric import Streamed, resamples
-from autotune.worker.user_file.errors import broken
+from autotune.worker.user_file.errors import contract_error
 
 BATCH_BYTES = 64 << 20
 """Outputs of one batch; losses and scores make a few copies of them."""
@@ -129,12 +129,12 @@ class Tally:
         self._kept.append((output, target))
         self._kept_bytes += size_of(output)
         if self._kept_bytes > KEPT_BYTES:
-            raise broken(
+            raise contract_error(
                 self._functions.where,
                 f"{self._name}(output, target) needs all outputs at once, and they are too large",
                 found=f"{self._kept_bytes / 2**30:.1f} GB after {self._rows} rows",
                 missing="score(output, target), or metric() with update and compute",
-                mend="class Metric:\n"
+                fix="class Metric:\n"
                 "    total = rows = 0\n"
                 "    def update(self, output, target):\n"
                 "        ...  # add up what compute() needs, and keep no outputs\n"

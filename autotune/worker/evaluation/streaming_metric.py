@@ -4,11 +4,11 @@
     large    one object over all rows, and one over each of up to GROUPS groups of rows;
              replicate = metric + mean of resampled group metrics - mean of group metrics
 
-The second is the method of batch means: the spread of the groups' metrics, divided by their
-number, stands for that of the whole.  It is honest for metrics that are smooth in the data
-(means, rates, F1, perplexity), not for a maximum.  A row's group is its number modulo the
-groups, so that two models on one part are paired.  Where groups would hold fewer than
-LEAST_ROWS rows there are no replicates.
+The second is the method of batch means: the variance of the whole is that of the groups' metrics
+divided by their number.  It holds for metrics that are smooth in the data (means, rates, F1,
+perplexity), not for a maximum.  A row's group is its number modulo the number of groups, so that
+two models on one part are paired.  Where groups would hold fewer than LEAST_ROWS rows, or there
+would be fewer than 8, there are no replicates.
 """
 
 import math
@@ -41,11 +41,13 @@ class Streamed:
         self._rows = rows
         self._seed = seed
         self._seen = 0
-        self._whole = functions.meter()
+        self._whole = functions.new_metric()
         self._kept: list[tuple[Any, Any]] | None = []
         self._kept_bytes = 0
         count = min(GROUPS, rows // LEAST_ROWS)
-        self._groups = [functions.meter() for _ in range(count if count >= _LEAST_GROUPS else 0)]
+        self._groups = [
+            functions.new_metric() for _ in range(count if count >= _LEAST_GROUPS else 0)
+        ]
 
     def add(self, output: Any, target: Any, rows: int) -> None:
         """One batch."""
@@ -97,6 +99,8 @@ class Streamed:
             return None
         count = len(values)
         drawn = np.random.default_rng((self._seed, count)).integers(0, count, (REPLICATES, count))
-        wide = math.sqrt(count / (count - 1))  # the bootstrap of few values is too narrow
+        wide = math.sqrt(
+            count / (count - 1)
+        )  # a bootstrap of n values is narrower by sqrt((n-1)/n)
         spread = (values[drawn].mean(1) - values.mean()) * wide
         return tuple((quality + spread).tolist())

@@ -35,7 +35,7 @@ from autotune.worker.data.streams import Stream
 from autotune.worker.evaluation.evaluate import evaluating
 from autotune.worker.server import task_cache
 from autotune.worker.survey import trained_check
-from autotune.worker.user_file.errors import broken, guard
+from autotune.worker.user_file.errors import contract_error, guard
 
 CALIBRATION_ROWS = 256
 WEIGHTS = "weights.safetensors"
@@ -48,7 +48,7 @@ def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
     """Inspect ``job.task``; writes ``data/validation``, ``data/test`` and ``data/calibration``.
 
     Raises:
-        ContractError: what is wrong with the task, where, and the lines that mend it.
+        ContractError: what is wrong with the task, where, and the lines that fix it.
     """
     from autotune.worker.survey.model_stats import count
 
@@ -156,11 +156,11 @@ def _check(loaded: LoadedTask, model: nn.Module) -> tuple[TaskInfo, float]:
     """
     info = loaded.info
     if not info.pretrained and loaded.train is None:
-        raise broken(
+        raise contract_error(
             loaded.where,
             "there is evaluation data but no training data, and the model is not pretrained",
             missing="train_data(), or `pretrained = True`",
-            mend="def train_data():\n"
+            fix="def train_data():\n"
             "    X, y = ...  # tensors or arrays, one row a sample\n"
             "    return torch.utils.data.TensorDataset(X, y)",
         )
@@ -261,7 +261,7 @@ def _check_loss(
             return False
     if not loaded.info.has_loss:
         if not loaded.info.pretrained:
-            default_metrics.loss(output, target)  # raises, with the lines that mend it
+            default_metrics.loss(output, target)  # raises, with the lines that fix it
         return False
     _check_binary_floats(loaded)
     _check_classes(loaded, output, target)
@@ -274,7 +274,7 @@ def _check_loss(
             raise _broadcasts(loaded, output, target)
     if not math.isfinite(value):
         bad = [name for name, x in fields(inputs) if not _finite(x)]
-        raise broken(
+        raise contract_error(
             loaded.where,
             f"the loss of the first batch is {value}",
             found=f"{', '.join(bad)} holds NaN or infinity" if bad else "finite inputs",
@@ -302,7 +302,7 @@ def _check_training(loaded: LoadedTask, model: nn.Module) -> None:
         module.training = mode
     if not value.requires_grad:
         count = sum(p.requires_grad for p in model.parameters())
-        raise broken(
+        raise contract_error(
             loaded.where,
             "the loss does not depend on any trainable parameter",
             found=f"{count} trainable parameter tensors in the model",
@@ -342,13 +342,13 @@ def _check_binary_floats(loaded: LoadedTask) -> None:
     if values is None or values.dtype.kind != "f" or not np.isin(values, (0.0, 1.0)).all():
         return
     both = not loaded.has_own_loss
-    raise broken(
+    raise contract_error(
         loaded.where,
         "the targets are floats that are all 0 or 1: classes or numbers?",
         found=f"float targets {list(values.shape)} with the values "
         f"{', '.join(str(v) for v in np.unique(values))}",
         missing="loss(output, target)" if both else "score(output, target)",
-        mend="def loss(output, target):\n"
+        fix="def loss(output, target):\n"
         "    # 0 or 1 from one logit a sample; or return integer targets from the dataset\n"
         "    return F.binary_cross_entropy_with_logits(output, target)"
         if both
@@ -363,22 +363,22 @@ def _check_classes(loaded: LoadedTask, output: Any, target: Any) -> None:
     if classes is None or guess is None or loaded.has_own_loss or guess.dim() != target.dim() + 1:
         return
     if classes > guess.shape[1]:
-        raise broken(
+        raise contract_error(
             loaded.where,
             "the model has fewer outputs than there are classes",
             found=f"targets up to {classes - 1}, outputs {_shape(guess)}",
             missing=f"{classes} outputs (classes count from 0)",
-            mend=f"def make_model():\n    ...  # end with\n    nn.Linear(hidden, {classes})",
+            fix=f"def make_model():\n    ...  # end with\n    nn.Linear(hidden, {classes})",
         )
 
 
 def _broadcasts(loaded: LoadedTask, output: Any, target: Any) -> Exception:
-    return broken(
+    return contract_error(
         loaded.where,
         "output and target do not fit together: the loss broadcasts them, which is seldom meant",
         found=f"output {_shape(default_metrics.main_output(output))}, target {_shape(target)}",
         missing="one shape for both",
-        mend="y = y.reshape(-1, 1)  # where the data is made",
+        fix="y = y.reshape(-1, 1)  # where the data is made",
     )
 
 

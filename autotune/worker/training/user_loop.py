@@ -33,7 +33,7 @@ from autotune.worker.contract.task import LoadedTask
 from autotune.worker.data.samples import LABELS, Part
 from autotune.worker.data.streams import Stream
 from autotune.worker.training import evaluation
-from autotune.worker.user_file.errors import broken, guard
+from autotune.worker.user_file.errors import contract_error, guard
 
 CHECKPOINTS = "checkpoints"
 _CALL = "train(model, recipe, data, trial)"
@@ -248,11 +248,11 @@ def _run(
         made = loaded.own_train(model, recipe, data, trial)
     made = model if made is None else made
     if not isinstance(made, nn.Module):
-        raise broken(
+        raise contract_error(
             loaded.where,
             f"{_CALL} must return the trained model",
             found=f"a {type(made).__name__}",
-            mend="def train(model, recipe, data, trial):\n    ...\n    return model",
+            fix="def train(model, recipe, data, trial):\n    ...\n    return model",
         )
     if not all(bool(p.isfinite().all()) for p in made.parameters()):
         raise JobError("nan", "the model that train() returned has weights that are not finite")

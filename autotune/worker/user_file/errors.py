@@ -1,11 +1,10 @@
-"""Whose fault: turns what the user's code raised into a contract error that names its line.
+"""Errors of the user's code: as contract errors that name its line, and as `Failure` records.
 
     with guard(source, "make_model()"):
         model = make_model()          # raises TypeError
     ->  ContractError: model.py: make_model() raised TypeError: ... (line 12: `...`)
 
-Out of memory, exits and interrupts pass through: they are failures of a job, not of the
-contract.
+Out of memory, exits and interrupts pass through: the job fails, the contract is not broken.
 """
 
 import linecache
@@ -19,16 +18,16 @@ from autotune.errors import AutotuneError, ContractError, JobError
 from autotune.records.report import Failure
 
 
-def broken(
+def contract_error(
     where: str,
     what: str,
     *,
     found: str | None = None,
     missing: str | None = None,
-    mend: str | None = None,
+    fix: str | None = None,
     hint: str | None = None,
 ) -> ContractError:
-    """A contract error: what is wrong, what was found, what is missing, the lines that mend it."""
+    """A contract error: what is wrong, what was found, what is missing, the lines that fix it."""
     lines = [f"{where}: {what}"]
     if found:
         lines.append(f"  found:   {found}")
@@ -36,13 +35,13 @@ def broken(
         lines.append(f"  missing: {missing}")
     if hint:
         lines.append(f"  hint:    {hint}")
-    if mend:
-        lines += ["  mend it with:", textwrap.indent(textwrap.dedent(mend).strip("\n"), " " * 6)]
+    if fix:
+        lines += ["  fix it with:", textwrap.indent(textwrap.dedent(fix).strip("\n"), " " * 6)]
     return ContractError("\n".join(lines))
 
 
 def place(error: BaseException, path: str | None) -> str:
-    """``line 12: `code` `` of the innermost frame in the user's file, else of the innermost one."""
+    """``line 12: `code` `` of the innermost frame in the user's file, else the innermost frame."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if path is not None and f.filename == path]
     if own:
@@ -58,7 +57,7 @@ def place(error: BaseException, path: str | None) -> str:
 def guard(
     where: str, doing: str, path: str | None = None, hints: Sequence[tuple[type, str]] = ()
 ) -> Iterator[None]:
-    """Run the user's code; what it raises becomes a `ContractError` that blames its line.
+    """Run the user's code; what it raises becomes a `ContractError` that names its line.
 
     Args:
         where: the name of the user's file in messages.
@@ -75,13 +74,13 @@ def guard(
             raise
         advice = next((text for kind, text in hints if isinstance(error, kind)), None)
         text = f"{type(error).__name__}: {error}".removesuffix(": ")
-        raise broken(
+        raise contract_error(
             where, f"{doing} raised {text}", found=place(error, path), hint=advice
         ) from error
 
 
 def failure(error: BaseException) -> Failure:
-    """What went wrong, as data."""
+    """What went wrong, as a record."""
     text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
     if isinstance(error, JobError):
         return Failure(kind=error.kind, message=str(error), least=error.least, never=error.never)

@@ -5,7 +5,7 @@ from typing import Any
 
 from autotune.errors import ContractError
 from autotune.records.plan import Recipe
-from autotune.worker.user_file.errors import broken
+from autotune.worker.user_file.errors import contract_error
 from autotune.worker.user_file.run import Source
 
 Function = Callable[..., Any]
@@ -22,11 +22,11 @@ def function(origin: Source, *names: str) -> Function | None:
         if value is None:
             continue
         if not callable(value):
-            raise broken(
+            raise contract_error(
                 origin.where,
                 f"{name} must be a function",
                 found=f"{name} is a {type(value).__name__}",
-                mend=f"def {name}(output, target):\n    return ...",
+                fix=f"def {name}(output, target):\n    return ...",
             )
         found: Function = value
         return found
@@ -34,10 +34,10 @@ def function(origin: Source, *names: str) -> Function | None:
 
 
 def tunes(origin: Source) -> tuple[str, ...] | None:
-    """The recipe fields that the user's own ``train`` honours; None where it is ours that runs.
+    """The recipe fields that the user's own ``train`` uses; None where there is none.
 
     Raises:
-        ContractError: a name that is no field of a recipe, or no ``train`` to honour it.
+        ContractError: a name that is no field of a recipe, or there is no ``train``.
     """
     value = origin.names.get("tunes", ())
     own = function(origin, "train") is not None and origin.form != "script"
@@ -46,18 +46,18 @@ def tunes(origin: Source) -> tuple[str, ...] | None:
     ]
     items = (value,) if isinstance(value, str) else tuple(value)
     if not own and items:
-        raise broken(
+        raise contract_error(
             origin.where,
-            "tunes says what your own train() honours, and there is no train()",
+            "tunes lists the recipe's fields that your train() uses, but there is no train()",
             found=f"tunes = {value!r}",
-            mend="def train(model, recipe, data, trial):\n    ...\n    return model",
+            fix="def train(model, recipe, data, trial):\n    ...\n    return model",
         )
     if not set(items) <= set(known):
-        raise broken(
+        raise contract_error(
             origin.where,
             f"tunes must hold some of {', '.join(known)}",
             found=f"tunes = {value!r}",
-            mend='tunes = ("lr", "batch_size")',
+            fix='tunes = ("lr", "batch_size")',
         )
     return items if own else None
 
@@ -70,17 +70,17 @@ def flag(origin: Source, name: str, default: bool) -> bool:
     """
     value = origin.names.get(name, default)
     if not isinstance(value, bool):
-        raise broken(
+        raise contract_error(
             origin.where,
             f"{name} must be True or False",
             found=f"{name} = {value!r}",
-            mend=f"{name} = {default}",
+            fix=f"{name} = {default}",
         )
     return value
 
 
 def positive(origin: Source, name: str) -> int | None:
-    """A count such as ``epochs`` or ``train_steps``, if the user says it.
+    """A count such as ``epochs`` or ``train_steps``, if it is given.
 
     Raises:
         ContractError: not a whole number of at least 1.
@@ -89,11 +89,11 @@ def positive(origin: Source, name: str) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise broken(
+        raise contract_error(
             origin.where,
             f"{name} must be a whole number of at least 1",
             found=f"{name} = {value!r}",
-            mend=f"{name} = {20 if name == 'epochs' else 1000}",
+            fix=f"{name} = {20 if name == 'epochs' else 1000}",
         )
     return value
 
@@ -127,21 +127,21 @@ def no_model(origin: Source, found: str | None) -> ContractError:
         if not name.startswith("_")
         and getattr(value, "__module__", "") == origin.names.get("__name__", "__autotune__")
     )
-    return broken(
+    return contract_error(
         origin.where,
         "no model was found",
         found=found or (f"it defines {', '.join(bound)}" if bound else "no names of its own"),
         missing="make_model() that returns a torch.nn.Module, or a module called model",
-        mend="def make_model():\n"
+        fix="def make_model():\n"
         "    # a fresh model each call\n"
         "    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))",
     )
 
 
 def _wrong_recipe(origin: Source, rule: str, value: Any) -> ContractError:
-    return broken(
+    return contract_error(
         origin.where,
         f"recipe must be {rule}",
         found=f"recipe = {value!r}",
-        mend='recipe = {"optimizer": "adam", "lr": 1e-3, "batch_size": 32}',
+        fix='recipe = {"optimizer": "adam", "lr": 1e-3, "batch_size": 32}',
     )

@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 from autotune import module_locator
 from autotune.records.task import TaskSpec
-from autotune.worker.user_file.errors import broken, guard
+from autotune.worker.user_file.errors import contract_error, guard
 from autotune.worker.user_file.search_space import Hook
 
 MODULE = "__autotune__"
@@ -68,7 +68,7 @@ def load(spec: TaskSpec) -> Source:
     where = path.name
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
-        raise broken(
+        raise contract_error(
             str(spec.path),
             f"{kind}; a Python file that defines make_model() and train_data() is needed",
             found=_neighbours(path),
@@ -101,7 +101,7 @@ _PARTIAL = """
 
 import functools as _functools
 
-make_model = _functools.partial(make_model, **{params!r})  # what was chosen for it
+make_model = _functools.partial(make_model, **{params!r})  # the searched hyperparameters
 """
 
 
@@ -119,7 +119,7 @@ def taken(names: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _importing(names: dict[str, Any]) -> str:
-    """A member of a package is shipped as an import of itself, the package beside it."""
+    """A member of a package is shipped as an import of it, with the package beside it."""
     maker = "make_model" if names.get("make_model") is not None else "model"
     return f"from {names['__name__']} import {maker}  # noqa: F401\n"
 
@@ -145,9 +145,9 @@ def is_script(tree: ast.Module) -> bool:
 def model_text(tree: ast.Module, text: str) -> str:
     """The statements that a script's ``model`` needs, as text that runs by itself.
 
-    All top-level statements that are executed, less those that neither the model nor a kept
-    one can feel: definitions, imports, assignments and calls whose names nobody kept uses
-    and which touch nothing that is kept, and calls of ``print``.
+    All top-level statements that are executed, except those that affect neither the model nor a
+    kept statement: definitions, imports, assignments and calls that no kept statement uses and
+    that touch nothing that is kept, and calls of ``print``.
     """
     head: list[ast.stmt] = []
     for statement in tree.body:
@@ -173,8 +173,11 @@ def model_text(tree: ast.Module, text: str) -> str:
 
 
 def _prepare(path: Path, args: tuple[str, ...]) -> Path:
-    """A job is a process of its own, so that these may stay: the user's functions may import
-    their siblings or read ``sys.argv`` later.  Returns the folder that imports start from.
+    """Set ``sys.argv`` and ``sys.path`` as for a script; they stay, as the user's functions may
+    import or read them later, and a job has a process of its own.
+
+    Returns:
+        The folder that imports start from.
     """
     sys.dont_write_bytecode = True
     sys.argv = [str(path), *args]
@@ -192,11 +195,11 @@ def _parse(data: bytes, where: str, path: Path) -> ast.Module:
         return ast.parse(data, filename=str(path))
     except SyntaxError as error:
         code = (error.text or "").strip()
-        raise broken(
+        raise contract_error(
             where, f"syntax error in line {error.lineno}: {error.msg}", found=f"`{code}`"
         ) from error
     except ValueError as error:
-        raise broken(where, f"is not Python source: {error}") from error
+        raise contract_error(where, f"is not Python source: {error}") from error
 
 
 def _module(path: Path, name: str = MODULE) -> dict[str, Any]:
@@ -281,7 +284,7 @@ def _object(data: bytes, where: str, values: Mapping[str, Any]) -> Source:
     with guard(where, "unpickling the Task"):
         names = cloudpickle.loads(data)
     if not isinstance(names, dict):
-        raise broken(where, "is not a pickled Task", found=type(names).__name__)
+        raise contract_error(where, "is not a pickled Task", found=type(names).__name__)
     title = str(names.get("name") or "task")
     params = Hook(names, "Task", None).params(values)
     return Source("object", title, "Task", None, dict(names), None, None, params=params)

@@ -3,12 +3,12 @@
     def space(trial):
         return {"width": trial.suggest_int("width", 16, 128, log=True)}
 
-    space(Discovery) once per choice --> dimensions, with the choices they hang on   (Inspect)
-    space(Chosen(values))            --> what make_model(**params) and train() get   (every job)
+    space(Chosen({})), once per choice --> dimensions, with the choices they depend on (Inspect)
+    space(Chosen(values))              --> what make_model(**params) and train() get   (every job)
 
-Optuna itself is not here: its sampler runs elsewhere, on the dimensions that were found.  A
-dimension that only some choices of a categorical lead to is conditional on it; one that hangs
-on a number (``if width > 64``) cannot be seen, and its default is used.
+Optuna itself is not used: the search has the dimensions that were found.  A dimension that only
+some choices of a categorical lead to is conditional on it; one that depends on a number (``if
+width > 64``) cannot be seen, and its default is used.
 """
 
 import ast
@@ -19,17 +19,17 @@ from typing import Any
 from autotune.errors import ContractError
 from autotune.records.plan import Value
 from autotune.records.task import Dim, Node
-from autotune.worker.user_file.errors import broken, guard
+from autotune.worker.user_file.errors import contract_error, guard
 
 _MOST_RUNS = 200
-_MEND = 'def space(trial):\n    return {"width": trial.suggest_int("width", 16, 128)}'
+_FIX = 'def space(trial):\n    return {"width": trial.suggest_int("width", 16, 128)}'
 _CALL = "space(trial)"
 WIDTH = "width"
 """The argument of ``make_model`` that makes it narrower, where its default is 1.0."""
 
 
 class Chosen:
-    """Answers with given values, else with defaults; remembers what was asked, in order."""
+    """Stands for Optuna's trial: suggests given values, else defaults; records what was asked."""
 
     def __init__(self, values: Mapping[str, Value]) -> None:
         self._values = values
@@ -58,7 +58,7 @@ class Chosen:
     def _answer(self, dim: Dim) -> Value:
         _check(dim)
         if self.asked.setdefault(dim.name, dim) != dim:
-            raise ValueError(f"{dim.name} is asked for twice, with different ranges")
+            raise ValueError(f"{dim.name} is suggested twice, with different ranges")
         self.values[dim.name] = self._values.get(dim.name, default(dim))
         return self.values[dim.name]
 
@@ -75,9 +75,11 @@ def _check(dim: Dim) -> None:
     assert dim.low is not None
     assert dim.high is not None
     if not dim.low <= dim.high:
-        raise ValueError(f"{dim.name}: {dim.low:g} to {dim.high:g} is no range; give low <= high")
+        raise ValueError(
+            f"{dim.name}: {dim.low:g} to {dim.high:g} is not a range: give low <= high"
+        )
     if dim.log and (dim.low <= 0 or dim.step):
-        raise ValueError(f"{dim.name}: log=True needs low > 0, and goes without step")
+        raise ValueError(f"{dim.name}: log=True needs low > 0 and no step")
 
 
 def default(dim: Dim) -> Value:
@@ -93,7 +95,7 @@ def default(dim: Dim) -> Value:
 
 
 class Hook:
-    """The user's ``space`` beside what its values are for.
+    """The user's ``space``, with the functions that get its values.
 
     Args:
         names: what the user's file binds.
@@ -104,11 +106,11 @@ class Hook:
     def __init__(self, names: Mapping[str, Any], where: str, path: str | None) -> None:
         found = names.get("space")
         if found is not None and not callable(found):
-            raise broken(
+            raise contract_error(
                 where,
                 "space must be a function",
                 found=f"space is a {type(found).__name__}",
-                mend=_MEND,
+                fix=_FIX,
             )
         self._space: Callable[[Any], Any] | None = found
         self._make, self._train = names.get("make_model"), names.get("train")
@@ -142,7 +144,7 @@ class Hook:
         return found is not None and isinstance(found.default, float) and found.default == 1.0
 
     def nodes(self) -> tuple[Node, ...]:
-        """The dimensions, a conditional one after the choice that it hangs on.
+        """The dimensions, a conditional one after the choice that it depends on.
 
         Raises:
             ContractError: the hook breaks its contract, or leads to too many choices.
@@ -192,7 +194,7 @@ class Hook:
                 elif free:
                     out[name] = default(node.dim)
                 else:
-                    return {}  # make_model() as it stands says it best
+                    return {}  # make_model() has defaults of its own
         return out
 
     def _run(self, values: Mapping[str, Value]) -> tuple[dict[str, Dim], dict[str, Any]]:
@@ -212,7 +214,7 @@ class Hook:
         return trial.asked, made
 
     def _check_taken(self, params: Mapping[str, Any]) -> None:
-        """Every value must be for something."""
+        """Refuse a value that ``make_model`` does not take."""
         if callable(self._train) or not callable(self._make):
             return
         takes = inspect.signature(self._make).parameters
@@ -220,15 +222,17 @@ class Hook:
             return
         lost = [name for name in params if name not in takes]
         if lost:
-            raise broken(
+            raise contract_error(
                 self._where,
-                f"{_CALL} gives {', '.join(lost)}, which make_model() does not take",
+                f"{_CALL} returns {', '.join(lost)}, which make_model() does not take",
                 found=f"make_model({', '.join(takes)})",
-                mend=f"def make_model({lost[0]}=...):\n    ...",
+                fix=f"def make_model({lost[0]}=...):\n    ...",
             )
 
     def _broken(self, what: str) -> ContractError:
-        return broken(self._where, f"{_CALL} must return a dict of values", found=what, mend=_MEND)
+        return contract_error(
+            self._where, f"{_CALL} must return a dict of values", found=what, fix=_FIX
+        )
 
 
 def _note(
@@ -238,7 +242,7 @@ def _note(
     base: Mapping[str, Dim],
     asked: Mapping[str, Dim],
 ) -> list[Dim]:
-    """Take in what one choice leads to; the dimensions never seen before."""
+    """Add what one choice leads to; returns the dimensions never seen before."""
     new = []
     for name, one in asked.items():
         if name not in found:

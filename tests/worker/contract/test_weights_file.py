@@ -128,7 +128,7 @@ def test_the_two_lines_convert_it(tmp_path, trained, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ContractError) as caught:
         load(tmp_path / "net.pt")
-    lines = str(caught.value).partition("mend it with:\n")[2].splitlines()
+    lines = str(caught.value).partition("fix it with:\n")[2].splitlines()
     exec("\n".join(line.strip() for line in lines), {"torch": torch})
     assert same(load(tmp_path / "net-weights.pt")[1], trained)
 
