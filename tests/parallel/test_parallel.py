@@ -16,15 +16,13 @@ from autotune.records.plan import Recipe
 from autotune.records.task import TaskSpec
 from autotune.worker.channel import NullChannel
 from autotune.worker.training import train
-from tests.support import made
+from tests.support import made, tasks, texts
+from tests.support.tasks import StopsAt
 
 # 33 rows in batches of 8: the last has one row, so that one of two ranks has none.
 # `spare` never gets a gradient; `tied` shares the first layer's weight.
 MODEL = """
 import os
-import torch
-from torch import nn
-from torch.utils.data import TensorDataset
 
 class Net(nn.Module):
     def __init__(self):
@@ -41,24 +39,12 @@ class Net(nn.Module):
 
 def make_model():
     return Net()
-
-def _data(rows, seed):
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, 6, generator=g)
-    return TensorDataset(x, (x[:, :3] + 0.1 * torch.randn(rows, 3, generator=g)).argmax(1))
-
-def train_data():
-    return _data(33, 0)
-
-def eval_data():
-    return _data(40, 1)
 """
 
 
 def task(root: Path, *, forward: str = "pass", spare: str = "pass", more: str = "") -> TaskSpec:
-    path = root / "model.py"
-    path.write_text(MODEL.format(forward=forward, spare=spare) + more)
-    return TaskSpec(kind="file", path=str(path))
+    model = MODEL.format(forward=forward, spare=spare)
+    return tasks.write(root, texts.noisy() + model + more)
 
 
 def job(
@@ -74,17 +60,6 @@ def job(
     )
     more = {"epochs": 2, "step_losses": 100, "seed": 3, **more}
     return Train(task=spec, recipe=recipe, **more)
-
-
-class StopAt(NullChannel):
-    """Says stop at one step."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self._step = step
-
-    def report(self, step: int, value: float) -> bool:
-        return super().report(step, value) and step < self._step
 
 
 def ranks_of(root: Path) -> list[psutil.Process]:
@@ -133,7 +108,7 @@ def test_two_ranks_train_as_one_process_does_with_sgd(tmp_path: Path) -> None:
 def test_two_ranks_stop_at_a_rung_as_one_does_with_adam(tmp_path: Path) -> None:
     spec = task(tmp_path, spare="self.spare = nn.Linear(2, 2)")
     rungs = {"epochs": 9, "rungs": (1, 3, 5), "time_limit_s": 60.0}
-    channels = StopAt(3), StopAt(3)
+    channels = StopsAt(3), StopsAt(3)
     alone = train.run(
         job(spec, rule="adam", lr=0.01, weights_out="one.st", **rungs), tmp_path, channels[0]
     )

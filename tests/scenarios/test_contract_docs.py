@@ -1,7 +1,6 @@
 """`docs/contract.md`: each of its examples is inspected and trained; its table is complete."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,13 +20,6 @@ NAMES = [  # what the code looks for, but for a script's own four
     "collate",
     "train_loader", "train", "tunes", "dynamic",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
 
 
 def first_line(block: str) -> str:

@@ -28,13 +28,6 @@ FRAMEWORKS = Path(__file__).parent / "models" / "frameworks"
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
 
 
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
-
-
 def loaded_alone(folder: Path) -> Any:
     """The artifact's ``predict``, by its own loader."""
     names: dict[str, Any] = {"__file__": str(folder / "load.py"), "__name__": "load"}

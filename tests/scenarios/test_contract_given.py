@@ -48,13 +48,6 @@ def eval_data():
 """
 
 
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
-
-
 def spec_of(root: Path, text: str, **more: Any) -> TaskSpec:
     (root / "model.py").write_text(text)
     return TaskSpec(kind="file", path=str(root / "model.py"), **more)

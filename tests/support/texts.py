@@ -16,6 +16,27 @@ def train_data():
 def eval_data():
     return _data(40, 1)
 """
+
+
+def noisy(train: int | None = 33, evaluation: int = 40) -> str:
+    """Three classes, each the largest of three noisy inputs, in so many rows."""
+    parts = {"train_data": train, "eval_data": evaluation}
+    return """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+
+def _data(rows, seed):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 6, generator=g)
+    return TensorDataset(x, (x[:, :3] + 0.1 * torch.randn(rows, 3, generator=g)).argmax(1))
+""" + "".join(
+        f"\ndef {name}():\n    return _data({rows}, {seed})\n"
+        for seed, (name, rows) in enumerate(parts.items())
+        if rows is not None
+    )
+
+
 TIED = """
 class Net(nn.Module):
     def __init__(self):

@@ -170,11 +170,7 @@ class Project:
 
 
 @pytest.fixture(autouse=True)
-def _process(monkeypatch):
-    """A job has a process of its own; here it must leave this one as it was."""
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+def _threads():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

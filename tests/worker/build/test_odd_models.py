@@ -1,7 +1,6 @@
 """Models that some tool cannot take: what works is built, the rest is refused in plain words."""
 
 import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -141,10 +140,7 @@ class Odd:
 
 
 @pytest.fixture(autouse=True)
-def _process(monkeypatch):
-    """A job has a process of its own; here it must leave this one as it was."""
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def _threads():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

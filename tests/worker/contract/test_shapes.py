@@ -1,6 +1,5 @@
 """Models with several outputs, states, optional inputs, tied weights and free sizes, shipped."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +88,6 @@ def make_model():
     return Net()
 """
 )
-
-
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
 
 
 def inspected(root: Path, text: str) -> Any:
@@ -196,8 +188,8 @@ def test_a_size_that_cannot_be_exported_is_unsupported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("[1]", "a dict over the inputs input"),
-        ("{'other': {1: (2, 12)}}", "a dict over the inputs input"),
+        ("[1]", "a dict with some of the inputs input"),
+        ("{'other': {1: (2, 12)}}", "a dict with some of the inputs input"),
         ("{'input': 12}", "for input a dict from dimension"),
         ("{'input': {0: (2, 12)}}", r"dimensions 1 to 1 \(0 is the batch"),
         ("{'input': {1: (12, 2)}}", "1 <= low < high"),

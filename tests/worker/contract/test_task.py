@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,23 +23,6 @@ def make_model():
 def train_data():
     return TensorDataset(torch.randn(60, 4), torch.arange(60) % 3)
 """
-
-
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch):
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
-
-
-@pytest.fixture
-def load(tmp_path):
-    def make(text, *, seed=0, args=(), pretrained=None, name="model.py"):
-        (tmp_path / name).write_text(text)
-        spec = TaskSpec(kind="file", path=str(tmp_path / name), seed=seed, args=args)
-        return task.load(spec, pretrained=pretrained)
-
-    return make
 
 
 def train(loaded, epochs=3, lr=1e-2):

@@ -1,7 +1,6 @@
 """Training data that can only be iterated, and loaders of the user's own."""
 
 import itertools
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,9 @@ from autotune.worker.data import batches, rows
 from autotune.worker.data.streams import Stream
 from autotune.worker.survey import inspect
 from autotune.worker.training import train
+from tests.support import tasks, texts
 
-HEAD = """
-import torch
-from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
-
-def _data(rows, seed):
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, 6, generator=g)
-    return TensorDataset(x, (x[:, :3] + 0.1 * torch.randn(rows, 3, generator=g)).argmax(1))
-
-def eval_data():
-    return _data(80, 1)
-
-def make_model():
-    return nn.Linear(6, 3)
-"""
+HEAD = texts.noisy(None, 80) + "\ndef make_model():\n    return nn.Linear(6, 3)\n"
 ITERABLE = """
 class Rows(IterableDataset):
     def __iter__(self):
@@ -63,16 +48,8 @@ def train_loader(batch_size, rank, world, workers):
 """
 
 
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
-
-
 def task(root: Path, text: str) -> TaskSpec:
-    (root / "model.py").write_text(HEAD + text)
-    return TaskSpec(kind="file", path=str(root / "model.py"))
+    return tasks.write(root, HEAD + text)
 
 
 @pytest.mark.parametrize(

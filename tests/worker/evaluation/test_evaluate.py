@@ -1,5 +1,3 @@
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -7,9 +5,7 @@ from torch import nn
 
 from autotune.errors import ContractError, JobError
 from autotune.records.job import Score
-from autotune.records.task import TaskSpec
 from autotune.worker.channel import NullChannel
-from autotune.worker.contract import task
 from autotune.worker.data import batch_tree, rows
 from autotune.worker.evaluation import evaluate, streaming_metric
 
@@ -33,22 +29,6 @@ def eval_data():
 QUALITY = "def quality(output, target):\n    return (output.argmax(1) == target).float().mean()\n"
 
 
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch):
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
-
-
-@pytest.fixture
-def load(tmp_path):
-    def make(more=""):
-        (tmp_path / "model.py").write_text(TASK + more)
-        return task.load(TaskSpec(kind="file", path=str(tmp_path / "model.py")))
-
-    return make
-
-
 def outputs_of(model, loaded, part):
     model.eval()
     with torch.no_grad():
@@ -57,7 +37,7 @@ def outputs_of(model, loaded, part):
 
 
 def test_batch_size_changes_nothing_and_modes_come_back(load):
-    loaded = load()
+    loaded = load(TASK)
     model = loaded.make_model()
     model.norm.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -71,7 +51,7 @@ def test_batch_size_changes_nothing_and_modes_come_back(load):
 
 
 def test_recorded_outputs_score_as_the_model_does(load):
-    loaded = load()
+    loaded = load(TASK)
     model = loaded.make_model()
     direct = evaluate.evaluate(model, loaded, "test")
     recorded = outputs_of(model, loaded, "test")
@@ -83,20 +63,20 @@ def test_worst_class_recall(load):
         def forward(self, x):
             return torch.tensor([0.0, 1.0, 0.0]).expand(len(x), 3)
 
-    scores = evaluate.evaluate(Always(), load(), "validation")
+    scores = evaluate.evaluate(Always(), load(TASK), "validation")
     assert scores.worst_class_recall == 0.0
     assert scores.balanced_accuracy == pytest.approx(1 / 3)
     assert scores.quality == pytest.approx(1 / 3)
 
 
 def test_quality_alone_gives_paired_replicates(load):
-    loaded = load(QUALITY)
+    loaded = load(TASK + QUALITY)
     model = loaded.make_model()
     scores = evaluate.evaluate(model, loaded, "validation", 16)
     assert scores.per_sample is None
     assert scores.replicates is not None
     assert len(scores.replicates) == streaming_metric.REPLICATES
-    plain = evaluate.evaluate(model, load(), "validation")
+    plain = evaluate.evaluate(model, load(TASK), "validation")
     right = np.array(plain.per_sample)
     picked = streaming_metric.resamples(45, 0)
     assert scores.quality == pytest.approx(plain.quality)
@@ -110,21 +90,22 @@ def test_resamples_depend_on_seed_and_rows_alone():
 
 def test_named_and_several_outputs_can_be_recorded(load):
     loaded = load(
-        "def score(output, target):\n    return (output.logits.argmax(1) == target).float()\n"
+        TASK
+        + "def score(output, target):\n    return (output.logits.argmax(1) == target).float()\n"
         "def loss(output, target):\n"
         "    return nn.functional.cross_entropy(output['logits'], target)\n"
     )
     model = loaded.make_model()
     plain = outputs_of(model, loaded, "validation")
     named = rows.Rows("dict", ("other", "logits"), (np.zeros(45), plain.fields[0]))
-    expected = evaluate.score_outputs(load(), "validation", plain, 0)
+    expected = evaluate.score_outputs(load(TASK), "validation", plain, 0)
     assert evaluate.score_outputs(loaded, "validation", named, 0).quality == expected.quality
     several = rows.Rows("tuple", ("", ""), (plain.fields[0], np.zeros(45)))
-    assert evaluate.score_outputs(load(), "validation", several, 0).quality == expected.quality
+    assert evaluate.score_outputs(load(TASK), "validation", several, 0).quality == expected.quality
 
 
 def test_ragged_outputs_are_scored_one_by_one(load):
-    loaded = load()
+    loaded = load(TASK)
     plain = outputs_of(loaded.make_model(), loaded, "validation")
     ragged = rows.Rows("tensor", ("",), (list(plain.fields[0]),))
     expected = evaluate.score_outputs(loaded, "validation", plain, 0)
@@ -132,7 +113,7 @@ def test_ragged_outputs_are_scored_one_by_one(load):
 
 
 def test_a_wrong_number_of_rows_is_refused(load):
-    loaded = load()
+    loaded = load(TASK)
     few = rows.Rows("tensor", ("",), (np.zeros((3, 3), np.float32),))
     with pytest.raises(ContractError, match="3 rows of outputs for the 45 rows of validation"):
         evaluate.score_outputs(loaded, "validation", few, 0)
@@ -143,7 +124,7 @@ def test_a_model_that_gives_nan_is_a_failure_named_nan(load):
         def forward(self, x):
             return x[:, :3] * float("nan")
 
-    loaded = load()
+    loaded = load(TASK)
     with pytest.raises(JobError, match="loss over 45 rows is nan") as caught:
         evaluate.evaluate(Broken(), loaded, "validation")
     assert caught.value.kind == "nan"
@@ -152,7 +133,7 @@ def test_a_model_that_gives_nan_is_a_failure_named_nan(load):
 
 
 def test_a_quality_that_is_nan_is_a_failure(load):
-    loaded = load("def quality(output, target):\n    return float('nan')\n")
+    loaded = load(TASK + "def quality(output, target):\n    return float('nan')\n")
     with pytest.raises(JobError, match="quality over 45 rows is nan"):
         evaluate.evaluate(loaded.make_model(), loaded, "validation")
 
@@ -170,7 +151,7 @@ def test_named_tuples_keep_their_names():
 
 
 def test_the_score_job(load, tmp_path):
-    loaded = load()
+    loaded = load(TASK)
     rows.save(tmp_path / "out.npz", outputs_of(loaded.make_model(), loaded, "test"))
     job = Score(task=loaded.spec, part="test", outputs="out.npz")
     scored = evaluate.run(job, tmp_path, NullChannel())
@@ -184,12 +165,12 @@ def test_default_losses_are_left_out_where_they_do_not_fit(load):
         def forward(self, x):
             return {"boxes": torch.ones(len(x), 2, 2, 2)}
 
-    loaded = load("def quality(output, target):\n    return float(output['boxes'].mean())\n")
+    loaded = load(TASK + "def quality(output, target):\n    return float(output['boxes'].mean())\n")
     scores = evaluate.evaluate(Wide(), loaded, "validation")
     assert (scores.quality, scores.loss, scores.worst_class_recall) == (1.0, None, None)
 
 
 def test_a_loss_of_ones_own_that_breaks_the_contract_is_told(load):
-    loaded = load("def loss(output, target):\n    return output\n")
+    loaded = load(TASK + "def loss(output, target):\n    return output\n")
     with pytest.raises(ContractError, match="one number, the mean over the batch"):
         evaluate.evaluate(loaded.make_model(), loaded, "validation")

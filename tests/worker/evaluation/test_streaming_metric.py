@@ -1,7 +1,6 @@
 """Metric objects, large outputs, rare classes, ragged outputs."""
 
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -9,8 +8,6 @@ import torch
 from torch import nn
 
 from autotune.errors import ContractError, JobError
-from autotune.records.task import TaskSpec
-from autotune.worker.contract import task
 from autotune.worker.data import rows
 from autotune.worker.evaluation import evaluate, streaming_metric
 from autotune.worker.measure import outputs as measure_outputs
@@ -42,22 +39,6 @@ RARE = (
     .replace("torch.arange", "(torch.arange")
     .replace("== 0)", "== 0).long())")
 )
-
-
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch):
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
-
-
-@pytest.fixture
-def load(tmp_path):
-    def make(text):
-        (tmp_path / "model.py").write_text(text)
-        return task.load(TaskSpec(kind="file", path=str(tmp_path / "model.py")))
-
-    return make
 
 
 class Always(nn.Module):
@@ -112,7 +93,7 @@ def test_replicates_by_groups_cover_what_they_should():
 
 
 class _Functions:
-    def meter(self):
+    def new_metric(self):
         return []
 
     def update(self, meter, output, target):

@@ -140,13 +140,6 @@ FAULTS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch):
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
-
-
 def run(path, root, **options):
     job = Inspect(task=TaskSpec(kind="file", path=str(path)), **options)
     return inspect.run(job, root, NullChannel())

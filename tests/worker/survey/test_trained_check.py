@@ -1,15 +1,12 @@
 """Trained weights are noticed before anything trains over them; lucky ones are let go."""
 
-import sys
+import functools
 
 import pytest
 
 from autotune.errors import ContractError
-from autotune.records.job import Inspect
-from autotune.records.task import TaskSpec
-from autotune.worker.channel import NullChannel
-from autotune.worker.contract import task
-from autotune.worker.survey import inspect, trained_check
+from autotune.worker.survey import trained_check
+from tests.support import tasks
 
 DATA = """
 import torch
@@ -37,22 +34,9 @@ REGRESSOR = (
 LUCKY = "def make_model():\n    torch.manual_seed(4)\n    return nn.Linear(6, 3)\n"
 
 
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch):
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
-
-
 @pytest.fixture
 def inspected(tmp_path):
-    def one(text, **spec):
-        path = tmp_path / "model.py"
-        path.write_text(text)
-        job = Inspect(task=TaskSpec(kind="file", path=str(path), **spec))
-        return inspect.run(job, tmp_path / "work", NullChannel())
-
-    return one
+    return functools.partial(tasks.inspected, tmp_path)
 
 
 @pytest.mark.parametrize("text", [TRAINED, MODULE, FLOATS + REGRESSOR])
@@ -92,7 +76,7 @@ def test_better_than_chance_is_not_trained(inspected, make):
         inspected(text, seed=seed)
 
 
-def test_a_text_model_is_judged_by_its_tokens(tmp_path):
+def test_a_text_model_is_judged_by_its_tokens(load):
     text = (
         "import torch\nfrom torch import nn\n"
         "class Copy(nn.Module):\n"
@@ -105,8 +89,7 @@ def test_a_text_model_is_judged_by_its_tokens(tmp_path):
         "    x = torch.randint(0, 7, (60, 5), generator=g)\n"
         "    return torch.utils.data.TensorDataset(x, x)\n"
     )
-    (tmp_path / "model.py").write_text(text)
-    loaded = task.load(TaskSpec(kind="file", path=str(tmp_path / "model.py")))
+    loaded = load(text)
     found = trained_check.quality(loaded.given_model(), loaded)
     assert found is not None
     assert found.clear

@@ -14,54 +14,31 @@ from autotune.records.plan import Recipe
 from autotune.records.task import TaskSpec
 from autotune.worker.channel import NullChannel
 from autotune.worker.contract import task
-from autotune.worker.training import checkpoint, train
+from autotune.worker.training import checkpoint
 from autotune.worker.training.evaluation import Validator
 from autotune.worker.training.loop import Loop
+from tests.support import tasks, texts
+from tests.support.tasks import StopsAt
 
-MODEL = """
-import torch
-from torch import nn
-from torch.utils.data import TensorDataset
-
-def _data(rows, seed):
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, 6, generator=g)
-    return TensorDataset(x, (x[:, :3] + 0.1 * torch.randn(rows, 3, generator=g)).argmax(1))
-
-def train_data():
-    return _data(33, 0)
-
-def eval_data():
-    return _data(40, 1)
-
+MODEL = (
+    texts.noisy()
+    + """
 def make_model():
     return nn.Sequential(
         nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 8),
         nn.ReLU(), nn.Linear(8, 3),
     )
 """
+)
 EVERYTHING: dict[str, Any] = {
     "lr": 0.02, "batch_size": 8, "schedule": "one_cycle", "ema": 0.9, "clip_norm": 1.0,
 }  # fmt: skip
 
 
-class Pause(NullChannel):
-    """Says stop at ``last``."""
-
-    def __init__(self, last: float) -> None:
-        super().__init__()
-        self.last = last
-
-    def report(self, step: float, value: float) -> bool:
-        return super().report(step, value) and step < self.last
-
-
 def run(root: Path, channel: Any = None, more_model: str = "", **more: Any) -> Any:
-    (root / "model.py").write_text(MODEL + more_model)
-    recipe = Recipe(**{**EVERYTHING, **more.pop("recipe", {})})
-    spec = TaskSpec(kind="file", path=str(root / "model.py"))
+    recipe = {**EVERYTHING, **more.pop("recipe", {})}
     fields = {"epochs": 6, "step_losses": 1000, "rungs": (1.5, 2, 6), "weights_out": "w.st", **more}
-    return train.run(Train(task=spec, recipe=recipe, **fields), root, channel or NullChannel())
+    return tasks.trained(root, MODEL + more_model, channel, recipe, **fields)
 
 
 @pytest.mark.parametrize("rule", ["adamw", "nesterov", "muon", "adafactor"])
@@ -69,9 +46,9 @@ def test_paused_and_resumed_is_as_uninterrupted(tmp_path: Path, rule: str) -> No
     recipe = {"optimizer": rule}
     whole = run(tmp_path, recipe=recipe)
     weights = load_file(tmp_path / "w.st")
-    first = run(tmp_path, Pause(1.5), recipe=recipe, checkpoint="deep/t.state")
+    first = run(tmp_path, StopsAt(1.5), recipe=recipe, checkpoint="deep/t.state")
     assert (first.stopped, first.steps) == (True, 6)  # of four an epoch
-    second = run(tmp_path, Pause(2), recipe=recipe, checkpoint="deep/t.state", rungs=(2, 6))
+    second = run(tmp_path, StopsAt(2), recipe=recipe, checkpoint="deep/t.state", rungs=(2, 6))
     assert (second.epochs, second.resumed_epochs) == (2, 1.5)
     last = run(tmp_path, recipe=recipe, checkpoint="deep/t.state", rungs=(6,))
     assert last.step_losses == whole.step_losses
@@ -169,7 +146,7 @@ def test_a_stream_goes_on_where_it_was(tmp_path: Path) -> None:
         "def train_data():\n    return Endless()\n"
     )
     whole = run(tmp_path, more_model=stream, rungs=(2, 6))
-    run(tmp_path, Pause(2), more_model=stream, rungs=(2, 6), checkpoint="t.state")
+    run(tmp_path, StopsAt(2), more_model=stream, rungs=(2, 6), checkpoint="t.state")
     last = run(tmp_path, more_model=stream, rungs=(6,), checkpoint="t.state")
     assert last.step_losses == pytest.approx(whole.step_losses, abs=1e-6)
 

@@ -20,24 +20,9 @@ from autotune.worker.contract import task as contract_task
 from autotune.worker.energy import meter_client
 from autotune.worker.training import evaluation, train
 from autotune.worker.training.evaluation import peak_memory_bytes
-from tests.support import texts
+from tests.support import tasks, texts
+from tests.support.tasks import StopsAt
 
-HEAD = """
-import torch
-from torch import nn
-from torch.utils.data import TensorDataset
-
-def _data(rows, seed):
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, 6, generator=g)
-    return TensorDataset(x, (x[:, :3] + 0.1 * torch.randn(rows, 3, generator=g)).argmax(1))
-
-def train_data():
-    return _data(33, 0)
-
-def eval_data():
-    return _data(40, 1)
-"""
 PLAIN = """
 def make_model():
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 3))
@@ -71,31 +56,14 @@ def make_model():
 )
 
 
-class StopsAt(NullChannel):
-    """Says stop at a rung."""
-
-    def __init__(self, last: float) -> None:
-        super().__init__()
-        self.last = last
-
-    def report(self, step: float, value: float) -> bool:
-        return super().report(step, value) and step < self.last
-
-
 def task(root: Path, text: str = PLAIN) -> TaskSpec:
-    path = root / "model.py"
-    path.write_text(HEAD + text)
-    return TaskSpec(kind="file", path=str(path))
+    return tasks.write(root, texts.noisy() + text)
 
 
 def run(root: Path, text: str = PLAIN, channel: Any = None, **more: Any) -> Any:
     recipe = {"optimizer": "adam", "lr": 0.02, "batch_size": 8, **more.pop("recipe", {})}
-    job = Train(
-        task=task(root, text),
-        recipe=Recipe(**recipe),
-        **{"epochs": 3, "step_losses": 1000, **more},
-    )
-    return train.run(job, root, channel or NullChannel())
+    job = {"epochs": 3, "step_losses": 1000, **more}
+    return tasks.trained(root, texts.noisy() + text, channel, recipe, **job)
 
 
 def test_it_learns_and_says_what_it_did(tmp_path: Path) -> None:
@@ -150,32 +118,32 @@ def test_a_last_epoch_that_is_no_rung_is_evaluated_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("qualities", "losses", "best"), [
-    ((0.5, 0.8, 0.6), (3.0, 1.0, 2.0), 2),  # it learns its rows by heart after the second
-    ((0.5, 0.8, 0.7), (3.0, 2.0, 1.0), 3),  # less sure of itself, no worse
+    ((0.5, 0.8, 0.6), (3.0, 1.0, 2.0), 2),  # it overfits after the second
+    ((0.5, 0.8, 0.7), (3.0, 2.0, 1.0), 3),  # less accurate, but a lower loss
     ((0.5, 0.6, 0.8), (1.0, 2.0, 3.0), 3),
     ((0.7, 0.7, 0.7), (2.0, 1.0, 1.5), 2),  # equal: the loss decides
     ((0.7, 0.7, 0.7), (1.0, 1.0, 1.0), 1),
 ])  # fmt: skip
-def test_the_weights_of_the_best_look_are_kept(
+def test_the_weights_of_the_best_validation_are_kept(
     qualities: tuple[float, ...], losses: tuple[float, ...], best: int,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     run(tmp_path, epochs=3, rungs=(best,), channel=StopsAt(best), weights_out="then.st")
 
-    def judged() -> None:
+    def validated() -> None:
         scores = [
             SimpleNamespace(quality=q, loss=x) for q, x in zip(qualities, losses, strict=True)
         ]
         monkeypatch.setattr(evaluation.evaluate, "evaluate", lambda *_: scores.pop(0))
 
-    judged()
+    validated()
     done = run(tmp_path, epochs=3, rungs=(1, 2, 3), weights_out="w.st")
     assert done.qualities == qualities
     assert (done.kept_epochs, done.kept_quality, done.quality) == (best, *[qualities[best - 1]] * 2)
     kept = load_file(tmp_path / "w.st")
     for name, tensor in load_file(tmp_path / "then.st").items():
         assert tensor.equal(kept[name]), name
-    judged()
+    validated()
     paused = {"channel": StopsAt(2), "checkpoint": "t.state"}
     run(tmp_path, epochs=3, rungs=(1, 2), **paused)
     again = run(tmp_path, epochs=3, rungs=(3,), checkpoint="t.state", weights_out="again.st")
@@ -192,7 +160,7 @@ def test_the_weights_of_the_best_look_are_kept(
 def test_a_training_ends_where_it_learns_rows_by_heart(
     losses: tuple[float, ...], ends: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def judged(*losses: float) -> None:
+    def validated(*losses: float) -> None:
         scores = [SimpleNamespace(quality=0.5, loss=loss) for loss in losses]
         monkeypatch.setattr(evaluation.evaluate, "evaluate", lambda *_: scores.pop(0))
 
@@ -202,7 +170,7 @@ def test_a_training_ends_where_it_learns_rows_by_heart(
         property(lambda loop: [0.5**n for n in range(round(loop.done) + 1)], lambda *_: None),
         raising=False,
     )
-    judged(*losses)
+    validated(*losses)
     rungs = tuple(range(1, len(losses) + 1))
     horizon = len(losses) + 1 if ends == len(losses) else len(losses)
     done = run(tmp_path, epochs=horizon, rungs=rungs, checkpoint="t.state", weights_out="a.st")
@@ -210,7 +178,7 @@ def test_a_training_ends_where_it_learns_rows_by_heart(
     assert done.epochs == (ends or len(losses))
     assert len(done.val_losses) == done.epochs
     if ends is not None:  # what goes on from there ends at once, with the weights that were kept
-        judged()
+        validated()
         again = run(tmp_path, epochs=horizon, rungs=(horizon,), checkpoint="t.state",
                     weights_out="b.st")  # fmt: skip
         assert (again.overfitted, again.epochs) == (True, ends)
@@ -272,13 +240,9 @@ def weights(root: Path, name: str = "w.st") -> dict[str, torch.Tensor]:
 
 
 def test_a_schedule_ends_at_the_horizon_however_soon_it_is_stopped(tmp_path: Path) -> None:
-    class Stop(NullChannel):
-        def report(self, step: float, value: float) -> bool:
-            return super().report(step, value) and step < 2
-
     cosine = {"schedule": "cosine", "warmup": 0.1}
     whole = run(tmp_path, epochs=10, rungs=(2, 10), recipe=cosine)
-    early = run(tmp_path, channel=Stop(), epochs=10, rungs=(2, 10), recipe=cosine)
+    early = run(tmp_path, channel=StopsAt(2), epochs=10, rungs=(2, 10), recipe=cosine)
     short = run(tmp_path, epochs=2, recipe=cosine)
     assert early.stopped
     assert early.step_losses == whole.step_losses[:10]
@@ -298,19 +262,21 @@ def test_every_rule_learns_with_everything_on(tmp_path: Path, rule: str) -> None
 
 
 @pytest.mark.parametrize("text", [PLAIN, NORMED, TIED])
-def test_averaged_weights_are_what_is_judged_and_kept(tmp_path: Path, text: str) -> None:
+def test_averaged_weights_are_what_is_validated_and_kept(tmp_path: Path, text: str) -> None:
     from autotune.worker.evaluation.evaluate import evaluate
-
-    class Stop(NullChannel):
-        def report(self, step: float, value: float) -> bool:
-            return super().report(step, value) and step < 3
 
     run(tmp_path, text, weights_out="plain.st")
     whole = run(tmp_path, text, recipe={"ema": 0.9}, rungs=(1, 2, 3), weights_out="w.st")
     ended = run(tmp_path, text, recipe={"ema": 0.9}, epochs=3, rungs=(3,), weights_out="ended.st")
     stopped = run(
-        tmp_path, text, Stop(), recipe={"ema": 0.9}, epochs=9, rungs=(3, 9), weights_out="cut.st"
-    )
+        tmp_path,
+        text,
+        StopsAt(3),
+        recipe={"ema": 0.9},
+        epochs=9,
+        rungs=(3, 9),
+        weights_out="cut.st",
+    )  # fmt: skip
     assert whole.step_losses == ended.step_losses == stopped.step_losses
     assert whole.val_losses[-1] == ended.val_losses[-1] == stopped.val_losses[-1]
     for name, tensor in weights(tmp_path).items():

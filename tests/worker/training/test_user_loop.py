@@ -1,6 +1,5 @@
 """The user's own train(): what it is given, when it is stopped, what is measured of it."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,9 @@ from autotune.records.task import TaskSpec
 from autotune.worker.channel import NullChannel
 from autotune.worker.survey import inspect
 from autotune.worker.training import train
+from tests.support import tasks, texts
 
-HEAD = """
-import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
-
-def _data(rows, seed):
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, 6, generator=g)
-    return TensorDataset(x, (x[:, :3] + 0.1 * torch.randn(rows, 3, generator=g)).argmax(1))
-
-def train_data():
-    return _data(64, 0)
-
-def eval_data():
-    return _data(80, 1)
-
-def make_model():
-    return nn.Linear(6, 3)
-"""
+HEAD = texts.noisy(64, 80) + "\ndef make_model():\n    return nn.Linear(6, 3)\n"
 LOOP = """
 tunes = ("lr", "batch_size")
 
@@ -51,23 +33,13 @@ def train(model, recipe, data, trial):
 """
 
 
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
-
-
 def task(root: Path, text: str, **spec: Any) -> TaskSpec:
-    (root / "model.py").write_text(HEAD + text)
-    return TaskSpec(kind="file", path=str(root / "model.py"), **spec)
+    return tasks.write(root, HEAD + text, **spec)
 
 
 def run(root: Path, text: str = LOOP, channel: Any = None, **more: Any) -> Any:
-    spec = more.pop("spec", {})
-    recipe = Recipe(**{"lr": 0.5, "batch_size": 16, **more.pop("recipe", {})})
-    job = Train(task=task(root, text, **spec), recipe=recipe, **{"epochs": 6, **more})
-    return train.run(job, root, channel or NullChannel())
+    recipe = {"lr": 0.5, "batch_size": 16, **more.pop("recipe", {})}
+    return tasks.trained(root, HEAD + text, channel, recipe, **{"epochs": 6, **more})
 
 
 def test_it_runs_and_what_it_returns_is_measured(tmp_path: Path) -> None:
@@ -107,11 +79,7 @@ def test_the_seed_and_the_recipe_decide(tmp_path: Path) -> None:
 
 
 def test_it_is_told_to_stop(tmp_path: Path) -> None:
-    class Stop(NullChannel):
-        def report(self, step: int, value: float) -> bool:
-            return super().report(step, value) and step < 2
-
-    done = run(tmp_path, channel=Stop(), epochs=50, rungs=(1, 2, 9))
+    done = run(tmp_path, channel=tasks.StopsAt(2), epochs=50, rungs=(1, 2, 9))
     assert (done.epochs, done.stopped) == (2, True)
     assert len(done.val_losses) == 3  # two rungs, and the model it returned
 

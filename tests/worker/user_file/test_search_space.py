@@ -74,11 +74,11 @@ def test_the_baseline_has_the_makers_own_defaults() -> None:
 @pytest.mark.parametrize(
     ("space", "says"),
     [
-        (lambda trial: {"w": trial.suggest_int("w", 9, 3)}, "9 to 3 is no range"),
+        (lambda trial: {"w": trial.suggest_int("w", 9, 3)}, "9 to 3 is not a range"),
         (lambda trial: {"w": trial.suggest_categorical("w", [None])}, "must be numbers, texts"),
         (lambda trial: trial.suggest_int("width", 1, 3), "it returned a int"),
         (lambda trial: {"width": object()}, "only plain values"),
-        (lambda trial: {"depth": 3}, "gives depth, which make_model() does not take"),
+        (lambda trial: {"depth": 3}, "returns depth, which make_model() does not take"),
         (lambda trial: trial.suggest_uniform("width", 1, 3), "suggest_uniform"),
     ],
 )
