@@ -167,8 +167,8 @@ def test_a_schedule_follows_its_formula(name: str, warmup: float, steps: int) ->
     given = {"warmup": warmup} if warmup else {}
     for step in range(steps):
         expected = PAGE[name](step, steps, **given)
-        assert lr_schedule.share(recipe, step, steps) == pytest.approx(expected, abs=1e-12)
-    assert lr_schedule.share(recipe, steps + 5, steps) == lr_schedule.share(
+        assert lr_schedule.factor(recipe, step, steps) == pytest.approx(expected, abs=1e-12)
+    assert lr_schedule.factor(recipe, steps + 5, steps) == lr_schedule.factor(
         recipe, steps - 1, steps
     )
 
@@ -189,11 +189,12 @@ def test_schedules_are_those_that_torch_has() -> None:
     kinds = torch.optim.lr_scheduler
     cycle = shares(lambda o: kinds.OneCycleLR(o, 1.0, total_steps=STEPS, cycle_momentum=False))
     assert cycle == pytest.approx(
-        [lr_schedule.share(Recipe(schedule="one_cycle"), i, STEPS) for i in range(STEPS)], abs=1e-12
+        [lr_schedule.factor(Recipe(schedule="one_cycle"), i, STEPS) for i in range(STEPS)],
+        abs=1e-12,
     )
     cosine = shares(lambda o: kinds.CosineAnnealingLR(o, STEPS))
     assert cosine == pytest.approx(
-        [lr_schedule.share(Recipe(schedule="cosine"), i, STEPS) for i in range(STEPS)], abs=1e-12
+        [lr_schedule.factor(Recipe(schedule="cosine"), i, STEPS) for i in range(STEPS)], abs=1e-12
     )
 
 

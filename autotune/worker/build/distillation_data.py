@@ -194,7 +194,7 @@ def gatherer(loaded: LoadedTask, data: Any) -> tuple[batch_indexing.Gather, bool
     slow = batch_indexing.reader(data, loaded.collate)
     if loaded.has_own_collate or loaded.info.ragged:
         return slow, False
-    fast = batch_indexing.gatherer(data, loaded.collate)
+    fast, _ = batch_indexing.gatherer(data, loaded.collate)
     few = torch.arange(min(_LOOKED_AT, len(data)))
     one, two = fast(few), fast(few)
     if not batch_indexing.same(one, two):

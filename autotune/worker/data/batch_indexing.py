@@ -1,9 +1,9 @@
 """From row numbers to a batch, by one index operation where the data are plain tensors.
 
-    rows of a dataset --tensors under it?--> inputs[rows], targets[rows]
-                      --else--> collate([dataset[row], ...])
+    rows of a dataset --a TensorDataset under it--> inputs[rows], targets[rows]
+                      --anything else-------------> collate([dataset[row], ...])
 
-Whether the first equals the task's own collate is tried on a few rows, never assumed.
+Whether the first gives what the task's own collate gives is tried on a few rows, never assumed.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,15 +20,10 @@ _TRIED_ROWS = 3
 Gather = Callable[[Tensor], tuple[Any, Any]]
 
 
-def gatherer(dataset: Dataset[Any], collate: Callable[[list[Any]], tuple[Any, Any]]) -> Gather:
-    """From row numbers to a batch, by one index operation where that gives the same."""
-    return gathered_from(dataset, collate)[0]
-
-
-def gathered_from(
+def gatherer(
     dataset: Dataset[Any], collate: Callable[[list[Any]], tuple[Any, Any]]
 ) -> tuple[Gather, bool]:
-    """How a batch is made of row numbers; whether by one index operation."""
+    """From row numbers to a batch; and whether by one index operation."""
     read = reader(dataset, collate)
     found = tensors_under(dataset)
     if found is None:
@@ -54,7 +49,7 @@ def reader(dataset: Dataset[Any], collate: Callable[[list[Any]], tuple[Any, Any]
 
 
 def tensors_under(dataset: Any) -> tuple[tuple[Tensor, Tensor], Tensor | None] | None:
-    """The two tensors under a dataset and the rows of them that it holds (None: all).
+    """The inputs and targets under a dataset, and the rows of them that it holds (None: all).
 
     Exact types only: a subclass may do anything in ``__getitem__``.
     """

@@ -5,8 +5,8 @@
     rank 0 of 2                   p0    p2      p4    p6
     rank 1 of 2                      p1    p3      p5
 
-Data that cannot be drawn by number keep the user's order: samples of a stream are dealt out as
-above, batches of the user's own loader are taken as they come; an epoch is so many rows.
+Data that cannot be indexed keep the user's order: samples of a stream are distributed as above,
+batches of the user's own loader are taken as they come; an epoch is a number of rows.
 """
 
 import itertools
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from autotune.worker.data.batch_indexing import gathered_from
+from autotune.worker.data.batch_indexing import gatherer
 from autotune.worker.data.batch_tree import map_tensors, to
 from autotune.worker.data.samples import pair
 from autotune.worker.data.streams import Stream, rows_of
 from autotune.worker.user_file.errors import guard
 
-_EPOCH_STRIDE = 1_000_003  # apart, so that seed s epoch e+1 is not seed s+1 epoch e
+_EPOCH_STRIDE = 1_000_003  # between seeds: else seed s, epoch e + 1 were seed s + 1, epoch e
 
 
 class Batch(NamedTuple):
@@ -52,7 +52,7 @@ class BatchSource(Protocol):
 
     @property
     def divisible(self) -> bool:
-        """Whether an epoch can be taken up in its middle."""
+        """Whether an epoch can be resumed in its middle."""
 
     @property
     def loadable(self) -> bool:
@@ -62,13 +62,17 @@ class BatchSource(Protocol):
         """The batches of epoch ``number`` (from 1), from its step ``start`` on."""
 
     def skip(self, epochs: int) -> None:
-        """The next epoch comes after so many that another process has seen."""
+        """Pass over epochs that another process has trained on."""
 
     def first(self, rows: int) -> Batch: ...
 
 
 class RankShare(NamedTuple):
-    """Which part of a global batch of ``batch_size`` rows is this rank's, and where it goes."""
+    """Which part of a global batch of ``batch_size`` rows is this rank's, and where it goes.
+
+    ``batch_norm``: the model has some, so that a last, short batch which gives any rank less than
+    two rows is dropped.
+    """
 
     batch_size: int
     rank: int = 0
@@ -83,10 +87,10 @@ def batches_of(loaded: Any, data: Any, share: RankShare, seed: int) -> BatchSour
     """The batches of a task's training data, whatever form it has.
 
     Args:
-        loaded: the task (`contract.Loaded`).
+        loaded: the `LoadedTask`.
         data: its *train* or *calibration* part.
         share: this rank's.
-        seed: of the order, where that is ours.
+        seed: of the shuffling, where that is ours.
     """
     if loaded.train_loader is not None:
         return LoaderBatches(loaded, len(data), share)
@@ -106,7 +110,7 @@ def batches_of(loaded: Any, data: Any, share: RankShare, seed: int) -> BatchSour
 
 
 class StreamBatches:
-    """Batches of a stream's samples, which goes on from one epoch to the next."""
+    """Batches of the samples of a stream; each epoch goes on where the one before ended."""
 
     divisible = loadable = False
 
@@ -124,7 +128,7 @@ class StreamBatches:
         return _steps(self.rows, self._share)
 
     def skip(self, epochs: int) -> None:
-        """Read past what was trained on: the samples a rank takes of an epoch, each time."""
+        """Read past the samples that this rank takes in these epochs."""
         of = self._share
         sizes = [min(of.batch_size, self.rows - at) for at in self._starts()]
         taken = sum(max(1, len(range(of.rank, size, of.world))) for size in sizes)
@@ -221,9 +225,9 @@ class Batches:
         collate: the task's, from a list of samples to a batch.
         batch_size: rows of the global batch.
         batch_norm: the model has batch norm; a last, short batch that gives any rank less than
-            two rows is dropped, as statistics of one row are no statistics.
-        device: torch's name of where batches are wanted.
-        workers: processes that load them, where they are not gathered from tensors.
+            two rows is dropped, as one row has no variance.
+        device: where batches are wanted.
+        workers: processes that load them, where they are not indexed from tensors.
     """
 
     divisible = True
@@ -242,7 +246,7 @@ class Batches:
         workers: int = 0,
     ) -> None:
         self.rows = len(dataset)  # type: ignore[arg-type]
-        self._gather, gathered = gathered_from(dataset, collate)
+        self._gather, gathered = gatherer(dataset, collate)
         self.loadable = not gathered
         self._slow = None if gathered or not workers else (dataset, collate)
         self._workers = workers
@@ -292,7 +296,7 @@ class Batches:
 
 
 def microbatches(batch: Batch, count: int) -> list[Batch]:
-    """A batch cut into ``count`` nearly equal parts by its rows, fewer where it has fewer."""
+    """``count`` nearly equal parts of a batch, fewer where it has fewer rows."""
     rows = max(1, batch.rows)
     if count <= 1 or rows == 1:
         return [batch]
@@ -315,9 +319,7 @@ def _cut(value: Any, cut: slice, rows: int) -> Any:
 
 
 def _steps(rows: int, share: RankShare) -> int:
-    """Global batches of an epoch; a last, short one is left out where it is too short for batch
-    norm on some rank.
-    """
+    """Global batches of an epoch (see `RankShare.batch_norm`)."""
     whole, left = divmod(rows, share.batch_size)
     dropped = share.batch_norm and left // share.world < 2
     return whole + (1 if left and not dropped else 0)

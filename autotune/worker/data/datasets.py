@@ -1,4 +1,4 @@
-"""The task's data: asks the user's functions for datasets and divides them by ``splits``."""
+"""The task's datasets: the user's functions are called, and their rows divided by `splits`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,8 +22,8 @@ _BATCH = 32  # of a recipe that names none
 
 
 class Datasets(NamedTuple):
-    """The parts, the classes of the rows that the model learns, whether one of them is rare
-    (under half of its equal share), and what to warn of.
+    """``labels`` are the classes of the rows that are trained on (evaluated, without any);
+    ``rare``: one of them has under half of an equal share.
     """
 
     train: Part | Stream | None
@@ -41,7 +41,7 @@ def collect(origin: Source, seed: int, *, binary: bool = False) -> Datasets:
     Args:
         origin: the user's names.
         seed: of the division, and of the user's functions.
-        binary: float targets that are all 0 or 1 are classes (the loss says so).
+        binary: float targets that are all 0 or 1 are classes, as the loss is a binary one.
 
     Raises:
         ContractError: no data, data of a wrong form, or too few rows.
@@ -69,17 +69,17 @@ def collect(origin: Source, seed: int, *, binary: bool = False) -> Datasets:
     _refuse_empty(origin, {"train": fit, "validation": validation, "test": test}, len(pool))
     if train is None and calibration is None:
         warnings.append(
-            f"no train_data() and fewer than {splits.MIN_CALIBRATION_ROWS} rows for a part of its "
-            "own: calibration uses validation's inputs, and recovery training is refused"
+            f"no train_data(), and fewer than {splits.MIN_CALIBRATION_ROWS} rows for a calibration "
+            "part: calibration uses the inputs of validation, and recovery training is refused"
         )
     if len(test) < FEW_TEST_ROWS:
         warnings.append(
             f"test has {len(test)} rows; under {FEW_TEST_ROWS} a quality floor is never MET"
         )
-    learns = fit if isinstance(fit, Part) else pool
-    rare = _rare_classes(classes(learns))
+    learnt = fit if isinstance(fit, Part) else pool
+    rare = _rare_classes(classes(learnt))
     return Datasets(
-        fit, validation, test, calibration, samples.labels(learns), bool(rare), (*warnings, *rare)
+        fit, validation, test, calibration, samples.labels(learnt), bool(rare), (*warnings, *rare)
     )
 
 
@@ -90,7 +90,7 @@ def _refuse_empty(origin: Source, parts: dict[str, Any], pool: int) -> None:
                 origin.where,
                 f"too few rows: none is left for {name}",
                 found=f"{pool} evaluation rows",
-                missing="rows; 60 for evaluation are a sensible least",
+                missing="rows: give at least 60 to evaluate on",
             )
 
 
@@ -102,7 +102,7 @@ def _hold_back(
     warnings: list[str],
     classes: Callable[[Any], NDArray[Any] | None],
 ) -> tuple[Part | Stream | None, Part]:
-    """What fits, and the pool that evaluation parts are taken from."""
+    """The training data, and the rows that the evaluation parts are taken from."""
     if evaluation is not None:
         whole = train is None or isinstance(train, Stream)
         return (train if whole else Part(train)), Part(evaluation)
@@ -110,8 +110,8 @@ def _hold_back(
         raise _no_data(origin)
     kept, held = splits.hold_back(len(train), seed, classes(train))
     warnings.append(
-        "no eval_data(): a fifth of the training rows is held back at random; a random split "
-        "leaks groups and time, which makes quality look better than it is"
+        "no eval_data(): a fifth of the training rows is held back at random; where rows belong "
+        "to groups or have an order in time, a random split leaks them and quality looks too good"
     )
     return Part(train, kept), Part(train, held)
 
@@ -149,11 +149,11 @@ def _tensor(value: Any) -> Any:
 
 
 def _loaded(origin: Source, loader: names.Function, seed: int, has_evaluation: bool) -> Stream:
-    """The user's own loader, seen as samples; what it holds back nobody could know."""
+    """The user's own loader, as a stream of samples."""
     if not has_evaluation:
         raise contract_error(
             origin.where,
-            "train_loader() without eval_data(): which rows it leaves out is not known",
+            "train_loader() needs eval_data(): which rows the loader leaves out is not known",
             missing="eval_data()",
             fix="def eval_data():\n"
             "    X, y = ...  # rows that train_loader() never yields\n"
@@ -196,7 +196,7 @@ def _streamed(origin: Source, dataset: Any, steps: int, has_evaluation: bool) ->
     if not has_evaluation:
         raise contract_error(
             origin.where,
-            "train_data() is iterable, so that no rows of it can be held back",
+            "train_data() is iterable: no rows of it can be held back for evaluation",
             missing="eval_data()",
             fix="def eval_data():\n"
             "    X, y = ...  # rows that train_data() never yields\n"
@@ -253,6 +253,6 @@ def _rare_classes(labels: NDArray[Any] | None) -> list[str]:
     more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
     return [
         f"class {names}{more}: under half of an equal share of {100 / len(classes):.1f} %; "
-        "plain accuracy can hide the loss of such a class; balanced accuracy is judged where the "
-        "metric is not your own, and stands beside it where it is, with the worst class's recall"
+        "accuracy can hide that such a class is lost: balanced accuracy is the metric, unless you "
+        "give one of your own, and the worst class's recall is reported"
     ]

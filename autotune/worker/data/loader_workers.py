@@ -1,10 +1,10 @@
-"""Batches loaded by worker processes, where a dataset is slow; one that dies costs no training.
+"""Batches loaded by worker processes, where a dataset is slow; training survives their death.
 
     chunks of row numbers -> DataLoader workers -> (input, target), in order
-                             a worker ends -> the rest is loaded right here
+                             a worker dies -> the rest is loaded in this process
 
-Not known here: random augmentation inside a dataset follows each worker's own seed, so that it
-differs between numbers of workers (each is repeatable).
+Random augmentation inside a dataset follows each worker's own seed: it is repeatable, but differs
+between numbers of workers.
 """
 
 import signal
@@ -20,7 +20,7 @@ _DEATH = ("DataLoader worker", "DataLoader timed out")
 
 
 def _is_death(error: Exception) -> bool:
-    """Whether a worker is gone; what a dataset raises in one says "Caught" where."""
+    """Whether a worker died; what a dataset raises in one begins with "Caught"."""
     text = str(error)
     if isinstance(error, RuntimeError):
         return any(sign in text for sign in _DEATH) and not text.startswith("Caught")

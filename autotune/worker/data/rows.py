@@ -3,8 +3,8 @@
 A rows file is one ``.npz``.  Where every row has the same shape it holds one stacked
 array ``[rows, ...]`` per field (keys ``f0``, ``f1``, ...); ragged rows are kept one array a
 row (keys ``f0.0``, ``f0.1``, ...).  A file that a `Writer` made holds chunks of rows (keys
-``f0.c0``, ``f0.c1``, ...), written as they came and read as they are asked for, so that
-neither side ever holds all of it.  ``names`` lists the fields ("" for positional ones),
+``f0.c0``, ``f0.c1``, ...), written as they came and read when asked for, so that no process
+ever holds all of them.  ``names`` lists the fields ("" for positional ones),
 ``kind`` says whether a row is a tensor, a tuple or a dict.  Nothing is pickled.
 """
 

@@ -1,4 +1,4 @@
-"""The user's datasets as they are looked at: form, labels, batches.
+"""The samples of the user's datasets: their form, labels and collation.
 
 A sample is ``(input, target)``, or one dict with ``labels`` (transformers), which stands for
 ``(the dict, its labels)``.  NumPy float64 and Python floats become float32, as torch
@@ -27,7 +27,7 @@ from autotune.worker.user_file.errors import contract_error, guard
 
 MOST_LABELS_READ = 20_000  # rows read one by one to know their classes
 LABELS = "labels"
-_SOURCES = ("eval_data", "test_data")  # may be without targets
+_SOURCES = ("eval_data", "test_data")  # their samples may be without targets
 
 Pair = tuple[Any, Any]
 
@@ -51,8 +51,8 @@ class Part(Dataset[Pair]):
 
 
 class Unlabelled(Dataset[Pair]):
-    """Inputs without targets, as pairs of an input and the number of its row ``[source, row]``,
-    by which the model's own answer is found (`worker.contract.agreement`).
+    """Inputs without targets, as pairs of an input and its row's number ``[source, row]``, by which
+    the model's own answer is found (`contract.agreement`); ``source`` is an index of `_SOURCES`.
     """
 
     def __init__(self, base: Any, source: int) -> None:
@@ -127,7 +127,7 @@ def check(dataset: Any, name: str, where: str, path: str | None) -> Any:
 
 
 def _not_map_style(dataset: Any, name: str) -> tuple[str, dict[str, str]] | None:
-    """What a dataset is instead, and what to say about it; None where it is map-style."""
+    """What the dataset is instead, and arguments of `contract_error`; None where map-style."""
     kind = type(dataset).__name__
     if isinstance(dataset, DataLoader):
         fix = f"def {name}():\n    loader = ...\n    return loader.dataset"
@@ -144,19 +144,19 @@ def _not_map_style(dataset: Any, name: str) -> tuple[str, dict[str, str]] | None
         return None
     methods = ("__iter__", "__len__") if iterable else ("__iter__", "__len__", "__getitem__")
     has = [m for m in methods if callable(getattr(type(dataset), m, None))]
-    told = {
+    said = {
         "found": ", ".join(has) or "no dataset methods",
         "missing": "__len__ and __getitem__ (rows are split, shuffled and drawn by number)",
     }
     if name == "train_data" and "__iter__" in has:
-        told["missing"] += "; or train_steps, and eval_data() for what is held back"
-        told["fix"] = (
+        said["missing"] += "; or train_steps, and eval_data() for what is held back"
+        said["fix"] = (
             "train_steps = 1000  # optimizer steps that make one epoch\n"
             "def eval_data():\n"
             "    X, y = ...\n"
             "    return torch.utils.data.TensorDataset(X, y)"
         )
-    return f"a {kind}, which is not map-style", told
+    return f"a {kind}, which is not map-style", said
 
 
 def _fix(name: str) -> str:
@@ -181,7 +181,7 @@ def describe(value: Any) -> str:
 
 
 def labels(dataset: Any) -> NDArray[Any] | None:
-    """The scalar integer targets ``[rows]``, or None where they are no classes.
+    """The scalar integer targets ``[rows]``; None where they are not classes.
 
     Read from the tensors where there are any, else row by row up to `MOST_LABELS_READ` rows.
     """
@@ -194,7 +194,7 @@ def labels(dataset: Any) -> NDArray[Any] | None:
 
 
 def binary_labels(dataset: Any) -> NDArray[Any] | None:
-    """Float targets that are all 0 or 1, one a row, as classes ``[rows]``; None for others."""
+    """Float targets that are all 0 or 1, one a row, as classes ``[rows]``; else None."""
     values = targets(dataset)
     if values is None or values.dtype.kind != "f" or values.size != len(values):
         return None
@@ -231,8 +231,8 @@ def targets(dataset: Any) -> NDArray[Any] | None:
 
 
 def _named_targets(dataset: Any) -> NDArray[Any] | None:
-    """What a large dataset holds as ``targets`` or ``labels``, as torchvision's do; tried on a
-    few rows, never assumed.
+    """``targets`` or ``labels`` of a large dataset, as torchvision's have; compared with a few
+    samples, never assumed.
     """
     rows = len(dataset)
     if rows <= MOST_LABELS_READ:
@@ -252,16 +252,16 @@ def _named_targets(dataset: Any) -> NDArray[Any] | None:
 
 
 def default_collate(samples: Sequence[Any]) -> Any:
-    """torch's, after NumPy float64 and Python floats became float32, and optional inputs that
-    are not given (None in a dict, or last in a tuple) were left out.
+    """torch's, but NumPy float64 and Python floats become float32, and optional inputs that are
+    None (in a dict, or last in a tuple) are left out.
     """
     return torch_collate([_single(sample) for sample in samples])
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run the user's code under ``seed``, so that each process sees the same data; restore
-    the random states of torch, NumPy and random.
+    """Within, torch, NumPy and random are seeded, so that each process makes the same data; their
+    states are restored afterwards.
     """
     import random
 

@@ -27,11 +27,13 @@ class SplitRows(NamedTuple):
     calibration: Indices | None
 
 
-def deal(rows: int, ways: int, seed: int, labels: NDArray[Any] | None = None) -> list[Indices]:
-    """Deal ``rows`` rows into ``ways`` piles whose sizes differ by at most one.
+def stratified(
+    rows: int, ways: int, seed: int, labels: NDArray[Any] | None = None
+) -> list[Indices]:
+    """Distribute ``rows`` rows over ``ways`` parts whose sizes differ by at most one.
 
-    With ``labels`` each class is dealt in turn, so that its share in each pile differs from
-    its share in the whole by less than one row.  Each pile is in ascending order.
+    With ``labels`` each class is distributed in turn, so that a part has its share of the class to
+    within one row.  Each part is in ascending order.
     """
     rng = np.random.default_rng((seed, rows, ways))
     order = rng.permutation(rows)
@@ -42,7 +44,7 @@ def deal(rows: int, ways: int, seed: int, labels: NDArray[Any] | None = None) ->
 
 def hold_back(rows: int, seed: int, labels: NDArray[Any] | None = None) -> tuple[Indices, Indices]:
     """Keep four fifths for training; hold a fifth back.  Returns ``(train, held)``."""
-    held, *kept = deal(rows, 5, seed, labels)
+    held, *kept = stratified(rows, 5, seed, labels)
     return np.sort(np.concatenate(kept)), held
 
 
@@ -60,14 +62,14 @@ def divide(
         rows: how many there are.
         seed: the task's.
         labels: ``[rows]`` classes, or None.
-        own_test: the user gave ``test_data``: no rows of these are needed for it.
-        wants_calibration: there is no training data: give a part to calibration and recovery
-            where at least `MIN_CALIBRATION_ROWS` are left in each part.
+        own_test: the user gave ``test_data``, so that no rows are needed for it.
+        wants_calibration: there is no training data, so that calibration and recovery get a part
+            where each part has at least `MIN_CALIBRATION_ROWS`.
     """
     ways = 1 if own_test else 2
     calibration = None
     if wants_calibration and rows // (ways + 1) >= MIN_CALIBRATION_ROWS:
-        calibration, *piles = deal(rows, ways + 1, seed, labels)
+        calibration, *parts = stratified(rows, ways + 1, seed, labels)
     else:
-        piles = deal(rows, ways, seed, labels)
-    return SplitRows(piles[0], None if own_test else piles[1], calibration)
+        parts = stratified(rows, ways, seed, labels)
+    return SplitRows(parts[0], None if own_test else parts[1], calibration)

@@ -1,7 +1,7 @@
-"""Training data that cannot be drawn by number: iterable datasets and the user's own loader.
+"""Training data that cannot be indexed: iterable datasets and the user's own loader.
 
-    IterableDataset ── samples, shared out over ranks ─┐
-    train_loader()  ── batches, taken apart ───────────┴─ Stream: "so many rows are an epoch"
+    IterableDataset ── samples, distributed over ranks ─┐
+    train_loader()  ── batches, taken apart ────────────┴─ Stream of ``rows`` rows an epoch
 
 A stream that ends starts again; one that never ends is cut into epochs of ``rows`` rows.
 """
@@ -22,8 +22,7 @@ Make = Callable[[], Iterator[Any]]
 class Stream(Dataset[Pair]):
     """``rows`` samples an epoch from an iterator that can be made anew.
 
-    Reading by number is for looking at the first rows only: it reads on from where it was,
-    or starts again.
+    Indexing is for the first few rows: all samples up to an index are kept.
     """
 
     def __init__(self, make: Make, rows: int, where: str) -> None:

@@ -1,13 +1,13 @@
 """Quality of a model, or of recorded outputs, on one part of the data.
 
     outputs, in batches of at most BATCH_BYTES ─┬─ score    per sample, streamed
-                                                ├─ metric() streamed (worker.streaming)
+                                                ├─ metric() streamed (`streaming_metric`)
                                                 └─ quality  kept, refused when too large
 
-Where there is only a number over the whole set, bootstrap replicates stand in for its
-interval; they depend on the seed and the number of rows alone, so that the replicates of two
-models on the same part are paired.  Balanced accuracy is a mean too: a row of class c that
-is right counts rows / (classes * rows of c), so that the mean is the mean of the recalls.
+Where there is only a number over the whole set, its interval comes from bootstrap replicates; the
+rows drawn depend on the seed and the number of rows alone, so that the replicates of two models on
+the same part are paired.  Balanced accuracy is a mean too: a right row of class c counts
+rows / (classes * rows of c), so that the mean over the rows is the mean of the recalls.
 """
 
 import math
@@ -40,7 +40,7 @@ KEPT_BYTES = 1 << 30
 def evaluate(model: nn.Module, loaded: LoadedTask, part: str, batch_size: int = 256) -> Scores:
     """Score a model on ``part`` in eval mode, without gradients, where the model is.
 
-    The modes of all its modules are put back afterwards.
+    The train or eval mode of each module is restored afterwards.
 
     Raises:
         ContractError: the user's loss, score or quality breaks the contract.
@@ -71,8 +71,7 @@ def score_outputs(
     *,
     every: int = 1,
 ) -> Scores:
-    """Score outputs recorded elsewhere, one row per row of ``part``, in its order (or of
-    ``every`` so manieth row).
+    """Score recorded outputs, one row per row of ``part`` (or every ``every``-th), in its order.
 
     Raises:
         ContractError: another number of rows, or the user's functions break the contract.
@@ -144,7 +143,7 @@ class Tally:
             )
 
     def scores(self, seed: int, *, needs_loss: bool = False) -> Scores:
-        """What was collected.
+        """The scores of all batches.
 
         Args:
             seed: of the resamples.
@@ -178,7 +177,7 @@ class Tally:
         return Scores(quality=quality, replicates=tuple(found), **shared)
 
     def _weighted(self, right: Tensor) -> Tensor:
-        """Scores whose mean is the mean of the recalls, where accuracy is balanced."""
+        """Scores weighted so that their mean is the balanced accuracy, where that is the metric."""
         if not self._functions.balanced or not self._classes:
             return right
         target = torch.cat([pair[1] for pair in self._classes])
@@ -208,7 +207,7 @@ class Tally:
         return mean if math.isfinite(mean) else None
 
     def _recalls(self) -> dict[str, float]:
-        """The least of the classes' recalls, and their mean, where there are classes."""
+        """The lowest recall of a class, and the mean of the recalls, where there are classes."""
         if not self._classes or sum(len(t) for _, t in self._classes) != self._rows:
             return {}
         guess = torch.cat([pair[0] for pair in self._classes])

@@ -1,6 +1,6 @@
-"""FLOPs of one operator call: PyTorch's own formulas, and those that it lets pass as 0.
+"""FLOPs of one operator call: PyTorch's formulas, and ours where ``FlopCounterMode`` counts 0.
 
-A multiply-add is two.  An operator that has no formula counts as 0.
+A multiply-add is two FLOPs.  An operator without a formula counts as 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ Shape = Sequence[int]
 
 
 def flops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> float:
-    """FLOPs of ``func(*args, **kwargs)``, which gave ``result``."""
+    """FLOPs of ``func(*args, **kwargs)``, which returned ``result``."""
     packet = func.overloadpacket
     ours = extra().get(packet)
     if ours is not None:
@@ -29,7 +29,7 @@ def flops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: A
 
 @cache
 def extra() -> dict[Any, Callable[..., int]]:
-    """Formulas for operators that FlopCounterMode lets pass as 0; a multiply-add is two."""
+    """Formulas of operators that FlopCounterMode counts as 0, from shapes to FLOPs."""
     aten = torch.ops.aten
     table: dict[str, Callable[..., int]] = {
         "_scaled_dot_product_flash_attention_for_cpu": _attention,

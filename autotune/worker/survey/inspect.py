@@ -1,10 +1,9 @@
-"""Looks at the task once, early: finds its faults, counts its model, writes its rows.
+"""Inspects the task once, before the search: checks it, counts its model, writes its rows.
 
-    load -> make_model -> looks trained? -> one forward -> one loss, one score -> traits
+    load -> make_model -> one forward -> one loss -> looks trained? -> one score -> traits
                                      `-> data/*.npz, weights (pretrained), imports
 
-Every fault that this finds is a contract error before any search has started.  It does not
-train.
+What is wrong with the task is a contract error here.  Nothing is trained.
 """
 
 import hashlib
@@ -64,7 +63,9 @@ def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
     info = _with_weights(checked, loaded)
     arguments, named = loaded.model_inputs(loaded.collate([loaded.sample("validation", 0)])[0])
     traits = count(model, arguments, named)
-    if not info.ragged and not info.dynamic:  # a longer row would bound a shorter one
+    if (
+        not info.ragged and not info.dynamic
+    ):  # else the work of a longer row would bound that of a shorter one
         traits = msgspec.structs.replace(traits, floor=_floor(loaded, model))
     weights = None
     if info.pretrained:
@@ -92,23 +93,23 @@ def _outputs(loaded: LoadedTask, model: nn.Module) -> Iterator[tuple[Any, Tensor
 
 
 def _floor(loaded: LoadedTask, model: nn.Module) -> Floor | None:
-    """The needed work of one sample and of two; None for a model that cannot be taped."""
+    """The needed work of one sample and of two; None for a model that cannot be traced."""
     from autotune.worker.survey import op_trace, work_bounds
 
-    tapes: list[op_trace.Tape | None] = []
+    traces: list[op_trace.Tape | None] = []
     for size in (1, 2):
         sample = loaded.sample("validation", 0)
         arguments, named = loaded.model_inputs(loaded.collate([sample] * size)[0])
         try:
-            tapes.append(op_trace.record(model, arguments, named))
-        except Exception:  # bounds are a help: a model that they do not fit runs without
-            tapes.append(None)
-    one, two = tapes
+            traces.append(op_trace.record(model, arguments, named))
+        except Exception:  # without bounds the search only takes longer
+            traces.append(None)
+    one, two = traces
     return work_bounds.floor(one, two) if one is not None else None
 
 
 def _with_weights(info: TaskInfo, loaded: LoadedTask) -> TaskInfo:
-    """The checkpoint's hash, and what was found and stripped in it."""
+    """With the checkpoint's hash, and what was found and stripped in it."""
     if loaded.spec.weights is None:
         return info
     with Path(loaded.spec.weights).open("rb") as file:
@@ -137,7 +138,7 @@ def write_rows(loaded: LoadedTask, root: Path) -> None:
 
 
 def _rows(loaded: LoadedTask, part: str, numbers: Sequence[int]) -> rows.Rows:
-    """Inputs of these rows, taken apart from batches (of one where the shapes may differ)."""
+    """Inputs of these rows, collated in batches (of one where their shapes may differ)."""
     size = 1 if loaded.info.ragged or loaded.has_own_collate else _SCORED_ROWS
     found: list[list[Any]] = []
     for start in range(0, len(numbers), size):
@@ -151,8 +152,10 @@ def _rows(loaded: LoadedTask, part: str, numbers: Sequence[int]) -> rows.Rows:
 
 
 def _check(loaded: LoadedTask, model: nn.Module) -> tuple[TaskInfo, float]:
-    """One forward, one loss and one score on real rows; what they tell about the task, and the
-    seconds that scoring all of *validation* so would take.
+    """Check one forward, one loss and one score on real rows.
+
+    Returns:
+        What is known of the task afterwards, and the seconds to score all of *validation* so.
     """
     info = loaded.info
     if not info.pretrained and loaded.train is None:
@@ -187,10 +190,11 @@ def _check(loaded: LoadedTask, model: nn.Module) -> tuple[TaskInfo, float]:
 
 
 def _smoothable(loaded: LoadedTask, model: nn.Module, output: Any, target: Any) -> bool:
-    """Whether the loss is the default cross-entropy; the recipe may then smooth its labels.
+    """Whether a recipe may smooth labels: the loss is the default cross-entropy, or the user's
+    ``train`` computes it.
 
     Raises:
-        ContractError: it is not, and the user's recipe smooths them (in our loop).
+        ContractError: it may not, and the user's recipe does.
     """
     own = loaded.own_train is not None
     plain = not frameworks.has_training_step(model) and loaded.functions.smoothable(output, target)
@@ -210,8 +214,8 @@ def _framework(loaded: LoadedTask, model: nn.Module) -> tuple[str, ...]:
     if not frameworks.has_training_step(model) or loaded.own_train is not None:
         return ()
     return (
-        "a LightningModule: its training_step is the loss; optimizer and learning rate are "
-        "searched, configure_optimizers() and callbacks are not called",
+        "a LightningModule: training_step is the loss; optimizer and learning rate are searched; "
+        "configure_optimizers() and callbacks are not called",
     )
 
 
@@ -224,7 +228,7 @@ def _check_dynamic(loaded: LoadedTask, model: nn.Module) -> None:
     for size in dynamic_shapes.sizes(free):
         named = dynamic_shapes.resized(fields(inputs), free, size)
         shapes = ", ".join(f"{name} {_shape(value)}" for name, value in named)
-        hint = (Exception, "dynamic says that the model takes these sizes: narrow its ends")
+        hint = (Exception, "dynamic promises that the model takes these sizes: narrow its ranges")
         with (
             evaluating(model),
             guard(loaded.where, f"the model's forward at ({shapes})", loaded.path, [hint]),
@@ -284,7 +288,7 @@ def _check_loss(
 
 
 def _check_training(loaded: LoadedTask, model: nn.Module) -> None:
-    """The loss must reach a parameter in training mode."""
+    """The loss must depend on a parameter in training mode."""
     if loaded.own_train is not None:
         return
     inputs, target = _batch(loaded, "train", _CHECKED_ROWS)
@@ -312,7 +316,9 @@ def _check_training(loaded: LoadedTask, model: nn.Module) -> None:
 
 
 def _check_score(loaded: LoadedTask, model: nn.Module) -> tuple[bool, float]:
-    """Whether all scores are 0 or 1, so that the exact paired test fits; and the seconds."""
+    """Whether all scores are 0 or 1, so that the exact paired test applies; and the seconds to
+    score all of *validation*.
+    """
     began = time.perf_counter()
     inputs, target = _batch(loaded, "validation", _SCORED_ROWS)
     with evaluating(model):
@@ -322,7 +328,7 @@ def _check_score(loaded: LoadedTask, model: nn.Module) -> tuple[bool, float]:
             loaded.quality(output, target)
     spent = time.perf_counter() - began
     seconds = spent * loaded.info.validation_rows / max(1, samples_in(inputs))
-    # balanced: weighted by class once the whole is known; unlabelled: of itself, all 1
+    # balanced scores are weighted later; agreement of a model with itself is always 1
     if score is None or loaded.functions.balanced or loaded.functions.unlabelled:
         return False, seconds
     plain = bool(((score == 0) | (score == 1)).all())
@@ -330,7 +336,7 @@ def _check_score(loaded: LoadedTask, model: nn.Module) -> tuple[bool, float]:
 
 
 def _check_binary_floats(loaded: LoadedTask) -> None:
-    """Float targets that are all 0 or 1 may be classes or numbers: the user must say which."""
+    """Refuse float targets that are all 0 or 1, unless loss and score say what they are."""
     if loaded.has_own_loss and (loaded.has_own_score or loaded.info.metric != "neg_mse"):
         return
     if loaded.has_own_score and loaded.info.pretrained:
@@ -375,7 +381,7 @@ def _check_classes(loaded: LoadedTask, output: Any, target: Any) -> None:
 def _broadcasts(loaded: LoadedTask, output: Any, target: Any) -> Exception:
     return contract_error(
         loaded.where,
-        "output and target do not fit together: the loss broadcasts them, which is seldom meant",
+        "output and target do not fit together: the loss broadcasts them, which is seldom intended",
         found=f"output {_shape(default_metrics.main_output(output))}, target {_shape(target)}",
         missing="one shape for both",
         fix="y = y.reshape(-1, 1)  # where the data is made",
@@ -384,7 +390,7 @@ def _broadcasts(loaded: LoadedTask, output: Any, target: Any) -> Exception:
 
 def _imports(task: TaskSpec, before: set[str]) -> tuple[str, ...]:
     """Installed packages that loading the task imported, and the modules of them that the
-    user's file names, so that importing these later saves each job the same time.
+    user's file names: the server imports them once, so that no job needs to.
     """
     from importlib.metadata import packages_distributions
 

@@ -1,10 +1,10 @@
-"""Counts a model's traits without its weights.
+"""Counts a model's traits (FLOPs, parameters, bytes) without its weights.
 
     load -> make_model() on the meta device -> one forward of meta tensors -> traits
-                 `-> cannot -> the real model, where its weights fit in memory
+                 `-> it cannot be traced -> the real model, where its weights fit in memory
 
-A model of 70 billion parameters takes a second and no memory.  It does not check the task as
-``worker.survey.inspect`` does: no loss, no score, no rows.
+A model of 70 billion parameters takes a second and no memory.  Loss, score and rows are not
+checked, as `survey.inspect` does.
 """
 
 import warnings
@@ -23,11 +23,11 @@ from autotune.worker.channel import Channel
 from autotune.worker.contract.task import LoadedTask, load
 from autotune.worker.survey.model_stats import count
 
-_SHARE = 0.7  # of the memory that is free, for a model that must be made in full
+_SHARE = 0.7  # of the free memory that a model made in full may take
 
 
 def run(job: Outline, root: Path, channel: Channel) -> Outlined:
-    """Look at ``job.task``.
+    """Count the model of ``job.task``.
 
     Raises:
         ContractError: the task cannot be loaded, or its model cannot be called.
@@ -50,7 +50,7 @@ def run(job: Outline, root: Path, channel: Channel) -> Outlined:
 
 def _on_meta(loaded: LoadedTask, arguments: Any, named: Any) -> Traits:
     with warnings.catch_warnings():
-        # copying weights into a meta tensor does nothing, which is what is wanted here
+        # copying weights into a meta tensor does nothing, as intended
         warnings.filterwarnings("ignore", message="for .*: copying from a non-meta parameter")
         model = _made_on_meta(loaded)
     args, kwargs = tree_map(_to_meta, (arguments, named))
@@ -68,7 +68,7 @@ def _to_meta(leaf: Any) -> Any:
 
 
 def _must_fit(loaded: LoadedTask) -> None:
-    """Refuse to make a model that is known not to fit."""
+    """Raise where the model is known not to fit."""
     try:
         made = _made_on_meta(loaded)
     except Exception:  # whatever the user's code raises: its size is then unknown
@@ -79,6 +79,6 @@ def _must_fit(loaded: LoadedTask) -> None:
         raise JobError(
             "oom",
             f"the model has {size / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB are free here, and "
-            "it cannot be traced without them: make its forward free of .item(), .numpy() and "
-            "branches on values, or plan a smaller one",
+            "it cannot be traced without them: remove .item(), .numpy() and branches on values "
+            "from its forward, or plan a smaller one",
         )

@@ -1,11 +1,11 @@
-"""What a model costs at least: FLOPs, parameters, bytes moved, by running it once.
+"""A model's FLOPs, parameters and bytes moved, counted by running it once.
 
     FlopCounterMode (inner)  -> operators as PyTorch dispatches them -> FLOPs by class
-    _Watch (outer)           -> the same operators -> calls, output bytes, operand bytes
+    _Counter (outer)         -> the same operators -> calls, output bytes, operand bytes
 
-The model runs once in eval mode without gradients, with the fused transformer layers
-switched off: those would hide their matrix products.  FlopCounterMode counts some CPU
-operators as 0; `flopcounts` adds them.
+The model runs in eval mode without gradients, with the fused transformer layers switched off, as
+those hide their matrix products.  FlopCounterMode counts some CPU operators as 0; `flops` has
+formulas for them.
 
 What this does not know: work inside operators that PyTorch has no formula for (element-wise
 operators, norms and pooling count as 0 FLOPs; their bytes are counted).
@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from autotune.records.task import Traits
 from autotune.worker.survey import flops as survey_flops
 from autotune.worker.survey.op_trace import still
-from autotune.worker.survey.transformer_shape import Spotter, is_softmax
+from autotune.worker.survey.transformer_shape import ShapeFinder, is_softmax
 from autotune.worker.training.optimizers import hidden_matrices
 
 
@@ -34,10 +34,10 @@ def count(
 
     The model's mode, its buffers and the random state are as before afterwards.
     """
-    spotter = Spotter(model)
-    watch = _Watch(spotter)
+    finder = ShapeFinder(model)
+    watch = _Counter(finder)
     flops = FlopCounterMode(display=False, custom_mapping=survey_flops.extra())
-    with still(model), spotter.watching(), watch, flops:
+    with still(model), finder.watching(), watch, flops:
         model(*args, **(kwargs or {}))
     found = {str(op).removeprefix("aten."): n for op, n in _by_operator(flops).items() if n}
     op_flops = {name: float(n) for name, n in sorted(found.items())}
@@ -56,12 +56,12 @@ def count(
         has_batch_norm=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()),
         has_dropout=any(isinstance(m, nn.modules.dropout._DropoutNd) for m in model.modules()),
         hidden_matrices=len(hidden_matrices(model)),
-        transformer=spotter.shape(op_flops, _inside(flops, model, spotter.path)),
+        transformer=finder.shape(op_flops, _inside(flops, model, finder.path)),
     )
 
 
 def _inside(flops: FlopCounterMode, model: nn.Module, path: str | None) -> float:
-    """FLOPs of the modules under a dotted name; the counter names the whole model by its class."""
+    """FLOPs of the modules under a dotted name; FlopCounterMode calls the model by its class."""
     if path is None:
         return 0.0
     name = type(model).__name__
@@ -80,12 +80,12 @@ def _by_operator(flops: FlopCounterMode) -> Mapping[Any, int]:
     return flops.get_flop_counts().get("Global", {})
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's is untyped
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's is untyped
     """Counts operators that make tensors; a view makes none."""
 
-    def __init__(self, spotter: Spotter) -> None:
+    def __init__(self, finder: ShapeFinder) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._spotter = spotter
+        self._finder = finder
         self.calls: Counter[str] = Counter()
         self.output_bytes = 0
         self.largest_bytes = 0
@@ -107,7 +107,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's is 
             operands = {id(t): _bytes(t) for t in (*inputs, *made)}
             self.largest_bytes = max(self.largest_bytes, sum(operands.values()))
             if is_softmax(func):
-                self._spotter.softmax(made[0].shape)
+                self._finder.softmax(made[0].shape)
         return result
 
 

@@ -1,5 +1,5 @@
-"""What is legal here: every plug-in's answer, the precisions that pay on this machine, the
-optimizers that this torch and this model have a use for, and what a training step may do.
+"""What can be used here: every plug-in's answer, the precisions that are faster on this machine,
+the optimizers that this torch has and this model can use, and options of the training step.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ _FOLDERS = (("runtime", "runtimes"), ("compress", "compress"), ("parallel", "par
 
 
 def run(job: Menu, root: Path, channel: Channel) -> Options:
-    """One `Option` per plug-in, precision and optimizer, refused ones with their reason."""
+    """One `Option` per plug-in, precision, optimizer and training step; refused ones with why."""
     del root, channel
     found = [
         _option(kind, folder, name, job.context)
@@ -60,11 +60,11 @@ def declared(plugin: Any, context: Context) -> dict[str, Any]:
 
 
 def precisions(profile: Profile) -> tuple[Option, ...]:
-    """fp32 always; bf16 only where its matrix product was measured to be the faster one.
+    """fp32 always; bf16 only where its matrix product was measured to be faster.
 
-    Whether a processor "supports" bf16 says nothing: without the instructions for it, it is
-    many times slower than fp32.  tf32 and fp16 are a GPU's; whether they pay is measured with
-    the model itself (`training.throughput_stage`).
+    torch runs bf16 on any processor, but without instructions for it many times slower than fp32.
+    tf32 and fp16 need a GPU; whether they are faster is measured with the model itself
+    (`training.throughput_stage`).
     """
     reasons = {
         "fp32": None,
@@ -79,7 +79,7 @@ def precisions(profile: Profile) -> tuple[Option, ...]:
 
 
 def optimizers(traits: Traits) -> tuple[Option, ...]:
-    """Every update rule; refused where this torch lacks it or the model has no use for it."""
+    """Every optimizer; refused where this torch lacks it or the model cannot use it."""
     from autotune.worker.training.optimizers import unavailable
 
     reasons = {name: unavailable(name, traits.hidden_matrices) for name in get_args(Optimizer)}
@@ -93,7 +93,7 @@ _IMAGES = ("Conv2d", "ConvTranspose2d")
 
 
 def training_steps(context: Context, traits: Traits) -> tuple[Option, ...]:
-    """What the training step may do; whether it pays is measured (`training.step_options`)."""
+    """Options of the training step; `training.step_options` measures whether they are faster."""
     reason = plugins.load("runtimes", "compiled").unavailable(context)
     convolves = any(name in traits.module_types for name in _IMAGES)
     none = None if convolves else "the model has no two-dimensional convolution"

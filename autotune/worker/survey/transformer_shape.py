@@ -1,13 +1,13 @@
 """Finds a transformer's shape while the model runs once.
 
-    a container of like modules, the one with most parameters
+    the container of modules of one class that has most parameters
       -> its first block's input [1, sequence, hidden]
       -> scaled_dot_product_attention or a square softmax inside: heads, fused or not
 
-Nothing is assumed about names: any model whose bulk is a list of like blocks with attention in
-them is found, and a model that is not one gives None.
+Nothing is assumed about names: any model most of which is a list of blocks of one class with
+attention in them is found; other models give None.
 
-What this does not know: parallel stacks (an encoder beside a decoder: the larger one is told),
+What this does not know: parallel stacks (of an encoder and a decoder the larger one is reported),
 and how blocks share weights.
 """
 
@@ -21,12 +21,12 @@ from torch.nn import functional
 
 from autotune.records.task import Transformer
 
-_BULK = 0.6  # of the parameters outside of embeddings: less is another kind of model
+_BULK = 0.6  # of the parameters outside embeddings that must be in the blocks
 _ATTENTION = ("bmm", "baddbmm", "_scaled_dot_product")
 
 
-class Spotter:
-    """Watches one forward of ``model``; `shape` then tells what was seen.
+class ShapeFinder:
+    """Observes one forward of ``model``; `shape` then reports what was found.
 
     Attributes:
         path: the dotted name of the container of blocks, or None.
@@ -68,18 +68,18 @@ class Spotter:
             self._hidden = first.numel() // first.shape[-1], first.shape[-1]
 
     def _whole(self, rows: int) -> bool:
-        """Whether attention is over the whole sequence: windows cost what no form here tells."""
+        """Whether attention is over the whole sequence: windowed attention costs something else."""
         return self._hidden is not None and self._hidden[0] == rows
 
     def softmax(self, shape: Sequence[int]) -> None:
-        """A softmax gave [.., heads, sequence, sequence]: attention that is not fused."""
+        """Called for each softmax output: [.., heads, sequence, sequence] is unfused attention."""
         if len(shape) < 3 or shape[-1] != shape[-2] or self.fused or not self._whole(shape[-1]):
             return
         self._attended = True
         self._heads = shape[-3]
 
     def shape(self, op_flops: dict[str, float], block_flops: float) -> Transformer | None:
-        """What was seen, or None where the model is no stack of attention blocks."""
+        """What was found, or None where the model is no stack of attention blocks."""
         if self._hidden is None or not self._attended:
             return None
         own = {id(p): p.numel() for block in self._blocks for p in block.parameters()}
@@ -112,7 +112,7 @@ class Spotter:
 
 
 def _stack(model: nn.Module) -> tuple[str | None, list[nn.Module]]:
-    """The container of like children that holds the most parameters, and its children."""
+    """The container of children of one class that has the most parameters, and its children."""
     best: tuple[int, str | None, list[nn.Module]] = (0, None, [])
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential):

@@ -1,12 +1,12 @@
 """Activation checkpointing: a model's repeated blocks keep their inputs alone.
 
-    container of like blocks  [ b0 b1 b2 ... ]    forward: inputs of each kept, the rest dropped
-                                                  backward: each block's forward once more
+    container of blocks of one class  [ b0 b1 b2 ... ]    forward: only each block's input is kept
+                                                          backward: each block's forward once more
 
 Less memory for about a third more arithmetic (Chen et al., arXiv 1604.06174), by
 torch.utils.checkpoint.  Whether loss, gradients and buffers stay the same is tried on some rows
-first: batch norm inside a block would count each batch twice.  Not known here: a model that differs
-only on later batches.
+first: batch norm inside a block would count each batch twice.  Not found: a model that changes only
+on later batches.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,8 +22,8 @@ _CLOSE = 1e-4
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The members of every container that holds two or more alike, each made of several modules;
-    the outermost of such.
+    """The children of every nn.Sequential or nn.ModuleList that have siblings of their class and
+    children of their own; the outermost ones.
     """
     found: list[nn.Module] = []
     inside: set[int] = set()
@@ -40,14 +40,15 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def recomputing(model: nn.Module, step: Callable[[], Tensor]) -> None:
-    """Let the model's blocks recompute, after trying that it changes nothing.
+    """Make the model's blocks recompute their activations, if that changes nothing.
 
     Args:
         model: in train mode.
-        step: the loss of some rows, of the same random numbers at each call.
+        step: the loss of some rows, with the same random numbers at each call.
 
     Raises:
-        JobError: unsupported: there are no repeated blocks, or it changes what is learnt.
+        JobError: unsupported: there are no repeated blocks, or it changes loss, gradients or
+            buffers.
     """
     own = blocks(model)
     if not own:
@@ -59,7 +60,7 @@ def recomputing(model: nn.Module, step: Callable[[], Tensor]) -> None:
     buffers = [b.clone() for b in model.buffers()]
     before = list(_seen(model, step, buffers))
     for block in own:
-        _let_recompute(block)
+        _checkpoint(block)
     for (name, one), (_, other) in zip(before, _seen(model, step, buffers), strict=True):
         if not _same(one, other):
             raise JobError(
@@ -72,7 +73,7 @@ def recomputing(model: nn.Module, step: Callable[[], Tensor]) -> None:
 def _seen(
     model: nn.Module, step: Callable[[], Tensor], buffers: list[Tensor]
 ) -> Iterator[tuple[str, Tensor | None]]:
-    """The loss, gradients and buffers of one step, after which all is as it was."""
+    """The loss, gradients and buffers of one step; gradients and buffers are reset afterwards."""
     loss = step()
     torch.autograd.backward(loss)
     yield "the loss", loss.detach()
@@ -93,7 +94,7 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return bool(torch.allclose(one, other, rtol=_CLOSE, atol=_CLOSE * scale, equal_nan=True))
 
 
-def _let_recompute(block: nn.Module) -> None:
+def _checkpoint(block: nn.Module) -> None:
     forward = block.forward
 
     def again(*args: Any, **kwargs: Any) -> Any:

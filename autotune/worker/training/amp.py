@@ -1,9 +1,9 @@
-"""The precisions of training: in which numbers products are computed; weights stay fp32.
+"""The precisions of training; weights stay fp32.
 
-fp32   as torch does it
-tf32   products and convolutions of fp32 numbers with ten bits of mantissa (Ampere on)
+fp32   torch's default
+tf32   matrix products and convolutions of fp32 numbers with 10 bits of mantissa (from Ampere on)
 bf16   autocast
-fp16   autocast, and losses scaled so that small gradients do not vanish
+fp16   autocast, with the loss scaled so that small gradients do not underflow
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import torch
 
 
 def context(name: str, device: str) -> contextlib.AbstractContextManager[Any]:
-    """Within, a forward pass is computed in precision ``name``."""
+    """Within, a forward pass runs in precision ``name``."""
     if name == "fp32":
         return contextlib.nullcontext()
     if name == "tf32":
@@ -31,5 +31,5 @@ def _tf32() -> Any:
 
 
 def scaler(name: str, device: str) -> torch.amp.GradScaler:
-    """Scales losses for fp16 (and skips steps whose gradients overflow); else does nothing."""
+    """For fp16 it scales losses and skips steps whose gradients overflow; else it does nothing."""
     return torch.amp.GradScaler(device.partition(":")[0], enabled=name == "fp16")

@@ -1,10 +1,10 @@
 """A training step through ``torch.compile``.
 
-    whole batches  -> the compiled step, made at the first one, once
-    short batches  -> the model as it is: another shape would be another compilation
+    full batches   -> the compiled step, compiled at the first one
+    short batches  -> eager: another shape would be another compilation
 
-Weights are the model's own, which is evaluated and saved uncompiled.  One process, rows of one
-shape.  Kernels draw their own random numbers, so that dropout drops other units than eager does.
+The weights are the model's own, which is evaluated and saved uncompiled.  One process, rows of one
+shape.  Compiled kernels draw their own random numbers: dropout drops other units than in eager.
 """
 
 import os
@@ -22,12 +22,12 @@ BACKEND = "inductor"
 
 
 def keep_under(root: Path) -> None:
-    """Compiled code is kept in the run's cache: a trial that goes on finds it there."""
+    """Keep compiled code in the run's cache, where a resumed trial finds it."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / "cache" / "inductor"))
 
 
 def compiled(module: nn.Module, world: int, recipe: Recipe, info: TaskInfo) -> nn.Module:
-    """The module's compiled twin, of the same weights.
+    """The module compiled, with the same weights.
 
     Raises:
         JobError: unsupported.
@@ -35,7 +35,7 @@ def compiled(module: nn.Module, world: int, recipe: Recipe, info: TaskInfo) -> n
     reasons = {
         "the steps of several processes are not compiled: use one": world > 1,
         "rows differ in shape, and each shape would be compiled": info.ragged,
-        "a step that is compiled is not recomputed too: choose one": recipe.recompute,
+        "compile and recompute cannot be combined: choose one": recipe.recompute,
     }
     for reason, here in reasons.items():
         if here:

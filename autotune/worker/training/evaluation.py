@@ -197,7 +197,7 @@ def rows_of(loaded: LoadedTask) -> Any:
 
 
 def lay_out(model: nn.Module, form: torch.memory_format) -> None:
-    """How weights of four dimensions lie in memory, and so what convolutions make of images."""
+    """The memory format of the model's 4-D weights, which that of activations follows."""
     model.to(memory_format=form)  # type: ignore[call-overload]  # torch declares it for tensors
 
 

@@ -283,8 +283,8 @@ class Loop:
             self._scaler.unscale_(optimizer)
         if self._recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._trainable, self._recipe.clip_norm)
-        share = lr_schedule.share(self._recipe, self.steps, self._horizon)
-        self._optimizer.step(share, self._scaler.step)
+        factor = lr_schedule.factor(self._recipe, self.steps, self._horizon)
+        self._optimizer.step(factor, self._scaler.step)
         self._scaler.update()
         if self._average is not None:
             self._average.update()

@@ -1,10 +1,10 @@
-"""The learning rate over a training, as shares of the recipe's own (docs/algorithms.md).
+"""The learning rate over a training, as factors of the recipe's own (docs/algorithms.md).
 
-    constant    1, 1, 1, ...         after a linear rise over the warm-up
-    cosine      1 ... 0              likewise
-    one_cycle   1/25 ... 1 ... 0     the rise is part of it
+    constant    1, 1, 1, ...         after a linear warm-up
+    cosine      1 ... 0              after a linear warm-up
+    one_cycle   1/25 ... 1 ... 0     warm-up included
 
-``step`` counts from 0 to ``steps`` - 1, the horizon; beyond it the last share is kept.
+``step`` counts from 0 to ``steps`` - 1, the horizon; beyond it the last factor is kept.
 """
 
 import math
@@ -15,8 +15,8 @@ _FIRST = 1 / 25
 _LAST = 1e-4 / 25
 
 
-def share(recipe: Recipe, step: int, steps: int) -> float:
-    """The share of ``recipe.lr`` at ``step``."""
+def factor(recipe: Recipe, step: int, steps: int) -> float:
+    """The factor of ``recipe.lr`` at ``step``."""
     at = min(step, steps - 1)
     if recipe.schedule == "one_cycle":
         return one_cycle(at, steps, recipe.rise)

@@ -1,13 +1,12 @@
 """The user's own training loop: ``train(model, recipe, data, trial) -> model``.
 
-    train(...) ── trial.report(epoch, value) ── at rungs ── go or stop
-               ── trial.should_stop()         stop was said, or the time is up
-               ── trial.checkpoint(state)     kept on disk until the training has ended
-               `─ model ── evaluated on validation by us, saved, measured
+    train(...) ── trial.report(epoch, value) ── at rungs ── go on or stop
+               ── trial.should_stop()         it is to stop, or the time is up
+               ── trial.checkpoint(state)     on disk until the training has ended
+               `─ model ── validated, saved and measured here
 
-The recipe's fields that it honours are the user's ``tunes``.  It runs in one process.  Values
-that it reports only decide about stopping early; quality is what we measure of the model that
-it returns.
+It uses the recipe's fields that ``tunes`` lists, and runs in one process.  The values that it
+reports decide on stopping early alone; quality is measured on the model that it returns.
 """
 
 import contextlib
@@ -40,12 +39,12 @@ _CALL = "train(model, recipe, data, trial)"
 
 
 class Trial:
-    """What the user's loop may ask and tell.
+    """What the user's loop gets: fields to read and methods to call.
 
     Attributes:
-        epochs: how many are wanted.
-        seed: everything is seeded with it already.
-        device: torch's name of where the model is.
+        epochs: how many to train.
+        seed: torch, NumPy and random are seeded with it already.
+        device: where the model is.
         params: the user's own hyperparameters (``space(trial)``), those of ``make_model`` too.
     """
 
@@ -72,8 +71,8 @@ class Trial:
         self.waited_s = 0.0
 
     def report(self, step: int, value: float) -> bool:
-        """Tell how good the model is after epoch ``step`` (from 1), by your metric on data that
-        is not trained on; whether to go on.
+        """Report how good the model is after epoch ``step`` (from 1), by your metric on data that
+        is not trained on; returns whether to go on.
 
         Raises:
             JobError: ``nan``: the value is not a finite number.
@@ -95,7 +94,7 @@ class Trial:
         return not self.should_stop()
 
     def should_stop(self) -> bool:
-        """Whether to return the model as it is now: others were better, or the time is up."""
+        """Whether to return the model as it is now: other trials were better, or the time is up."""
         self.stopped = self.stopped or time.monotonic() > self._until
         return self.stopped
 
@@ -117,7 +116,7 @@ class Trial:
 class Data(Dataset[Any]):
     """The user's own samples of *train*, as their dataset yields them, counted as they are read.
 
-    ``until``: when to break off, for a measurement of speed alone.
+    ``until``: when to stop, as of time.monotonic(), where only throughput is measured.
     """
 
     def __init__(self, part: Part, until: float = math.inf) -> None:
@@ -160,12 +159,12 @@ class StreamData(IterableDataset[Any]):
 
 
 class _EnoughError(BaseException):
-    """Ends a loop that is only timed; no handler of the user's catches it."""
+    """Ends a loop that is only timed; ``except Exception`` in the user's code does not catch it."""
 
 
 def fit(job: Train, root: Path, channel: Channel, group: Group, loaded: LoadedTask) -> Trained:
     """Run the user's loop once and measure it, as `train.fit` does ours."""
-    _alone(group)
+    _require_one_process(group)
     model, data = _begin(job.seed, group, loaded)
     path = root / CHECKPOINTS / f"{_key(job)}.pt"
     trial = Trial(job, channel, loaded, group.device, path)
@@ -203,7 +202,7 @@ def fit(job: Train, root: Path, channel: Channel, group: Group, loaded: LoadedTa
 
 def rate(job: Throughput, group: Group, loaded: LoadedTask) -> MeasuredThroughput:
     """Rows per second that the user's loop reads, in one epoch or as much as the time allows."""
-    _alone(group)
+    _require_one_process(group)
     until = time.monotonic() + job.budget_s
     model, data = _begin(job.seed, group, loaded, until)
     epoch = Train(task=job.task, recipe=job.recipe, epochs=1, seed=job.seed)
@@ -221,7 +220,7 @@ def rate(job: Throughput, group: Group, loaded: LoadedTask) -> MeasuredThroughpu
     )
 
 
-def _alone(group: Group) -> None:
+def _require_one_process(group: Group) -> None:
     if group.world > 1:
         raise JobError(
             "unsupported",
@@ -260,6 +259,6 @@ def _run(
 
 
 def _key(job: Train) -> str:
-    """One training: the same recipe, task, seed and length."""
+    """Names one training: recipe, task, seed and length."""
     same = Train(task=job.task, recipe=job.recipe, epochs=job.epochs, seed=job.seed)
     return hashlib.sha256(codec.encode(same)).hexdigest()[:16]

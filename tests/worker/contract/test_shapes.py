@@ -172,7 +172,7 @@ def test_a_size_that_the_model_does_not_take_is_refused_early(tmp_path: Path) ->
     with pytest.raises(ContractError) as caught:
         inspected(tmp_path, text)
     assert "forward at (input [1, 12]) raised AssertionError" in str(caught.value)
-    assert "narrow its ends" in str(caught.value)
+    assert "narrow its ranges" in str(caught.value)
 
 
 def test_a_size_that_cannot_be_exported_is_unsupported(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_parts_are_apart_and_cover_the_data(load):
         6,
         6,
     )
-    assert any("leaks groups" in text for text in loaded.info.warnings)
+    assert any("random split leaks" in text for text in loaded.info.warnings)
 
 
 def test_random_data_is_the_same_in_each_load(load):

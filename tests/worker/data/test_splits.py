@@ -8,7 +8,7 @@ from autotune.worker.data import splits
 @given(rows=st.integers(1, 300), ways=st.integers(2, 5), seed=st.integers(0, 2**31))
 @settings(max_examples=60, deadline=None)
 def test_deal_uses_each_row_once_and_evenly(rows, ways, seed):
-    piles = splits.deal(rows, ways, seed)
+    piles = splits.stratified(rows, ways, seed)
     assert sorted(np.concatenate(piles)) == list(range(rows))
     sizes = [len(pile) for pile in piles]
     assert max(sizes) - min(sizes) <= 1
@@ -18,13 +18,13 @@ def test_deal_uses_each_row_once_and_evenly(rows, ways, seed):
 @settings(max_examples=60, deadline=None)
 def test_deal_keeps_classes_in_proportion(seed, counts):
     labels = np.repeat(np.arange(len(counts)), counts)
-    for pile in splits.deal(len(labels), 2, seed, labels):
+    for pile in splits.stratified(len(labels), 2, seed, labels):
         for label, count in enumerate(counts):
             assert abs((labels[pile] == label).sum() - count / 2) < 1
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_seed_others():
-    one, again, other = (splits.deal(100, 2, seed)[0].tolist() for seed in (7, 7, 8))
+    one, again, other = (splits.stratified(100, 2, seed)[0].tolist() for seed in (7, 7, 8))
     assert one == again != other
 
 
