@@ -71,7 +71,8 @@ class RankShare(NamedTuple):
     """Which part of a global batch of ``batch_size`` rows is this rank's, and where it goes.
 
     ``batch_norm``: the model has some, so that a last, short batch which gives any rank less than
-    two rows is dropped.
+    two rows, which have no variance, is dropped.  ``workers``: processes that load batches, where
+    these are not indexed from tensors.
     """
 
     batch_size: int
@@ -96,17 +97,7 @@ def batches_of(loaded: Any, data: Any, share: RankShare, seed: int) -> BatchSour
         return LoaderBatches(loaded, len(data), share)
     if isinstance(data, Stream):
         return StreamBatches(data, loaded.collate, share)
-    return Batches(
-        data,
-        loaded.collate,
-        batch_size=share.batch_size,
-        seed=seed,
-        rank=share.rank,
-        world=share.world,
-        batch_norm=share.batch_norm,
-        device=share.device,
-        workers=share.workers,
-    )
+    return Batches(data, loaded.collate, share, seed)
 
 
 class StreamBatches:
@@ -218,17 +209,7 @@ class LoaderBatches:
 
 
 class Batches:
-    """Batches of one rank.
-
-    Args:
-        dataset: map-style, yields ``(input, target)``.
-        collate: the task's, from a list of samples to a batch.
-        batch_size: rows of the global batch.
-        batch_norm: the model has batch norm; a last, short batch that gives any rank less than
-            two rows is dropped, as one row has no variance.
-        device: where batches are wanted.
-        workers: processes that load them, where they are not indexed from tensors.
-    """
+    """Batches of a map-style dataset of ``(input, target)``, shuffled anew for each epoch."""
 
     divisible = True
 
@@ -236,21 +217,14 @@ class Batches:
         self,
         dataset: Dataset[Any],
         collate: Callable[[list[Any]], tuple[Any, Any]],
-        *,
-        batch_size: int,
+        share: RankShare,
         seed: int,
-        rank: int = 0,
-        world: int = 1,
-        batch_norm: bool = False,
-        device: str = "cpu",
-        workers: int = 0,
     ) -> None:
         self.rows = len(dataset)  # type: ignore[arg-type]
         self._gather, gathered = gatherer(dataset, collate)
         self.loadable = not gathered
-        self._slow = None if gathered or not workers else (dataset, collate)
-        self._workers = workers
-        self._share = RankShare(batch_size, rank, world, batch_norm=batch_norm, device=device)
+        self._slow = None if gathered or not share.workers else (dataset, collate)
+        self._share = share
         self._seed = seed
 
     @property
@@ -280,7 +254,7 @@ class Batches:
         return loaded(
             *self._slow,
             [rows.tolist() for rows in taken],
-            workers=self._workers,
+            workers=self._share.workers,
             seed=self._seed * _EPOCH_STRIDE + number,
             pinned=self._share.device != "cpu",
         )

@@ -151,14 +151,8 @@ def _tensor(value: Any) -> Any:
 def _loaded(origin: Source, loader: names.Function, seed: int, has_evaluation: bool) -> Stream:
     """The user's own loader, as a stream of samples."""
     if not has_evaluation:
-        raise contract_error(
-            origin.where,
-            "train_loader() needs eval_data(): which rows the loader leaves out is not known",
-            missing="eval_data()",
-            fix="def eval_data():\n"
-            "    X, y = ...  # rows that train_loader() never yields\n"
-            "    return torch.utils.data.TensorDataset(X, y)",
-        )
+        what = "train_loader() needs eval_data(): which rows the loader leaves out is not known"
+        raise _no_eval_data(origin, what, "train_loader()")
 
     def make() -> Any:
         with guard(origin.where, "train_loader(batch_size, rank, world, workers)", origin.path):
@@ -194,14 +188,8 @@ def _rows_of_loader(origin: Source, made: Any) -> int:
 def _streamed(origin: Source, dataset: Any, steps: int, has_evaluation: bool) -> Stream:
     """An iterable dataset; ``steps`` batches of the user's size are an epoch."""
     if not has_evaluation:
-        raise contract_error(
-            origin.where,
-            "train_data() is iterable: no rows of it can be held back for evaluation",
-            missing="eval_data()",
-            fix="def eval_data():\n"
-            "    X, y = ...  # rows that train_data() never yields\n"
-            "    return torch.utils.data.TensorDataset(X, y)",
-        )
+        what = "train_data() is iterable: no rows of it can be held back for evaluation"
+        raise _no_eval_data(origin, what, "train_data()")
     batch = int((names.recipe(origin) or {}).get("batch_size", _BATCH))
     return Stream(lambda: iter(dataset), steps * batch, origin.where)
 
@@ -225,6 +213,17 @@ def _given(origin: Source, name: str, seed: int, has_evaluation: bool = False) -
         return _streamed(origin, value, steps, has_evaluation)
     with seeded(seed):
         return samples.check(value, name, origin.where, origin.path)
+
+
+def _no_eval_data(origin: Source, what: str, source: str) -> ContractError:
+    return contract_error(
+        origin.where,
+        what,
+        missing="eval_data()",
+        fix="def eval_data():\n"
+        f"    X, y = ...  # rows that {source} never yields\n"
+        "    return torch.utils.data.TensorDataset(X, y)",
+    )
 
 
 def _no_data(origin: Source) -> ContractError:

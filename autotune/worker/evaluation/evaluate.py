@@ -26,9 +26,9 @@ from autotune.records.measurement import Scores
 from autotune.worker.channel import Channel
 from autotune.worker.contract.task import LoadedTask, load
 from autotune.worker.data import rows as row_files
-from autotune.worker.data.batch_tree import AttrDict, join, size_of, take, to
+from autotune.worker.data.batch_tree import AttrDict, join, size_of, to
 from autotune.worker.data.streams import rows_of
-from autotune.worker.evaluation.streaming_metric import Streamed, resamples
+from autotune.worker.evaluation.streaming_metric import Streamed, bootstrap
 from autotune.worker.user_file.errors import contract_error
 
 BATCH_BYTES = 64 << 20
@@ -166,15 +166,11 @@ class Tally:
             quality, replicates = self._streamed.result()
             self._finite(quality)
             return Scores(quality=quality, replicates=replicates, **shared)
-        output = join([kept[0] for kept in self._kept])
-        target = join([kept[1] for kept in self._kept])
+        output, target = (join(list(pieces)) for pieces in zip(*self._kept, strict=True))
         quality = self._functions.quality(output, target)
         self._finite(quality)
-        found = []
-        for rows in resamples(self._rows, seed):
-            value = self._functions.quality(take(output, rows), take(target, rows))
-            found.append(value if math.isfinite(value) else quality)
-        return Scores(quality=quality, replicates=tuple(found), **shared)
+        replicates = bootstrap(self._functions, output, target, quality, self._rows, seed)
+        return Scores(quality=quality, replicates=replicates, **shared)
 
     def _weighted(self, right: Tensor) -> Tensor:
         """Scores weighted so that their mean is the balanced accuracy, where that is the metric."""

@@ -33,6 +33,17 @@ def resamples(rows: int, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, rows)).integers(0, rows, (REPLICATES, rows))
 
 
+def bootstrap(
+    functions: Functions, output: Any, target: Any, quality: float, rows: int, seed: int
+) -> tuple[float, ...]:
+    """The metric of each resample of the rows; ``quality`` where that is not finite."""
+    found = []
+    for drawn in resamples(rows, seed):
+        value = functions.quality(take(output, drawn), take(target, drawn))
+        found.append(value if math.isfinite(value) else quality)
+    return tuple(found)
+
+
 class Streamed:
     """The user's metric over a part of ``rows`` rows."""
 
@@ -66,13 +77,9 @@ class Streamed:
         quality = self._functions.compute(self._whole)
         if self._kept is None:
             return quality, self._from_groups(quality)
-        output = join([kept[0] for kept in self._kept])
-        target = join([kept[1] for kept in self._kept])
-        found = []
-        for rows in resamples(self._rows, self._seed):
-            value = self._functions.quality(take(output, rows), take(target, rows))
-            found.append(value if math.isfinite(value) else quality)
-        return quality, tuple(found)
+        output, target = (join(list(pieces)) for pieces in zip(*self._kept, strict=True))
+        rows = (self._rows, self._seed)
+        return quality, bootstrap(self._functions, output, target, quality, *rows)
 
     def _stop_keeping(self) -> None:
         kept, self._kept = self._kept or [], None

@@ -33,8 +33,9 @@ def collate(samples: list[Any]) -> Any:
     return tuple(default_collate(samples))
 
 
-def rows(data: Dataset[Any], epoch: int = 1, **more: Any) -> list[list[int]]:
-    batches = Batches(data, collate, **{"batch_size": 5, "seed": 3, **more})
+def rows(data: Dataset[Any], epoch: int = 1, seed: int = 3, **more: Any) -> list[list[int]]:
+    share = RankShare(**{"batch_size": 5, **more})
+    batches = Batches(data, collate, share, seed)
     return [batch.target[: batch.rows].tolist() for batch in batches.epoch(epoch)]
 
 
@@ -59,7 +60,7 @@ def test_ranks_share_out_the_same_batches(world: int) -> None:
 
 
 def test_a_rank_without_rows_still_has_one_to_run_with() -> None:
-    last = list(Batches(DATA, collate, batch_size=5, seed=0, rank=3, world=4).epoch(1))[-1]
+    last = list(Batches(DATA, collate, RankShare(5, 3, 4), seed=0).epoch(1))[-1]
     assert (last.rows, last.of, len(last.input)) == (0, 3, 1)
 
 
@@ -83,7 +84,7 @@ def test_batch_norm_drops_a_last_batch_that_is_too_small() -> None:
     ],
 )
 def test_the_steps_of_an_epoch_are_known_before_it(share: dict[str, Any]) -> None:
-    batches = Batches(DATA, collate, seed=0, **share)
+    batches = Batches(DATA, collate, RankShare(**share), seed=0)
     assert batches.steps == len(list(batches.epoch(1)))
     stream = StreamBatches(
         Stream(lambda: iter(DATA), len(DATA), "model.py"), collate, RankShare(**share)
@@ -111,7 +112,7 @@ def test_the_users_loader_says_its_steps_or_the_rows_do() -> None:
     ],
 )
 def test_subsets_are_gathered_as_they_read(wrapped: Any) -> None:
-    for batch in Batches(wrapped, collate, batch_size=3, seed=1).epoch(1):
+    for batch in Batches(wrapped, collate, RankShare(3), seed=1).epoch(1):
         assert batch.input[:, 0].tolist() == batch.target.tolist()
     read = {int(wrapped[i][1]) for i in range(len(wrapped))}
     assert {r for batch in rows(wrapped) for r in batch} == read
@@ -119,7 +120,7 @@ def test_subsets_are_gathered_as_they_read(wrapped: Any) -> None:
 
 def test_a_subclass_and_an_odd_collate_are_never_guessed() -> None:
     Counted.asked = 0
-    batches = list(Batches(Counted(X, Y), collate, batch_size=5, seed=3).epoch(1))
+    batches = list(Batches(Counted(X, Y), collate, RankShare(5), seed=3).epoch(1))
     assert Counted.asked == 23
     assert batches[0].input[0, 0] == batches[0].target[0] + 100
 
@@ -127,11 +128,11 @@ def test_a_subclass_and_an_odd_collate_are_never_guessed() -> None:
         x, y = collate(samples)
         return x * 2, y
 
-    batch = next(iter(Batches(DATA, doubled, batch_size=5, seed=3).epoch(1)))
+    batch = next(iter(Batches(DATA, doubled, RankShare(5), seed=3).epoch(1)))
     assert batch.input[:, 0].tolist() == (batch.target * 2).tolist()
 
 
 def test_dict_inputs_are_collated() -> None:
     data: Any = [({"a": x, "b": -x}, y) for x, y in zip(X, Y, strict=True)]
-    batch = Batches(data, collate, batch_size=5, seed=0).first(3)
+    batch = Batches(data, collate, RankShare(5), seed=0).first(3)
     assert batch.input["b"][:, 0].tolist() == [0, -1, -2]

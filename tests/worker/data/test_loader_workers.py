@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, dataloader
 
-from autotune.worker.data.batches import Batches
+from autotune.worker.data.batches import Batches, RankShare
 
 OWNER = os.getpid()
 
@@ -35,7 +35,7 @@ def collate(samples: list[Any]) -> tuple[Any, Any]:
 
 
 def epoch(dataset: Slow, workers: int) -> list[list[int]]:
-    batches = Batches(dataset, collate, batch_size=5, seed=3, workers=workers)
+    batches = Batches(dataset, collate, RankShare(5, workers=workers), seed=3)
     return [batch.target.tolist() for batch in batches.epoch(2)]
 
 
