@@ -1,4 +1,4 @@
-# make install | demo | test | test-all | check.  Each installs first what it needs.
+# make install | demo | test | test-all | check | schemas | tree.  Each installs first what it needs.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN))
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-all check lint schemas clean
+.PHONY: install demo test test-all check lint schemas tree clean
 
 install: $(STAMP)
 
@@ -40,6 +40,10 @@ check: lint
 
 schemas: install
 	$(BIN)/python docs/schemas/make.py
+
+# the tree of files in CONTRIBUTING.md
+tree:
+	python3 docs/tree.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*

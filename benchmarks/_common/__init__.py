@@ -1,0 +1,1 @@
+"""Data, models and stored rows that several benchmarks share."""
