@@ -1,11 +1,13 @@
-"""How good is the order of the deploy search?  ``python -m benchmarks.order [--machines 30]``
+"""The deploy search on simulated machines, with parts left out.  ``python -m benchmarks.order``
 
-    simulated machine (speeds, losses, costs of builds, noise drawn at random)
-        -> the whole of `autotune run`, on its clock -> the chosen plan's latency / the optimum's
+    simulated machine (random speeds, losses of quality, build times, noise)
+        -> the whole of `autotune run`, on its clock -> latency of the chosen plan / the optimum's
 
-Arms, on the same machines: the search as it is; *no race* leaves out the further launches of the
-leading plans; *TPE alone* leaves out the surrogate too (it was Optuna's sampler that proposed).
-Nothing is measured on this machine: the same arguments give the same figures.  About 3 s a run.
+Arms, on the same machines: the search as it is; *no prediction* fails the benchmark of operators,
+so that initial configurations come in their fixed order; *no race* leaves out the further launches
+of the leading plans; *TPE alone* leaves out the race and the surrogate, so that Optuna's sampler
+proposes.  Predicted latencies are wrong by `PREDICTION_ERROR`.  Nothing is measured: the same
+arguments give the same figures.  A run takes some 3 s.
 """
 
 import argparse
@@ -29,10 +31,13 @@ from autotune.deployment.metrics import FINALISTS, QUALITY_ALPHA
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
 from autotune.records.job import Result
+from autotune.records.measurement import OpReplay, OpTime
 from autotune.records.plan import Deployment, Recipe, Step
+from autotune.records.report import Failure
 from autotune.records.task import Dim, TaskSpec
 from autotune.search import surrogate
 from autotune.stats import paired
+from autotune.stats.launch_ratio import student
 from tests.support import made, simulated
 from tests.support.bridges import FunctionBridge
 
@@ -50,7 +55,7 @@ STEPS: dict[str, tuple[str | None, tuple[Dim, ...]]] = {
          Dim(name="restored", kind="choice", choices=(0, 2, 4))),
     ),
 }  # fmt: skip
-"""Quantizers: whose they are, and their dimensions."""
+"""Quantizers: their runtime, and their dimensions."""
 RUNTIMES = ("eager", "compiled", "aoti", "onnxruntime", "openvino")
 TAKES = {"onnxruntime": "onnx", "openvino": "openvino"}
 LEVEL = Dim(name="macs_kept", kind="float", low=0.05, high=0.95, step=0.05, neutral=1.0)
@@ -76,15 +81,22 @@ OPTIONS = (
 BUILD_S = {"compiled": 14.0, "aoti": 15.0}
 RECOVERY_S, EXPORT_S, LAUNCH_S = 7.0, 0.4, 1.0
 MAX_DROP = 0.02
+ARMS = ("as it is", "no prediction", "no race", "TPE alone")
+PREDICTION_ERROR = 0.25
+"""Standard deviation of log(predicted / true latency): a mean absolute error of 20 %, where
+``benchmarks.cost_model`` found 7 % on an idle and 18 % on a shared machine.
+"""
 _SPELL_S, _SLOW_SHARE, _SLOWER = 12.0, 0.2, 1.6
+"""A machine is slower for a fifth of all spells of 12 s, by this factor."""
 
 
 @dataclass
 class Machine(simulated.Simulation):
-    """Speeds and losses by ``seed``; a launch varies by ``noise``, and in slow spells by more."""
+    """Speeds and losses by ``seed``; a launch varies by ``noise``, and more in slow spells."""
 
     seed: int = 0
     noise: float = 0.1
+    predicts: bool = True
     clock_s: float = 0.0
     recovered: set[tuple[Any, ...]] = field(default_factory=set)
 
@@ -100,7 +112,7 @@ class Machine(simulated.Simulation):
         self.luck = self._luck
 
     def _own(self, *what: object) -> float:
-        """A number in -1..1 that belongs to this machine and ``what``."""
+        """A number in -1..1, fixed for this machine and ``what``."""
         return random.Random(f"{self.seed}{what}").uniform(-1, 1)
 
     def latency_s(self, build: jobs.Build) -> float:
@@ -148,8 +160,26 @@ class Machine(simulated.Simulation):
         self.clock_s += wall_s
         return msgspec.structs.replace(result, wall_s=wall_s, work_s=wall_s)
 
+    def _replay(self, job: jobs.Replay) -> Result[Any]:
+        """One product of the speed of each runtime, but for the error of a prediction."""
+        if not self.predicts:
+            return Result(failure=Failure(kind="unsupported", message="no predictions"))
+        draw = random.Random(f"predicted{self.seed}")
+        packed, onnx = (
+            1e-3 * math.exp(self.speed[name] + draw.gauss(0.0, PREDICTION_ERROR))
+            for name in ("compiled", "onnxruntime")
+        )
+        op = OpTime(kind="matmul", calls=1, eager_s=1e-3, packed_s=packed, onnx_s=onnx)
+        replays = tuple(
+            OpReplay(batch_size=batch, threads=threads, ops=(op,))
+            for batch in job.batch_sizes
+            for threads in job.threads
+        )
+        wall_s = job.budget_s + 1.0
+        return Result(answer=jobs.Replayed(replays=replays), wall_s=wall_s, work_s=wall_s)
+
     def optimum_s(self) -> float:
-        """The fastest plan whose loss of rows can be certified to lie within what is allowed."""
+        """Latency of the fastest plan whose drop of quality can be certified."""
         rows, alpha = simulated.ROWS, QUALITY_ALPHA / FINALISTS
         kept = (n for n in range(rows) if paired.p_value(n, 0, rows, MAX_DROP) > alpha)
         most = 10 + next(kept) - 1
@@ -166,7 +196,7 @@ def _build(runtime: str, steps: tuple[Step, ...]) -> jobs.Build:
 
 
 def _steps(runtime: str) -> Iterator[tuple[Step, ...]]:
-    """All that can be compressed for a runtime."""
+    """Every compression for a runtime."""
     pruned: list[tuple[Step, ...]] = [()]
     pruned += [
         (Step(name="prune", params={"macs_kept": level, "importance": kind}),)
@@ -184,9 +214,9 @@ def _steps(runtime: str) -> Iterator[tuple[Step, ...]]:
 
 @contextlib.contextmanager
 def _without(arm: str) -> Iterator[None]:
-    """The search with something left out."""
+    """The search with something left out (predictions: see `Machine.predicts`)."""
     with contextlib.ExitStack() as left:
-        if arm != "as it is":
+        if arm in ("no race", "TPE alone"):
             left.enter_context(mock.patch.object(racing, "run", return_value=None))
         if arm == "TPE alone":
             for name, value in (("propose", None), ("hopeless", False)):
@@ -199,8 +229,10 @@ def ratio(arm: str, seed: int, noise: float, time_s: float) -> tuple[float, int]
     machines: list[Machine] = []
 
     def make(work: Path) -> FunctionBridge:
-        machines.append(Machine(work, made.profile(), options=OPTIONS, seed=seed, noise=noise))
-        machines[-1].task = simulated.info(pretrained=True)
+        machine = Machine(work, made.profile(), options=OPTIONS, seed=seed, noise=noise)
+        machine.predicts = arm != "no prediction"
+        machine.task = simulated.info(pretrained=True)
+        machines.append(machine)
         return FunctionBridge(machines[-1].answer)
 
     with tempfile.TemporaryDirectory() as folder, _without(arm):
@@ -220,21 +252,27 @@ def ratio(arm: str, seed: int, noise: float, time_s: float) -> tuple[float, int]
 
 
 def main() -> int:
-    """All arms on all machines."""
+    """All arms on all machines, and each against the first, paired by machine."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--machines", type=int, default=30)
     parser.add_argument("--noise", type=float, default=0.1, help="of a launch, as a logarithm")
     parser.add_argument("--time", type=float, default=180.0, help="seconds of each run")
+    parser.add_argument("--arm", choices=ARMS, action="append", help="these alone; may repeat")
     given = parser.parse_args()
-    for arm in ("as it is", "no race", "TPE alone"):
+    first: list[float] = []
+    for arm in given.arm or ARMS:
         found = [ratio(arm, seed, given.noise, given.time) for seed in range(given.machines)]
-        mean = math.exp(statistics.fmean(math.log(value) for value, _ in found))
+        logs = [math.log(value) for value, _ in found]
         tried = statistics.fmean(count for _, count in found)
-        print(
-            f"{arm:10} {mean:.3f} times the optimum, worst {max(v for v, _ in found):.2f}; "
-            f"{tried:.0f} plans tried",
-            flush=True,
-        )
+        text = f"{arm:13} {math.exp(statistics.fmean(logs)):.3f} times the optimum, "
+        text += f"worst {math.exp(max(logs)):.2f}; {tried:.0f} plans tried"
+        first = first or logs
+        if first is not logs and len(logs) > 1:
+            gaps = [mine - other for mine, other in zip(logs, first, strict=True)]
+            mean, error = statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps))
+            low, high = (mean + sign * student(0.025, len(gaps) - 1) * error for sign in (-1, 1))
+            text += f"; {math.exp(mean):.3f} ({math.exp(low):.3f} to {math.exp(high):.3f}) times"
+        print(text, flush=True)
     return 0
 
 
