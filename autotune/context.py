@@ -105,7 +105,7 @@ class RunContext:
 
 
 INSPECT_S = 180.0
-"""For an inspection: a third of it is the keeper's try at loading the task for all jobs."""
+"""For an inspection: up to a third of it may go to loading the task once for all jobs."""
 
 
 def ask(bridge: Bridge, job: Job[A], timeout_s: float) -> A:

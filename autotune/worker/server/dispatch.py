@@ -20,7 +20,7 @@ _HANDLERS: dict[type, str] = {
 
 
 def run(job: jobs.AnyJob, root: Path, channel: Channel) -> jobs.Answer:
-    """Do one job in this process."""
+    """Run one job in this process."""
     module, _, function = _HANDLERS[type(job)].partition(":")
     handler = getattr(import_module(f"autotune.worker.{module}"), function)
     answer: jobs.Answer = handler(job, root, channel)

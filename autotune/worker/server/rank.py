@@ -3,9 +3,9 @@
     argv: ORDER (a `parallel.Order` file)  ROOT  ANSWER (the file to write)  SOCKET
 
 Says ``hello`` to the launcher, joins the group through the plug-in named by the recipe, runs
-the body; rank 0 reports and answers.  A rank that fails says why before it ends, and whether
-it only complains about another's death.  It ends by ``os._exit``: tearing an interpreter
-with live collectives down in order can abort, and nothing is left to be done.
+the body; rank 0 reports and answers.  A rank that fails says why before it ends, and whether the
+cause is only that another rank died.  It ends by ``os._exit``: the orderly shutdown of an
+interpreter with live collectives can abort.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from autotune.worker.user_file.errors import failure
 
 
 class SocketChannel:
-    """Reports over the launcher's socket; blocks for ``go`` or ``stop``."""
+    """Reports over the launcher's socket; `report` blocks for ``go`` or ``stop``."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -67,13 +67,13 @@ def _serve(order_file: str, root: str, answer_file: str, channel: "SocketChannel
         group.close()
     except BaseException as error:
         secondary = _secondary(error)
-        if secondary:  # another rank's last words matter, not this traceback
+        if secondary:  # the other rank's traceback is the cause, not this one
             print(f"rank {os.environ['RANK']} lost its group", file=sys.stderr)
         else:
             traceback.print_exc()
-        why = failure(error)
+        found = failure(error)
         with contextlib.suppress(OSError):
-            channel.say("failure", kind=why.kind, message=why.message, secondary=secondary)
+            channel.say("failure", kind=found.kind, message=found.message, secondary=secondary)
         return 1
     return 0
 

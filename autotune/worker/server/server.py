@@ -1,6 +1,6 @@
 """The worker server: torch preloaded once, one forked child a job.
 
-    owner --stdin--> server --fork--> child            (one job at a time, the next child spare)
+    owner --stdin--> server --fork--> child      (one job at a time, the next child waits)
           <--stdout--       <--pipe-- report / answer
                             --pipe--> go / stop
 
@@ -8,9 +8,9 @@ Lines in:  {"job": ..., "timeout_s": ..., "log": ..., "memory_bytes": ..., "alon
            {"preload": [names]}, "go", "stop"
 Lines out: {"event": "ready" | "report" | "done", ...}
 
-The first task that a job needs loaded is loaded once, below (`keeper`).
-What the user's file imports is imported before that: threads that it leaves do not outlive a fork.
-(Not for a first job that is to be ``alone``, as what is timed must be.)
+The first task that a job needs is loaded once, in a process below this one (`task_cache`).  What
+the user's file imports is imported before that, in the server: threads that imports start do not
+survive a fork.  (Not for a first job that runs ``alone``, as what is timed must.)
 
 The server does no tensor work and touches no device before it forks: a forked child of a
 process that has used OpenMP or CUDA hangs.  It is a child-subreaper, so whatever a job
@@ -47,88 +47,90 @@ def serve(root: Path, preload: tuple[str, ...]) -> None:
     processes.become_subreaper()
     owner = Lines(sys.stdin.buffer)
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever prints by itself must not speak the protocol
+    os.dup2(2, 1)  # prints must not reach the protocol's stream
     _preload(preload)
-    _Loop(root, keeps=True).run(owner, out)
+    _RequestLoop(root, caches=True).run(owner, out)
     processes.kill_tree(os.getpid(), itself=False)
 
 
-class _Loop:
-    """Requests until there are no more; ``keeps``: the first task that jobs need loaded is kept
-    by a process below (`keeper`), which answers those of that very task.
+class _RequestLoop:
+    """Answers requests until there are no more.  With ``caches``, a process below keeps the first
+    task that a job needs loaded, and answers the jobs of that task.
     """
 
-    def __init__(self, root: Path, *, keeps: bool) -> None:
+    def __init__(self, root: Path, *, caches: bool) -> None:
         self._root = root
-        self._fresh = self._keeps = keeps
-        self._keeper: task_cache.Keeper | None = None
+        self._first_job = self._caches = caches
+        self._task_server: task_cache.TaskServer | None = None
 
     def run(self, owner: Lines, out: TextIO) -> None:
-        self._spare: _Child | None = _fork(self._root)
-        task_cache.say(out, {"event": "ready", "pid": os.getpid()})
+        self._next_child: _Child | None = _fork(self._root)
+        task_cache.send(out, {"event": "ready", "pid": os.getpid()})
         while (line := owner.next()) is not None:
             message = json.loads(line)
             if "preload" in message:
                 self._preload(message)
-                task_cache.say(out, {"event": "ready", "pid": os.getpid()})
+                task_cache.send(out, {"event": "ready", "pid": os.getpid()})
                 continue
             started = time.monotonic()
-            if (below := self._below(message)) is not None:
-                below.passes(message, owner, out)
+            if (server := self._server_of(message)) is not None:
+                server.relay(message, owner, out)
             else:
                 self._answer(message, started, owner, out)
 
     def _preload(self, message: dict[str, Any]) -> None:
-        self._no_spare()
+        self._end_next_child()
         _preload(tuple(message["preload"]))
-        if self._keeper is not None and self._keeper.alive:
-            self._keeper.preload(message)
+        if self._task_server is not None and self._task_server.alive:
+            self._task_server.preload(message)
         else:
-            self._spare = _fork(self._root)
+            self._next_child = _fork(self._root)
 
-    def _no_spare(self) -> None:
-        if self._spare is not None:
-            self._spare.end()
-            self._spare = None
+    def _end_next_child(self) -> None:
+        if self._next_child is not None:
+            self._next_child.end()
+            self._next_child = None
 
-    def _below(self, message: dict[str, Any]) -> "task_cache.Keeper | None":
-        """Who keeps the job's task."""
+    def _server_of(self, message: dict[str, Any]) -> task_cache.TaskServer | None:
+        """The process that has the job's task loaded; starts it for the first task."""
         task = task_cache.task_of(message)
         if task is None:
             return None
-        if self._keeps:
-            self._keeps = False
-            below = _Loop(self._root, keeps=False)
-            self._no_spare()  # whose end of a pipe a fork would hold open
-            self._foresee(message)
-            self._keeper = task_cache.kept(message, below.run)
-        found = self._keeper
-        return found if found is not None and found.keeps(task) else None
+        if self._caches:
+            self._caches = False
+            below = _RequestLoop(self._root, caches=False)
+            self._end_next_child()  # the fork would hold its end of a pipe open
+            self._preload_imports(message)
+            self._task_server = task_cache.start(message, below.run)
+        found = self._task_server
+        return found if found is not None and found.matches(task) else None
 
     def _answer(self, message: dict[str, Any], started: float, owner: Lines, out: TextIO) -> None:
-        child = self._spare or _fork(self._root)
+        child = self._next_child or _fork(self._root)
         child.begin(message)
-        self._foresee(message)
+        self._preload_imports(message)
         others = set()
-        if self._keeper is None or not self._keeper.alive:
-            self._spare = _fork(self._root)  # while the job runs, so that nobody waits for a fork
-            others.add(self._spare.pid)
+        if self._task_server is None or not self._task_server.alive:
+            self._next_child = _fork(
+                self._root
+            )  # while the job runs, so that nobody waits for a fork
+            others.add(self._next_child.pid)
         else:
-            self._spare = None
-            others.add(self._keeper.pid)
+            self._next_child = None
+            others.add(self._task_server.pid)
         _job(message, started, child, owner, out)
         child.end(others)
 
-    def _foresee(self, message: dict[str, Any]) -> None:
-        """Import what the first job's file will, for all that are forked later."""
-        if self._fresh and not message["alone"]:
-            task_cache.note_modules()
-            _preload(_likely(message["job"]))
-        self._fresh = False
+    def _preload_imports(self, message: dict[str, Any]) -> None:
+        """Import what the first job's file imports, for all that are forked later."""
+        if self._first_job and not message["alone"]:
+            task_cache.record_modules()
+            _preload(_file_imports(message["job"]))
+        self._first_job = False
 
 
-def _likely(job: dict[str, Any]) -> tuple[str, ...]:
-    """The installed modules that the user's file imports whatever happens."""
+def _file_imports(job: dict[str, Any]) -> tuple[str, ...]:
+    """The installed modules that the user's file imports unconditionally."""
     from importlib.metadata import packages_distributions
 
     try:
@@ -143,25 +145,25 @@ def _preload(names: tuple[str, ...]) -> None:
         with contextlib.suppress(Exception):
             import_module(name)
     gc.collect()
-    gc.freeze()  # keep the children from copying pages only to count references
+    gc.freeze()  # else reference counts make children copy pages
 
 
 class _Child(NamedTuple):
-    """A forked child that waits for its job; forked while nobody waits for it."""
+    """A forked child that waits for its job."""
 
     pid: int
-    down: BinaryIO
-    up: BinaryIO
+    to_child: BinaryIO
+    from_child: BinaryIO
 
     def begin(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):
-            self.down.write(json.dumps(message).encode() + b"\n")
-            self.down.flush()
+            self.to_child.write(json.dumps(message).encode() + b"\n")
+            self.to_child.flush()
 
     def end(self, others: Set[int] = frozenset()) -> None:
-        """Close its pipes and reap it, then end whatever it left behind (but not the others)."""
-        self.down.close()
-        self.up.close()
+        """Close its pipes and reap it, then kill whatever processes it left, except ``others``."""
+        self.to_child.close()
+        self.from_child.close()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
         for orphan in _children() - others:
@@ -175,12 +177,12 @@ def _fork(root: Path) -> _Child:
 
 
 def _job(message: dict[str, Any], started: float, child: _Child, owner: Lines, out: TextIO) -> None:
-    """Relay until the job ends and say how; the answer is said before the child is reaped, since
-    taking its memory apart takes longer than many a job.
+    """Relay until the job ends, and send its result before the child is reaped: freeing the child's
+    memory may take longer than the job.
     """
     deadline = started + float(message["timeout_s"])
     log = Path(message["log"])
-    answer, failure = _relay(owner, Lines(child.up), child.down, out, deadline)
+    answer, failure = _relay(owner, Lines(child.from_child), child.to_child, out, deadline)
     if answer is None:
         if failure is not None:
             processes.kill_tree(child.pid)
@@ -192,42 +194,42 @@ def _job(message: dict[str, Any], started: float, child: _Child, owner: Lines, o
         }
     if answer.get("failure"):
         answer["failure"]["log"] = _tail(log)
-    task_cache.say(out, {"event": "done", "wall_s": time.monotonic() - started, **answer})
+    task_cache.send(out, {"event": "done", "wall_s": time.monotonic() - started, **answer})
 
 
 def _relay(
-    owner: Lines, child: Lines, down: BinaryIO, out: TextIO, deadline: float
+    owner: Lines, child: Lines, to_child: BinaryIO, out: TextIO, deadline: float
 ) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
-    """Pass reports up and decisions down until the child answers, dies or is late."""
+    """Relay reports and decisions until the child answers, dies or exceeds the deadline."""
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
             return None, {"kind": "hang", "message": "no answer within its time limit"}
-        speaking = ready((owner, child), left)
-        if child in speaking:
+        readable = ready((owner, child), left)
+        if child in readable:
             line = child.next()
             if line is None:
                 return None, None
             message = json.loads(line)
             if message["event"] == "answer":
                 return message["done"], None
-            task_cache.say(out, message)
-        if owner in speaking:
+            task_cache.send(out, message)
+        if owner in readable:
             line = owner.next()
             if line is None:  # the owner is gone
                 processes.kill_tree(os.getpid(), itself=False)
                 os._exit(1)
             with contextlib.suppress(BrokenPipeError):
-                down.write(line + b"\n")
-                down.flush()
+                to_child.write(line + b"\n")
+                to_child.flush()
 
 
 def _child(root: Path, reader: BinaryIO, writer: BinaryIO) -> None:
-    """Wait for a job, do it and answer; never returns."""
+    """Wait for a job, run it and answer; never returns."""
     processes.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     line = reader.readline()
-    if not line:  # ended as a spare
+    if not line:  # ended before it got a job
         os._exit(0)
     started = time.monotonic()
     message = json.loads(line)
@@ -265,7 +267,7 @@ def _child(root: Path, reader: BinaryIO, writer: BinaryIO) -> None:
 
 
 def _usage() -> dict[str, float]:
-    """Of this child and of all that it waited for."""
+    """Resources of this child and of the processes that it waited for."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     below = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = own.ru_utime + own.ru_stime + below.ru_utime + below.ru_stime

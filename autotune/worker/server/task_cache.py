@@ -1,12 +1,11 @@
-"""A server below the server that has loaded the task: its jobs' children need not do so again.
+"""The task, loaded once: a server below the server, whose jobs' children inherit it by fork.
 
-    owner <--> server ──fork──> keeper: load once, with one thread ──ready──> the same loop
-                  `── a job of that very task is passed on, its lines passed back ──'
+    owner <--> server --fork--> task server: load once, with one thread --ready--> the same loop
+                  `-- a job of the same task is relayed to it, and its lines back --'
 
-Loading takes a fifth of a second to seconds, which is as long as many a trial.  Only what a fork
-can share is kept: where loading leaves a thread, a file, a process or a device behind, or fails,
-there is no keeper, and each job loads the task by itself.  The first to share it is the inspection,
-which otherwise says why loading fails.
+Loading takes from a fifth of a second to seconds, as long as many a trial.  It is shared only where
+a fork can share it: where loading leaves a thread, an open file, a process or a device in use, or fails,
+each job loads the task by itself (and the inspection, the first one, reports why loading fails).
 
 What this does not know: state outside the process that loading changes (a temporary folder is
 shared by all jobs).
@@ -29,39 +28,39 @@ from autotune.records.base import Record
 from autotune.records.task import TaskSpec
 
 _SHARE, _MOST_S = 0.5, 60.0
-"""Of a job's time that loading may take before it is left to the job itself."""
-_PASSED_ON = ("Build", "Inspect", "Replay", "Score", "Throughput", "Train")
+"""Loading may take this share of the first job's time limit, and at most so many seconds."""
+_RELAYED = ("Build", "Inspect", "Replay", "Score", "Throughput", "Train")
 _before: set[str] = set()
 Loop = Callable[[Lines, TextIO], None]
 """(requests, answers): what a server does until its requests end."""
 
 
-class Keeper:
-    """The process that keeps one task; ``task`` is its specification as jobs give it."""
+class TaskServer:
+    """A process that has one task loaded; ``task`` is its specification as jobs give it."""
 
-    def __init__(self, task: Any, pid: int, down: BinaryIO, up: BinaryIO) -> None:
+    def __init__(self, task: Any, pid: int, to_child: BinaryIO, from_child: BinaryIO) -> None:
         self.task = task
         self._stamp = _stamp(task)
-        self._pid, self._down, self._up = pid, down, up
-        self._lines = Lines(up)
+        self._pid, self._to_child, self._from_child = pid, to_child, from_child
+        self._lines = Lines(from_child)
 
-    def passes(self, message: dict[str, Any], owner: Lines, out: TextIO) -> None:
-        """Pass one request on and its answers back, up to the last; owner's words in between."""
+    def relay(self, message: dict[str, Any], owner: Lines, out: TextIO) -> None:
+        """Pass a request on, and lines of either side to the other until the last answer."""
         began = time.monotonic()
         self._send(json.dumps(message).encode())
         while True:
-            speaking = ready((owner, self._lines), 3600.0)
-            if self._lines in speaking:
+            readable = ready((owner, self._lines), 3600.0)
+            if self._lines in readable:
                 line = self._lines.next()
                 if line is None:
-                    say(out, _lost(time.monotonic() - began))
+                    send(out, _died(time.monotonic() - began))
                     self.end()
                     return
                 out.write(line.decode() + "\n")
                 out.flush()
                 if json.loads(line)["event"] in ("done", "ready"):
                     return
-            if owner in speaking:
+            if owner in readable:
                 line = owner.next()
                 if line is None:  # the owner is gone
                     processes.kill_tree(os.getpid(), itself=False)
@@ -69,7 +68,7 @@ class Keeper:
                 self._send(line)
 
     def preload(self, message: dict[str, Any]) -> None:
-        """Let it import the same as the server has; waits until it has."""
+        """Import what the server has imported; waits until that is done."""
         self._send(json.dumps(message).encode())
         self._lines.next()
 
@@ -77,32 +76,32 @@ class Keeper:
     def pid(self) -> int:
         return self._pid
 
-    def keeps(self, task: Any) -> bool:
-        """Whether it lives and this is its very task, in a file that nobody has changed since."""
-        return not self._down.closed and task == self.task and _stamp(task) == self._stamp
+    def matches(self, task: Any) -> bool:
+        """Whether it is alive and has this task loaded, from a file that has not changed since."""
+        return self.alive and task == self.task and _stamp(task) == self._stamp
 
     @property
     def alive(self) -> bool:
-        return not self._down.closed
+        return not self._to_child.closed
 
     def end(self) -> None:
-        """Kill it with all below it."""
+        """Kill it and its descendants."""
         processes.kill_tree(self._pid)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
         with contextlib.suppress(OSError):
-            self._down.close()
-        self._up.close()
+            self._to_child.close()
+        self._from_child.close()
 
     def _send(self, line: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):
-            self._down.write(line + b"\n")
-            self._down.flush()
+            self._to_child.write(line + b"\n")
+            self._to_child.flush()
 
 
-def _lost(wall_s: float) -> dict[str, Any]:
-    """What is said of a job whose keeper ended under it."""
-    failure = {"kind": "crash", "message": "the process that keeps the task ended"}
+def _died(wall_s: float) -> dict[str, Any]:
+    """The result of a job whose task server ended meanwhile."""
+    failure = {"kind": "crash", "message": "the process that had the task loaded ended"}
     nothing = {"cpu_s": 0.0, "peak_memory_bytes": 0}
     return {"event": "done", "wall_s": wall_s, "failure": failure, **nothing}
 
@@ -115,14 +114,14 @@ def _stamp(task: Any) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_size
 
 
-def note_modules() -> None:
-    """Remember what is imported now, before anything is for a task."""
+def record_modules() -> None:
+    """Record which modules are imported before any of a task's are."""
     if not _before:
         _before.update(sys.modules)
 
 
 def modules_before() -> set[str]:
-    """What was imported before anything was for a task."""
+    """The modules that were imported before any of a task's were."""
     return set(_before or sys.modules)
 
 
@@ -131,16 +130,16 @@ def task_of(message: dict[str, Any]) -> Any:
     job = message["job"]
     if job.get("pretrained") is not None:  # an inspection that overrides what the file says
         return None
-    return job.get("task") if job["type"] in _PASSED_ON else None
+    return job.get("task") if job["type"] in _RELAYED else None
 
 
-def kept(message: dict[str, Any], loop: Loop) -> Keeper | None:
-    """Fork a keeper of the job's task, and wait until it has loaded it; None where it cannot."""
+def start(message: dict[str, Any], loop: Loop) -> TaskServer | None:
+    """Fork a server of the job's task, and wait until it has loaded it; None where it cannot."""
     if not Path("/proc/self/task").is_dir():
         return None
     task = task_of(message)
-    found = Keeper(
-        task, *processes.forked(lambda reader, writer: _keep(task, reader, writer, loop))
+    found = TaskServer(
+        task, *processes.forked(lambda reader, writer: _serve(task, reader, writer, loop))
     )
     patience_s = min(_MOST_S, _SHARE * float(message["timeout_s"]))
     if found._lines.next_within(patience_s) is None:
@@ -149,7 +148,7 @@ def kept(message: dict[str, Any], loop: Loop) -> Keeper | None:
     return found
 
 
-def _keep(task: Any, reader: BinaryIO, writer: BinaryIO, loop: Loop) -> None:
+def _serve(task: Any, reader: BinaryIO, writer: BinaryIO, loop: Loop) -> None:
     """Load the task and serve its jobs; never returns."""
     processes.die_with_parent()
     processes.become_subreaper()
@@ -158,28 +157,32 @@ def _keep(task: Any, reader: BinaryIO, writer: BinaryIO, loop: Loop) -> None:
     os.close(null)
     status = 1
     try:
-        why = _loaded(task)
-        if why is None:
+        obstacle = _load(task)
+        if obstacle is None:
             loop(Lines(reader), io.TextIOWrapper(writer))
             status = 0
         else:
-            print(f"each job loads the task by itself: {why}", file=sys.stderr, flush=True)
-    except BaseException as error:  # the user's code; a job will say it better
-        print(f"the task could not be kept: {type(error).__name__}", file=sys.stderr, flush=True)
+            print(f"each job loads the task by itself: {obstacle}", file=sys.stderr, flush=True)
+    except BaseException as error:  # the user's code; the job reports it in full
+        print(
+            f"the task could not be loaded once for all jobs: {type(error).__name__}",
+            file=sys.stderr,
+            flush=True,
+        )
     os._exit(status)
 
 
-def _loaded(task: Any) -> str | None:
-    """Load it for all forks to come; why they cannot share what that made."""
+def _load(task: Any) -> str | None:
+    """Load it for all later forks; returns why they cannot share it, or None."""
     import torch
 
     from autotune.worker.contract import task as contract_task
 
     spec = codec.decode(json.dumps({"task": task}).encode(), _Envelope).task
-    note_modules()
+    record_modules()
     threads, files = torch.get_num_threads(), _files()
     torch.set_num_threads(1)  # a pool of threads cannot be forked
-    # else a mere `torch.cuda.is_available()` in the user's file bars all forks from the device
+    # else `torch.cuda.is_available()` in the user's file would bar all forks from the device
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     contract_task.hold(spec)
     torch.set_num_threads(threads)
@@ -195,7 +198,7 @@ def _loaded(task: Any) -> str | None:
 
 
 def _barred() -> bool:
-    """Whether forks of this process could not use a CUDA device; a fork can tell."""
+    """Whether forks of this process cannot use a CUDA device; asked in a fork."""
     import torch
 
     pid = os.fork()
@@ -206,7 +209,7 @@ def _barred() -> bool:
 
 
 def _files() -> set[str]:
-    """What this process has open."""
+    """The files that this process has open."""
     found = set()
     for name in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -218,7 +221,7 @@ class _Envelope(Record, frozen=True, kw_only=True):
     task: TaskSpec
 
 
-def say(out: TextIO, message: dict[str, Any]) -> None:
-    """One line of the protocol."""
+def send(out: TextIO, message: dict[str, Any]) -> None:
+    """Write one line of the protocol."""
     out.write(json.dumps(message) + "\n")
     out.flush()

@@ -119,13 +119,13 @@ def test_a_file_that_hangs_is_late_within_its_jobs_time(
     assert time.monotonic() - began < 60
 
 
-def test_the_run_goes_on_where_the_keeper_was_killed(
+def test_the_run_goes_on_where_the_task_server_was_killed(
     bridge: ProcessBridge, job: Callable[..., jobs.Train], tmp_path: Path
 ) -> None:
     first = losses(bridge.run(job(), timeout_s=60.0))
     server = psutil.Process(os.getpid()).children()[0]
-    (keeper,) = server.children()
-    os.kill(keeper.pid, signal.SIGKILL)
+    (task_server,) = server.children()
+    os.kill(task_server.pid, signal.SIGKILL)
     lost = bridge.run(job(), timeout_s=60.0)
     assert lost.failure is not None
     assert lost.failure.kind == "crash"
