@@ -219,7 +219,7 @@ def _without(arm: str) -> Iterator[None]:
         if arm in ("no race", "TPE alone"):
             left.enter_context(mock.patch.object(racing, "run", return_value=None))
         if arm == "TPE alone":
-            for name, value in (("propose", None), ("hopeless", False)):
+            for name, value in (("propose", None), ("unpromising", False)):
                 left.enter_context(mock.patch.object(surrogate, name, return_value=value))
         yield
 

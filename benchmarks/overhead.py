@@ -41,7 +41,7 @@ def bare(calls: list[timing.Call], count: int) -> int:
     return time.perf_counter_ns() - began
 
 
-def measured(calls: list[timing.Call], count: int, watch: timing.Watch, job: Measure) -> int:
+def measured(calls: list[timing.Call], count: int, watch: timing.SlowCalls, job: Measure) -> int:
     """Nanoseconds of ``count`` calls, each timed by the product."""
     began = time.perf_counter_ns()
     timing.closed(_hash, calls, job, timing.Clock(), watch, 0.0)
@@ -56,7 +56,7 @@ def ratios(pairs: int = PAIRS, count: int = CALLS) -> list[float]:
     )
     clock = timing.Clock()
     usual = statistics.median(timing.timed(_hash, calls[0], clock) for _ in range(200))
-    watch = timing.Watch(usual, clock)
+    watch = timing.SlowCalls(usual, clock)
     out = []
     with watch.collections():
         for pair in range(pairs):

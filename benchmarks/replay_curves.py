@@ -110,7 +110,7 @@ class Search:
                 self._train(self._fresh(), 0, rule)
                 continue
             rung = self._halving.rung_of(number) or 0
-            self._halving.went_on(number, rung)
+            self._halving.resume(number, rung)
             if rung == 0 or rule.may_win(self, number):
                 self._train(number, rung + 1, rule)
         return self
@@ -140,7 +140,7 @@ class Search:
                 self._halving.stays(number, rung)
                 return
             if pinned:
-                self._halving.went_on(number, rung)
+                self._halving.resume(number, rung)
             rung += 1
 
     def _ended(self, number: int) -> None:

@@ -36,7 +36,7 @@ class Tried(NamedTuple):
     scores: Scores | None = None
     values: Mapping[str, Value] | None = None
     steady: float | None = None
-    """The goal's objective as all trials together have it (`surrogate.steadied`)."""
+    """The goal's objective as all trials together have it (`surrogate.smoothed`)."""
     again: tuple[Launch, ...] = ()
     """Launches in turn with other leading plans, once the search was over (`runoff`)."""
 

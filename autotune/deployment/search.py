@@ -193,7 +193,7 @@ class _Exploration:
     def settle(self) -> None:
         """Note each plan's objective as all trials together have it."""
         known = [(i, s) for i, t in enumerate(self._lab.tried) if (s := self._as_seen(t))]
-        values = surrogate.steadied(self._space, [s for _, s in known], self._guesses())
+        values = surrogate.smoothed(self._space, [s for _, s in known], self._guesses())
         for (i, _), value in zip(known, values, strict=True):
             self._lab.tried[i] = self._lab.tried[i]._replace(steady=value)
 
@@ -267,12 +267,12 @@ class _Exploration:
         """Whether its runtime waits: then what compresses the model for it waits too."""
         return any(self._lab.deployment(s.values).runtime == deployment.runtime for s in self._dear)
 
-    def _seen(self) -> list[surrogate.Seen]:
+    def _seen(self) -> list[surrogate.Observation]:
         """What was tried, as the surrogate sees it."""
         both = (self._as_seen(tried) for tried in (*self._lab.tried, *self._repeats))
         return [seen for seen in both if seen is not None]
 
-    def _as_seen(self, tried: Tried) -> surrogate.Seen | None:
+    def _as_seen(self, tried: Tried) -> surrogate.Observation | None:
         deployment = tried.trial.deployment
         values = tried.values or search_space.values_of(
             deployment, self._space, self._run.survey.options
@@ -280,9 +280,9 @@ class _Exploration:
         if values is None:
             return None
         value = self._lab.goal.objective(self._run, tried, self._lab.reference)
-        return surrogate.Seen(values, value, tried.trial.constraints)
+        return surrogate.Observation(values, value, tried.trial.constraints)
 
-    def _guesses(self) -> list[surrogate.Seen]:
+    def _guesses(self) -> list[surrogate.Observation]:
         """The predictions of uncompressed seeds that wait."""
         guesses = []
         for seed in self._dear:
@@ -292,11 +292,11 @@ class _Exploration:
             batch, reference = deployment.batch_size, self._lab.reference
             value = self._lab.goal.predicted(seed.predicted_s, batch, reference)
             if value is not None:
-                guesses.append(surrogate.Seen(seed.values, value, {}))
+                guesses.append(surrogate.Observation(seed.values, value, {}))
         return guesses
 
     def _hopeless(self, values: Values) -> bool:
-        return surrogate.hopeless(self._space, self._seen(), values, self._guesses())
+        return surrogate.unpromising(self._space, self._seen(), values, self._guesses())
 
     def _enqueue_best(self) -> None:
         """What the surrogate expects most of; where it expects nothing, a seed that waits."""

@@ -1,9 +1,9 @@
 """Search spaces as plain data: dimensions, conditions, restrictions, neighbours.
 
-    Survey --recipes.train_space / deployments.deploy_space--> Space --sample--> values
+    Survey --training.search_space / deployment.search_space--> Space --sample--> values
 
-A `Space` is nodes in order, some only there when an earlier one has a certain value.  Its
-hash names the study, so that changed ranges never mix in one study.
+A `Space` is a list of nodes, some of which are active only where an earlier one has certain values.
+Its hash is part of the study's name, so that different ranges never mix in one study.
 """
 
 import json
@@ -22,7 +22,7 @@ from autotune.records.task import Dim, Node, Option
 
 Values = Mapping[str, Value]
 LR = "lr_"
-"""How the names of learning rates begin; each family of optimizers has its own range."""
+"""Prefix of learning rates' names; each family of optimizers has its own range."""
 
 
 class Space(Record, frozen=True, kw_only=True):
@@ -36,7 +36,7 @@ class Space(Record, frozen=True, kw_only=True):
         return sha256(codec.encode(self)).hexdigest()[:12]
 
     def sample(self, suggest: Callable[[Dim], Value]) -> dict[str, Value]:
-        """Values for every active node, asked in order."""
+        """Values for every active node, suggested in order."""
         chosen: dict[str, Value] = {}
         for node in self.nodes:
             if node.active(chosen):
@@ -50,13 +50,13 @@ def choice(name: str, choices: tuple[Value, ...]) -> Dim:
 
 
 def restrict(options: tuple[Option, ...], effort: Effort) -> tuple[Option, ...]:
-    """Mark what ``--only`` and ``--without`` exclude.
+    """Mark the options that ``--only`` and ``--without`` exclude.
 
     ``--only runtime=eager`` keeps, of that kind, what is named (several ``--only`` of one kind
     add up); ``--without NAME`` drops.  A name may stand with or without its kind.
 
     Raises:
-        UsageError: a kind or name that does not exist; the message lists those that do.
+        UsageError: there is no such kind or name; the message lists those there are.
     """
     known = {(o.kind, o.name) for o in options}
     only = [pair for text in effort.only for pair in _named(text, known, "--only")]
@@ -88,21 +88,21 @@ def _named(text: str, known: set[tuple[str, str]], flag: str) -> list[tuple[str,
 
 
 def optimizers(options: tuple[Option, ...]) -> tuple[str, ...]:
-    """The update rules that are left.
+    """Names of the available optimizers.
 
     Raises:
-        UsageError: none is; the message says why of each that the user did not exclude.
+        UsageError: there is none; the message gives the reason of each refused one.
     """
-    rules = [o for o in options if o.kind == "optimizer"]
-    left = tuple(o.name for o in rules if o.available)
+    found = [o for o in options if o.kind == "optimizer"]
+    left = tuple(o.name for o in found if o.available)
     if not left:
-        refused = [f"; {o.name} is refused: {o.reason}" for o in rules if o.reason]
+        refused = [f"; {o.name} is refused: {o.reason}" for o in found if o.reason]
         raise UsageError(f"--only and --without leave no optimizer{''.join(refused)}")
     return left
 
 
 def inside(dim: Dim, value: Value) -> bool:
-    """Whether a dimension can have this value."""
+    """Whether the value lies in the dimension's choices or range."""
     if dim.kind == "choice":
         return value in dim.choices
     assert dim.low is not None
@@ -111,13 +111,13 @@ def inside(dim: Dim, value: Value) -> bool:
 
 
 def fix(space: Space, given: tuple[str, ...]) -> Space:
-    """The space with every ``name=value`` of ``given`` that it has held fast.
+    """The space with each ``name=value`` of ``given`` fixed where it has that dimension.
 
-    ``lr`` and a step's bare parameter name (``macs_kept``) stand for the dimensions that end so;
-    a value need lie in the range of one of them.
+    ``lr`` and a step's bare parameter name (``macs_kept``) mean all dimensions whose names end so; a
+    value must lie in the range of one of them.
 
     Raises:
-        UsageError: a value outside its dimension's range; the message says what it may be.
+        UsageError: a value outside its dimension's range; the message gives the range.
     """
     nodes = list(space.nodes)
     for text in given:
@@ -133,7 +133,7 @@ def fix(space: Space, given: tuple[str, ...]) -> Space:
 
 
 def _widest(dims: list[Dim]) -> Dim:
-    """From the least to the largest end of dimensions of one meaning."""
+    """The first dimension, with the smallest low and the largest high end of all."""
     first = dims[0]
     if first.kind == "choice":
         return first
@@ -142,16 +142,16 @@ def _widest(dims: list[Dim]) -> Dim:
 
 
 def named(dim: Dim, name: str) -> bool:
-    """Whether a person means this dimension by ``name``."""
+    """Whether ``name`` on the command line means this dimension."""
     short = dim.name.rpartition(".")[2]
     return name in (dim.name, short) or (name == "lr" and short.startswith(LR))
 
 
 def check_fixed(given: tuple[str, ...], spaces: tuple[Space, ...]) -> None:
-    """Every ``--fix`` names a dimension of some space.
+    """Check that every ``--fix`` names a dimension of some space.
 
     Raises:
-        UsageError: one does not; the message lists those there are.
+        UsageError: one does not; the message lists the dimensions.
     """
     dims = [node.dim for space in spaces for node in space.nodes]
     for text in given:
@@ -163,7 +163,7 @@ def check_fixed(given: tuple[str, ...], spaces: tuple[Space, ...]) -> None:
 
 def _parsed(dim: Dim, value: str, text: str) -> Value:
     if dim.kind == "choice":
-        found = [c for c in dim.choices if _says(value, c)]
+        found = [c for c in dim.choices if _matches(value, c)]
         if not found:
             raise UsageError(f"--fix {text}: one of {', '.join(map(str, dim.choices))}")
         return found[0]
@@ -176,7 +176,7 @@ def _parsed(dim: Dim, value: str, text: str) -> Value:
     return round(number) if dim.kind == "int" else number
 
 
-def _says(text: str, choice: Value) -> bool:
+def _matches(text: str, choice: Value) -> bool:
     if isinstance(choice, float):
         try:
             return float(text) == choice
@@ -186,7 +186,7 @@ def _says(text: str, choice: Value) -> bool:
 
 
 def located(space: Space, raw: Mapping[str, Value | None]) -> dict[str, Value] | None:
-    """Raw values of the active nodes; None where one is missing or lies outside."""
+    """The values of the active nodes; None where one is missing or out of range."""
     out: dict[str, Value] = {}
     for node in space.nodes:
         if not node.active(out):
@@ -199,7 +199,7 @@ def located(space: Space, raw: Mapping[str, Value | None]) -> dict[str, Value] |
 
 
 def neighbour(space: Space, values: Values, seed: int) -> dict[str, Value]:
-    """One value of ``values`` changed: a choice to another, a number by a fifth of its range."""
+    """``values`` with one changed: a choice to another, a number by up to a fifth of its range."""
     rng = random.Random(seed)
     active = {n.dim.name: n.dim for n in space.nodes if n.dim.name in values}
     free = [d for d in active.values() if d.kind != "choice" or len(d.choices) > 1]
@@ -223,8 +223,8 @@ def _moved(dim: Dim, value: Value, rng: random.Random) -> Value:
 
 
 def middle(dim: Dim) -> Value:
-    """The first choice, or the middle of the range, on its step; a third of the range away from the
-    value at which its step does nothing, where there is one.
+    """The first choice, or the middle of the range, on its step; where the dimension has a neutral
+    value, a third of the range away from that.
     """
     if dim.kind == "choice":
         return dim.choices[0]
@@ -240,7 +240,7 @@ def middle(dim: Dim) -> Value:
 
 
 def complete(space: Space, values: Values) -> dict[str, Value]:
-    """Fill what is not given or cannot be: "none" for a group, the first choice, the middle."""
+    """Values for every active node: those given that are in range, else the first choice or middle."""
     out: dict[str, Value] = {}
     for node in space.nodes:
         if node.active(out):
@@ -251,5 +251,5 @@ def complete(space: Space, values: Values) -> dict[str, Value]:
 
 
 def canonical(record: Record) -> str:
-    """Equal for equal plans."""
+    """A text that is equal for equal records."""
     return json.dumps(json.loads(codec.encode(record)), sort_keys=True)

@@ -219,7 +219,7 @@ def _proposed(trial: TrainTrial) -> bool:
 def _promote(hand: _Hand, number: int, *, to_the_end: bool) -> None:
     """A paused trial goes on from its checkpoint."""
     before = hand.outcome.trials[number]
-    hand.halving.went_on(number, hand.halving.rung_of(number) or 0)
+    hand.halving.resume(number, hand.halving.rung_of(number) or 0)
     trial = training_trial.go_on(hand.outcome, before, _asks(hand, before, to_the_end=to_the_end))
     values = hand.values.get(number)
     if values is not None:
@@ -254,18 +254,18 @@ def _asks(hand: _Hand, trial: TrainTrial, *, to_the_end: bool = False) -> traini
         rung = rungs.index(step)
         go = hand.halving.report(trial.number, rung, value, _peers(hand.outcome.run, trial.recipe))
         if step == rungs[-1] or to_the_end:
-            hand.halving.went_on(trial.number, rung)
+            hand.halving.resume(trial.number, rung)
             return True
         # an earlier search has compared it, up to its end; or the first seed, which stands alone
         # among those of its schedule: that something good is there early
         if trial.why == warm_start.WHY or likeliest:
-            hand.halving.went_on(trial.number, rung)
+            hand.halving.resume(trial.number, rung)
             go = True
         spent_s = max(0.0, bridge.now() - began_s - _startup_s(hand))
         epoch_s = spent_s / (step - before) if step > before else 0.0
         slow = _too_slow(hand, trial, epoch_s)
         if go and (slow or not _affordable(hand, trial, rung, epoch_s)):
-            hand.halving.stays(trial.number, rung)
+            hand.halving.pause(trial.number, rung)
             return False
         return go
 
@@ -323,7 +323,7 @@ def _keep(hand: _Hand, trial: TrainTrial) -> None:
     if trial.state != "pruned":
         hand.halving.forget(trial.number)
     elif rung is not None:  # a replayed report knows no time: that it paused there tells
-        hand.halving.stays(trial.number, rung)
+        hand.halving.pause(trial.number, rung)
     outcome.trials[trial.number : trial.number + 1] = [trial]
     training_trial.keep_the_best(outcome, hand.halving.paused())
     winner = outcome.winner

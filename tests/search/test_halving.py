@@ -25,7 +25,7 @@ def test_a_paused_trial_is_promoted_when_it_is_among_the_best_third() -> None:
     assert halving.promotable() is None  # the best of five went on at once
     halving.report(5, 0, 0.8, "cosine")
     assert halving.promotable() == 2
-    halving.went_on(2, 0)
+    halving.resume(2, 0)
     assert halving.promotable() is None
     assert halving.paused() == [0, 3, 4, 5]  # 1 and 2 are on their way
 
@@ -59,7 +59,7 @@ def test_at_most_the_best_third_and_early_bests_go_on(values: list[float]) -> No
     for number, value in enumerate(values):
         halving.report(number, 0, value, "cosine")
     while (number := halving.promotable()) is not None:
-        halving.went_on(number, 0)
+        halving.resume(number, 0)
     best = sorted(range(len(values)), key=lambda n: (values[n], n))
     waiting = set(halving.paused())
     if len(values) > 1:  # whoever is in the best third now has gone on

@@ -6,7 +6,7 @@ from typing import Any
 from autotune.records.task import Dim, Node
 from autotune.search import surrogate
 from autotune.search.space import Space, Values, choice, complete
-from autotune.search.surrogate import Seen
+from autotune.search.surrogate import Observation
 
 RUNTIMES = ("a", "b", "c")
 SPACE = Space(
@@ -27,7 +27,7 @@ SPACE = Space(
 SPEED = {"a": 1.0, "b": 0.7, "c": 0.5}
 
 
-def result(values: Values, floor: float = 0.35) -> Seen:
+def result(values: Values, floor: float = 0.35) -> Observation:
     """Speed is a product of the parts; quality breaks below the level ``floor``."""
     speed, drop = SPEED[str(values["runtime"])], -1.0
     if values["prune"] == "prune":
@@ -37,10 +37,10 @@ def result(values: Values, floor: float = 0.35) -> Seen:
     if values.get("b+c.quantize") == "int8":
         speed *= 0.5
         drop += 0.5 if values["int8.method"] == "one" else 0.7
-    return Seen(values, math.log(speed), {"quality": drop})
+    return Observation(values, math.log(speed), {"quality": drop})
 
 
-def seeds() -> list[Seen]:
+def seeds() -> list[Observation]:
     """Each part alone."""
     alone: list[dict[str, Any]] = [
         *({"runtime": r} for r in RUNTIMES),
@@ -87,10 +87,10 @@ def test_nothing_that_was_tried_is_proposed_again_and_the_same_seed_proposes_the
 
 
 def test_what_costs_much_must_gain_much() -> None:
-    def dear(values: Values) -> float:
+    def cost_s(values: Values) -> float:
         return 1e6 if values["prune"] == "prune" else 1.0
 
-    found = surrogate.propose(SPACE, seeds(), dear, seed=0)
+    found = surrogate.propose(SPACE, seeds(), cost_s, seed=0)
     assert found is not None
     assert found["prune"] == "none"
 
@@ -98,7 +98,7 @@ def test_what_costs_much_must_gain_much() -> None:
 def test_what_fails_is_avoided() -> None:
     values = complete(SPACE, {"runtime": "c", "b+c.quantize": "int8"})
     other = complete(SPACE, {"runtime": "c", "b+c.quantize": "int8", "int8.method": "two"})
-    seen = [*seeds(), *(Seen(v, None, {"failed": 1.0}) for v in (values, other))]
+    seen = [*seeds(), *(Observation(v, None, {"failed": 1.0}) for v in (values, other))]
     found = surrogate.propose(SPACE, seen, free, seed=0)
     assert found is not None
     assert (found["runtime"], found.get("b+c.quantize")) != ("c", "int8")
@@ -106,7 +106,7 @@ def test_what_fails_is_avoided() -> None:
 
 def test_while_nothing_keeps_the_limits_what_may_keep_them_comes_first() -> None:
     seen = [
-        Seen(s.values, s.objective, {"latency": math.exp(s.objective or 0.0) / 0.3 - 1})
+        Observation(s.values, s.objective, {"latency": math.exp(s.objective or 0.0) / 0.3 - 1})
         for s in seeds()
     ]
     assert not any(s.feasible for s in seen)
@@ -116,13 +116,13 @@ def test_while_nothing_keeps_the_limits_what_may_keep_them_comes_first() -> None
 
 
 def test_without_a_measurement_nothing_is_proposed() -> None:
-    failed = Seen(complete(SPACE, {"runtime": "a"}), None, {"failed": 1.0})
+    failed = Observation(complete(SPACE, {"runtime": "a"}), None, {"failed": 1.0})
     assert surrogate.propose(SPACE, [failed], free, seed=0) is None
 
 
 def test_once_everything_was_tried_nothing_is_proposed() -> None:
     small = Space(name="deploy", nodes=(Node(dim=choice("runtime", RUNTIMES)),))
-    seen = [Seen({"runtime": r}, math.log(SPEED[r]), {}) for r in RUNTIMES]
+    seen = [Observation({"runtime": r}, math.log(SPEED[r]), {}) for r in RUNTIMES]
     assert surrogate.propose(small, seen, free, seed=0) is None
 
 
@@ -137,12 +137,12 @@ def test_continuous_dimensions_have_nine_levels_and_whole_numbers_their_own() ->
     )
 
 
-# -- what all trials together say of one ---------------------------------------------------
+# -- smoothed objectives --------------------------------------------------------------------
 
 
-def grid(luck: float) -> list[Seen]:
+def grid(noise: float) -> list[Observation]:
     """Two runtimes at five levels, each with and without int8; in the first launch of one of them
-    the logarithm of its time was off by ``luck``.
+    the logarithm of its time was off by ``noise``.
     """
     found = [
         result(complete(SPACE, {"runtime": r, "prune": "prune", "prune.kept": k, **q}))
@@ -150,29 +150,29 @@ def grid(luck: float) -> list[Seen]:
         for k in (0.4, 0.5, 0.6, 0.7, 0.8)
         for q in ({}, {"b+c.quantize": "int8"})
     ]
-    return [found[0]._replace(objective=(found[0].objective or 0.0) + luck), *found[1:]]
+    return [found[0]._replace(objective=(found[0].objective or 0.0) + noise), *found[1:]]
 
 
-def test_half_of_a_lucky_launch_is_taken_for_luck() -> None:
+def test_half_of_a_fast_launch_counts_as_noise() -> None:
     truth = grid(0.0)[0].objective
     assert truth is not None
-    steady = surrogate.steadied(SPACE, grid(-0.4))[0]
+    steady = surrogate.smoothed(SPACE, grid(-0.4))[0]
     assert steady is not None
     assert abs(steady - truth) < 0.7 * 0.4
 
 
 def test_plain_launches_stay_nearly_as_they_were() -> None:
     seen = grid(0.0)
-    for one, steady in zip(seen, surrogate.steadied(SPACE, seen), strict=True):
+    for one, steady in zip(seen, surrogate.smoothed(SPACE, seen), strict=True):
         assert one.objective is not None
         assert steady is not None
         assert abs(steady - one.objective) < 0.03
 
 
 def test_what_failed_has_no_objective_then_either() -> None:
-    failed = Seen(complete(SPACE, {"runtime": "a"}), None, {"failed": 1.0})
-    assert surrogate.steadied(SPACE, [failed]) == [None]
-    assert surrogate.steadied(SPACE, [*seeds(), failed])[-1] is None
+    failed = Observation(complete(SPACE, {"runtime": "a"}), None, {"failed": 1.0})
+    assert surrogate.smoothed(SPACE, [failed]) == [None]
+    assert surrogate.smoothed(SPACE, [*seeds(), failed])[-1] is None
 
 
 # -- levels that begin where their step does nothing ---------------------------------------
@@ -191,11 +191,11 @@ LEVELS = Space(
 )
 
 
-def pruned(kept: float | None, objective: float, quality: float, runtime: str = "a") -> Seen:
+def pruned(kept: float | None, objective: float, quality: float, runtime: str = "a") -> Observation:
     values: dict[str, Any] = {"runtime": runtime, "prune": "none" if kept is None else "prune"}
     if kept is not None:
         values["prune.kept"] = kept
-    return Seen(values, objective, {"quality": quality})
+    return Observation(values, objective, {"quality": quality})
 
 
 def level_of(found: Values) -> float:
@@ -235,10 +235,10 @@ def test_a_guess_keeps_what_is_predicted_slow_behind() -> None:
         *(pruned(level, -0.9 - 0.01 * i, -0.8) for i, level in enumerate((0.4, 0.3, 0.2, 0.1))),
     ]
     dense = pruned(None, 0.0, 0.0, "b").values
-    assert not surrogate.hopeless(LEVELS, seen, dense)
-    assert surrogate.hopeless(LEVELS, seen, dense, [Seen(dense, 2.0, {})])
+    assert not surrogate.unpromising(LEVELS, seen, dense)
+    assert surrogate.unpromising(LEVELS, seen, dense, [Observation(dense, 2.0, {})])
 
 
-def test_nothing_is_hopeless_while_nothing_keeps_the_limits() -> None:
+def test_nothing_is_unpromising_while_nothing_keeps_the_limits() -> None:
     seen = [pruned(None, 0.0, 0.5)]
-    assert not surrogate.hopeless(LEVELS, seen, pruned(0.5, 0.0, 0.0).values)
+    assert not surrogate.unpromising(LEVELS, seen, pruned(0.5, 0.0, 0.0).values)

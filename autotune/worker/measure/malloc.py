@@ -1,11 +1,11 @@
-"""Freed memory stays with the process, so that the next call finds its pages.
+"""Keep freed memory in the process, so that the next call finds its pages mapped.
 
-    call: allocate activations -> free them -> (glibc gives them back to the kernel)
-    next call: each page is faulted in and zeroed anew, about 1 us per 4 KiB on a virtual machine
+    call: allocate activations -> free them -> (glibc returns them to the kernel)
+    next call: each page is faulted in and zeroed again, about 1 us per 4 KiB on a virtual machine
 
-glibc gives large blocks back on ``free`` (M_MMAP_THRESHOLD) and trims its heap
-(M_TRIM_THRESHOLD): a served model pays for that at every call, and by an amount that depends on
-what else lies on the heap.  The loaders of PyTorch's runtimes do the same three lines.
+glibc returns large blocks on ``free`` (M_MMAP_THRESHOLD) and trims its heap (M_TRIM_THRESHOLD): a
+served model pays for that at every call, and by an amount that depends on what else is on the heap.
+The loaders of PyTorch's runtimes do the same.
 
 What this does not know: allocators other than glibc's, which are left as they are.
 """
@@ -14,11 +14,11 @@ import ctypes
 import sys
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-"""Of malloc.h."""
+"""Parameters of mallopt, from malloc.h."""
 
 
 def keep() -> bool:
-    """Never trim, never map single blocks; False where the allocator is not glibc's."""
+    """Never trim the heap, never mmap single blocks; False where the allocator is not glibc's."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return False

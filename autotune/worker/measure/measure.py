@@ -2,13 +2,13 @@
 
     python -m autotune.worker.measure.measure JOB ROOT OUT
 
-    threads into the environment -> load.py (load) -> first call -> warm-up
-        -> calls, each timed (`timing`, or `load` where requests come by themselves), inside
-           one energy window and two looks at the machine (`environment`) -> peak memory -> outputs
+    thread counts into the environment -> load.py (load) -> first call -> warm-up
+        -> calls, each timed (`timing`, or `open_loop` where requests arrive on a schedule), inside
+           one energy window and two readings of `interference` -> peak memory -> outputs
 
 Nothing but the standard library and records is imported before the artifact's own loader,
 so that load time and resident memory are those of a process that serves it.  No call is
-dropped; what disturbed the calls is counted in ``tags``.
+dropped; disturbances of the calls are counted in ``tags``.
 
 What this does not know: a server of several processes, or a network.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from autotune.worker.energy.meter_client import MeterClient
 
 OUT_OF_MEMORY = 75
-"""Exit status that tells the bridge: memory ran out."""
+"""Exit status for the bridge: memory ran out."""
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -42,19 +42,19 @@ _THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
-_POOL = 256
+_POOL = 256  # batches
 _POOL_BYTES = 64 << 20
 _PERIODS = 20
-"""The energy window spans this many update periods: a tenth at most if its edges were not waited
-for, which they are (`autotune.meters.edge`).
+"""Update periods of the counter in an energy window: an error of at most a tenth, even if the meter
+process did not wait for the counter's edges (`autotune.meters.edge`).
 """
 _ENERGY_CAP_S = 5.0
-_PERIOD_S = 0.05
-_COARSE = 0.05
+_PERIOD_S = 0.05  # where a counter's update period is unknown
+_COARSE = 0.05  # share of a usual call
 
 
 class Timed(NamedTuple):
-    """What the timed region gave."""
+    """The results of the timed region."""
 
     latency_ns: list[int]
     window_ns: int
@@ -62,13 +62,13 @@ class Timed(NamedTuple):
     cpu_ns: int
     energy: EnergyWindow | None
     tags: dict[str, int]
-    surroundings: interference.Environment
+    environment: interference.Environment
     response_ns: list[int]
     timeouts: int
 
 
-class Bench(NamedTuple):
-    """What is timed, and how."""
+class TimedRegion(NamedTuple):
+    """What is timed: the artifact's ``predict`` on ``calls``, after its warm-up."""
 
     predict: Predict
     calls: list[Call]
@@ -98,14 +98,14 @@ def run(job: Measure, root: Path, clock: Clock | None = None) -> Launch:
     if not answers:
         predict = _synchronised(predict)
     warm = timing.warm_up(predict, calls, job.warmup_s, clock)
-    timed = _metered(Bench(predict, calls, job, clock, warm))
+    timed = _metered(TimedRegion(predict, calls, job, clock, warm))
     peak = linux.peak_memory_bytes() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     held = _device_memory_bytes()
     step = timing.resolution_ns(clock)
-    around = before | timed.surroundings | {"threads": linux.threads()}
-    around["timer_resolution_s"] = None if step is None else step * 1e-9
+    environment = before | timed.environment | {"threads": linux.threads()}
+    environment["timer_resolution_s"] = None if step is None else step * 1e-9
     tags = timed.tags | {"coarse_timer": int(_coarse(step, timed.latency_ns))}
-    if job.score_rows and job.outputs:  # last: its load and its memory are not the server's
+    if job.score_rows and job.outputs:  # last: its time and memory are no part of serving
         _score(predict, job, folder, root)
     return Launch(
         latency_s=tuple(ns * 1e-9 for ns in timed.latency_ns),
@@ -120,7 +120,7 @@ def run(job: Measure, root: Path, clock: Clock | None = None) -> Launch:
         device_memory_bytes=held,
         energy=timed.energy,
         tags=tags | {"unsynchronised": int(not answers)},
-        environment=around,
+        environment=environment,
         work_s=(clock.now_ns() - began) * 1e-9,
         response_s=tuple(ns * 1e-9 for ns in timed.response_ns),
         timeouts=timed.timeouts,
@@ -128,13 +128,13 @@ def run(job: Measure, root: Path, clock: Clock | None = None) -> Launch:
 
 
 def _coarse(step_ns: int | None, latency_ns: list[int]) -> bool:
-    """The clock's step is over 5 % of a usual call: its samples are rounded."""
+    """Whether the clock's resolution is over 5 % of the median call."""
     usual = sorted(latency_ns)[len(latency_ns) // 2]
     return step_ns is not None and step_ns > _COARSE * usual
 
 
 def _device_memory_bytes() -> int | None:
-    """The most that PyTorch's allocator has held of the GPU; None where it held nothing."""
+    """Peak GPU memory that PyTorch's allocator reserved; None without an initialised GPU."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None
@@ -142,7 +142,7 @@ def _device_memory_bytes() -> int | None:
 
 
 def limit_threads(threads: int) -> None:
-    """Tell every numeric library how many threads it has, before one of them is imported."""
+    """Set the thread count of every numeric library, before any of them is imported."""
     for name in _THREAD_VARIABLES:
         os.environ[name] = str(threads)
 
@@ -160,14 +160,14 @@ def _load(path: Path) -> Predict:
 
 
 def _pool(path: Path, job: Measure) -> list[Call]:
-    """Up to 256 batches in a seeded order, ready before the clock starts."""
+    """Up to 256 batches (at most 64 MiB) in a seeded order, made before the clock starts."""
     import numpy as np
 
     from autotune.worker.data import rows as files
 
     rows = files.load(path)
     if len(rows) == 0:
-        raise JobError("error", f"{path.name} holds no rows to time the artifact with")
+        raise JobError("error", f"{path.name} has no rows to time the artifact with")
     order = np.random.default_rng(job.seed).permutation(len(rows))
     count = min(_POOL, max(1, len(rows) // job.batch_size))
     calls: list[Call] = []
@@ -197,14 +197,14 @@ def _bytes(call: Call) -> int:
 
 
 def _in_host_memory(output: Any) -> bool:
-    """Wait until an output has been computed, and tell whether it already was: NumPy is;
-    a device's array may be a promise that its first use keeps.
+    """Wait until an output has been computed, and return whether it is in host memory: NumPy arrays
+    are; a device's tensor may still be being computed.
     """
     import numpy as np
 
     if isinstance(output, dict | tuple | list):
         parts = output.values() if isinstance(output, dict) else output
-        known = [_in_host_memory(part) for part in parts]  # all of them: each is waited for
+        known = [_in_host_memory(part) for part in parts]  # a list: each part is waited for
         return all(known)
     if output is None or isinstance(output, np.ndarray | np.generic | int | float | str):
         return True
@@ -213,7 +213,7 @@ def _in_host_memory(output: Any) -> bool:
 
 
 def _synchronised(predict: Predict) -> Predict:
-    """A call ends when its outputs are in memory: to be timed instead of a promise."""
+    """``predict``, returning only when its outputs are in host memory."""
 
     def synchronised(*args: Any, **kwargs: Any) -> Any:
         output = predict(*args, **kwargs)
@@ -223,34 +223,34 @@ def _synchronised(predict: Predict) -> Predict:
     return synchronised
 
 
-def _metered(bench: Bench) -> Timed:
+def _metered(region: TimedRegion) -> Timed:
     """The timed region, with an energy window around it where there is a meter."""
-    if bench.job.meter is None:
-        return _timed(bench, None, 0.0)
+    if region.job.meter is None:
+        return _timed(region, None, 0.0)
     from autotune.worker.energy.meter_client import MeterClient
 
     try:
-        with MeterClient(bench.job.meter) as meter:
-            return _timed(bench, meter, _energy_s(meter))
+        with MeterClient(region.job.meter) as meter:
+            return _timed(region, meter, _energy_s(meter))
     except WorkerError as error:
-        # latency does not depend on the meter: its absence is a missing number, not a failure
+        # latency does not need the meter: without it energy is missing, which is no failure
         print(f"energy not measured: {error}", file=sys.stderr)
-        return _timed(bench, None, 0.0)
+        return _timed(region, None, 0.0)
 
 
 def _energy_s(meter: "MeterClient") -> float:
-    """How long the window must be for the slowest counter that can be read here."""
+    """Length of the energy window, for the slowest counter that can be read here."""
     found = [s for s in meter.sources() if s.label.startswith("measured") and s.domains]
     periods = [s.update_period_s or _PERIOD_S for s in found]
     return min(_ENERGY_CAP_S, _PERIODS * max(periods)) if periods else 0.0
 
 
-def _timed(bench: Bench, meter: "MeterClient | None", energy_s: float) -> Timed:
+def _timed(region: TimedRegion, meter: "MeterClient | None", energy_s: float) -> Timed:
     """Time single calls; a closed loop goes on untimed where the energy window needs it."""
-    predict, calls, job, clock, warm = bench
+    predict, calls, job, clock, warm = region
     now, wanted_s = clock.now_ns, max(job.time_s, energy_s)
     due = open_loop.requests(job, wanted_s) if job.load_per_s is not None else None
-    watch = timing.Watch(warm.usual_ns, clock)
+    watch = timing.SlowCalls(warm.median_ns, clock)
     response: list[int] = []
     timeouts = 0
     with watch.collections():
@@ -268,15 +268,15 @@ def _timed(bench: Bench, meter: "MeterClient | None", energy_s: float) -> Timed:
             count += 1
         window_ns, cpu_ns = now() - began, clock.cpu_ns() - cpu
         energy = meter.close(token) if meter and token is not None else None
-        around = interference.grown(before, interference.counters(), cpu_ns * 1e-9)
+        environment = interference.grown(before, interference.counters(), cpu_ns * 1e-9)
     return Timed(
-        latency, window_ns, count, cpu_ns, energy, watch.tags(), around, response, timeouts
+        latency, window_ns, count, cpu_ns, energy, watch.tags(), environment, response, timeouts
     )
 
 
 def _score(predict: Predict, job: Measure, folder: Path, root: Path) -> None:
-    """Write the outputs of every row of ``score_rows`` as a rows file: in large batches where each
-    row's output is its own, else in those of the plan.
+    """Write the outputs of every row of ``score_rows`` as a rows file: in large batches where rows
+    do not influence each other, else in the plan's batch size.
     """
     from autotune.worker.data import rows as files
     from autotune.worker.measure import outputs
@@ -290,7 +290,7 @@ def _score(predict: Predict, job: Measure, folder: Path, root: Path) -> None:
 
 
 def _batchwise(folder: Path) -> bool:
-    """Whether ranges are taken over each batch anew: a row's output then depends on the others."""
+    """Whether quantization ranges are those of each batch, so that rows influence each other."""
     return any(b"DynamicQuantizeLinear" in p.read_bytes() for p in folder.glob("*.onnx"))
 
 
@@ -326,4 +326,4 @@ if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # the answer is written: a runtime's own clean-up takes half a second
+    os._exit(status)  # the answer is written; a runtime's clean-up would take half a second

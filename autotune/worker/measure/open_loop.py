@@ -1,13 +1,13 @@
-"""Open-loop load: requests come when they come, whether or not the last one is answered.
+"""Open-loop load: requests arrive on a schedule, whether or not the last one is answered.
 
     arrivals(rate, ...) -> when each request is due
     serve(...) -> service time (start to end) and response time (due to end) of each
 
 One server, first come first served.  A stall delays every request that falls due meanwhile,
-and each counts its wait: a closed loop would simply not have sent them (coordinated
-omission; Tene, "How NOT to measure latency").  Stdlib only.
+and each of them counts its wait; a closed loop would not have sent them (coordinated omission;
+Tene, "How NOT to measure latency").  Stdlib only.
 
-Does not know a network, nor several servers.
+What this does not know: a network, and several servers.
 """
 
 import math
@@ -16,20 +16,20 @@ from typing import Literal, NamedTuple
 
 from autotune.records.job import Measure
 from autotune.worker.measure.timing import (
-    LEAST_CALLS,
-    PATIENCE,
+    MIN_CALLS,
+    OVERRUN,
     Call,
     Clock,
     Predict,
-    Watch,
+    SlowCalls,
 )
 
 _SPIN_NS = 100_000
-"""Sleeping ends some 60 us late, which is not the server's fault: the rest is spun away."""
+"""Busy-waiting before a request is due, as sleep ends some 60 us late."""
 
 
 class Served(NamedTuple):
-    """Nanoseconds of each answered request; ``timeouts`` were due and never answered."""
+    """Nanoseconds of each answered request; ``timeouts`` counts those never answered."""
 
     service_ns: list[int]
     response_ns: list[int]
@@ -56,7 +56,7 @@ def arrivals(
 
 
 def requests(job: Measure, wanted_s: float) -> list[int]:
-    """The schedule of one launch: ``min_calls`` and ``wanted_s``, cut off at ``most_s`` as
+    """Due times of one launch's requests: ``min_calls`` and ``wanted_s``, cut off at ``most_s`` as
     long as some 30 requests remain.
     """
     assert job.load_per_s is not None
@@ -64,17 +64,22 @@ def requests(job: Measure, wanted_s: float) -> list[int]:
     due = arrivals(job.load_per_s, min(count, job.max_calls), job.arrivals, job.seed)
     most_ns = int(job.most_s * 1e9)
     kept = sum(at <= most_ns for at in due)
-    patient = sum(at <= PATIENCE * most_ns for at in due)
-    return due[: max(kept, min(LEAST_CALLS, patient), 1)]
+    patient = sum(at <= OVERRUN * most_ns for at in due)
+    return due[: max(kept, min(MIN_CALLS, patient), 1)]
 
 
 def serve(
-    predict: Predict, calls: list[Call], due_ns: list[int], job: Measure, clock: Clock, watch: Watch
+    predict: Predict,
+    calls: list[Call],
+    due_ns: list[int],
+    job: Measure,
+    clock: Clock,
+    watch: SlowCalls,
 ) -> Served:
     """Answer every request of the schedule.
 
-    A backlog may take as long again as the schedule (at least ``most_s``) to be worked off;
-    what is still unanswered then has timed out.
+    After the last due time, a backlog may take as long as the schedule (at least ``most_s``);
+    requests that are still unanswered then have timed out.
     """
     now, size = clock.now_ns, len(calls)
     service: list[int] = []
@@ -92,7 +97,7 @@ def serve(
         ended = now()
         service.append(ended - started)
         response.append(ended - due)
-        watch.saw(started, ended)
+        watch.add(started, ended)
     return Served(service, response, len(due_ns) - len(service))
 
 

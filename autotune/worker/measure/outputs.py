@@ -1,7 +1,7 @@
 """Records an artifact's outputs, batch by batch, into a rows file; torch-free.
 
-Neither the outputs nor the file are ever held whole: a language model's logits over a
-few hundred texts are gigabytes.
+Neither the outputs nor the file are ever in memory as a whole: a language model's logits over a few
+hundred texts are gigabytes.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ def record(predict: "Predict", rows: "Rows", out: Path, *, fixed: int | None) ->
         predict: the artifact's.
         rows: its inputs.
         out: the rows file to write.
-        fixed: the batch that the artifact takes, or None where it takes any.
+        fixed: the batch size that the artifact takes, or None where it takes any.
 
     Raises:
         JobError: unsupported: an output whose first dimension is not the batch, or ragged
@@ -49,7 +49,7 @@ def record(predict: "Predict", rows: "Rows", out: Path, *, fixed: int | None) ->
 
 
 def _batched(predict: "Predict", rows: "Rows", fixed: int | None) -> set[int] | None:
-    """Which outputs have the batch in front, told by two batch sizes; None: all of them."""
+    """Which outputs have the batch as first dimension, by trying two batch sizes; None: all."""
     if len(rows) < 2 or rows.ragged:
         return None
     sizes = (1, 2) if fixed is None else (fixed,)
@@ -78,8 +78,8 @@ def _answer(
 def _fields(output: Any, batch: int) -> "tuple[str, tuple[str, ...], list[Array]]":
     """An output's kind, names and arrays; the first is ``[batch, ...]``.
 
-    What comes after it and has no batch in front, as a recurrent state ``[layers, batch,
-    width]`` has, is not recorded: it is the next call's business, not quality's.
+    Further outputs without the batch in front, such as a recurrent state ``[layers, batch,
+    width]``, are not recorded: they are inputs of the next call and no part of quality.
     """
     import numpy as np
 
@@ -94,7 +94,7 @@ def _fields(output: Any, batch: int) -> "tuple[str, tuple[str, ...], list[Array]
         shape = arrays[0].shape if arrays else "no shape"
         raise JobError(
             "unsupported",
-            f"predict answered a batch of {batch} with an array of shape {shape}; "
+            f"predict returned an array of shape {shape} for a batch of {batch}; "
             "the first dimension must be the batch",
         )
     return kind, names, arrays

@@ -1,13 +1,13 @@
-"""Single calls, each timed: warm-up, the closed loop, and what disturbed the slow ones.
+"""Single calls, each timed: warm-up, the closed loop, and the causes of slow calls.
 
-    warm_up -> (settled, usual time of a call) -> closed | load.serve -> every call's ns
-                                                     `- Watch: causes of slow calls
+    warm_up -> (settled, median time of a call) -> closed | open_loop.serve -> every call's ns
+                                                     `- SlowCalls: their causes
 
-No call is dropped.  A call over twice its usual time is *slow*; its cause is looked for
-right after it, outside the timing: a garbage collection inside it, or an involuntary
-context switch, cgroup throttling or steal since the last look.  Stdlib only.
+No call is dropped.  A call over twice the median is *slow*; its cause is looked for right after
+it, outside the timing: a garbage collection during it, or an involuntary context switch, cgroup
+throttling or steal since the last check.  Stdlib only.
 
-Does not know a cause that the kernel does not count (frequency, caches, page faults).
+What this does not know: causes that the kernel does not count (frequency, caches, page faults).
 """
 
 import gc
@@ -25,22 +25,22 @@ from autotune.worker.host import interference
 Predict = Callable[..., Any]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
-LEAST_CALLS = 30
-"""Timed however slow they are, unless they take `PATIENCE` times the cap."""
-PATIENCE = 5
+MIN_CALLS = 30
+"""Timed even beyond ``most_s``, up to `OVERRUN` times that."""
+OVERRUN = 5
 _SETTLED = 0.02
 _WARM_CALLS = 10
 _WARM_S = 0.02
 _MOST_WINDOW = 20_000
 _SLOW = 2.0
-_LOOK_CALLS = 64
-_LOOK_NS = 20_000_000
+_CHECK_CALLS = 64
+_CHECK_NS = 20_000_000
 _READS = 100_000
 _STEPS = 200
 
 
 class Clock(NamedTuple):
-    """Time as the measurement sees it; tests put simulated clocks in its place."""
+    """The clocks of a measurement; tests use simulated ones."""
 
     now_ns: Callable[[], int] = time.perf_counter_ns
     cpu_ns: Callable[[], int] = time.process_time_ns
@@ -48,15 +48,15 @@ class Clock(NamedTuple):
 
 
 class Warm(NamedTuple):
-    """How the warm-up ended.  ``usual_ns`` is the last window's median; infinite if none."""
+    """How the warm-up ended.  ``median_ns`` is the last window's; infinite if there was none."""
 
     calls: int
     settled: bool
-    usual_ns: float
+    median_ns: float
 
 
 def resolution_ns(clock: Clock) -> int | None:
-    """The smallest step in which the clock moves; None where it does not move by itself."""
+    """The smallest step of the clock; None where it does not advance by itself."""
     least: int | None = None
     steps, last = 0, clock.now_ns()
     for _ in range(_READS):
@@ -100,7 +100,7 @@ def warm_up(predict: Predict, calls: list[Call], warmup_s: float, clock: Clock) 
 def _window(
     predict: Predict, calls: list[Call], done: int, warmup_s: float, clock: Clock
 ) -> list[int]:
-    """10 calls and 20 ms, or fewer calls of a slow model; its slowest call takes no time."""
+    """Times of 10 calls and 20 ms (fewer calls of a slow model), not counting the slowest call."""
     window: list[int] = []
     spent = slowest = 0
     while len(window) < _MOST_WINDOW:
@@ -120,13 +120,13 @@ def closed(
     calls: list[Call],
     job: Measure,
     clock: Clock,
-    watch: "Watch",
+    watch: "SlowCalls",
     wanted_s: float,
 ) -> list[int]:
-    """One call after another: service times in nanoseconds.
+    """Service times of one call after another, in nanoseconds.
 
-    Goes on for ``min_calls`` and ``wanted_s``, but no longer than ``most_s`` (a hopeless
-    candidate must not eat the budget), and never past ``max_calls``.
+    Continues for ``min_calls`` and ``wanted_s``, but no longer than ``most_s`` (a slow candidate
+    must not use up the budget), and never past ``max_calls``.
     """
     now, size = clock.now_ns, len(calls)
     wanted_ns, most_ns = int(wanted_s * 1e9), int(job.most_s * 1e9)
@@ -138,24 +138,24 @@ def closed(
         predict(*args, **kwargs)
         ended = now()
         taken.append(ended - started)
-        watch.saw(started, ended)
+        watch.add(started, ended)
         elapsed, count = ended - began, len(taken)
         if elapsed >= wanted_ns and count >= job.min_calls:
             break
-        if elapsed >= most_ns and (count >= LEAST_CALLS or elapsed >= PATIENCE * most_ns):
+        if elapsed >= most_ns and (count >= MIN_CALLS or elapsed >= OVERRUN * most_ns):
             break
     return taken
 
 
-class Watch:
-    """Counts what disturbed the calls.
+class SlowCalls:
+    """Counts slow calls and what disturbed them.
 
-    A look costs a system call, and reading files 50 us: looks come after slow calls and
-    every 64 calls, the files are read at most every 20 ms.
+    A check costs a system call, and reading the kernel's files 50 us: checks follow slow calls and
+    every 64th call, the files are read at most every 20 ms.
     """
 
-    def __init__(self, usual_ns: float, clock: Clock) -> None:
-        self._slow_ns = _SLOW * usual_ns
+    def __init__(self, median_ns: float, clock: Clock) -> None:
+        self._slow_ns = _SLOW * median_ns
         self._clock = clock
         self._collected: list[int] = []
         self._calls = 0
@@ -166,24 +166,24 @@ class Watch:
 
     @contextmanager
     def collections(self) -> Iterator[None]:
-        """Note when the garbage collector, left on, collects meanwhile."""
-        gc.callbacks.append(self._note)
+        """Record garbage collections (the collector stays on) while this is open."""
+        gc.callbacks.append(self._on_collection)
         try:
             yield
         finally:
-            gc.callbacks.remove(self._note)
+            gc.callbacks.remove(self._on_collection)
 
-    def _note(self, phase: str, info: dict[str, int]) -> None:
+    def _on_collection(self, phase: str, info: dict[str, int]) -> None:
         del info
         if phase == "start":
             self._collected.append(self._clock.now_ns())
 
-    def saw(self, started_ns: int, ended_ns: int) -> None:
-        """One call has ended."""
+    def add(self, started_ns: int, ended_ns: int) -> None:
+        """Count one call that has just ended."""
         self._calls += 1
         if ended_ns - started_ns > self._slow_ns:
             self._slow(started_ns, ended_ns)
-        elif not self._calls % _LOOK_CALLS:
+        elif not self._calls % _CHECK_CALLS:
             self._switches = _switches()
 
     def _slow(self, started_ns: int, ended_ns: int) -> None:
@@ -194,7 +194,7 @@ class Watch:
         if switches > self._switches:
             causes.add("context_switch")
         self._switches = switches
-        if ended_ns - self._read_ns >= _LOOK_NS:
+        if ended_ns - self._read_ns >= _CHECK_NS:
             causes |= self._kernel(ended_ns)
         self._causes["slow"] += 1
         for cause in causes or {"unexplained"}:

@@ -3,9 +3,9 @@
     owner <--> server --fork--> task server: load once, with one thread --ready--> the same loop
                   `-- a job of the same task is relayed to it, and its lines back --'
 
-Loading takes from a fifth of a second to seconds, as long as many a trial.  It is shared only where
-a fork can share it: where loading leaves a thread, an open file, a process or a device in use, or fails,
-each job loads the task by itself (and the inspection, the first one, reports why loading fails).
+Loading takes from a fifth of a second to seconds, as long as many a trial.  Where it fails, or
+leaves a thread, an open file, a process or a device in use, which a fork cannot share, each job
+loads the task by itself (and the inspection, the first one, reports why loading fails).
 
 What this does not know: state outside the process that loading changes (a temporary folder is
 shared by all jobs).
@@ -164,11 +164,8 @@ def _serve(task: Any, reader: BinaryIO, writer: BinaryIO, loop: Loop) -> None:
         else:
             print(f"each job loads the task by itself: {obstacle}", file=sys.stderr, flush=True)
     except BaseException as error:  # the user's code; the job reports it in full
-        print(
-            f"the task could not be loaded once for all jobs: {type(error).__name__}",
-            file=sys.stderr,
-            flush=True,
-        )
+        name = type(error).__name__
+        print(f"the task was not loaded for all jobs: {name}", file=sys.stderr, flush=True)
     os._exit(status)
 
 

@@ -27,7 +27,7 @@ def serve(time_: Ticking, asked: Measure, service_s: Any) -> open_loop.Served:
         count += 1
 
     clock = time_.clock()
-    watch = timing.Watch(1e9, clock)
+    watch = timing.SlowCalls(1e9, clock)
     return open_loop.serve(predict, CALL, open_loop.requests(asked, 0.0), asked, clock, watch)
 
 

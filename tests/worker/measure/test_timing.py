@@ -26,7 +26,7 @@ def closed(
     time_ = Ticking()
     numbers = itertools.count()
     clock = time_.clock()
-    watch = timing.Watch(usual_s * 1e9, clock)
+    watch = timing.SlowCalls(usual_s * 1e9, clock)
     with watch.collections():
         taken = timing.closed(
             lambda: time_.spend(call_s(next(numbers))), CALL, job(**changes), clock, watch, wanted_s
@@ -114,7 +114,7 @@ def test_a_warm_up_ends_when_two_windows_agree() -> None:
         lambda: time_.spend(0.004 if next(numbers) < 30 else 0.002), CALL, 1.5, time_.clock()
     )
     assert found.settled
-    assert found.usual_ns == pytest.approx(2e6) or found.usual_ns == pytest.approx(4e6)
+    assert found.median_ns == pytest.approx(2e6) or found.median_ns == pytest.approx(4e6)
     assert found.calls >= 20
 
 
@@ -125,4 +125,4 @@ def test_a_clock_that_stands_still_does_not_hang_the_warm_up() -> None:
 
 def test_no_warm_up() -> None:
     found = timing.warm_up(lambda: None, CALL, 0.0, timing.Clock())
-    assert (found.calls, found.settled, found.usual_ns) == (0, False, float("inf"))
+    assert (found.calls, found.settled, found.median_ns) == (0, False, float("inf"))
