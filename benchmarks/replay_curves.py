@@ -137,7 +137,7 @@ class Search:
                 self._ended(number)
                 return
             if go and rung == 1 and not pinned and not rule.may_win(self, number):
-                self._halving.stays(number, rung)
+                self._halving.pause(number, rung)
                 return
             if pinned:
                 self._halving.resume(number, rung)

@@ -5,9 +5,9 @@
     trial 1   0.5 ------> 0.4 ------> 0.35
     trial 2   0.6 pause .. promoted later, from its checkpoint, when it is in the best third
 
-Asynchronous successive halving (Li et al., arXiv 1810.05934): a trial that does not continue at once
-is paused, not ended.  Only trials of one group are compared: those of one learning-rate schedule, as
-a one-cycle schedule is behind halfway, by design.  Pure bookkeeping.
+Asynchronous successive halving (Li et al., arXiv 1810.05934): a trial that does not continue at
+once is paused, not ended.  Only trials of one group are compared: those of one learning-rate
+schedule, as a one-cycle schedule is behind halfway, by design.  Pure bookkeeping.
 """
 
 from collections import defaultdict
@@ -76,7 +76,7 @@ class Halving:
         return [number for _, _, number in sorted(found)]
 
     def forget(self, number: int) -> None:
-        """Record that a trial has ended: it is not promoted, but others are still compared with it."""
+        """Record that a trial has ended: it is not promoted, but others are compared with it."""
         for rung in range(self._last + 1):
             self._past.add((number, rung))
 

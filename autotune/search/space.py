@@ -113,8 +113,8 @@ def inside(dim: Dim, value: Value) -> bool:
 def fix(space: Space, given: tuple[str, ...]) -> Space:
     """The space with each ``name=value`` of ``given`` fixed where it has that dimension.
 
-    ``lr`` and a step's bare parameter name (``macs_kept``) mean all dimensions whose names end so; a
-    value must lie in the range of one of them.
+    ``lr`` and a step's bare parameter name (``macs_kept``) mean all dimensions whose names end so;
+    a value must lie in the range of one of them.
 
     Raises:
         UsageError: a value outside its dimension's range; the message gives the range.
@@ -240,7 +240,7 @@ def middle(dim: Dim) -> Value:
 
 
 def complete(space: Space, values: Values) -> dict[str, Value]:
-    """Values for every active node: those given that are in range, else the first choice or middle."""
+    """Values for every active node: those given if in range, else first choice or middle."""
     out: dict[str, Value] = {}
     for node in space.nodes:
         if node.active(out):

@@ -32,10 +32,10 @@ _HINGE = 0.6
 """The same of a hinge of a level without a neutral value, at each of the knots."""
 _KNOTS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 _SLOPE, _CURVE, _BEND, _STARTS = 1.5, 2.0, 0.15, 0.3
-"""The same of a level with a neutral value (such as 1.0 of the MACs kept), which counts as a distance
-from that value: speed is linear in it and loss of quality a parabola, since the first tenth that is
-removed matters least.  ``_BEND`` is the departure from the line at each knot, ``_STARTS``
-the step's effect at its neutral value.
+"""The same of a level with a neutral value (such as 1.0 of the MACs kept), which counts as a
+distance from that value: speed is linear in it and loss of quality a parabola, since the first
+tenth that is removed matters least.  ``_BEND`` is the departure from the line at each knot,
+``_STARTS`` the step's effect at its neutral value.
 """
 _NOISES = (0.03, 0.08, 0.2)
 """Candidate standard deviations of log latency from one launch to the next."""
@@ -248,8 +248,8 @@ def _posterior(
     noise: float,
     estimated: Sequence[tuple[int, float]] = (),
 ) -> tuple[Any, Any]:
-    """Posterior mean and standard deviation at the rows of ``wanted``, given the values ``found`` and
-    ``estimated`` at rows of ``tried``; rows are feature vectors.
+    """Posterior mean and standard deviation at the rows of ``wanted``, given the values ``found``
+    and ``estimated`` at rows of ``tried``; rows are feature vectors.
     """
     import numpy as np
 
