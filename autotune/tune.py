@@ -15,7 +15,7 @@ from autotune.bridge.protocol import Bridge
 from autotune.context import Listener, Silent
 from autotune.pipeline import cost_preview, survey
 from autotune.pipeline.cost_preview import CostPreview
-from autotune.pipeline.pipeline import Request, asked, meter_args, story
+from autotune.pipeline.pipeline import Request, make_request, meter_args, run_pipeline
 from autotune.records import codec
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
@@ -56,9 +56,9 @@ def tune(
     budget, effort = budget or Budget(), effort or Effort()
     folder = run_folder.RunFolder.create(out, task.name)
     with task.spec(effort.seed) as spec:
-        request = asked(spec, budget, effort, profile=profile)
+        request = make_request(spec, budget, effort, profile=profile)
         run_folder.write(folder.work / "request.json", codec.encode(request).decode())
-        return story(spec, request, folder, listener or Silent(), bridge)
+        return run_pipeline(spec, request, folder, listener or Silent(), bridge)
 
 
 def resume(
@@ -82,7 +82,7 @@ def resume(
         retrain=request.retrain,
     )
     with task.spec(request.effort.seed) as spec:
-        return story(spec, request, folder, listener or Silent())
+        return run_pipeline(spec, request, folder, listener or Silent())
 
 
 def dry_run(
@@ -121,9 +121,9 @@ def execute(
     effort = msgspec.structs.replace(effort or Effort(), seed=plan.seed)
     folder = run_folder.RunFolder.create(out, task.name)
     with task.spec(plan.seed) as spec:
-        request = asked(spec, budget, effort, plan=plan)
+        request = make_request(spec, budget, effort, plan=plan)
         run_folder.write(folder.work / "request.json", codec.encode(request).decode())
-        return story(spec, request, folder, listener or Silent())
+        return run_pipeline(spec, request, folder, listener or Silent())
 
 
 def verify(

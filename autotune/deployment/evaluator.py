@@ -220,7 +220,7 @@ class DeploymentEvaluator:
             raw = self.trial(dense, "the deploy baseline", baseline=True)
             self.baselines[at] = raw
             if raw.scores is not None:
-                say_certifiable(self.run, raw.scores)
+                self.run = say_certifiable(self.run, raw.scores)
                 self.baselines[at] = self.constrained(raw)
             self.keep(self.baselines[at])
         return self.baselines[at]

@@ -7,8 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import msgspec
-
 from autotune import plugins
 from autotune.context import RunContext
 from autotune.hardware import bounds
@@ -201,17 +199,19 @@ def certifiable(run: RunContext, allowed: float, alpha: float) -> bool:
     return least is not None and least < allowed
 
 
-def say_certifiable(run: RunContext, scores: Scores) -> None:
-    """What *test* can certify of real scores, once the baseline's tell how far they spread."""
+def say_certifiable(run: RunContext, scores: Scores) -> RunContext:
+    """The run with the smallest drop that *test* can certify of real scores, known once those of
+    the baseline show how far they spread; a drop too small for its rows is said.
+    """
     task, values = run.survey.task, scores.per_sample
     if run.survey.certifiable_drop is not None or not values or paired.binary(values):
-        return
+        return run
     spread, rows = paired.differ_by(values), task.test_rows
     least = non_inferiority.smallest_certifiable_drop(rows, spread=spread)
-    run.survey = msgspec.structs.replace(run.survey, certifiable_drop=least)
+    run = run.with_survey(certifiable_drop=least)
     allowed = max_drop(run, scores.quality)
     if least is None or least <= allowed:
-        return
+        return run
     needed = non_inferiority.rows_needed(allowed, spread=spread)
     remedy = f"would need {needed} rows" if needed else "can be certified by no number of rows"
     run.listener.note(
@@ -219,6 +219,7 @@ def say_certifiable(run: RunContext, scores: Scores) -> None:
         f"{metric(least)}. One of {metric(allowed)} {remedy}: quality will be UNDECIDED; "
         f"--max-drop {1.5 * least:.2g} is wide enough."
     )
+    return run
 
 
 def _on_test(run: RunContext, drop: float, upper: float, rows: int) -> float:

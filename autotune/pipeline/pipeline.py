@@ -1,9 +1,11 @@
-"""The whole story, top to bottom.
+"""One run, from the survey to the report.
 
-    model.py -> Task -> Survey -> Space -> Trials -> Finalists -> Artifact + Plan + Report
+    model.py -> Task -> survey -> train search -> final training
+                     -> deploy search -> verification -> artifact + plan + report
 
-Data travels one way; nothing upstream is changed later.  The story talks to the workers
-through a bridge and to the person through a listener; it never imports torch.
+Stages take values and return a value; only this file puts them into the run's `RunState`, from
+which a report can be made at any moment.  It talks to the workers through a bridge and to the
+person through a listener, and never imports torch.
 """
 
 import contextlib
@@ -18,7 +20,7 @@ import msgspec
 from autotune.bridge.process import ProcessBridge, meter_arguments
 from autotune.bridge.protocol import Bridge
 from autotune.bridge.recording import Recorder, ReplayBridge, load_recording
-from autotune.context import DEPLOY_SHARE, HARDWARE_SHARE, TRAIN_SHARE, Listener, RunContext
+from autotune.context import DEPLOY_SHARE, HARDWARE_SHARE, TRAIN_SHARE, Listener
 from autotune.deployment import finalists, racing, search
 from autotune.deployment.evaluator import DenseCall, DeploymentEvaluator
 from autotune.pipeline import cost_preview, earlier_reports, report_builder, survey
@@ -42,7 +44,7 @@ from autotune.training import (
     width,
 )
 from autotune.training import search as training_search
-from autotune.training import trial as training_trial
+from autotune.training.trial import TrainState
 from autotune.verification import (
     explain,
     launches,
@@ -72,13 +74,13 @@ class Request(Record, frozen=True, kw_only=True):
     plan: Plan | None = None
 
 
-def asked(spec: TaskSpec, budget: Budget, effort: Effort, **more: Any) -> Request:
+def make_request(spec: TaskSpec, budget: Budget, effort: Effort, **more: Any) -> Request:
     """The request for this task."""
     same = {name: getattr(spec, name) for name in ("path", "args", "weights", "pretrained")}
     return Request(**same, retrain=spec.retrain, budget=budget, effort=effort, **more)
 
 
-def story(
+def run_pipeline(
     spec: TaskSpec,
     request: Request,
     folder: run_folder.RunFolder,
@@ -90,33 +92,33 @@ def story(
     Args:
         spec: the task, for the workers.
         request: limits, effort, and the plan where one is executed.
-        folder: where report and plan are written, as they come to be.
-        listener: told what happens.
+        folder: where report and plan are written as they come to be.
+        listener: is told what happens, as it happens.
         make_bridge: as for `autotune.tune.tune`.
 
     Returns:
         The report and its folder.
 
     Raises:
-        AutotuneError: what the task or a limit is at fault for; a report of what is known is left.
+        AutotuneError: the task or a limit is wrong; a report of what is known is left.
     """
     bridge = _bridge(folder, request.effort, listener, make_bridge)
-    known: RunState | None = None
+    state: RunState | None = None
     status = "interrupted"
     try:
         run = survey.survey(bridge, spec, request.budget, request.effort, request.profile, listener)
         if request.effort.baseline is not None:
             previous_plan.check(Path(request.effort.baseline), run)
         earlier = earlier_reports.load(request.effort.like, folder.path)
-        known = RunState(run)
+        state = RunState(run)
         run.journal = folder.new_journal()
-        run.on_progress = lambda: folder.checkpoint(report_builder.report(known, "running"))
+        run.on_progress = lambda: folder.checkpoint(report_builder.report(state, "running"))
         with interrupts() as interrupted:
             try:
-                if request.plan is not None:
-                    _replay_plan(known, request.plan, folder)
+                if request.plan is None:
+                    _search(state, folder, earlier)
                 else:
-                    _search(known, folder, earlier)
+                    _execute(state, folder, request.plan)
                 status = "complete"
             except KeyboardInterrupt:
                 pass
@@ -124,21 +126,21 @@ def story(
                 if not interrupted:
                     raise
     except BaseException:
-        _leave(folder, known)
+        _leave(folder, state)
         raise
     finally:
         bridge.close()
-    report = report_builder.report(known, status)
+    report = report_builder.report(state, status)
     folder.save(report, report_text.files(report))
     if status == "complete":
         folder.clean()
     return report, folder.path
 
 
-def _leave(folder: run_folder.RunFolder, known: RunState | None) -> None:
+def _leave(folder: run_folder.RunFolder, state: RunState | None) -> None:
     """After an error: a valid report of what is known, or no folder at all."""
-    if known is not None:
-        report = report_builder.report(known, "interrupted")
+    if state is not None:
+        report = report_builder.report(state, "interrupted")
         folder.save(report, report_text.files(report))
         return
     folder.clean()
@@ -146,195 +148,120 @@ def _leave(folder: run_folder.RunFolder, known: RunState | None) -> None:
         folder.path.rmdir()
 
 
-def _search(known: RunState, folder: run_folder.RunFolder, earlier: tuple[WarmStart, ...]) -> None:
-    """The train search and final training, the deploy search, verification."""
-    run = known.run
-    if not run.survey.task.pretrained:
-        _train(known, earlier)
-        run = known.run
-        if run.effort.search_only:
-            plan = known.plan(Deployment(batch_size=run.budget.batch or 1))
-            folder.save_plan(plan)
-            return
+def _search(state: RunState, folder: run_folder.RunFolder, earlier: tuple[WarmStart, ...]) -> None:
+    """Search a recipe and train it, search a deployment, verify and ship it."""
+    if state.run.survey.task.pretrained:
+        cost_preview.say(state.run, 0)
     else:
-        cost_preview.say(run, 0)
-    weights = final.WEIGHTS if known.recipe is not None else "weights.safetensors"
-    recipe = known.recipe or search_space.fine_tuning(run.survey)
-    run = known.run = survey.of_recipe(run, recipe)
-    lab = DeploymentEvaluator(run, weights, recipe, _recovery_epochs(run, known, recipe))
-    known.lab = lab
-    began = run.bridge.now()
-    run.bridge.preload(("onnxscript", "torch_pruning", "onnxruntime.quantization"))
-    until = began + DEPLOY_SHARE * run.left_s
-    run.listener.phase("deploy search", until - began)
-
-    def extended_s() -> float:
-        return time_needed.until_s(lab, until)
-
-    kept_s = racing.kept_s(run.left_s, until - began)
-    first = earlier_reports.choose(run, earlier, "deployments")
-    search.explore(lab, until, extended_s, kept_s, first)
-    said = racing.run(lab, extended_s())
-    known.messages += [said] if said else []
-    run.timed("deploy search", began)
-    _verify(known, [t.trial.deployment for t in finalists.chosen(lab)], folder)
+        budget_s, began = TRAIN_SHARE * state.run.effort.time_s, state.run.bridge.now()
+        winner = _train_search(state, earlier, budget_s)
+        if state.run.effort.search_only:
+            state.messages.append("the search alone was asked for: nothing was trained in full")
+            folder.save_plan(state.plan(Deployment(batch_size=state.run.budget.batch or 1)))
+            return
+        _final_training(state, winner.recipe, winner, began + budget_s - state.run.bridge.now())
+        assert state.training is not None
+        state.messages += state.training.messages
+    evaluator = _evaluator(state)
+    _deploy_search(state, evaluator, earlier)
+    _verify(state, evaluator, [t.trial.deployment for t in finalists.chosen(evaluator)], folder)
 
 
-def _replay_plan(known: RunState, plan: Plan, folder: run_folder.RunFolder) -> None:
-    """Execute a plan: the same chain, nothing searched."""
-    run = known.run
-    if plan.source_sha256 != run.survey.task.source_sha256:
-        known.messages.append("the model file differs from the one that the plan was made for")
-    known.epochs = plan.epochs
-    if plan.recipe is not None and not run.survey.task.pretrained:
-        known.recipe = training_search.fitting(run, plan.recipe)
-        _final(known, known.recipe)
-        run = known.run
-    weights = final.WEIGHTS if known.recipe is not None else "weights.safetensors"
-    recipe = known.recipe or search_space.fine_tuning(run.survey)
-    run = known.run = survey.of_recipe(run, recipe)
-    known.lab = DeploymentEvaluator(run, weights, recipe, plan.deployment.recovery_epochs)
-    known.lab.baseline(plan.deployment)
-    if not known.lab.is_baseline(plan.deployment):
-        known.lab.keep(known.lab.trial(plan.deployment, "the plan"))
-    _verify(known, [plan.deployment], folder, given=True)
-
-
-# -- verification --------------------------------------------------------------------------
-
-
-def _verify(
-    known: RunState,
-    candidates: list[Deployment],
-    folder: run_folder.RunFolder,
-    *,
-    given: bool = False,
-) -> None:
-    """Verify the finalists, or the one that was given, and ship the bytes of the one chosen."""
-    run, evaluator = known.run, known.lab
-    assert evaluator is not None
-    began = run.bridge.now()
-    run.listener.phase("verification", run.left_s)
-    found = select.conclude(evaluator, candidates, known.execution, replace=not given)
-    known.messages += found.messages
-    known.why = explain.explain(evaluator, found, given=given)
-    if run.effort.baseline is not None:
-        run.listener.phase(f"the plan of {run.effort.baseline}", run.left_s)
-        previous = Path(run.effort.baseline)
-        known.earlier, said = previous_plan.race(
-            evaluator, previous, found.chosen.side, folder.work
-        )
-        known.messages.append(said)
-    _ship(known, evaluator, found, folder)
-    run.timed("verification", began)
-
-
-def _ship(
-    known: RunState,
-    evaluator: DeploymentEvaluator,
-    found: select.Conclusion,
-    folder: run_folder.RunFolder,
-) -> None:
-    """Ship the verified bytes, and write down what was found."""
-    run, side, reference = known.run, found.chosen.side, found.chosen.reference
-    folder.ship(side.built.artifact, side.built.sha256)
-    known.artifact = run_folder.artifact(folder.path / "artifact", side.deployment.runtime)
-    chosen = launches.result(run, side, known.plan(side.deployment, side.built.sha256))
-    if any(stage.name == "program" for stage in reference.built.stages):
-        known.messages.append(
-            "The model's source does not stand alone, so the eager baseline is an exported "
-            "program, which can be slower than the model itself: ratios to it may be too good."
-        )
-    baseline = launches.result(run, reference, known.plan(reference.deployment))
-    known.chosen, known.baseline, known.lossless = chosen, baseline, None
-    if (lossless := found.lossless) is side:
-        known.lossless = chosen
-    elif lossless is reference:
-        known.lossless = baseline
-    elif lossless is not None:
-        known.lossless = launches.result(run, lossless, known.plan(lossless.deployment))
-    known.verdicts = found.chosen.verdicts
-    built_s = (t.trial.build_s for t in evaluator.tried if t.trial.deployment == side.deployment)
-    known.execution = msgspec.structs.replace(
-        known.execution, recovery_s=side.built.recovery_s, build_s=next(built_s, None)
-    )
-    recorded = folder.path / "artifact" / "recorded.npz"
-    recorded_io.record(folder.work, recorded, side.built.artifact, reference.scores)
+def _execute(state: RunState, folder: run_folder.RunFolder, plan: Plan) -> None:
+    """Execute a plan: the same stages, nothing searched."""
+    task, deployment = state.run.survey.task, plan.deployment
+    if plan.source_sha256 != task.source_sha256:
+        state.messages.append("the model file differs from the one that the plan was made for")
+    state.epochs = plan.epochs
+    if plan.recipe is not None and not task.pretrained:
+        state.recipe = training_search.fitting(state.run, plan.recipe)
+        _final_training(state, state.recipe)
+    evaluator = _evaluator(state, deployment.recovery_epochs)
+    evaluator.baseline(deployment)
+    if not evaluator.is_baseline(deployment):
+        evaluator.keep(evaluator.trial(deployment, "the plan"))
+    _verify(state, evaluator, [deployment], folder, given=True)
 
 
 # -- training ------------------------------------------------------------------------------
 
 
-def _train(known: RunState, earlier: tuple[WarmStart, ...]) -> None:
-    run = known.run
+def _train_search(state: RunState, earlier: tuple[WarmStart, ...], budget_s: float) -> TrainTrial:
+    """Measure the hardware, then search a recipe; the winner.
+
+    Raises:
+        ContractError: no recipe could be trained.
+    """
+    run = state.run
     began = run.bridge.now()
-    budget_s = TRAIN_SHARE * run.effort.time_s
     run.listener.phase("train search", budget_s)
     run = throughput_stage.measure(run, HARDWARE_SHARE * budget_s)
     widths = width.measure(run, run.bridge.now() + _WIDTHS_SHARE * budget_s, DenseCall(run))
     run = run.with_survey(widths=widths)
     run.timed("hardware", began)
-    known.epochs, reach = parallelism.usual_lengths(run)
-    run = known.run = run.with_survey(options=step_options.judged(run, reach))
+    state.epochs, reach = parallelism.usual_lengths(run)
+    run = state.run = run.with_survey(options=step_options.judged(run, reach))
     searching = run.bridge.now()
-    cost_preview.say(run, known.epochs)
-    known.training = training_trial.TrainState(run, known.epochs, reach, parallelism.timed(run))
+    cost_preview.say(run, state.epochs)
+    training = TrainState(run, state.epochs, reach, parallelism.timed(run))
+    state.training = training
     first = earlier_reports.choose(run, earlier, "recipes")
-    training_search.search(known.training, began + budget_s, first)
+    training_search.search(training, began + budget_s, first)
     run.timed("train search", searching)
-    winner = known.training.winner
+    winner = training.winner
     if winner is None:
-        raise training_search.nothing_trained(known.training.trials)
-    known.recipe = winner.recipe
-    known.epochs = known.training.final(winner)
-    if run.effort.search_only:
-        known.messages.append("the search alone was asked for: nothing was trained in full")
-        return
-    _final(known, winner.recipe, winner, began + budget_s - run.bridge.now())
-    known.messages += known.training.said
+        raise training_search.nothing_trained(training.trials)
+    state.recipe, state.epochs = winner.recipe, training.final(winner)
+    return winner
 
 
-def _final(
-    known: RunState, recipe: Recipe, trial: TrainTrial | None = None, more_s: float = 0.0
+def _final_training(
+    state: RunState, recipe: Recipe, winner: TrainTrial | None = None, more_s: float = 0.0
 ) -> None:
     """Train a plan's recipe, or the winner's after its search, which left ``more_s``."""
-    run = known.run
+    run = state.run
     began = run.bridge.now()
-    run.listener.phase("final training", _expected_s(run, known.epochs, trial))
-    if trial is None or known.training is None:
-        known.execution = final.final(run, recipe, known.epochs)
+    run.listener.phase("final training", final.expected_s(run, state.epochs, winner))
+    if winner is None or state.training is None:
+        state.execution = final.final(run, recipe, state.epochs)
     else:
-        known.execution, known.epochs = final.last(known.training, trial, more_s)
+        state.execution, state.epochs = final.last(state.training, winner, more_s)
     run.timed("final training", began)
-    kept = known.execution.kept_epochs
-    if kept is not None and kept < known.epochs:
-        known.messages.append(
-            f"The weights are those after {kept:g} of {known.epochs} epochs, "
+    kept = state.execution.kept_epochs
+    if kept is not None and kept < state.epochs:
+        state.messages.append(
+            f"The weights are those after {kept:g} of {state.epochs} epochs, "
             "the best on validation."
         )
     if cost_preview.set_apart(run):
-        run = known.run = replace(run, apart_s=run.bridge.now() - began)
+        state.run = replace(run, apart_s=run.bridge.now() - began)
     run.on_progress()
 
 
-def _expected_s(run: RunContext, epochs: float, trial: TrainTrial | None) -> float:
-    """Seconds of what is still to be trained, by the trial's pace or the measured throughput."""
-    if trial is not None and trial.rungs and trial.train_s:
-        ahead = epochs - (trial.rungs[-1] if trial.epochs == epochs else 0.0)
-        return ahead * trial.train_s / trial.rungs[-1]
-    return epochs * (parallelism.one_epoch_s(run) or 0.0)
+# -- deployment ----------------------------------------------------------------------------
 
 
-def _recovery_epochs(run: RunContext, known: RunState, recipe: Recipe) -> float:
+def _evaluator(state: RunState, recovery_epochs: float | None = None) -> DeploymentEvaluator:
+    """What builds and measures deployments of the weights that were trained, or came trained."""
+    weights = final.WEIGHTS if state.recipe is not None else "weights.safetensors"
+    recipe = state.recipe or search_space.fine_tuning(state.run.survey)
+    run = state.run = survey.of_recipe(state.run, recipe)
+    if recovery_epochs is None:
+        recovery_epochs = _recovery_epochs(state, recipe)
+    state.evaluator = DeploymentEvaluator(run, weights, recipe, recovery_epochs)
+    return state.evaluator
+
+
+def _recovery_epochs(state: RunState, recipe: Recipe) -> float:
     """Epochs of recovery training after pruning: a share of the time that is left, by the
     training's own speed; 0 without rows to train on.
     """
-    info = run.survey.task
+    run, info = state.run, state.run.survey.task
     rows = info.train_rows or info.calibration_rows
     if not rows:
         return 0.0
-    if known.execution.train_s and known.epochs:
-        epoch_s = known.execution.train_s / known.epochs
+    if state.execution.train_s and state.epochs:
+        epoch_s = state.execution.train_s / state.epochs
     else:
         rate = parallelism.rate(run, recipe)
         if rate is None:
@@ -342,6 +269,89 @@ def _recovery_epochs(run: RunContext, known: RunState, recipe: Recipe) -> float:
         epoch_s = rows / rate
     epochs = _RECOVERY_SHARE * run.left_s / epoch_s
     return float(min(_MOST_EPOCHS, round(epochs))) if epochs >= 1 else max(epochs, _LEAST_EPOCHS)
+
+
+def _deploy_search(
+    state: RunState, evaluator: DeploymentEvaluator, earlier: tuple[WarmStart, ...]
+) -> None:
+    """Search a deployment, then launch the leading ones again in turn."""
+    run = state.run
+    began = run.bridge.now()
+    run.bridge.preload(("onnxscript", "torch_pruning", "onnxruntime.quantization"))
+    until_s = began + DEPLOY_SHARE * run.left_s
+    run.listener.phase("deploy search", until_s - began)
+
+    def extended_s() -> float:
+        return time_needed.until_s(evaluator, until_s)
+
+    kept_s = racing.kept_s(run.left_s, until_s - began)
+    first = earlier_reports.choose(run, earlier, "deployments")
+    search.explore(evaluator, until_s, extended_s, kept_s, first)
+    race = racing.run(evaluator, extended_s())
+    state.messages += [race] if race else []
+    run.timed("deploy search", began)
+
+
+# -- verification --------------------------------------------------------------------------
+
+
+def _verify(
+    state: RunState,
+    evaluator: DeploymentEvaluator,
+    candidates: list[Deployment],
+    folder: run_folder.RunFolder,
+    *,
+    given: bool = False,
+) -> None:
+    """Verify the finalists, or the one that was given, and ship the bytes of the one chosen."""
+    run = evaluator.run
+    began = run.bridge.now()
+    run.listener.phase("verification", run.left_s)
+    found = select.conclude(evaluator, candidates, state.execution, replace=not given)
+    state.messages += found.messages
+    state.why = explain.explain(evaluator, found, given=given)
+    if run.effort.baseline is not None:
+        run.listener.phase(f"the plan of {run.effort.baseline}", run.left_s)
+        previous = Path(run.effort.baseline)
+        state.earlier, said = previous_plan.race(
+            evaluator, previous, found.chosen.side, folder.work
+        )
+        state.messages.append(said)
+    _ship(state, evaluator, found, folder)
+    run.timed("verification", began)
+
+
+def _ship(
+    state: RunState,
+    evaluator: DeploymentEvaluator,
+    found: select.Conclusion,
+    folder: run_folder.RunFolder,
+) -> None:
+    """Ship the verified bytes, and write down what was found."""
+    run, side, reference = evaluator.run, found.chosen.side, found.chosen.reference
+    folder.ship(side.built.artifact, side.built.sha256)
+    state.artifact = run_folder.artifact(folder.path / "artifact", side.deployment.runtime)
+    chosen = launches.result(run, side, state.plan(side.deployment, side.built.sha256))
+    if any(stage.name == "program" for stage in reference.built.stages):
+        state.messages.append(
+            "The model's source does not stand alone, so the eager baseline is an exported "
+            "program, which can be slower than the model itself: ratios to it may be too good."
+        )
+    baseline = launches.result(run, reference, state.plan(reference.deployment))
+    state.chosen, state.baseline, state.lossless = chosen, baseline, None
+    if (lossless := found.lossless) is side:
+        state.lossless = chosen
+    elif lossless is reference:
+        state.lossless = baseline
+    elif lossless is not None:
+        state.lossless = launches.result(run, lossless, state.plan(lossless.deployment))
+    state.verdicts = found.chosen.verdicts
+    built_s = (t.trial.build_s for t in evaluator.tried if t.trial.deployment == side.deployment)
+    state.execution = msgspec.structs.replace(
+        state.execution, recovery_s=side.built.recovery_s, build_s=next(built_s, None)
+    )
+    recorded = folder.path / "artifact" / "recorded.npz"
+    recorded_io.record(folder.work, recorded, side.built.artifact, reference.scores)
 
 
 # -- bridge --------------------------------------------------------------------------------
@@ -371,7 +381,7 @@ def _bridge(
 
 
 def meter_args(effort: Effort) -> tuple[str, ...]:
-    """What the meter process is told of the person's wishes."""
+    """What the meter process counts, by the user's options."""
     return meter_arguments(effort.device, effort.powercap_root, effort.powercap_label)
 
 

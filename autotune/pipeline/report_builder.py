@@ -1,4 +1,4 @@
-"""From what is known so far to a `Report`: the same function for a finished run, an
+"""From what a run has found so far to a `Report`: the same function for a finished run, an
 interrupted one and a failed one, so that a report is valid at every moment.
 """
 
@@ -29,7 +29,7 @@ from autotune.training.trial import TrainState
 
 @dataclass
 class RunState:
-    """What a run has found out so far.  Only ever added to."""
+    """What a run has found out so far; filled by `pipeline` alone."""
 
     run: RunContext
     created_utc: str = field(default_factory=run_folder.now_utc)
@@ -37,7 +37,7 @@ class RunState:
     recipe: Recipe | None = None
     epochs: int | float = 0
     execution: Execution = field(default_factory=Execution)
-    lab: DeploymentEvaluator | None = None
+    evaluator: DeploymentEvaluator | None = None
     baseline: PlanResult | None = None
     lossless: PlanResult | None = None
     earlier: PlanResult | None = None
@@ -63,17 +63,18 @@ class RunState:
         )
 
 
-def report(known: RunState, status: str) -> Report:
-    """The report of everything known.  A run that chose nothing exits with 4 (or 3 if some
+def report(state: RunState, status: str) -> Report:
+    """The report of everything state.  A run that chose nothing exits with 4 (or 3 if some
     budget is known to be broken).
     """
-    run = known.run
-    training = known.training
-    tried = [t.trial for t in known.lab.tried] if known.lab else []
-    code = limit_tests.exit_code(known.verdicts) if known.verdicts else 4
+    # what the rows can certify of real scores is known since the baseline was evaluated
+    run = state.evaluator.run if state.evaluator else state.run
+    training = state.training
+    tried = [t.trial for t in state.evaluator.tried] if state.evaluator else []
+    code = limit_tests.exit_code(state.verdicts) if state.verdicts else 4
     return Report(
         status=status,  # type: ignore[arg-type]
-        created_utc=known.created_utc,
+        created_utc=state.created_utc,
         task=run.survey.task.name,
         profile=run.profile,
         budget=run.budget,
@@ -84,28 +85,28 @@ def report(known: RunState, status: str) -> Report:
         train_trials=tuple(training.trials) if training else (),
         train_baseline=training.baseline if training else None,
         deploy_trials=tuple(tried),
-        baseline=known.baseline,
-        lossless=known.lossless,
-        earlier=known.earlier,
-        chosen=known.chosen,
-        verdicts=known.verdicts,
+        baseline=state.baseline,
+        lossless=state.lossless,
+        earlier=state.earlier,
+        chosen=state.chosen,
+        verdicts=state.verdicts,
         energy_sources=run.sources,
         pareto=ranking.pareto(tried),
-        why=known.why,
-        execution=known.execution,
-        artifact=known.artifact,
-        search_cost=_cost(known),
+        why=state.why,
+        execution=state.execution,
+        artifact=state.artifact,
+        search_cost=_cost(state),
         software=_software(),
-        messages=tuple(known.messages),
+        messages=tuple(state.messages),
     )
 
 
-def _cost(known: RunState) -> SearchCost:
-    run = known.run
-    train = known.training.trials if known.training else []
-    deploy = [t.trial for t in known.lab.tried] if known.lab else []
+def _cost(state: RunState) -> SearchCost:
+    run = state.run
+    train = state.training.trials if state.training else []
+    deploy = [t.trial for t in state.evaluator.tried] if state.evaluator else []
     states = [str(t.state) for t in train] + [str(t.state) for t in deploy]
-    energy = _search_energy(known)
+    energy = _search_energy(state)
     return SearchCost(
         wall_s=run.bridge.now(),
         by_phase_s=dict(run.phases),
@@ -115,29 +116,29 @@ def _cost(known: RunState) -> SearchCost:
         energy_j=energy,
         overhead_s=sum(run.overheads),
         overhead_median_s=statistics.median(run.overheads) if run.overheads else None,
-        break_even_inferences=_break_even(known, energy),
+        break_even_inferences=_break_even(state, energy),
     )
 
 
-def _search_energy(known: RunState) -> float | None:
+def _search_energy(state: RunState) -> float | None:
     """Metered joules of the search; None unless every completed trial was metered."""
-    if known.run.meter is None or known.lab is None:
+    if state.run.meter is None or state.evaluator is None:
         return None
-    train = known.training.trials if known.training else []
+    train = state.training.trials if state.training else []
     parts = [t.energy_j for t in train if t.state in ("complete", "pruned")]
-    for tried in known.lab.tried:
+    for tried in state.evaluator.tried:
         if tried.launch is not None:
             window = tried.launch.energy
             parts.append(window.total_j if window else None)
-    known_parts = [p for p in parts if p is not None]
-    return sum(known_parts) if parts and len(known_parts) == len(parts) else None
+    metered = [p for p in parts if p is not None]
+    return sum(metered) if parts and len(metered) == len(parts) else None
 
 
-def _break_even(known: RunState, energy: float | None) -> float | None:
+def _break_even(state: RunState, energy: float | None) -> float | None:
     """Samples after which the search's energy is saved again."""
-    if energy is None or known.baseline is None or known.chosen is None:
+    if energy is None or state.baseline is None or state.chosen is None:
         return None
-    before, after = known.baseline.energy_j_per_sample, known.chosen.energy_j_per_sample
+    before, after = state.baseline.energy_j_per_sample, state.chosen.energy_j_per_sample
     if before is None or after is None or after >= before:
         return None
     return energy / (before - after)

@@ -11,7 +11,7 @@ from autotune.context import RunContext, answer_of, ask, first_epoch
 from autotune.records import job as jobs
 from autotune.records.plan import Recipe
 from autotune.records.report import Execution, TrainTrial
-from autotune.training import lengths, search_space, target_quality
+from autotune.training import lengths, parallelism, search_space, target_quality
 from autotune.training import trial as training_trial
 from autotune.training.search import fitting
 from autotune.training.trial import TrainState
@@ -31,6 +31,14 @@ def one_epoch(run: RunContext) -> tuple[float, float]:
     return max(0.0, result.work_s - done.startup_s - done.train_s), done.train_s
 
 
+def expected_s(run: RunContext, epochs: float, trial: TrainTrial | None) -> float:
+    """Seconds of what is still to be trained, by the trial's pace or the measured throughput."""
+    if trial is not None and trial.rungs and trial.train_s:
+        ahead = epochs - (trial.rungs[-1] if trial.epochs == epochs else 0.0)
+        return ahead * trial.train_s / trial.rungs[-1]
+    return epochs * (parallelism.one_epoch_s(run) or 0.0)
+
+
 def last(
     outcome: TrainState, winner: TrainTrial, more_s: float = 0.0
 ) -> tuple[Execution, int | float]:
@@ -47,16 +55,16 @@ def last(
         return final(run, winner.recipe, epochs, winner), epochs
     small = "Each recipe was tried in a small training, as the search's time holds no longer ones; "
     if epochs <= winner.epochs:
-        outcome.said.append(f"{small}nor did the rest: the winner's is the final one.")
+        outcome.messages.append(f"{small}nor did the rest: the winner's is the final one.")
         return final(run, winner.recipe, winner.epochs, winner), winner.epochs
-    outcome.said.append(f"{small}the final one started anew, for {epochs} epochs.")
+    outcome.messages.append(f"{small}the final one started anew, for {epochs} epochs.")
     done = final(run, winner.recipe, epochs)
     before, after = winner.quality, done.validation_quality
     if before is None or after is None:
         return done, epochs
     if training_trial.signed_quality(run, after) >= training_trial.signed_quality(run, before):
         return done, epochs
-    outcome.said.append(
+    outcome.messages.append(
         f"A training of {epochs} epochs was no better on validation than the trial's "
         f"{winner.epochs} ({units.metric(after)} against {units.metric(before)}): "
         "the trial's weights are kept."

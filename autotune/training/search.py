@@ -90,9 +90,9 @@ def search(outcome: TrainState, until_s: float, earlier: WarmStart | None = None
         hand = hand._replace(halving=Halving(outcome.looks))
     _propose(hand)
     seed_repeats.repeat(outcome, until_s)
-    outcome.said += width.said(run, outcome.winner, outcome.trials)
+    outcome.messages += width.said(run, outcome.winner, outcome.trials)
     if outcome.winner is not None:
-        outcome.said += target_quality.said(run, outcome.winner, outcome.baseline)
+        outcome.messages += target_quality.said(run, outcome.winner, outcome.baseline)
 
 
 def _initial(

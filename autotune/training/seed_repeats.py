@@ -56,7 +56,7 @@ def repeat(outcome: TrainState, until_s: float) -> None:
             break
         outcome.trials[trial.number] = _again(outcome, trial, 1 + len(trial.repeats))
         outcome.run.on_progress()
-    outcome.said.append(_said(outcome))
+    outcome.messages.append(_said(outcome))
 
 
 def _next(leading: list[TrainTrial]) -> TrainTrial | None:

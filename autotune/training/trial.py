@@ -42,8 +42,8 @@ class TrainState:
     ``reach`` how far a trial of it is trained.  ``timed``: these follow from time, so that a recipe
     that is faster here trains for more epochs in the same time.
 
-    ``trials`` are by number; ``said`` is for the report; ``kept`` are the bytes of their states
-    on disk, ``unneeded`` those to delete.
+    ``trials`` are by number; ``messages`` are for the report; ``kept`` are the bytes of the states
+    on disk by trial, ``unneeded`` the files of states to delete.
     """
 
     run: RunContext
@@ -51,7 +51,7 @@ class TrainState:
     reach: int | float
     timed: bool = False
     trials: list[TrainTrial] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
     kept: dict[int, int] = field(default_factory=dict)
     unneeded: list[str] = field(default_factory=list)
 
@@ -121,7 +121,7 @@ class TrainState:
         needed = base.rungs[-1] if base.rungs else 0.0
         if not 0 < needed < self.reach - _NO_STEP:
             return False
-        self.said.append(
+        self.messages.append(
             f"The baseline recipe learnt its rows by heart within {needed:g} of {self.reach} "
             f"epochs: the others were trained for {needed:g} (of the baseline's)."
         )

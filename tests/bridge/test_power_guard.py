@@ -55,7 +55,7 @@ def test_what_real_scores_can_certify_is_said_once_their_spread_is_known(
     monkeypatch.setattr(run.listener, "note", notes.append)
     scores = Scores(quality=-10.0, rows=100, per_sample=(-20.0, 0.0) * 50)
     for _ in range(2):
-        metrics.say_certifiable(run, scores)
+        run = metrics.say_certifiable(run, scores)
     assert run.survey.certifiable_drop == pytest.approx(10 * (1 - 0.05 ** (1 / 500)))
     text = (
         "500 test rows: the smallest drop of mse they can certify is 0.05974. One of "
@@ -77,7 +77,7 @@ def test_real_scores_are_judged_by_what_test_would_certify_where_it_can() -> Non
     seen: Any = metrics.constraints(run, mine, base)
     assert seen["constraints"]["quality"] == pytest.approx(-1.0)  # by the drop: none
     assert base.scores is not None
-    metrics.say_certifiable(run, base.scores)
+    run = metrics.say_certifiable(run, base.scores)
     found: Any = metrics.constraints(run, mine, base)
     assert found["drop_upper"] == pytest.approx(seen["drop_upper"] * 0.2**0.5)
     assert found["constraints"]["quality"] == pytest.approx(found["drop_upper"] / 0.05 - 1)

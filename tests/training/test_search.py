@@ -96,13 +96,13 @@ def test_a_lucky_seed_does_not_win() -> None:
     assert outcome.winner.recipe.optimizer == "adamw"
     assert len(outcome.winner.repeats) >= 2
     assert outcome.winner.quality_interval is not None
-    assert "over" in outcome.said[0]
+    assert "over" in outcome.messages[0]
 
 
 def test_without_time_for_two_rounds_one_seed_decides_and_is_said_to() -> None:
     outcome = searched(Trainer(), until_s=24.0)
     assert all(not t.repeats for t in outcome.trials)
-    assert "one seed" in outcome.said[0]
+    assert "one seed" in outcome.messages[0]
     assert outcome.winner is not None
 
 
@@ -233,7 +233,7 @@ def test_small_trainings_end_with_their_schedule_and_are_said() -> None:
     assert {j.epochs for j in trainer.asked if isinstance(j, jobs.Train)} == {2}
     assert outcome.winner is not None
     final.last(outcome, outcome.winner)
-    assert outcome.said[-1].endswith("the final one started anew, for 9 epochs.")
+    assert outcome.messages[-1].endswith("the final one started anew, for 9 epochs.")
 
 
 def test_a_final_training_is_never_shorter_than_its_trial() -> None:
@@ -245,7 +245,7 @@ def test_a_final_training_is_never_shorter_than_its_trial() -> None:
     done, epochs = final.last(outcome, winner, -60.0)  # the search took far too long
     assert epochs == winner.epochs
     assert done.train_s == winner.train_s
-    assert outcome.said[-1].endswith("the winner's is the final one.")
+    assert outcome.messages[-1].endswith("the winner's is the final one.")
 
 
 def test_a_longer_training_that_is_no_better_gives_way_to_the_trial() -> None:
@@ -259,7 +259,7 @@ def test_a_longer_training_that_is_no_better_gives_way_to_the_trial() -> None:
     done, epochs = final.last(outcome, winner)
     assert epochs == winner.epochs == 2
     assert done.validation_quality == winner.quality
-    assert "the trial's weights are kept" in outcome.said[-1]
+    assert "the trial's weights are kept" in outcome.messages[-1]
     better = searched(Trainer(), epochs=9, reach=2)
     assert better.winner is not None
     done, epochs = final.last(better, better.winner)
@@ -278,7 +278,7 @@ def test_no_recipe_is_trained_for_longer_than_the_baseline_learns() -> None:
     assert outcome.shorten()
     assert (outcome.epochs, outcome.reach) == (8, 8)
     assert outcome.length(Recipe())[:2] == (8, (2.0, 8.0))
-    assert "within 8 of 20 epochs" in outcome.said[0]
+    assert "within 8 of 20 epochs" in outcome.messages[0]
     assert not TrainState(run, 20, 20, trials=[base]).shorten()  # as many as were asked for
 
 
@@ -326,7 +326,7 @@ def test_a_target_quality_is_reached_at_the_least_cost() -> None:
     ended = [t for t in outcome.trials if t.state == "complete" and t.costs]
     own = [t.costs[0] for t in ended if t.costs[0] is not None and len(t.repeats) >= 2]
     assert min(own) == winner.costs[0]
-    assert any("Quality 0.9 on validation: the recipe takes" in line for line in outcome.said)
+    assert any("Quality 0.9 on validation: the recipe takes" in line for line in outcome.messages)
     execution = final.final(outcome.run, winner.recipe, 30, winner)
     assert execution.target_cost == pytest.approx(winner.costs[0])
     verdict = target_quality.verdicts(outcome.run, execution)[0]
@@ -338,7 +338,7 @@ def test_a_target_that_nothing_reaches_is_not_met() -> None:
     winner = outcome.winner
     assert winner is not None
     assert winner.costs[0] is None
-    assert any("does not reach it" in line for line in outcome.said)
+    assert any("does not reach it" in line for line in outcome.messages)
     execution = final.final(outcome.run, winner.recipe, 9, winner)
     assert target_quality.verdicts(outcome.run, execution)[0].verdict == "NOT_MET"
     assert execution.target_cost is None
