@@ -1,4 +1,4 @@
-"""The commands about this machine: its profile, and what it can measure and run."""
+"""Looks at this machine by workers: its profile, and what it can measure and run."""
 
 import tempfile
 import time
@@ -40,7 +40,7 @@ def profile(
     """Probe this machine: what a run needs, or every size and path, in less than 30 seconds.
 
     Where others used the machine meanwhile it is probed once more, quickly; where they still
-    do, the values that they spoiled are not recorded (`library.without_collapsed`).  Power is
+    do, the values that they disturbed are not recorded (`profiles.without_disturbed`).  Power is
     measured where the meter process can, with ``powercap_root`` by a tree of that label.
     """
     budget_s = QUICK_S if quick else THOROUGH_S
@@ -52,7 +52,7 @@ def profile(
             brief = jobs.Probe(device=device, budget_s=QUICK_S / 2, meter="auto")
             again = _probed(bridge, brief)
             found = again if profiles.busy(again) is None else found
-        return profiles.without_collapsed(found)
+        return profiles.without_disturbed(found)
 
 
 def datasheets(found: Profile) -> tuple[Profile, tuple[str, ...]]:
@@ -61,7 +61,7 @@ def datasheets(found: Profile) -> tuple[Profile, tuple[str, ...]]:
     return profiles.merge(found, packaged)
 
 
-def check(saved: Profile, device: str = "auto") -> profiles.Fit:
+def check(saved: Profile, device: str = "auto") -> profiles.ProfileFit:
     """Measure three quick anchors: does a stored profile still fit this machine?"""
     with _bridge() as bridge:
         return profiles.fit(saved, _probed(bridge, jobs.Probe(device=device, anchors_only=True)))
@@ -77,7 +77,7 @@ def _asked(bridge: ProcessBridge, job: jobs.Probe) -> jobs.Probed:
 
 
 def doctor() -> tuple[str, ...]:
-    """What can be measured and run here, in plain words, and the one command that mends it."""
+    """What can be measured and run here; what cannot, with the reason and the remedy."""
     with _bridge(meter=("--all", "--cuda", "all")) as bridge:
         probed = _asked(bridge, jobs.Probe())
         machine = probed.profile
@@ -117,10 +117,10 @@ def _reasons(lacking: dict[str, str]) -> tuple[str, ...]:
 
 
 def energy_lines(sources: tuple[EnergySource, ...], *, board: str | None) -> tuple[str, ...]:
-    """The energy sources in plain words: what is measured and how well, what is not and why.
+    """The energy sources: what is measured and how well, what is not and why.
 
-    A sensor that this machine simply lacks is only named; the processor, and the GPU where
-    there is one (``board``: the meter of its maker), always get their reason and the way out.
+    A sensor that this machine does not have is only named; the processor, and the GPU where
+    there is one (``board``: the meter of its vendor), always get a reason and a remedy.
     """
     lines, lacking = ["Energy"], []
     for source in sources:
@@ -138,7 +138,7 @@ def energy_lines(sources: tuple[EnergySource, ...], *, board: str | None) -> tup
 
 
 def _maker(machine: Profile) -> str | None:
-    """The meter of this machine's boards."""
+    """The name of the meter for this machine's GPUs."""
     if not machine.gpus:
         return None
     amd = any(word in machine.gpus[0].name for word in ("AMD", "Radeon", "Instinct"))
@@ -156,16 +156,16 @@ def _measured(source: EnergySource) -> list[str]:
         )
         every = units.show(source.update_period_s, "s")
         lines.append(
-            f"    It moves every {every}: +-10 % takes a window of {ten}, +-1 % one of {one}."
+            f"    It is updated every {every}: +-10 % takes a window of {ten}, +-1 % one of {one}."
         )
     else:
-        lines.append("    It did not move while it was watched: windows must last 2 s and more.")
+        lines.append("    No update was seen while probing: windows must last at least 2 s.")
     if source.origin != "local":
         lines.append(f"    Its readings are labelled {source.origin!r}.")
     if source.scope == "rails":
-        lines.append("    What these rails feed is not known: shown, never added to a total.")
+        lines.append("    What these rails supply is not known: shown, never added to a total.")
     elif source.scope == "machine":
-        lines.append("    It sees the whole machine: counted only where no part can be read.")
+        lines.append("    It measures the whole machine: used only where no component can be read.")
     return lines + ([f"    Note: {source.note}."] if source.note else [])
 
 
@@ -221,9 +221,9 @@ _WHY = {
     "permission": "the counter is there, but this user may not read it ({detail})",
     "no_interface": "{detail}",
     "mig": "the board is split by MIG, and one slice has no energy counter",
-    "wrap_ambiguous": "the counter's range cannot be read, so a wrap would go unseen ({detail})",
-    "stale_counter": "the counter does not move",
-    "implausible": "the counter answers nonsense ({detail})",
+    "wrap_ambiguous": "the counter's range cannot be read, so a wrap would be missed ({detail})",
+    "stale_counter": "the counter is never updated",
+    "implausible": "the counter's readings are implausible ({detail})",
 }
 _MEND = {
     "vm_guest": (

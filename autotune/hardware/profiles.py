@@ -1,13 +1,13 @@
-"""What stored profiles are for: listed, compared, merged, checked against this machine.
+"""Profiles of machines: stored, listed, compared, merged, checked against this machine.
 
     measured --over packaged datasheets of the very same models--> merged
-    saved, now --> does it still fit: YES, NO, or cannot be told while others use the machine
+    saved, now --> does it still fit: fits, off, or unknown while others use the machine
 
-All pure but `entries`.  A model is matched by its full name, to the letter: what a similar
-name would add is a guess.
+Only the functions on files do input and output.  A model is matched by its exact name: a
+similar name may be another part.
 
-What this does not know: whether a datasheet is right, and a machine's parts that have no
-name (Arm processors report none).
+What this does not know: whether a datasheet is right, and parts that report no name (as Arm
+processors).
 """
 
 import os
@@ -26,17 +26,17 @@ from autotune.records.hardware import Gpu, Leaf, Profile
 from autotune.report import run_folder
 
 FOREIGN = "foreign_load"
-"""The leaf with the share of the usable processors that others kept busy while probing."""
+"""The figure with the share of the usable processors that other processes kept busy."""
 _BUSY = 0.2
 _SLACK = 0.1
-"""Of the processors: what others use is only known to so much, and they may give way."""
+"""Share of the processors: the uncertainty of `FOREIGN`."""
 _WIDE = 0.5
 _NEAR = 1.3
-"""An anchor fits within this factor: the same machine, on another day, in another state."""
+"""An anchor fits within this factor, which covers the same machine on other days."""
 State = Literal["fits", "off", "unknown"]
 
 
-class Entry(NamedTuple):
+class StoredProfile(NamedTuple):
     """A stored profile, or why its file cannot be read."""
 
     name: str
@@ -45,8 +45,8 @@ class Entry(NamedTuple):
     fault: str | None = None
 
 
-class Anchor(NamedTuple):
-    """One quick measurement now beside the stored one; ``ratio`` is now over then."""
+class AnchorCheck(NamedTuple):
+    """One quick measurement beside the stored one; ``ratio`` is now over then."""
 
     name: str
     then: Leaf
@@ -55,16 +55,16 @@ class Anchor(NamedTuple):
     state: State
 
 
-class Fit(NamedTuple):
-    """Whether a stored profile fits this machine now, and what speaks against it."""
+class ProfileFit(NamedTuple):
+    """Whether a stored profile fits this machine now, and the reasons against."""
 
     state: State
     reasons: tuple[str, ...]
-    anchors: tuple[Anchor, ...]
+    anchors: tuple[AnchorCheck, ...]
 
 
 class Difference(NamedTuple):
-    """One fact or leaf that two profiles tell otherwise; None where one does not tell it."""
+    """A fact or figure that differs between two profiles; None where one lacks it."""
 
     path: str
     first: Leaf | str | None
@@ -75,7 +75,7 @@ class Difference(NamedTuple):
 
 
 def profile_folders() -> tuple[Path, ...]:
-    """Where profiles are looked for: the user's own, then those that ship with autotune."""
+    """Where profiles are looked for, in this order: the user's own, then the packaged ones."""
     home = os.environ.get("XDG_DATA_HOME")
     base = Path(home) if home else Path.home() / ".local" / "share"
     shipped = Path(sys.prefix) / "share" / "autotune" / "profiles"
@@ -83,7 +83,7 @@ def profile_folders() -> tuple[Path, ...]:
 
 
 def load_profile(name: str) -> Profile:
-    """A profile by file or by name.
+    """Read a profile, by file or by name.
 
     Raises:
         UsageError: there is none; the message lists those there are.
@@ -109,18 +109,18 @@ def save_profile(profile: Profile, out: Path | None) -> Path:
     return path
 
 
-def entries() -> tuple[Entry, ...]:
-    """Every stored profile by name, the user's own first; a name that hides another once."""
-    found: dict[str, Entry] = {}
+def entries() -> tuple[StoredProfile, ...]:
+    """Every stored profile by name, the user's own first; of two with one name the user's."""
+    found: dict[str, StoredProfile] = {}
     for index, folder in enumerate(profile_folders()):
         place: Literal["yours", "packaged"] = "packaged" if index else "yours"
         for path in sorted(folder.glob("*.json")):
             if path.stem in found:
                 continue
             try:
-                found[path.stem] = Entry(path.stem, place, load_profile(str(path)))
+                found[path.stem] = StoredProfile(path.stem, place, load_profile(str(path)))
             except AutotuneError as error:
-                found[path.stem] = Entry(path.stem, place, None, str(error))
+                found[path.stem] = StoredProfile(path.stem, place, None, str(error))
     return tuple(sorted(found.values(), key=lambda e: (e.place != "yours", e.name)))
 
 
@@ -128,7 +128,7 @@ def entries() -> tuple[Entry, ...]:
 
 
 def over(measured: dict[str, Leaf], datasheet: dict[str, Leaf]) -> dict[str, Leaf]:
-    """Leaf by leaf: what has a value wins, the measured one first; each keeps its source."""
+    """Merge figure by figure: a measured value, else the datasheet's; each keeps its source."""
     known = {name: leaf for name, leaf in datasheet.items() if leaf.value is not None}
     mine = {
         name: leaf for name, leaf in measured.items() if leaf.value is not None or name not in known
@@ -137,14 +137,14 @@ def over(measured: dict[str, Leaf], datasheet: dict[str, Leaf]) -> dict[str, Lea
 
 
 def merge(measured: Profile, library: Iterable[Profile]) -> tuple[Profile, tuple[str, ...]]:
-    """Lay a measured profile over the datasheets of the same models.
+    """Fill what a measured profile lacks from the datasheets of the same models.
 
     A processor's datasheet counts where model and number of cores agree (a part of a chip has
     only a part of its rates); a device's where exactly one entry has its name, a node of as
     many devices before the device alone.  A device that MIG splits has no datasheet.
 
     Returns:
-        The merged profile, and the names of the datasheets that gave something.
+        The merged profile, and the names of the datasheets that were used.
     """
     sheets = [sheet for sheet in library if sheet.software_fingerprint is None]
     used: list[str] = []
@@ -199,16 +199,16 @@ def _over_device(gpu: Gpu, sheet: Gpu) -> Gpu:
 
 
 def busy(profile: Profile) -> float | None:
-    """The share of the processors that others used while it was probed, where that matters."""
+    """The share of the processors that others used during the probe, if above 20 %; else None."""
     share = profile.figures.get(FOREIGN)
     return share.value if share and share.value is not None and share.value > _BUSY else None
 
 
-def without_collapsed(profile: Profile) -> Profile:
-    """Where foreign load took what a probe needed, its rate is a lower end, a time an upper one.
+def without_disturbed(profile: Profile) -> Profile:
+    """Turn figures that foreign load disturbed into bounds: lower ones of rates, upper of times.
 
-    The value becomes unknown, the best sample stays as that end: the machine did as much, and
-    does more when it is quiet.  A probe that found enough free processors keeps its value.
+    The value becomes unknown and the best sample the bound: an idle machine does at least that
+    well.  A probe that found enough free processors keeps its value.
     """
     share = busy(profile)
     if share is None:
@@ -217,27 +217,29 @@ def without_collapsed(profile: Profile) -> Profile:
     lost: list[str] = []
 
     def kept(figures: dict[str, Leaf]) -> dict[str, Leaf]:
-        spoilt = {name: _end(leaf) for name, leaf in figures.items() if _spoilt(name, leaf, free)}
-        lost.extend(spoilt)
-        return figures | spoilt
+        disturbed = {
+            name: _end(leaf) for name, leaf in figures.items() if _disturbed(name, leaf, free)
+        }
+        lost.extend(disturbed)
+        return figures | disturbed
 
     figures = kept(profile.figures)
     gpus = tuple(msgspec.structs.replace(g, figures=kept(g.figures)) for g in profile.gpus)
     warning = f"other work kept {share:.0%} of the usable processors busy while this was measured"
     if lost:
-        warning += f": not recorded, but for the best that was reached: {', '.join(lost)}"
+        warning += f": only the best sample is kept, as a bound, of {', '.join(lost)}"
     return msgspec.structs.replace(
         profile,
         figures=figures,
         gpus=gpus,
-        warnings=(*profile.warnings, f"{warning}; measure again when it is quiet"),
+        warnings=(*profile.warnings, f"{warning}; measure again on an idle machine"),
     )
 
 
-def _spoilt(name: str, leaf: Leaf, free: float) -> bool:
-    """Whether a measured leaf wanted more processors than were free, or tells how it fared.
+def _disturbed(name: str, leaf: Leaf, free: float) -> bool:
+    """Whether a measured figure needed more processors than were free, or has a wide interval.
 
-    Watts are not among these: each of their windows was judged by what others used in it.
+    Watts are never: each of their windows was checked for foreign load when it was measured.
     """
     if leaf.source != "measured" or leaf.value is None or leaf.samples is None:
         return False
@@ -258,27 +260,25 @@ def _end(leaf: Leaf) -> Leaf:
 # -- check ---------------------------------------------------------------------------------
 
 
-def fit(saved: Profile, now: Profile) -> Fit:
-    """Whether ``saved`` fits the machine of ``now``, whose quick anchors were just measured."""
-    now = without_collapsed(now)
+def fit(saved: Profile, now: Profile) -> ProfileFit:
+    """Whether ``saved`` fits the machine whose quick anchors are in ``now``."""
+    now = without_disturbed(now)
     found = anchors(saved, now)
     reasons = mismatches(saved, now) + tuple(
-        f"{a.name} is now {a.ratio:.2f}x of what the profile says"
-        for a in found
-        if a.state == "off"
+        f"{a.name} is now {a.ratio:.2f}x the profile's value" for a in found if a.state == "off"
     )
     if saved.fingerprint != now.fingerprint or any(a.state == "off" for a in found):
-        return Fit("off", reasons, found)
+        return ProfileFit("off", reasons, found)
     if busy(now) is not None:
         reasons += now.warnings[-1:]
     if not any(anchor.ratio for anchor in found):
         missing = () if found else ("the profile has no measured anchor to compare",)
-        return Fit("unknown", reasons + missing, found)
-    return Fit("fits", reasons, found)
+        return ProfileFit("unknown", reasons + missing, found)
+    return ProfileFit("fits", reasons, found)
 
 
-def anchors(saved: Profile, now: Profile) -> tuple[Anchor, ...]:
-    """Each anchor that was measured now and then: near within a factor of 1.3."""
+def anchors(saved: Profile, now: Profile) -> tuple[AnchorCheck, ...]:
+    """Each figure that is measured in both profiles; it fits within a factor of 1.3."""
     found = []
     for name, leaf in now.figures.items():
         old = saved.figures.get(name)
@@ -288,12 +288,12 @@ def anchors(saved: Profile, now: Profile) -> tuple[Anchor, ...]:
         state: State = "unknown" if ratio is None else "off"
         if ratio is not None and 1 / _NEAR <= ratio <= _NEAR:
             state = "fits"
-        found.append(Anchor(name, old, leaf, ratio, state))
+        found.append(AnchorCheck(name, old, leaf, ratio, state))
     return tuple(found)
 
 
 def mismatches(saved: Profile, now: Profile) -> tuple[str, ...]:
-    """Other hardware, other software: each said apart."""
+    """Whether hardware and software are others, in a sentence each."""
     out = []
     if saved.fingerprint != now.fingerprint:
         parts = [d.path for d in diff(saved, now) if d.path in _HARDWARE]
@@ -317,14 +317,14 @@ _HARDWARE = ("cpu.model", "cpu.isa", "cpu.usable_cores", "memory_bytes", "gpus")
 
 
 def diff(first: Profile, second: Profile) -> tuple[Difference, ...]:
-    """Every fact and figure that differs, hardware first; how they were made is no fact."""
+    """Every fact and figure that differs, hardware first; sources and intervals do not count."""
     a, b = _flat(first), _flat(second)
     paths = list(dict.fromkeys([*a, *b]))
     found = (Difference(path, a.get(path), b.get(path)) for path in paths)
-    return tuple(d for d in found if _said(d.first) != _said(d.second))
+    return tuple(d for d in found if _compared(d.first) != _compared(d.second))
 
 
-def _said(side: Leaf | str | None) -> tuple[float | None, str] | str | None:
+def _compared(side: Leaf | str | None) -> tuple[float | None, str] | str | None:
     return (side.value, side.unit) if isinstance(side, Leaf) else side
 
 

@@ -1,4 +1,4 @@
-"""Profiles for people: one machine, the list, a difference, a check; plain text.
+"""Profiles as plain text: one machine, the list, a difference, a check.
 
 Every line fits ``width`` columns where the names do: numbers stand in columns, notes wrap.
 """
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from autotune import units
 from autotune.hardware import profiles
-from autotune.hardware.profiles import Difference, Entry, Fit
+from autotune.hardware.profiles import Difference, ProfileFit, StoredProfile
 from autotune.records.figure_units import NONE, UNITS
 from autotune.records.hardware import Cpu, Gpu, Leaf, Profile
 from autotune.report.plain_text import columns, cut, one_line, wrap
@@ -23,7 +23,7 @@ _VERDICTS = {
 
 
 def profile(found: Profile, width: int = WIDTH) -> str:
-    """A machine: what it is, every figure with its range and source, then the warnings."""
+    """A machine: its parts, every figure with its range and source, then the warnings."""
     lines = [f"{found.name}  ({profiles.short_hash(found)})", *_machine(found)]
     lines += _table(found.figures, width)
     for gpu in (*found.gpus, *found.others):
@@ -39,7 +39,7 @@ def profile(found: Profile, width: int = WIDTH) -> str:
     return "\n".join(lines)
 
 
-def listing(entries: Sequence[Entry], width: int = WIDTH) -> str:
+def listing(entries: Sequence[StoredProfile], width: int = WIDTH) -> str:
     """One line a stored profile."""
     rows = [("name", "", "made from", "what")]
     for entry in entries:
@@ -52,14 +52,14 @@ def listing(entries: Sequence[Entry], width: int = WIDTH) -> str:
 def difference(first: Profile, second: Profile, found: Sequence[Difference]) -> str:
     """Path, both values, and how many times the second is the first."""
     if not found:
-        return f"{first.name} and {second.name} say the same of their machines."
+        return f"{first.name} and {second.name} describe the same machine."
     head = ("", first.name, second.name, "")
     rows = [head, *((d.path, _side(d.first), _side(d.second), _ratio(d)) for d in found)]
     return "\n".join(columns(rows))
 
 
-def check(saved: Profile, found: Fit, width: int = WIDTH) -> str:
-    """The verdict, each anchor then and now, and what speaks against it."""
+def check(saved: Profile, found: ProfileFit, width: int = WIDTH) -> str:
+    """The result, each anchor then and now, and the reasons against."""
     lines = [f"{saved.name} {_VERDICTS[found.state]}"]
     rows = [
         (

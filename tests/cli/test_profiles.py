@@ -69,7 +69,7 @@ def test_profile_saves_and_says_so(
 def test_check_exits_by_what_it_found(
     profile: Profile, state: library.State, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = library.Fit(state, ("because",), ())
+    fit = library.ProfileFit(state, ("because",), ())
     monkeypatch.setattr(doctor, "check", lambda saved, device: fit)
     done = run("profiles", "check", "l4")
     assert done.exit_code == code

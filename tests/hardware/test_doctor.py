@@ -37,7 +37,7 @@ def test_guest_is_told_what_why_and_what_to_do() -> None:
 def test_measured_counter_says_how_well() -> None:
     text = said(*ABSENT, MODEL, rapl(None, domains=("rapl:package-0",), update_period_s=0.001))
     assert "CPU energy can be measured: a counter, rapl:package-0." in text
-    assert "moves every 1.00 ms" in text
+    assert "updated every 1.00 ms" in text
     assert "+-1 % one of 100 ms" in text
     assert "model" not in text
 
@@ -84,7 +84,7 @@ def test_boards_of_one_maker_do_not_ask_for_the_others() -> None:
     assert "Note: 2 processes" in text
 
 
-def test_whole_machine_rails_and_other_origins_are_told_apart() -> None:
+def test_whole_machine_rails_and_other_origins_have_notes_of_their_own() -> None:
     whole = EnergySource(
         name="battery", domains=("battery:BAT0",), label="measured_sampled", scope="machine"
     )
@@ -93,10 +93,10 @@ def test_whole_machine_rails_and_other_origins_are_told_apart() -> None:
     )
     host = rapl(None, domains=("rapl:package-0",), origin="host")
     text = said(whole, rails, host)
-    assert "sees the whole machine" in text
+    assert "measures the whole machine" in text
     assert "never added to a total" in text
     assert "labelled 'host'" in text
-    assert "did not move" in text
+    assert "No update was seen" in text
 
 
 def test_battery_on_mains_is_told_to_unplug() -> None:

@@ -199,8 +199,8 @@ def probed(profile: Profile, load: float, value: float = 9e10) -> Profile:
 
 def test_collapsed_values_are_not_recorded(profile: Profile) -> None:
     quiet = probed(profile, 0.05)
-    assert library.without_collapsed(quiet) == quiet
-    busy = library.without_collapsed(probed(profile, 0.75))
+    assert library.without_disturbed(quiet) == quiet
+    busy = library.without_disturbed(probed(profile, 0.75))
     assert busy.figures[RATE] == leaf(None, low=1.1 * 9e10, samples=7)
     assert busy.figures[BOTH] == leaf(None, low=1.9e11, samples=7)
     assert busy.figures["op_overhead_s"] == leaf(None, "s", high=9e-7, samples=7)
@@ -214,7 +214,7 @@ def test_collapsed_values_are_not_recorded(profile: Profile) -> None:
 
 def test_what_had_processors_enough_is_kept(profile: Profile) -> None:
     """One of two cores is busy: one thread runs undisturbed, two do not."""
-    found = library.without_collapsed(probed(profile, 0.5))
+    found = library.without_disturbed(probed(profile, 0.5))
     assert found.figures[RATE].value == 9e10
     assert found.figures[BOTH].value is None
     assert found.figures["op_overhead_s"].value is None  # its samples are too far apart
@@ -227,7 +227,7 @@ def test_watts_are_judged_by_their_own_windows(profile: Profile) -> None:
     busy = probed(profile, 0.75)
     power = leaf(30.0, "W", low=20.0, high=60.0, samples=3)
     figures = busy.figures | {"loaded_power_2t_w": power}
-    found = library.without_collapsed(changed(busy, figures=figures))
+    found = library.without_disturbed(changed(busy, figures=figures))
     assert found.figures["loaded_power_2t_w"] == power
 
 
@@ -277,7 +277,7 @@ def test_a_datasheet_has_no_anchor(profile: Profile) -> None:
 def test_differences_are_of_facts_and_values(profile: Profile) -> None:
     first = probed(profile, 0.0)
     assert library.diff(first, changed(first, name="x", probe_s=3.0)) == ()
-    assert "say the same" in hardware_text.difference(first, first, ())
+    assert "describe the same" in hardware_text.difference(first, first, ())
     second = probed(profile, 0.0, 1.8e11 / 2 * 2)
     found = library.diff(first, second)
     assert found == (Difference(RATE, first.figures[RATE], second.figures[RATE]),)
