@@ -1,4 +1,4 @@
-"""Sentences about plans: what one is, what binds it, what each of its parts is worth."""
+"""Plans, trials and verdicts in words.  Pure: text from records."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -23,9 +23,9 @@ def describe(deployment: Deployment) -> str:
 
 
 def _step(step: Step) -> str:
-    # what is off (no, 0) goes without saying
-    told = {name: value for name, value in sorted(step.params.items()) if value}
-    shown = " ".join(f"{name}={_value(value)}" for name, value in told.items())
+    given = sorted(step.params.items())
+    # a parameter that is off (False, 0) is left out
+    shown = " ".join(f"{name}={_value(value)}" for name, value in given if value)
     name = step.name.replace("_", " ")
     return f"{name} {shown}" if shown else name
 
@@ -45,7 +45,7 @@ def latency_of(trial: DeployTrial) -> float | None:
 
 
 def brief(trial: DeployTrial) -> str:
-    """A plan with the two numbers that matter most."""
+    """A plan with its latency and quality."""
     return f"{describe(trial.deployment)} ({figures(trial)})"
 
 
@@ -58,7 +58,7 @@ def figures(trial: DeployTrial) -> str:
 
 
 def slack(verdict: Verdict) -> float | None:
-    """Share of the limit left over by what decides; negative where the limit is broken."""
+    """Unused share of the limit, by the deciding bound; negative where the limit is broken."""
     decides = deciding(verdict)
     if decides is None or abs(verdict.limit) < _ABSOLUTE_SLACK:
         return None
@@ -85,13 +85,13 @@ def binding(verdicts: Sequence[Verdict]) -> str | None:
 
 
 def broken(verdicts: Sequence[Verdict]) -> str:
-    """The limits that are not kept, or not surely, with what decides."""
+    """The limits that are broken or undecided, each with the deciding value."""
     open_ = (v for v in verdicts if v.verdict in ("NOT_MET", "UNDECIDED"))
     return ", ".join(f"{v.name.replace('_', ' ')} {_sides(v)}" for v in open_)
 
 
 def _sides(verdict: Verdict) -> str:
-    """What decides beside its limit."""
+    """The deciding value beside its limit."""
     decides = deciding(verdict)
     side = "lower" if verdict.at_least else "upper"
     kind = f" ({side} bound)" if decides != verdict.estimate else ""
@@ -115,11 +115,11 @@ def margin(picked: DeployTrial, other: DeployTrial) -> str:
             word, ratio = "slower", theirs / mine
         else:
             word, ratio = "faster", mine / theirs
-        told = f"{ratio:.2f}x {word}" if ratio >= 1.005 else "as fast"
+        speed = f"{ratio:.2f}x {word}" if ratio >= 1.005 else "as fast"
         if word == "faster" and other.launches < picked.launches:
             few = "1 launch" if other.launches == 1 else f"{other.launches} launches"
-            told += f" in {few}, where the plan had {picked.launches} in turn"
-        parts.append(f"{told} ({units.show(theirs, 's')} against {units.show(mine, 's')})")
+            speed += f" in {few}, while the plan was measured in {picked.launches}"
+        parts.append(f"{speed} ({units.show(theirs, 's')} against {units.show(mine, 's')})")
     if picked.quality is not None and other.quality is not None:
         ours, others = units.metric(picked.quality), units.metric(other.quality)
         parts.append(f"quality {others} against {ours}")
@@ -143,8 +143,8 @@ def knobs(picked: DeployTrial, ranked: Sequence[DeployTrial], rank: Rank) -> dic
     return out
 
 
-def told(knobs: Mapping[str, str]) -> list[str]:
-    """Knobs in sentences, those of which the same is to be said in one."""
+def knob_sentences(knobs: Mapping[str, str]) -> list[str]:
+    """`knobs` as sentences; settings with the same alternative share one."""
     alike: dict[str, list[str]] = {}
     for name, line in knobs.items():
         alike.setdefault(line, []).append(name)
@@ -170,7 +170,7 @@ def _settings(
 
 
 def refused(options: Sequence[Option]) -> tuple[str, ...]:
-    """What could not be used, the machine's refusals apart from the user's own exclusions."""
+    """Options that were not searched, with the reason: excluded by the user, or not available."""
     out = []
     for option in options:
         if option.excluded_by_user:
@@ -181,7 +181,7 @@ def refused(options: Sequence[Option]) -> tuple[str, ...]:
 
 
 def failures(trials: Sequence[DeployTrial]) -> tuple[str, ...]:
-    """What was tried and ended badly, or was ruled out unmeasured; one line a reason."""
+    """Trials that failed or were ruled out without being measured; one line for each reason."""
     found: dict[str, list[DeployTrial]] = {}
     for trial in trials:
         if trial.failure is not None:
@@ -201,10 +201,10 @@ def _named(alike: Sequence[DeployTrial]) -> str:
     return f"{first}, also {rest}{more}"
 
 
-def guarded(
+def rejected_for_quality(
     trials: Sequence[DeployTrial], picked: DeployTrial | None, limit: float | None
 ) -> tuple[str, ...]:
-    """What the quality guard rejected: of each kind of compression its best, in words.
+    """Kinds of compression whose every trial loses too much quality: the best trial of each.
 
     ``limit`` is the allowed drop.
     """
@@ -234,12 +234,12 @@ def _lost(trial: DeployTrial, limit: float | None) -> str:
     allowed = f" of the {units.metric(limit)} allowed" if limit is not None else ""
     text = f"quality {units.metric(trial.quality)}, a drop of {units.metric(drop)}{allowed}"
     if upper is not None and (limit is None or drop <= limit):
-        text += f", which these rows cannot tell from one of {units.metric(upper)}"
+        text += f", whose upper bound on these rows is {units.metric(upper)}"
     return text
 
 
 def loosened(trial: DeployTrial, name: str, factor: float = 1.1) -> DeployTrial:
-    """The trial as one budget, ``factor`` times as large, would see it."""
+    """The trial with its constraint on ``name`` as if that limit were ``factor`` times as large."""
     if name not in trial.constraints:
         return trial
     eased = trial.constraints | {name: (trial.constraints[name] + 1) / factor - 1}

@@ -5,7 +5,7 @@
       artifact/                    what was verified
       work/                        recording, builds, logs; removed when the run is complete
 
-A report that was good stays good: a file is written beside its place and renamed into it.
+A file is written beside its place and renamed into it, so an earlier one is never half overwritten.
 """
 
 import contextlib
@@ -109,7 +109,7 @@ class RunFolder:
 
     def new_journal(self) -> Path:
         """Where this run's studies are kept (`optuna-dashboard study.journal` shows them).  A
-        resumed run tells its studies everything again, so it starts a new one.
+        resumed run adds all of its trials again, so it starts a new one.
         """
         path = self.path / "study.journal"
         for old in self.path.glob("study.journal*"):

@@ -1,4 +1,4 @@
-"""Every section of a report in reading order; trials, options and costs are told here."""
+"""Every section of a report in reading order; here trials, options and costs become tables."""
 
 from autotune import units
 from autotune.records.report import DeployTrial, Report, TrainTrial
@@ -8,7 +8,7 @@ from autotune.report.view import NONE, Section, Table, comparison, distance, rec
 
 
 def sections(report: Report) -> tuple[Section, ...]:
-    """Everything, in reading order; sections with nothing to say are left out."""
+    """All sections in reading order, without the empty ones."""
     found = (
         verdicts(report),
         distance(report),
@@ -16,7 +16,7 @@ def sections(report: Report) -> tuple[Section, ...]:
         Section("why", "Why this plan", report.why.text),
         _deploy_trials(report),
         _train_trials(report),
-        _splits(report),
+        _layouts(report),
         _execution(report),
         _energy_sources(report),
         _survey(report),
@@ -49,7 +49,7 @@ def _rate_cell(value: float | None) -> str:
 
 
 def _energy_cell(trial: DeployTrial) -> str:
-    """Measured joules per sample, or that they were not measured and the model's."""
+    """Measured joules per sample, or the modelled ones, labelled as not measured."""
     if trial.energy_j_per_sample is not None:
         return units.show(trial.energy_j_per_sample, "J")
     if trial.energy_modelled is None:
@@ -137,7 +137,7 @@ def _train_trials(report: Report) -> Section:
     return Section("train", "Recipes tried", (), (Table(head, rows),))
 
 
-def _splits(report: Report) -> Section:
+def _layouts(report: Report) -> Section:
     head = (
         "Layout", "Ranks", "Threads per rank", "Batch", "Precision", "Throughput", "Start-up",
         "Memory", "Outcome",
@@ -289,8 +289,8 @@ def _options(report: Report) -> Section:
         "Options",
         (),
         (
-            Table(head, usable, "In the race"),
-            Table(head, refused, "Refused by this machine or model"),
+            Table(head, usable, "Searched"),
+            Table(head, refused, "Not available for this machine or model"),
             Table(head, excluded, "Excluded by you"),
         ),
         fold=True,
@@ -300,7 +300,7 @@ def _options(report: Report) -> Section:
 def _excluded(option: Option) -> str:
     if option.available:
         return "would be available"
-    return f"would be refused as well: {option.reason or 'no reason given'}"
+    return f"would not be available either: {option.reason or 'no reason given'}"
 
 
 def _failures(report: Report) -> Section:
@@ -324,7 +324,7 @@ def _cost(report: Report) -> Section:
         ("energy", units.show(cost.energy_j, "J")),
         ("process overhead", units.show(cost.overhead_s, "s")),
         ("overhead per trial (median)", units.show(cost.overhead_median_s, "s")),
-        ("inferences until the search has paid", units.show(cost.break_even_inferences, "")
+        ("inferences to break even", units.show(cost.break_even_inferences, "")
          if cost.break_even_inferences is not None else None),
     )  # fmt: skip
     return Section("cost", "What the search cost", (), (Table(("", ""), rows),), fold=True)

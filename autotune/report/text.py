@@ -1,11 +1,11 @@
-"""A report for people: terminal summary, Markdown, CSV, and HTML (in `render_html`).
+"""A report as text: terminal summary and Markdown; CSV and HTML from their own files.
 
     report.json --decode--> Report --+-- summary   the terminal, at most 100 columns
                                      +-- markdown  report.md
                                      +-- html      report.html, one file, works offline
                                      +-- csv       trials.csv, SI units in the column names
 
-Rendering never raises on a valid report: whatever is missing is said to be missing.
+Rendering never raises on a valid report: what is missing is shown as missing.
 """
 
 import re

@@ -1,9 +1,9 @@
-"""What a report says of its verdicts and verified plans, as titled tables of plain text.
+"""Verdicts and verified plans of a report as titled tables of plain text.
 
-    Report -> render_tables.sections -> (Section(title, lines, tables), ...) -> render, render_html
+    Report -> tables.sections -> (Section(title, lines, tables), ...) -> text, html
 
-Numbers become readable here and in `render_tables`, through `units` alone.  Text is plain;
-whoever writes it into a format escapes it.
+Numbers become readable here and in `tables`, by `units` alone.  Text is plain; `text` and `html`
+escape it.
 """
 
 from typing import NamedTuple
@@ -61,7 +61,7 @@ def label(verdict: Verdict, percentile: float) -> str:
 
 
 def _how(verdict: Verdict) -> str:
-    """Where the number is from, and what there is to say about it."""
+    """How the number was obtained, and the verdict's note."""
     text = f"{verdict.source}; {verdict.note}" if verdict.note else verdict.source
     closed = verdict.name == "latency" and "requests per second" not in verdict.source
     return f"{text} {ONE_AT_A_TIME}" if closed else text
@@ -130,7 +130,7 @@ def _ratio(verdict: Verdict) -> str:
         else (verdict.estimate <= verdict.limit)
     )
     if within:
-        return ", within it but not proved"
+        return ", within it but not with confidence"
     return f", {units.show(verdict.estimate / verdict.limit, 'x').replace(' ', '')} the limit"
 
 
@@ -141,7 +141,7 @@ def distance(report: Report) -> Section:
     if report.chosen is not None:
         name = describe(report.chosen.plan.deployment)
         broken = any(verdict.verdict == "NOT_MET" for verdict in report.verdicts)
-        what = "The least-violating plan" if broken else "The plan, not yet proved"
+        what = "The least-violating plan" if broken else "The plan, not proved to meet every limit"
         lines = (f"{what}: {name}.", *lines)
     return Section("distance", "Distance to the limits", lines)
 
@@ -206,7 +206,7 @@ def figures(plan: PlanResult, percentile: float) -> tuple[tuple[str, str], ...]:
         ("p99 latency", units.show(latency.p99 if latency else None, "s")),
         (f"{named} 95 % interval", interval_of(latency)),
         *_under_load(plan, percentile),
-        ("calls timed", str(latency.samples) if latency else "0"),
+        ("calls measured", str(latency.samples) if latency else "0"),
         ("quality (test)", units.metric(plan.quality)),
         ("quality 95 % interval", quality_interval(plan)),
         *_balanced(plan),
@@ -215,13 +215,13 @@ def figures(plan: PlanResult, percentile: float) -> tuple[tuple[str, str], ...]:
         ("throughput", units.per_second(plan.throughput_per_s)),
         ("throughput 95 % interval", _rates(plan.throughput_interval)),
         ("memory", units.show(plan.memory_bytes, "B")),
-        ("memory, a next launch (95 %)", _bytes(plan.memory_interval)),
+        ("memory, 95 % prediction interval", _bytes(plan.memory_interval)),
         *_on_gpu(plan),
         ("size on disk", units.show(plan.size_bytes, "B")),
         ("load", units.show(plan.load_s, "s")),
         ("first call", units.show(plan.first_call_s, "s")),
         ("launches", str(plan.launches)),
-        *([("launches taken again", str(plan.disturbed))] if plan.disturbed else []),
+        *([("launches repeated", str(plan.disturbed))] if plan.disturbed else []),
     ]
     return tuple(rows)
 
@@ -233,7 +233,7 @@ def _on_gpu(plan: PlanResult) -> list[tuple[str, str]]:
 
 
 def _balanced(plan: PlanResult) -> list[tuple[str, str]]:
-    """Beside the metric, where there are classes: one that sees only the majority stands out."""
+    """For classifiers: shows a model that predicts only the majority class."""
     rows = [
         ("balanced accuracy", plan.balanced_accuracy),
         ("worst class recall", plan.worst_class_recall),
@@ -300,7 +300,7 @@ def recipe(found: Recipe | None) -> str:
 def comparison(report: Report) -> Section:
     named = plans(report)
     if not named:
-        return Section("comparison", "Chosen beside the baseline")
+        return Section("comparison", "Chosen plan and baseline")
     columns = [dict(figures(plan, report.budget.percentile)) for _, plan in named]
     keys = dict.fromkeys(key for column in columns for key in column)
     rows = tuple((key, *(column.get(key, NONE) for column in columns)) for key in keys)
@@ -311,4 +311,4 @@ def comparison(report: Report) -> Section:
     if report.why.kept_baseline:
         lines.append("The baseline is kept: nothing beat it beyond noise.")
     head = ("", *(name for name, _ in named))
-    return Section("comparison", "Chosen beside the baseline", tuple(lines), (Table(head, rows),))
+    return Section("comparison", "Chosen plan and baseline", tuple(lines), (Table(head, rows),))

@@ -124,7 +124,7 @@ def why(
     knobs = describe.knobs(picked, ranked, rank) if picked else {}
     looser = _looser(trials, picked, rank, {v.name for v in verdicts if v.limit <= 0})
     limit = next((v.limit for v in verdicts if v.name == "quality"), None)
-    lost = describe.guarded(trials, picked, limit)
+    lost = describe.rejected_for_quality(trials, picked, limit)
     text = [
         _chosen_text(chosen, picked, goal, measured, kept_baseline) if chosen else None,
         *(
@@ -135,7 +135,7 @@ def why(
         f"Runner-up: {describe.describe(better.deployment)}: {margin}."
         if better and margin
         else None,
-        *describe.told(knobs),
+        *describe.knob_sentences(knobs),
         looser,
         *(f"Rejected for its quality: {line}." for line in lost[:_SHOWN]),
         _more(len(lost) - _SHOWN),
