@@ -30,53 +30,53 @@ _LEAST = 1e-6
 _NORMAL = NormalDist()
 
 
-def chosen(lab: DeploymentEvaluator, without: Sequence[Tried] = ()) -> list[Tried]:
+def chosen(evaluator: DeploymentEvaluator, without: Sequence[Tried] = ()) -> list[Tried]:
     """Up to as many plans as *test* can bear, in the order of verification; the baseline, which
     stands ready behind them, is none of them.  Some may be left out of consideration.
     """
     gone = {t.trial.number for t in without}
-    ranked = [t for t in standing(lab) if t.trial.number not in gone]
-    most = len(metrics.quality_alphas(lab.run))
+    ranked = [t for t in standing(evaluator) if t.trial.number not in gone]
+    most = len(metrics.quality_alphas(evaluator.run))
     good = [t for t in ranked if t.trial.feasible]
-    if not good or not _weighable(lab, good[0]):
+    if not good or not _weighable(evaluator, good[0]):
         return _with_a_safe_one(ranked[:most], good)
     pool = good[:_CONSIDERED]
     if not any(t.trial.deployment.lossless for t in pool):
         pool += [t for t in good[_CONSIDERED:] if t.trial.deployment.lossless][:1]
-    best = _best(lab, pool, most)
+    best = _best(evaluator, pool, most)
     named = {t.trial.number for t in best}
     return [*best, *(t for t in ranked if t.trial.number not in named)][:most]
 
 
-def standing(lab: DeploymentEvaluator) -> list[Tried]:
+def standing(evaluator: DeploymentEvaluator) -> list[Tried]:
     """Every completed plan but the baseline, those within the limits first, by the goal: by their
     launches in turn, or by what all trials say of one that had none.
     """
-    ranked = [t for t in lab.ranked() if not lab.is_baseline(t.deployment)]
-    if not lab.goal.by_quality:
+    ranked = [t for t in evaluator.ranked() if not evaluator.is_baseline(t.deployment)]
+    if not evaluator.goal.by_quality:
         good = [t for t in ranked if t.feasible]
-        costs = {t.number: cost(lab, lab.tried[t.number]) for t in good}
+        costs = {t.number: cost(evaluator, evaluator.tried[t.number]) for t in good}
         good.sort(key=lambda t: costs[t.number])
         good = ranking.lossless_first(good, lambda t: costs[t.number])
         ranked = [*good, *(t for t in ranked if not t.feasible)]
-    return [lab.tried[t.number] for t in ranked]
+    return [evaluator.tried[t.number] for t in ranked]
 
 
-def cost(lab: DeploymentEvaluator, tried: Tried) -> float:
+def cost(evaluator: DeploymentEvaluator, tried: Tried) -> float:
     """What the goal minimises, as `standing` has it: seconds (of quality too), joules or bytes, or
     seconds a sample; infinite where it is not known.  It does not depend on which baseline a plan
     has, of those at other threads or batches.
     """
-    value = lab.goal.cost(lab.run, tried)
-    return value * math.exp(_luck(lab, tried)) if value else math.inf
+    value = evaluator.goal.cost(evaluator.run, tried)
+    return value * math.exp(_luck(evaluator, tried)) if value else math.inf
 
 
-def _luck(lab: DeploymentEvaluator, tried: Tried) -> float:
+def _luck(evaluator: DeploymentEvaluator, tried: Tried) -> float:
     """What its one launch is taken to have been faster by, as a logarithm."""
-    own = lab.goal.objective(lab.run, tried, lab.reference)
+    own = evaluator.goal.objective(evaluator.run, tried, evaluator.reference)
     if own is None or tried.steady is None:
         return 0.0
-    if tried.again or lab.goal.by_quality:
+    if tried.again or evaluator.goal.by_quality:
         return 0.0
     return tried.steady - own
 
@@ -91,22 +91,22 @@ def _with_a_safe_one(best: list[Tried], good: Sequence[Tried]) -> list[Tried]:
     return best
 
 
-def _weighable(lab: DeploymentEvaluator, first: Tried) -> bool:
+def _weighable(evaluator: DeploymentEvaluator, first: Tried) -> bool:
     """Whether gains are comparable, and *test* can certify the allowed drop."""
-    run = lab.run
-    scores = lab.baseline(first.trial.deployment).scores
-    if lab.goal.by_quality or scores is None or first.trial.drop is None:
+    run = evaluator.run
+    scores = evaluator.baseline(first.trial.deployment).scores
+    if evaluator.goal.by_quality or scores is None or first.trial.drop is None:
         return False
     alphas = metrics.quality_alphas(run)
     return metrics.certifiable(run, metrics.max_drop(run, scores.quality), alphas[-1])
 
 
-def _best(lab: DeploymentEvaluator, pool: Sequence[Tried], most: int) -> list[Tried]:
+def _best(evaluator: DeploymentEvaluator, pool: Sequence[Tried], most: int) -> list[Tried]:
     """The sequence of the highest expected gain; of those that are alike the first by the goal."""
-    alphas = metrics.quality_alphas(lab.run)
-    gains = [_gain(lab, t) for t in pool]
-    chances = [[chance(lab, t, alpha) for alpha in alphas] for t in pool]
-    trains = {o.name for o in lab.run.survey.options if o.kind == "compress" and o.trains}
+    alphas = metrics.quality_alphas(evaluator.run)
+    gains = [_gain(evaluator, t) for t in pool]
+    chances = [[chance(evaluator, t, alpha) for alpha in alphas] for t in pool]
+    trains = {o.name for o in evaluator.run.survey.options if o.kind == "compress" and o.trains}
     left = [[_left(failed, other, trains) for other in pool] for failed in pool]
     safe = {i for i, t in enumerate(pool) if t.trial.deployment.lossless}
     found: tuple[int, ...] = ()
@@ -132,18 +132,21 @@ def _left(failed: Tried, other: Tried, trains: Set[str]) -> float:
     return _KIN if trains & {s.name for s in steps} & {s.name for s in others} else 1.0
 
 
-def _gain(lab: DeploymentEvaluator, tried: Tried) -> float:
+def _gain(evaluator: DeploymentEvaluator, tried: Tried) -> float:
     """How much better than the best baseline, by the goal, as a logarithm."""
-    own, base = cost(lab, tried), min(cost(lab, t) for t in lab.baselines.values())
+    own, base = (
+        cost(evaluator, tried),
+        min(cost(evaluator, t) for t in evaluator.baselines.values()),
+    )
     return max(0.0, math.log(base / own)) if math.isfinite(own) and math.isfinite(base) else 0.0
 
 
-def chance(lab: DeploymentEvaluator, tried: Tried, alpha: float) -> float:
+def chance(evaluator: DeploymentEvaluator, tried: Tried, alpha: float) -> float:
     """That *test* will certify the allowed drop at this error rate, by what *validation* has shown:
     the drop and the upper bound that was computed for as many rows as *test* has.
     """
-    run, trial = lab.run, tried.trial
-    scores = lab.baseline(trial.deployment).scores
+    run, trial = evaluator.run, tried.trial
+    scores = evaluator.baseline(trial.deployment).scores
     if scores is None or trial.drop is None or trial.drop_upper is None:
         return 1.0
     allowed = metrics.max_drop(run, scores.quality)

@@ -4,7 +4,7 @@
                                                                 `--yes--> the same, trained for it
 
 A dimension of its own would have the sampler train for int8 in plans that have none, or that
-lose nothing by it.  Pure but for what it reads of the lab.
+lose nothing by it.  Pure but for what it reads of the evaluator.
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ from autotune.records.report import DeployTrial
 WHY = "static int8 trained for"
 
 
-def candidate(lab: DeploymentEvaluator) -> Deployment | None:
+def candidate(evaluator: DeploymentEvaluator) -> Deployment | None:
     """The deployment to try; None where it would not help, or nothing can train."""
-    options = lab.run.survey.options
+    options = evaluator.run.survey.options
     preparing = {name: o.name for o in options if o.available for name in o.prepares}
-    if lab.recovery_epochs <= 0 or not preparing:
+    if evaluator.recovery_epochs <= 0 or not preparing:
         return None
     trains = {o.name for o in options if o.trains and o.searched}
 
@@ -46,11 +46,11 @@ def candidate(lab: DeploymentEvaluator) -> Deployment | None:
         others = {name: v for name, v in trial.constraints.items() if name != "quality"}
         return msgspec.structs.replace(trial, constraints=others)
 
-    known = {tried.trial.number: tried.trial for tried in lab.tried}
-    ranked = ranking.order([kept(trial) for trial in known.values()], lab.goal)
+    known = {tried.trial.number: tried.trial for tried in evaluator.tried}
+    ranked = ranking.order([kept(trial) for trial in known.values()], evaluator.goal)
     if not ranked or not over(known[ranked[0].number]):
         return None
-    return _prepared(ranked[0].deployment, preparing, lab.recovery_epochs)
+    return _prepared(ranked[0].deployment, preparing, evaluator.recovery_epochs)
 
 
 def _prepared(

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import msgspec
 
 from autotune.deployment import finalists, metrics
+from autotune.deployment.artifact_jobs import interleaved
 from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import Tried
 from autotune.records.measurement import Launch
@@ -44,50 +45,50 @@ def launch_s(one: Tried) -> float:
     return launch.load_s + launch.first_call_s + launch.window_s + _START_S
 
 
-def run(lab: DeploymentEvaluator, until_s: float) -> str | None:
+def run(evaluator: DeploymentEvaluator, until_s: float) -> str | None:
     """Measure the leading plans again until the run's clock would pass ``until_s``; what came of
     it, in a sentence, or None where there was nothing to decide or no time.
     """
-    first = _leading(lab)[:1]
+    first = _leading(evaluator)[:1]
     for _ in range(_MOST_GROUPS):
-        group = _group(lab)
+        group = _group(evaluator)
         if len(group) < 2 or group[0].again:
             break
-        if not _measured(lab, group, until_s):
+        if not _measured(evaluator, group, until_s):
             break
-    return _said(lab, first)
+    return _said(evaluator, first)
 
 
-def _leading(lab: DeploymentEvaluator) -> list[Tried]:
+def _leading(evaluator: DeploymentEvaluator) -> list[Tried]:
     """The few best plans within the limits that lie near the first."""
-    if not lab.goal.noisy:
+    if not evaluator.goal.noisy:
         return []
-    found = [t for t in finalists.standing(lab) if t.trial.feasible]
+    found = [t for t in finalists.standing(evaluator) if t.trial.feasible]
     if not found:
         return []
-    costs = [finalists.cost(lab, t) for t in found]
+    costs = [finalists.cost(evaluator, t) for t in found]
     return [t for t, cost in zip(found, costs, strict=True) if cost <= _NEAR * costs[0]][:_MOST]
 
 
-def _group(lab: DeploymentEvaluator) -> list[Tried]:
+def _group(evaluator: DeploymentEvaluator) -> list[Tried]:
     """The leading plan, and where there are several those that would be verified after it, the
     others that lead, and whoever is next in line for a place.
     """
-    leading = _leading(lab)
+    leading = _leading(evaluator)
     if len(leading) < 2:
         return leading
-    line = finalists.chosen(lab)[1:]
-    behind = finalists.chosen(lab, without=line)[1:]
+    line = finalists.chosen(evaluator)[1:]
+    behind = finalists.chosen(evaluator, without=line)[1:]
     wanted = (*leading[:1], *line, *leading[1:], *behind)
     good = [t for t in wanted if t.trial.feasible]
     return list({t.trial.number: t for t in good}.values())
 
 
-def _measured(lab: DeploymentEvaluator, group: Sequence[Tried], until_s: float) -> bool:
+def _measured(evaluator: DeploymentEvaluator, group: Sequence[Tried], until_s: float) -> bool:
     """Give as many of a group as fit their rounds, the first at least and one beside it; fewer
     rounds before fewer plans.  False where two do not fit, or a launch failed.
     """
-    left_s = until_s - lab.run.bridge.now()
+    left_s = until_s - evaluator.run.bridge.now()
     rounds = ROUNDS
     while len(group) > 1 and rounds * math.fsum(map(launch_s, group)) > left_s:
         if rounds > _FEWEST:
@@ -97,34 +98,35 @@ def _measured(lab: DeploymentEvaluator, group: Sequence[Tried], until_s: float) 
     if len(group) < 2:
         return False
     found: dict[int, list[Launch]] = {one.trial.number: [] for one in group}
-    for number in range(rounds):
-        turn = number % len(group)
-        for one in (*group[turn:], *group[:turn]):
-            assert one.built is not None
-            answer = lab.once_more(one.built, one.trial.deployment, number).answer
-            if answer is not None:
-                found[one.trial.number].append(answer.launch)
+
+    def launch(one: Tried, number: int) -> None:
+        assert one.built is not None
+        answer = evaluator.once_more(one.built, one.trial.deployment, number).answer
+        if answer is not None:
+            found[one.trial.number].append(answer.launch)
+
+    interleaved(group, range(rounds), launch)
     for one in group:
         launches = tuple(found[one.trial.number])
         if len(launches) == rounds:
-            lab.tried[one.trial.number] = _pooled(lab, one, launches)
+            evaluator.tried[one.trial.number] = _pooled(evaluator, one, launches)
     return all(len(launches) == rounds for launches in found.values())
 
 
-def _pooled(lab: DeploymentEvaluator, one: Tried, launches: tuple[Launch, ...]) -> Tried:
+def _pooled(evaluator: DeploymentEvaluator, one: Tried, launches: tuple[Launch, ...]) -> Tried:
     """A plan with the figures of these launches, and its limits by them."""
-    fields = metrics.describe(lab.run, launches, one.trial.deployment)
+    fields = metrics.describe(evaluator.run, launches, one.trial.deployment)
     trial = msgspec.structs.replace(one.trial, launches=len(launches), **fields)
-    return lab.constrained(one._replace(trial=trial, again=launches))
+    return evaluator.constrained(one._replace(trial=trial, again=launches))
 
 
-def _said(lab: DeploymentEvaluator, first: Sequence[Tried]) -> str | None:
-    again = [t for t in lab.tried if t.again]
+def _said(evaluator: DeploymentEvaluator, first: Sequence[Tried]) -> str | None:
+    again = [t for t in evaluator.tried if t.again]
     if not again or not first:
         return None
     fewest = min(len(t.again) for t in again)
     text = f"The {len(again)} leading plans were measured again, {fewest} launches each in turn"
-    now = finalists.standing(lab)[0]
+    now = finalists.standing(evaluator)[0]
     if now.trial.number == first[0].trial.number:
         return f"{text}: the best stayed first."
     return (

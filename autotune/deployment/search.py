@@ -40,17 +40,17 @@ _NEIGHBOUR = "neighbour of the best"
 
 
 def explore(
-    lab: DeploymentEvaluator,
+    evaluator: DeploymentEvaluator,
     until_s: float,
     extended_s: Callable[[], float] | None = None,
     kept_s: float = 0.0,
     earlier: WarmStart | None = None,
 ) -> None:
-    """Fill ``lab.tried`` until the deadline, or until the trials are used up or the space is
+    """Fill ``evaluator.tried`` until the deadline, or until the trials are used up or the space is
     exhausted.
 
     Args:
-        lab: what builds and measures.
+        evaluator: what builds and measures.
         until_s: the deadline as planned, by the run's clock.
         extended_s: the deadline by what has been measured, asked for after each trial: later than
             planned where verification needs less time than was set aside for it.
@@ -60,22 +60,28 @@ def explore(
     Raises:
         ContractError: the trained model cannot be served even as it stands.
     """
-    batches = _batches(lab)
-    counts, fastest = _threads(lab, batches[0])
-    searched = search_space.deploy_space(lab.run.survey, counts, batches, lab.run.effort)
-    seeds = search_space.seeds(searched, lab.run.survey.options, fastest)
-    ahead = initial_order.look(
-        lab.run, lab.recipe, batches, counts, [t.trial for t in lab.baselines.values()]
+    batches = _batches(evaluator)
+    counts, fastest = _threads(evaluator, batches[0])
+    searched = search_space.deploy_space(
+        evaluator.run.survey, counts, batches, evaluator.run.effort
     )
-    ordered, dear = ahead.apart([(v, lab.deployment(v)) for v in seeds], batches)
-    first = _initial(lab.run, searched, earlier, ordered)
-    run = lab.run
+    seeds = search_space.seeds(searched, evaluator.run.survey.options, fastest)
+    ahead = initial_order.look(
+        evaluator.run,
+        evaluator.recipe,
+        batches,
+        counts,
+        [t.trial for t in evaluator.baselines.values()],
+    )
+    ordered, dear = ahead.apart([(v, evaluator.deployment(v)) for v in seeds], batches)
+    first = _initial(evaluator.run, searched, earlier, ordered)
+    run = evaluator.run
     study = Study(searched, seed=run.effort.seed, constraints=CONSTRAINTS, journal=run.journal)
     mixed = MixedStudy(study, first, blind=earlier is not None)
-    exploration = _Exploration(lab, searched, mixed, dear)
+    exploration = _Exploration(evaluator, searched, mixed, dear)
     exploration.run(until_s, extended_s or (lambda: until_s), kept_s)
     exploration.settle()
-    lab.until_s = None
+    evaluator.until_s = None
 
 
 def _initial(
@@ -95,16 +101,16 @@ def _initial(
     return first + [(values, why) for values, why in usual if values not in given]
 
 
-def _batches(lab: DeploymentEvaluator) -> tuple[int, ...]:
+def _batches(evaluator: DeploymentEvaluator) -> tuple[int, ...]:
     """Batch sizes that are searched: one, but for the goals that are about many samples."""
-    budget = lab.run.budget
-    if budget.batch is not None or not lab.goal.searches_batch:
-        return (lab.batch,)
-    most = lab.run.survey.task.validation_rows
+    budget = evaluator.run.budget
+    if budget.batch is not None or not evaluator.goal.searches_batch:
+        return (evaluator.batch,)
+    most = evaluator.run.survey.task.validation_rows
     return tuple(b for b in (1, 4, 16, 64, 256) if b <= most)
 
 
-def _threads(lab: DeploymentEvaluator, batch: int) -> tuple[tuple[int, ...], int]:
+def _threads(evaluator: DeploymentEvaluator, batch: int) -> tuple[tuple[int, ...], int]:
     """Measure the baseline at every thread count; keep those that are not clearly slower
     than the fastest, and say which were refused.
 
@@ -114,15 +120,15 @@ def _threads(lab: DeploymentEvaluator, batch: int) -> tuple[tuple[int, ...], int
     Raises:
         ContractError: the baseline cannot be served at any.
     """
-    counts = thread_counts(lab.run.profile, lab.run.effort)
-    if lab.on_gpu:
-        baseline = lab.baseline(lab.dense(1, batch)).trial
+    counts = thread_counts(evaluator.run.profile, evaluator.run.effort)
+    if evaluator.on_gpu:
+        baseline = evaluator.baseline(evaluator.dense(1, batch)).trial
         if baseline.latency_s is not None:
             return counts, counts[-1]
         why = baseline.failure.message if baseline.failure else "no answer"
-        lab.run.listener.note(f"The GPU cannot serve the model as it stands: {why}")
-        lab.on_gpu = False
-    found = [lab.baseline(lab.dense(threads, batch)).trial for threads in counts]
+        evaluator.run.listener.note(f"The GPU cannot serve the model as it stands: {why}")
+        evaluator.on_gpu = False
+    found = [evaluator.baseline(evaluator.dense(threads, batch)).trial for threads in counts]
     times = {t.deployment.threads: t.latency_s.p50 for t in found if t.latency_s is not None}
     if not times:
         failure = found[0].failure
@@ -131,7 +137,7 @@ def _threads(lab: DeploymentEvaluator, batch: int) -> tuple[tuple[int, ...], int
     fastest = min(times, key=lambda threads: times[threads])
     for threads, time_s in times.items():
         if time_s > _HOPELESS * times[fastest]:
-            lab.run.listener.note(
+            evaluator.run.listener.note(
                 f"{threads} threads refused: {time_s / times[fastest]:.1f}x slower than "
                 f"{fastest} on the dense model"
             )
@@ -144,13 +150,13 @@ class _Exploration:
 
     def __init__(
         self,
-        lab: DeploymentEvaluator,
+        evaluator: DeploymentEvaluator,
         searched: space.Space,
         study: MixedStudy,
         dear: list[initial_order.Seed],
     ) -> None:
-        self._lab = lab
-        self._run = lab.run
+        self._evaluator = evaluator
+        self._run = evaluator.run
         self._space = searched
         self._study = study
         self._dear = dear
@@ -164,50 +170,55 @@ class _Exploration:
     def run(self, planned_s: float, extended_s: Callable[[], float], kept_s: float) -> None:
         limit = self._run.effort.trials or 10_000
         repeats = 0
-        self._lab.until_s = planned_s - kept_s
-        while self._left_s() > 0 and len(self._lab.tried) < limit and repeats < _MOST_REPEATS:
+        self._evaluator.until_s = planned_s - kept_s
+        while self._left_s() > 0 and len(self._evaluator.tried) < limit and repeats < _MOST_REPEATS:
             if not self._study.waiting and not self._rescued and self._rescue():
                 continue
             proposal = self._next()
-            deployment = self._lab.deployment(proposal.values)
+            deployment = self._evaluator.deployment(proposal.values)
             tried = self._known(deployment)
             if tried is not None:  # a repeat buys a neighbour of the best, unless it was one
                 repeats += 1
                 self._repeats.append(tried._replace(values=proposal.values))
                 if proposal.why != _NEIGHBOUR:
                     self._enqueue_neighbour()
-            elif self._asked > 1 and skip_rules.expected_s(self._lab, deployment) > self._left_s():
+            elif (
+                self._asked > 1
+                and skip_rules.expected_s(self._evaluator, deployment) > self._left_s()
+            ):
                 repeats += 1
                 self._study.abandon(proposal.number)
                 continue
             else:
                 repeats = 0
                 tried = self._tried(proposal, deployment)
-                self._lab.keep(tried)
-                if len(self._lab.tried) >= len(self._lab.baselines) + _LEAST_TRIED:
-                    self._lab.until_s = extended_s() - kept_s
+                self._evaluator.keep(tried)
+                if len(self._evaluator.tried) >= len(self._evaluator.baselines) + _LEAST_TRIED:
+                    self._evaluator.until_s = extended_s() - kept_s
                 self._tell_listener()
-            value = self._lab.goal.objective(self._run, tried, self._lab.reference)
+            value = self._evaluator.goal.objective(self._run, tried, self._evaluator.reference)
             self._study.tell(proposal.number, value, tried.trial.constraints)
 
     def settle(self) -> None:
         """Note each plan's objective as all trials together have it."""
-        known = [(i, s) for i, t in enumerate(self._lab.tried) if (s := self._as_seen(t))]
+        known = [(i, s) for i, t in enumerate(self._evaluator.tried) if (s := self._as_seen(t))]
         values = surrogate.smoothed(self._space, [s for _, s in known], self._guesses())
         for (i, _), value in zip(known, values, strict=True):
-            self._lab.tried[i] = self._lab.tried[i]._replace(steady=value)
+            self._evaluator.tried[i] = self._evaluator.tried[i]._replace(steady=value)
 
     def _rescue(self) -> bool:
         """Train for int8, once, where that could change the plan and there is time; whether the
         question has come up.
         """
-        deployment = qat_fallback.candidate(self._lab)
+        deployment = qat_fallback.candidate(self._evaluator)
         if deployment is None:
             return False
         self._rescued = True
-        expected_s = skip_rules.expected_s(self._lab, deployment)
+        expected_s = skip_rules.expected_s(self._evaluator, deployment)
         if expected_s < self._left_s():
-            self._lab.keep(self._lab.trial(deployment, qat_fallback.WHY, expected_s=expected_s))
+            self._evaluator.keep(
+                self._evaluator.trial(deployment, qat_fallback.WHY, expected_s=expected_s)
+            )
             self._tell_listener()
         return True
 
@@ -215,13 +226,13 @@ class _Exploration:
         """Until the search ends: once some candidates were tried sooner, where launches of the best
         and of its baseline, in turn until a first look, would need longer than what is set aside.
         """
-        assert self._lab.until_s is not None
-        left_s = self._lab.until_s - self._run.bridge.now()
-        ranked = self._lab.ranked()
-        if not ranked or len(self._lab.tried) < len(self._lab.baselines) + _LEAST_TRIED:
+        assert self._evaluator.until_s is not None
+        left_s = self._evaluator.until_s - self._run.bridge.now()
+        ranked = self._evaluator.ranked()
+        if not ranked or len(self._evaluator.tried) < len(self._evaluator.baselines) + _LEAST_TRIED:
             return left_s
-        best = self._lab.tried[ranked[0].number]
-        sides = [best.launch, self._lab.baseline(best.trial.deployment).launch]
+        best = self._evaluator.tried[ranked[0].number]
+        sides = [best.launch, self._evaluator.baseline(best.trial.deployment).launch]
         launches_s = LOOKS[0] * sum(one.work_s for one in sides if one is not None)
         return min(left_s, self._run.left_s - launches_s)
 
@@ -238,7 +249,8 @@ class _Exploration:
                     self._enqueue_best()
         proposal = self._study.ask()
         if proposal.why == "sampler" and (
-            self._waits(self._lab.deployment(proposal.values)) or self._hopeless(proposal.values)
+            self._waits(self._evaluator.deployment(proposal.values))
+            or self._hopeless(proposal.values)
         ):
             self._study.abandon(proposal.number)
             self._enqueue_best()
@@ -250,10 +262,12 @@ class _Exploration:
         than the best that was measured and keeps its quality; one without compression, than the
         best that has none.
         """
-        tried = [t.trial for t in self._lab.tried if t.trial.constraints.get("quality", 0.0) <= 0]
+        tried = [
+            t.trial for t in self._evaluator.tried if t.trial.constraints.get("quality", 0.0) <= 0
+        ]
 
         def worth_it(seed: initial_order.Seed) -> bool:
-            lossless = self._lab.deployment(seed.values).lossless
+            lossless = self._evaluator.deployment(seed.values).lossless
             rivals = [t for t in tried if t.deployment.lossless or not lossless]
             times = [t.latency_s.p50 for t in rivals if t.latency_s is not None]
             return _WORTH * seed.predicted_s < min(times, default=math.inf)
@@ -265,11 +279,13 @@ class _Exploration:
 
     def _waits(self, deployment: Deployment) -> bool:
         """Whether its runtime waits: then what compresses the model for it waits too."""
-        return any(self._lab.deployment(s.values).runtime == deployment.runtime for s in self._dear)
+        return any(
+            self._evaluator.deployment(s.values).runtime == deployment.runtime for s in self._dear
+        )
 
     def _seen(self) -> list[surrogate.Observation]:
         """What was tried, as the surrogate sees it."""
-        both = (self._as_seen(tried) for tried in (*self._lab.tried, *self._repeats))
+        both = (self._as_seen(tried) for tried in (*self._evaluator.tried, *self._repeats))
         return [seen for seen in both if seen is not None]
 
     def _as_seen(self, tried: Tried) -> surrogate.Observation | None:
@@ -279,18 +295,18 @@ class _Exploration:
         )
         if values is None:
             return None
-        value = self._lab.goal.objective(self._run, tried, self._lab.reference)
+        value = self._evaluator.goal.objective(self._run, tried, self._evaluator.reference)
         return surrogate.Observation(values, value, tried.trial.constraints)
 
     def _guesses(self) -> list[surrogate.Observation]:
         """The predictions of uncompressed seeds that wait."""
         guesses = []
         for seed in self._dear:
-            deployment = self._lab.deployment(seed.values)
+            deployment = self._evaluator.deployment(seed.values)
             if not deployment.lossless:
                 continue
-            batch, reference = deployment.batch_size, self._lab.reference
-            value = self._lab.goal.predicted(seed.predicted_s, batch, reference)
+            batch, reference = deployment.batch_size, self._evaluator.reference
+            value = self._evaluator.goal.predicted(seed.predicted_s, batch, reference)
             if value is not None:
                 guesses.append(surrogate.Observation(seed.values, value, {}))
         return guesses
@@ -302,14 +318,14 @@ class _Exploration:
         """What the surrogate expects most of; where it expects nothing, a seed that waits."""
 
         def cost_s(values: Values) -> float:
-            deployment = self._lab.deployment(values)
+            deployment = self._evaluator.deployment(values)
             if self._waits(deployment):
                 return math.inf
-            expected_s = skip_rules.expected_s(self._lab, deployment) or usual_s
+            expected_s = skip_rules.expected_s(self._evaluator, deployment) or usual_s
             return expected_s if expected_s <= left_s else math.inf
 
         left_s = self._left_s()
-        usual_s = median([t.trial.wall_s for t in self._lab.tried] or [_USUAL_S])
+        usual_s = median([t.trial.wall_s for t in self._evaluator.tried] or [_USUAL_S])
         found = surrogate.propose(self._space, self._seen(), cost_s, self._salt(), self._guesses())
         if found is not None:
             self._study.enqueue(found, "surrogate")
@@ -318,8 +334,8 @@ class _Exploration:
             self._study.enqueue(seed.values, seed.why)
 
     def _enqueue_neighbour(self) -> None:
-        ranked = self._lab.ranked()
-        best = self._lab.tried[ranked[0].number] if ranked else None
+        ranked = self._evaluator.ranked()
+        best = self._evaluator.tried[ranked[0].number] if ranked else None
         if best is not None and best.values is not None:
             found = space.neighbour(self._space, best.values, self._salt())
             self._study.enqueue(found, _NEIGHBOUR)
@@ -331,24 +347,26 @@ class _Exploration:
 
     def _tried(self, proposal: Proposal, deployment: Deployment) -> Tried:
         """The trial; a skipped one where it is known beforehand that it cannot be."""
-        bound = skip_rules.unbuildable(self._lab, deployment)
+        bound = skip_rules.unbuildable(self._evaluator, deployment)
         if self._late:
-            bound = bound or broken_bound(self._run, deployment, self._lab.baseline(deployment))
+            bound = bound or broken_bound(
+                self._run, deployment, self._evaluator.baseline(deployment)
+            )
         if bound:
             return self._skipped(deployment, bound)._replace(values=proposal.values)
-        expected_s = skip_rules.expected_s(self._lab, deployment)
-        tried = self._lab.trial(deployment, proposal.why, expected_s=expected_s)
+        expected_s = skip_rules.expected_s(self._evaluator, deployment)
+        tried = self._evaluator.trial(deployment, proposal.why, expected_s=expected_s)
         return tried._replace(values=proposal.values)
 
     def _known(self, deployment: Deployment) -> Tried | None:
         same = space.canonical(deployment)
-        found = (t for t in self._lab.tried if space.canonical(t.trial.deployment) == same)
+        found = (t for t in self._evaluator.tried if space.canonical(t.trial.deployment) == same)
         return next(found, None)
 
     def _skipped(self, deployment: Deployment, bound: str) -> Tried:
         """A trial that is ruled out unmeasured."""
         trial = DeployTrial(
-            number=len(self._lab.tried),
+            number=len(self._evaluator.tried),
             deployment=deployment,
             state="skipped",
             bound=bound,
@@ -357,7 +375,7 @@ class _Exploration:
         return Tried(trial)
 
     def _tell_listener(self) -> None:
-        ranked = self._lab.ranked()
+        ranked = self._evaluator.ranked()
         text = describe(ranked[0].deployment) if ranked else "none yet"
-        self._run.listener.trial(self._lab.tried[-1].trial, text, self._left_s())
+        self._run.listener.trial(self._evaluator.tried[-1].trial, text, self._left_s())
         self._run.on_progress()

@@ -15,14 +15,18 @@ _FORMS = {
 _CUT_SHORT = 3.0
 
 
-def unbuildable(lab: DeploymentEvaluator, deployment: Deployment) -> str | None:
+def unbuildable(evaluator: DeploymentEvaluator, deployment: Deployment) -> str | None:
     """What a failed build has told of every build like it."""
-    for tried in lab.tried:
+    for tried in evaluator.tried:
         failure = tried.trial.failure
         never = failure.never if failure is not None else None
         if never in {step.name for step in deployment.compress}:
             return f"this model cannot have {never}: see trial {tried.trial.number}"
-        if never in _FORMS and _needs(lab, deployment, never) and not _altered(lab, tried):
+        if (
+            never in _FORMS
+            and _needs(evaluator, deployment, never)
+            and not _altered(evaluator, tried)
+        ):
             return f"needs {_FORMS[never]}: see trial {tried.trial.number}"
         for name, least in failure.least.items() if failure else ():
             step, _, parameter = name.partition(".")
@@ -33,35 +37,38 @@ def unbuildable(lab: DeploymentEvaluator, deployment: Deployment) -> str | None:
     return None
 
 
-def _needs(lab: DeploymentEvaluator, deployment: Deployment, form: str) -> bool:
+def _needs(evaluator: DeploymentEvaluator, deployment: Deployment, form: str) -> bool:
     """Whether the way to it leads through ``form``."""
     names = {deployment.runtime, *(step.name for step in deployment.compress)}
-    takes = {o.takes for o in lab.run.survey.options if o.name in names and o.takes}
+    takes = {o.takes for o in evaluator.run.survey.options if o.name in names and o.takes}
     return any(becomes(form, t) for t in takes)
 
 
-def _altered(lab: DeploymentEvaluator, tried: Tried) -> bool:
+def _altered(evaluator: DeploymentEvaluator, tried: Tried) -> bool:
     """Whether a step changed the module: that, and not the model, may be what failed."""
     names = {step.name for step in tried.trial.deployment.compress}
-    return any(o.takes == "module" for o in lab.run.survey.options if o.name in names)
+    return any(o.takes == "module" for o in evaluator.run.survey.options if o.name in names)
 
 
-def expected_s(lab: DeploymentEvaluator, deployment: Deployment) -> float:
+def expected_s(evaluator: DeploymentEvaluator, deployment: Deployment) -> float:
     """What a trial like this took at most so far (same runtime, same kind of compression; the
     first of its kind at least what measuring its runtime takes, or a compiler), and the
     longest recovery where its own is not in the cache; 0 where nothing is known.  A build that
     was cut short would have taken longer.
     """
-    trains = frozenset(o.name for o in lab.run.survey.options if o.kind == "compress" and o.trains)
+    trains = frozenset(
+        o.name for o in evaluator.run.survey.options if o.kind == "compress" and o.trains
+    )
     kinds = [step.name for step in deployment.compress]
     training = _training(deployment, trains)
     cached = not training or any(
-        t.built is not None and _training(t.trial.deployment, trains) == training for t in lab.tried
+        t.built is not None and _training(t.trial.deployment, trains) == training
+        for t in evaluator.tried
     )
-    recovery_s = max((_recovery_s(t, trains) for t in lab.tried), default=0.0)
-    runtime = [t for t in lab.tried if t.trial.deployment.runtime == deployment.runtime]
+    recovery_s = max((_recovery_s(t, trains) for t in evaluator.tried), default=0.0)
+    runtime = [t for t in evaluator.tried if t.trial.deployment.runtime == deployment.runtime]
     like = [t for t in runtime if [s.name for s in t.trial.deployment.compress] == kinds]
-    unknown_s = lab.run.survey.option("runtime", deployment.runtime).build_s
+    unknown_s = evaluator.run.survey.option("runtime", deployment.runtime).build_s
     least_s = min((t.trial.measure_s for t in runtime), default=unknown_s)
     took_s = max((_took_s(t, trains) for t in like), default=least_s)
     return took_s + (0.0 if cached else recovery_s)

@@ -2,18 +2,18 @@
 
     build --> measure, outputs on 1/16 of the rows --> clearly worse? stop : 1/4 --> ... all rows
 
-Parts are taken only where one evaluation of all rows is dear.  They are evenly spaced, and
-compared with the baseline's scores of the very same rows: "clearly" is the lower end of a
-paired interval of the drop, so what is stopped could hardly have been certified.
+Parts are taken only where an evaluation of all rows takes seconds.  They are evenly spaced, and
+compared with the baseline's scores of the same rows: "clearly" means that the lower bound of the
+drop, in a paired interval, is over the allowed drop.
 """
 
 import math
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
-from autotune.context import RunContext
 from autotune.deployment import metrics
+from autotune.deployment.artifact_jobs import ArtifactJobs
 from autotune.deployment.metrics import Tried
 from autotune.records import job as jobs
 from autotune.records.measurement import Launch, Scores
@@ -24,27 +24,8 @@ from autotune.stats import non_inferiority
 T = TypeVar("T")
 _STEPS = (16, 4)
 _LEAST_ROWS = 50
-_DEAR_S = 2.0
+_SLOW_S = 2.0
 _CLEARLY = 0.005  # one-sided error of each look
-
-
-class Lab(Protocol):
-    """What an attempt needs of the lab that it happens in."""
-
-    run: RunContext
-    tried: list[Tried]
-
-    def build(self, deployment: Deployment) -> jobs.Result[jobs.Built]: ...
-
-    def measure(
-        self, built: jobs.Built, deployment: Deployment, every: int
-    ) -> jobs.Result[jobs.Measured]: ...
-
-    def more(
-        self, built: jobs.Built, deployment: Deployment, every: int
-    ) -> jobs.Result[jobs.Measured]: ...
-
-    def score(self, built: jobs.Built, part: str, every: int) -> jobs.Result[jobs.Scored]: ...
 
 
 class _FailedError(Exception):
@@ -52,25 +33,30 @@ class _FailedError(Exception):
 
 
 class Attempt:
-    """One trial in the making; ``results`` are its jobs so far."""
+    """The jobs of one trial, and what they add up to."""
 
-    def __init__(self, lab: Lab, deployment: Deployment, why: str) -> None:
-        self._lab = lab
+    def __init__(
+        self, artifacts: ArtifactJobs, number: int, deployment: Deployment, why: str
+    ) -> None:
+        self._artifacts = artifacts
+        self._number = number
         self._deployment = deployment
         self._why = why
         self._results: list[jobs.Result[Any]] = []
 
     def run(self, baseline: Tried | None) -> Tried:
-        """To its end.  Without a baseline all rows are evaluated at once."""
-        lab, deployment = self._lab, self._deployment
+        """All jobs, up to a failure or a part that is clearly worse.  Without a baseline all rows
+        are evaluated at once.
+        """
+        artifacts, deployment = self._artifacts, self._deployment
         try:
-            built = self._done(lab.build(deployment))
+            built = self._done(artifacts.build(deployment))
             steps = self._looks(baseline)
-            launch = self._done(lab.measure(built, deployment, steps[0])).launch
+            launch = self._done(artifacts.measure(built, deployment, steps[0])).launch
             for every in steps:
                 if every != steps[0]:
-                    self._done(lab.more(built, deployment, every))
-                scored = self._done(lab.score(built, "validation", every))
+                    self._done(artifacts.more_outputs(built, deployment, every))
+                scored = self._done(artifacts.score(built, "validation", every))
                 stopped = self._clearly_worse(scored.scores, baseline, every)
                 if stopped is not None:
                     break
@@ -81,21 +67,21 @@ class Attempt:
     def _tried(
         self, built: jobs.Built, launch: Launch, scores: Scores, stopped: str | None
     ) -> Tried:
-        fields = metrics.describe(self._lab.run, [launch], self._deployment)
+        fields = metrics.describe(self._artifacts.run, [launch], self._deployment)
         fields |= {"size_bytes": built.size_bytes, "quality": scores.quality, "stopped": stopped}
         state = "complete" if stopped is None else "pruned"
         return Tried(self._spent(state=state, **fields), built, launch, scores)
 
     def _looks(self, baseline: Tried | None) -> tuple[int, ...]:
-        """Row steps, 1 the last."""
-        info = self._lab.run.survey.task
+        """Every how many rows each look evaluates, 1 the last."""
+        info = self._artifacts.run.survey.task
         if baseline is None or baseline.scores is None or baseline.trial.latency_s is None:
             return (1,)
         batch = baseline.trial.deployment.batch_size
-        dear = info.validation_rows / batch * baseline.trial.latency_s.p50 > _DEAR_S
+        slow = info.validation_rows / batch * baseline.trial.latency_s.p50 > _SLOW_S
         if (
-            not dear
-            or _scored_s(baseline) < _DEAR_S
+            not slow
+            or _scored_s(baseline) < _SLOW_S
             or not baseline.scores.per_sample
             or info.metric == "balanced_accuracy"
         ):
@@ -105,7 +91,7 @@ class Attempt:
     def _clearly_worse(self, scores: Scores, baseline: Tried | None, every: int) -> str | None:
         if every == 1 or baseline is None or baseline.scores is None:
             return None
-        run = self._lab.run
+        run = self._artifacts.run
         allowed = metrics.max_drop(run, baseline.scores.quality)
         found = non_inferiority.quality_drop(
             scores,
@@ -134,11 +120,11 @@ class Attempt:
         overhead = sum(max(0.0, r.wall_s - r.work_s) for r in self._results)
         wall = sum(r.wall_s for r in self._results)
         build = self._results[0].wall_s
-        self._lab.run.overheads.append(overhead)
+        self._artifacts.run.overheads.append(overhead)
         if fields["state"] == "failed":
             fields["constraints"] = {"failed": 1.0}
         base: dict[str, object] = {
-            "number": len(self._lab.tried),
+            "number": self._number,
             "deployment": self._deployment,
             "why": self._why,
             "build_s": build,
@@ -150,8 +136,8 @@ class Attempt:
 
 
 def _scored_s(baseline: Tried) -> float:
-    """What writing the outputs of all rows took the baseline, at most: each part of them would
-    be a new interpreter, which on a GPU takes longer than all rows do.
+    """Seconds that the baseline's launch took to write the outputs of all rows, at most.  Each part
+    would need an interpreter of its own, whose start on a GPU takes longer than all rows do.
     """
     launch = baseline.launch
     if launch is None or not launch.work_s:
@@ -171,8 +157,3 @@ def _every(scores: Scores, step: int) -> Scores:
     """The scores of each ``step``-th row."""
     values = (scores.per_sample or ())[::step]
     return Scores(quality=math.fsum(values) / len(values), per_sample=values, rows=len(values))
-
-
-def outputs_of(built: jobs.Built, part: str) -> str:
-    """Rows file of an artifact's outputs on one part of the data."""
-    return f"outputs/{built.artifact.rpartition('/')[2]}-{part}.npz"

@@ -22,7 +22,8 @@ from autotune.bridge.protocol import Bridge
 from autotune.bridge.recording import Recorder, ReplayBridge, load_recording
 from autotune.context import DEPLOY_SHARE, HARDWARE_SHARE, TRAIN_SHARE, Listener
 from autotune.deployment import finalists, racing, search
-from autotune.deployment.evaluator import DenseCall, DeploymentEvaluator
+from autotune.deployment.artifact_jobs import DenseCall
+from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.pipeline import cost_preview, earlier_reports, report_builder, survey
 from autotune.pipeline.report_builder import RunState
 from autotune.processes import interrupts

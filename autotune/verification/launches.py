@@ -13,26 +13,30 @@ there is launched no further while another waits.
 """
 
 import math
+from collections.abc import Iterator
+from statistics import median
 from typing import NamedTuple
 
 from autotune.context import RunContext
 from autotune.deployment import metrics
+from autotune.deployment.artifact_jobs import interleaved, measure_job, outputs_of
 from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import QUALITY_ALPHA
-from autotune.deployment.trial import outputs_of
 from autotune.records import job as jobs
 from autotune.records.measurement import LOOKS, Launch, Verdict
 from autotune.records.plan import Deployment, Plan
 from autotune.records.report import Execution, PlanResult
 from autotune.stats import launch_ratio, limit_tests, non_inferiority, quantile
-from autotune.verification import disturbed
-from autotune.verification import verdicts as verification_verdicts
-from autotune.verification.verdicts import LATENCY_ALPHA, Candidate
+from autotune.verification import verdicts
+from autotune.verification.verdicts import LATENCY_ALPHA, Candidate, disturbance
 
 EXPECTED_SLOW = 100
 """Calls over the limit that a plan at the limit would show by the last look, where time
 allows: 2,000 calls for p95.  A plan that has half as many is then MET almost surely."""
-_LAUNCH_S = 0.7
+LAUNCH_S = 0.7
+"""Seconds of timing in each launch, at least."""
+_LEFT_SHARE = 0.08
+"""Share of a run's time that has to be left for another launch after the first look."""
 _MOST_S = (3.0, 6.0)  # a slow plan gets fewer calls, and more time between the looks
 _MOST_CALLS = 5000
 
@@ -71,11 +75,11 @@ def calls_per_launch(percentile: float) -> int:
 def launch_window_s(run: RunContext, launch: Launch) -> float:
     """About how long a launch of what was screened so will be timed, before the last look."""
     call_s = launch.window_s / max(1, launch.window_calls)
-    return min(_MOST_S[0], max(_LAUNCH_S, calls_per_launch(run.budget.percentile) * call_s))
+    return min(_MOST_S[0], max(LAUNCH_S, calls_per_launch(run.budget.percentile) * call_s))
 
 
 def verify(
-    lab: DeploymentEvaluator,
+    evaluator: DeploymentEvaluator,
     deployment: Deployment,
     alpha: float,
     execution: Execution,
@@ -86,46 +90,46 @@ def verify(
     at the error rate ``alpha``.  Where ``others`` wait, one whose quality fails is left after its
     first launch.
     """
-    reference = _side(lab, lab.dense(deployment.threads, deployment.batch_size))
-    side = reference if deployment == reference.deployment else _side(lab, deployment)
+    reference = _side(evaluator, evaluator.dense(deployment.threads, deployment.batch_size))
+    side = reference if deployment == reference.deployment else _side(evaluator, deployment)
     if others:
-        failure = _take(lab, side, reference, 1)
+        failure = _take(evaluator, side, reference, 1)
         if failure is not None:
             return Verified(side, reference, (), None, failure)
-        verdicts = verification_verdicts.judge(lab.run, side, reference, alpha)
-        if any(verification_verdicts.failed(lab.run, v) for v in verdicts):
-            trained = verification_verdicts.training_verdicts(lab.run.budget, execution, lab.run)
-            return Verified(side, reference, (*verdicts, *trained), None, left=True)
-    return finish(lab, side, reference, alpha, execution)
+        judged = verdicts.judge(evaluator.run, side, reference, alpha)
+        if any(verdicts.failed(evaluator.run, v) for v in judged):
+            trained = verdicts.training_verdicts(evaluator.run.budget, execution, evaluator.run)
+            return Verified(side, reference, (*judged, *trained), None, left=True)
+    return finish(evaluator, side, reference, alpha, execution)
 
 
 def finish(
-    lab: DeploymentEvaluator,
+    evaluator: DeploymentEvaluator,
     side: Candidate,
     reference: Candidate,
     alpha: float,
     execution: Execution,
 ) -> Verified:
     """Launch both sides up to the looks, beyond what launches they have, and judge."""
-    run = lab.run
-    trained = verification_verdicts.training_verdicts(run.budget, execution, run)
-    verdicts: tuple[Verdict, ...] = ()
+    run = evaluator.run
+    trained = verdicts.training_verdicts(run.budget, execution, run)
+    judged: tuple[Verdict, ...] = ()
     comparison = None
     for launches in LOOKS:
         before = len(side.launches)
-        failure = _take(lab, side, reference, launches)
+        failure = _take(evaluator, side, reference, launches)
         if failure is not None:
             return Verified(side, reference, (), None, failure)
         if len(side.launches) > before:
-            verdicts = verification_verdicts.judge(run, side, reference, alpha)
+            judged = verdicts.judge(run, side, reference, alpha)
         if side is not reference:
             comparison = launch_ratio.faster(
                 side.latencies, reference.latencies, run.budget.percentile
             )
-        open_ = any(v.verdict == "UNDECIDED" and v.name != "quality" for v in verdicts)
+        open_ = any(v.verdict == "UNDECIDED" and v.name != "quality" for v in judged)
         if not open_ and not _may_be_faster(comparison):
             break
-    return Verified(side, reference, (*verdicts, *trained), comparison)
+    return Verified(side, reference, (*judged, *trained), comparison)
 
 
 def _may_be_faster(comparison: launch_ratio.Comparison | None) -> bool:
@@ -137,84 +141,88 @@ def _may_be_faster(comparison: launch_ratio.Comparison | None) -> bool:
 
 def unkept(run: RunContext, found: Verified) -> tuple[str, ...]:
     """The limits that the baseline, in its own launches, was not shown to keep."""
-    own = verification_verdicts.judge(run, found.reference, found.reference, QUALITY_ALPHA)
+    own = verdicts.judge(run, found.reference, found.reference, QUALITY_ALPHA)
     return tuple(v.name for v in own if v.verdict != "MET")
 
 
 def head_to_head(
-    lab: DeploymentEvaluator, mine: Deployment, theirs: Deployment
+    evaluator: DeploymentEvaluator, mine: Deployment, theirs: Deployment
 ) -> launch_ratio.Comparison | None:
     """Both launched anew in turn, up to the last look while that may show mine to be faster; None
     where one fails.
     """
-    side, other = _side(lab, mine), _side(lab, theirs)
+    side, other = _side(evaluator, mine), _side(evaluator, theirs)
     found = None
     for launches in LOOKS:
-        if _take(lab, side, other, launches) is not None:
+        if _take(evaluator, side, other, launches) is not None:
             return None
-        found = launch_ratio.faster(side.latencies, other.latencies, lab.run.budget.percentile)
+        found = launch_ratio.faster(
+            side.latencies, other.latencies, evaluator.run.budget.percentile
+        )
         if not _may_be_faster(found):
             break
     return found
 
 
-def in_turn(lab: DeploymentEvaluator, side: Candidate, other: Candidate) -> str | None:
+def in_turn(evaluator: DeploymentEvaluator, side: Candidate, other: Candidate) -> str | None:
     """Launch two sides in turn up to the first look; why it failed, if it did."""
-    return _take(lab, side, other, LOOKS[0])
+    return _take(evaluator, side, other, LOOKS[0])
 
 
 def _take(
-    lab: DeploymentEvaluator, side: Candidate, reference: Candidate, launches: int
+    evaluator: DeploymentEvaluator, side: Candidate, reference: Candidate, launches: int
 ) -> str | None:
     """Launch both sides in turn up to this number.  Past the first look the clock may end
     it early: never what was measured.
     """
-    while len(side.launches) < launches:
-        pair = len(side.launches)
-        if pair >= LOOKS[0] and lab.run.left_s < 0.08 * lab.run.effort.time_s:
-            return None
-        order = (reference, side) if pair % 2 == 0 else (side, reference)
-        for one in order[:1] if side is reference else order:
-            failure = _launch(lab, one, pair)
-            if failure is not None:
-                return failure
-    return None
+
+    def rounds() -> Iterator[int]:
+        for number in range(len(side.launches), launches):
+            if (
+                number >= LOOKS[0]
+                and evaluator.run.left_s < _LEFT_SHARE * evaluator.run.effort.time_s
+            ):
+                return
+            yield number
+
+    sides = (side,) if side is reference else (reference, side)
+    return interleaved(sides, rounds(), lambda one, number: _launch(evaluator, one, number))
 
 
-def alone(lab: DeploymentEvaluator, deployment: Deployment) -> Candidate | None:
+def alone(evaluator: DeploymentEvaluator, deployment: Deployment) -> Candidate | None:
     """Launch one deployment by itself, for the report; None when it fails."""
-    side = _side(lab, deployment)
-    for pair in range(LOOKS[0]):
-        if _launch(lab, side, pair) is not None:
-            return None
-    return side
+    side = _side(evaluator, deployment)
+    failure = interleaved(
+        [side], range(LOOKS[0]), lambda one, number: _launch(evaluator, one, number)
+    )
+    return side if failure is None else None
 
 
-def _side(lab: DeploymentEvaluator, deployment: Deployment) -> Candidate:
-    built = lab.build(deployment).answer
+def _side(evaluator: DeploymentEvaluator, deployment: Deployment) -> Candidate:
+    built = evaluator.build(deployment).answer
     assert built is not None, "it was built in the search"
     return Candidate(deployment, built)
 
 
-def _launch(lab: DeploymentEvaluator, side: Candidate, pair: int) -> str | None:
+def _launch(evaluator: DeploymentEvaluator, side: Candidate, pair: int) -> str | None:
     """One launch, and one more if the machine disturbed it.  The first also writes the
     outputs on *test*, which are scored.
     """
     part = "test" if side.scores is None else None
-    result = _measure(lab, side, pair, part)
+    result = _measure(evaluator, side, pair, part)
     if result.answer is None:
         return _message(result)
     launch = result.answer.launch
-    if disturbed.cause(launch) and not side.always_disturbed:
+    if disturbance(launch) and not side.always_disturbed:
         side.disturbed.append(launch)
-        again = _measure(lab, side, pair, None)
+        again = _measure(evaluator, side, pair, None)
         if again.answer is None:
             return _message(again)
         launch = again.answer.launch  # whatever it says: to choose would be to peek
-        side.always_disturbed = disturbed.cause(launch) is not None
+        side.always_disturbed = disturbance(launch) is not None
     side.launches.append(launch)
     if part is not None:
-        scored = lab.score(side.built, part)
+        scored = evaluator.score(side.built, part)
         if scored.answer is None:
             return _message(scored)
         side.scores = scored.answer.scores
@@ -226,26 +234,22 @@ def _message(result: jobs.Result[jobs.Answer]) -> str:
 
 
 def _measure(
-    lab: DeploymentEvaluator, side: Candidate, pair: int, part: str | None
+    evaluator: DeploymentEvaluator, side: Candidate, pair: int, part: str | None
 ) -> jobs.Result[jobs.Measured]:
-    run, calls = lab.run, calls_per_launch(lab.run.budget.percentile)
-    job = jobs.Measure(
-        artifact=side.built.artifact,
-        rows="data/validation.npz",
-        batch_size=side.deployment.batch_size,
-        threads=side.deployment.threads,
+    run, calls = evaluator.run, calls_per_launch(evaluator.run.budget.percentile)
+    job = measure_job(
+        run,
+        side.built,
+        side.deployment,
         seed=1000 * (run.effort.seed + 1) + pair,  # fresh samples: not the search's order
         min_calls=calls,
         max_calls=max(calls, _MOST_CALLS),
-        time_s=_LAUNCH_S,
+        time_s=LAUNCH_S,
         most_s=_MOST_S[int(pair >= LOOKS[0])],
         score_rows=f"data/{part}.npz" if part else None,
         outputs=outputs_of(side.built, part) if part else None,
-        meter=run.meter,
-        boards=run.survey.device(side.deployment.runtime) == "cuda",
-        load_per_s=run.budget.load_per_s,
     )
-    return run.bridge.run(job, timeout_s=150.0 + lab.evaluation_limit_s())
+    return run.bridge.run(job, timeout_s=150.0 + evaluator.evaluation_limit_s())
 
 
 def result(run: RunContext, side: Candidate, plan: Plan) -> PlanResult:
@@ -261,8 +265,8 @@ def result(run: RunContext, side: Candidate, plan: Plan) -> PlanResult:
     return PlanResult(
         plan=plan,
         size_bytes=side.built.size_bytes,
-        load_s=_median([launch.load_s for launch in side.launches]),
-        first_call_s=_median([launch.first_call_s for launch in side.launches]),
+        load_s=median([launch.load_s for launch in side.launches]),
+        first_call_s=median([launch.first_call_s for launch in side.launches]),
         quality=scores.quality if scores else None,
         quality_interval=non_inferiority.quality_interval(scores) if scores else None,
         worst_class_recall=scores.worst_class_recall if scores else None,
@@ -280,9 +284,3 @@ def _rate(launch: Launch, batch: int) -> float | None:
     """Samples per second, one call after another."""
     busy = math.fsum(launch.latency_s)
     return batch * len(launch.latency_s) / busy if busy else None
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else math.fsum(ordered[middle - 1 : middle + 1]) / 2

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -17,6 +18,7 @@ from autotune import units
 from autotune.bridge.protocol import Bridge
 from autotune.context import INSPECT_S, RunContext, Silent, ask
 from autotune.deployment import metrics
+from autotune.deployment.artifact_jobs import interleaved, measure_job
 from autotune.deployment.metrics import QUALITY_ALPHA
 from autotune.errors import UsageError
 from autotune.records import job as jobs
@@ -28,10 +30,11 @@ from autotune.records.task import TaskSpec
 from autotune.report import run_folder
 from autotune.stats import limit_tests, non_inferiority
 from autotune.verification import recorded_io
-from autotune.verification.launches import calls_per_launch
+from autotune.verification.launches import LAUNCH_S, calls_per_launch
 from autotune.verification.verdicts import Candidate, deployment_verdicts, min_quality
 
-_LAUNCH_S = 0.7
+_FIRST_SEED = 7000  # of the order of rows: not the search's or the verification's
+_RECORDED_ROWS = "data/recorded.npz"
 
 
 class Again(Record, frozen=True, kw_only=True):
@@ -85,61 +88,24 @@ def _measure(
     assert report.artifact is not None
     budget = _absolute(budget, report.baseline)
     sources = ask(bridge, jobs.Sources(), 30.0)
-    recorded = folder / "artifact" / "recorded.npz"
-    rows = "data/recorded.npz"
-    agreement = recorded_io.rows_file(recorded, work / rows)
-    scored_part = None
-    task = spec or TaskSpec(kind="file", path="")
     if spec is not None:
         found = ask(bridge, jobs.Inspect(task=spec), INSPECT_S)
         if found.info.source_sha256 != report.survey.task.source_sha256:
             raise UsageError(f"{spec.path} is not the model file that this report was made from")
-        scored_part, rows = "test", "data/validation.npz"
+    task = spec or TaskSpec(kind="file", path="")
     run = RunContext(
         bridge, task, budget, effort, Silent(), report.profile, report.survey, sources.sources
     )
-    deployment = report.chosen.plan.deployment
-    size = report.artifact.size_bytes
     built = jobs.Built(
         artifact="builds/artifact",
         sha256=report.artifact.sha256,
         files={},
-        size_bytes=size,
+        size_bytes=report.artifact.size_bytes,
         stages=(),
     )
-    side = Candidate(deployment, built)
-    verdicts: tuple[Verdict, ...] = ()
-    agree: bool | None = None
-    for number in range(LOOKS[-1]):
-        first = number == 0
-        job = jobs.Measure(
-            artifact=built.artifact,
-            rows=rows,
-            batch_size=deployment.batch_size,
-            threads=deployment.threads,
-            seed=7000 + number,
-            min_calls=calls_per_launch(budget.percentile),
-            load_per_s=budget.load_per_s,
-            time_s=_LAUNCH_S,
-            score_rows=(f"data/{scored_part}.npz" if scored_part else "data/recorded.npz")
-            if first
-            else None,
-            outputs="outputs/again.npz" if first else None,
-            meter=run.meter,
-            boards=report.survey.device(deployment.runtime) == "cuda",
-        )
-        answer = ask(bridge, job, 300.0)
-        side.launches.append(answer.launch)
-        if first and scored_part is not None:
-            scoring = jobs.Score(task=task, part=scored_part, outputs="outputs/again.npz")
-            scored = ask(bridge, scoring, 120.0)
-            side.scores = scored.scores
-        elif first:
-            agree = agreement(work / "outputs" / "again.npz")
-        if number + 1 in LOOKS:
-            verdicts = deployment_verdicts(run, side, None)
-            if not any(v.verdict == "UNDECIDED" for v in verdicts):
-                break
+    side = Candidate(report.chosen.plan.deployment, built)
+    recorded = folder / "artifact" / "recorded.npz"
+    verdicts, agree = _launched(run, side, recorded, work, with_model=spec is not None)
     verdicts = (*verdicts, *_quality(report, run, side, recorded))
     return Again(
         folder=str(folder),
@@ -150,6 +116,48 @@ def _measure(
         outputs_agree=agree,
         exit_code=limit_tests.exit_code(verdicts),
     )
+
+
+def _launched(
+    run: RunContext, side: Candidate, recorded: Path, work: Path, *, with_model: bool
+) -> tuple[tuple[Verdict, ...], bool | None]:
+    """Launch up to the looks.  The first launch also answers: *test*, which is scored, with the
+    model; the recorded inputs without it, and whether the outputs agree is returned.
+    """
+    agrees = recorded_io.rows_file(recorded, work / _RECORDED_ROWS)
+    agree: bool | None = None
+    outputs = "outputs/again.npz"
+
+    def launch(one: Candidate, number: int) -> None:
+        nonlocal agree
+        first: dict[str, Any] = {}
+        if number == 0:
+            rows = "data/test.npz" if with_model else _RECORDED_ROWS
+            first = {"score_rows": rows, "outputs": outputs}
+        job = measure_job(
+            run,
+            one.built,
+            one.deployment,
+            rows="data/validation.npz" if with_model else _RECORDED_ROWS,
+            seed=_FIRST_SEED + number,
+            min_calls=calls_per_launch(run.budget.percentile),
+            time_s=LAUNCH_S,
+            **first,
+        )
+        one.launches.append(ask(run.bridge, job, 300.0).launch)
+        if first and with_model:
+            scoring = jobs.Score(task=run.spec, part="test", outputs=outputs)
+            one.scores = ask(run.bridge, scoring, 120.0).scores
+        elif first:
+            agree = agrees(work / outputs)
+
+    verdicts: tuple[Verdict, ...] = ()
+    for launches in LOOKS:
+        interleaved([side], range(len(side.launches), launches), launch)
+        verdicts = deployment_verdicts(run, side, None)
+        if not any(v.verdict == "UNDECIDED" for v in verdicts):
+            break
+    return verdicts, agree
 
 
 def _absolute(budget: Budget, baseline: PlanResult | None) -> Budget:

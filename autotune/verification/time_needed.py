@@ -17,24 +17,24 @@ _WARMS_S = 1.5
 """Warming up before verification's timing, at most."""
 
 
-def until_s(lab: DeploymentEvaluator, planned_s: float) -> float:
+def until_s(evaluator: DeploymentEvaluator, planned_s: float) -> float:
     """When the search has to end, by the run's clock: as planned, or later where verification is
     known to need less than what is left then.
     """
-    ranked = lab.ranked()
+    ranked = evaluator.ranked()
     if not ranked:
         return planned_s
-    best = lab.tried[ranked[0].number]
-    sides = [best, lab.baseline(best.trial.deployment)]
+    best = evaluator.tried[ranked[0].number]
+    sides = [best, evaluator.baseline(best.trial.deployment)]
     if any(side.launch is None for side in sides):
         return planned_s
-    needed_s = _FINALISTS * sum(_verified_s(lab, side) for side in sides)
-    return max(planned_s, lab.run.bridge.now() + lab.run.left_s - needed_s)
+    needed_s = _FINALISTS * sum(_verified_s(evaluator, side) for side in sides)
+    return max(planned_s, evaluator.run.bridge.now() + evaluator.run.left_s - needed_s)
 
 
-def _verified_s(lab: DeploymentEvaluator, side: Tried) -> float:
+def _verified_s(evaluator: DeploymentEvaluator, side: Tried) -> float:
     """All launches of one side, and its answers to *test*."""
-    run, launch = lab.run, side.launch
+    run, launch = evaluator.run, side.launch
     assert launch is not None
     limits = run.budget
     decided = not (limits.latency or limits.energy or limits.memory)

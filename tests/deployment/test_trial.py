@@ -5,10 +5,9 @@ from typing import Any
 import pytest
 
 from autotune.deployment import metrics
-from autotune.deployment import trial as deployment_trial
 from autotune.deployment.goal import Goal
 from autotune.deployment.metrics import Tried
-from autotune.deployment.trial import Attempt
+from autotune.deployment.trial import Attempt, part_of
 from autotune.records import job as jobs
 from autotune.records.budget import Budget
 from autotune.records.measurement import Scores
@@ -45,7 +44,7 @@ class Bench:
     def measure(self, built: jobs.Built, deployment: Deployment, every: int) -> jobs.Result:
         return self._answer("measure", every, jobs.Measured(launch=made.launch(self._seconds)))
 
-    def more(self, built: jobs.Built, deployment: Deployment, every: int) -> jobs.Result:
+    def more_outputs(self, built: jobs.Built, deployment: Deployment, every: int) -> jobs.Result:
         return self._answer("more", every, jobs.Measured(launch=made.launch(self._seconds)))
 
     def score(self, built: jobs.Built, part: str, every: int) -> jobs.Result:
@@ -64,26 +63,26 @@ def baseline(seconds: float = 0.01, work_s: float = 20.0) -> Tried:
 
 def test_rows_that_are_scored_faster_than_a_process_starts_are_taken_at_once() -> None:
     bench = Bench(lambda row: row % 32 < 16)
-    Attempt(bench, DENSE, "test").run(baseline(work_s=2.5))
+    Attempt(bench, 0, DENSE, "test").run(baseline(work_s=2.5))
     assert bench.asked == [("build", 1), ("measure", 1), ("score", 1)]
 
 
 def test_a_hopeless_one_is_stopped_on_a_sixteenth() -> None:
     bench = Bench(lambda row: row % 32 < 16)
-    tried = Attempt(bench, DENSE, "test").run(baseline())
+    tried = Attempt(bench, 0, DENSE, "test").run(baseline())
     assert bench.asked == [("build", 1), ("measure", 16), ("score", 16)]
     assert tried.trial.state == "pruned"
     assert tried.trial.stopped is not None
     assert "already on 100 of 1600 rows" in tried.trial.stopped
     assert Goal().objective(bench.run, tried, baseline()) is None
-    found = metrics.constraints(bench.run, tried, deployment_trial.part_of(baseline(), tried))
+    found = metrics.constraints(bench.run, tried, part_of(baseline(), tried))
     assert isinstance(found["constraints"], dict)
     assert found["constraints"]["quality"] > 0
 
 
 def test_one_that_is_not_clearly_worse_goes_on_to_all_rows() -> None:
     bench = Bench(lambda row: row % 50 == 0)
-    tried = Attempt(bench, DENSE, "test").run(baseline())
+    tried = Attempt(bench, 0, DENSE, "test").run(baseline())
     looks = [every for name, every in bench.asked if name == "score"]
     assert looks == [16, 4, 1]
     assert [name for name, _ in bench.asked].count("measure") == 1
@@ -97,13 +96,13 @@ def test_one_that_is_not_clearly_worse_goes_on_to_all_rows() -> None:
 @pytest.mark.parametrize("seconds", [1e-3])
 def test_a_cheap_evaluation_is_done_at_once(seconds: float) -> None:
     bench = Bench(lambda row: True, seconds)
-    Attempt(bench, DENSE, "test").run(baseline(seconds))
+    Attempt(bench, 0, DENSE, "test").run(baseline(seconds))
     assert bench.asked == [("build", 1), ("measure", 1), ("score", 1)]
 
 
 def test_a_failure_is_data() -> None:
     bench = Bench(lambda row: False, fail="measure")
-    tried = Attempt(bench, DENSE, "test").run(baseline())
+    tried = Attempt(bench, 0, DENSE, "test").run(baseline())
     assert tried.trial.state == "failed"
     assert tried.trial.failure == Failure(kind="oom", message="too large")
     assert tried.trial.constraints == {"failed": 1.0}

@@ -23,8 +23,8 @@ from autotune.records.measurement import LOOKS, Launch
 from autotune.records.report import Execution, Failure
 from autotune.stats import launch_ratio, limit_tests, quantile
 from autotune.tune import Task, tune
-from autotune.verification import disturbed, verdicts
 from autotune.verification import launches as verification_launches
+from autotune.verification import verdicts
 from autotune.worker.data import rows
 from autotune.worker.host import interference
 from autotune.worker.host.interference import Counters
@@ -362,7 +362,7 @@ def test_cgroup_throttling_is_seen_tagged_and_measured_again(
     assert found.environment["nr_throttled"] > 0  # type: ignore[operator]
     assert found.tags["slow_throttled"] >= 1
     assert max(found.latency_s) >= 0.05  # kept
-    cause = disturbed.cause(found)
+    cause = verdicts.disturbance(found)
     assert cause is not None
     assert "CPU quota" in cause
 
@@ -413,7 +413,7 @@ def test_a_coarse_timer_is_detected_and_its_step_counts_against_met(timed: Timin
     assert set(np.round(found.latency_s, 9)) <= {0.0, 0.001}
     assert found.tags["coarse_timer"] == 1
     assert found.environment["timer_resolution_s"] == pytest.approx(1e-3)
-    step = disturbed.clock_step_s([found])
+    step = verdicts.clock_step_s([found])
     assert step == pytest.approx(1e-3)
     launches = [found.latency_s] * 3
     undecided = limit_tests.latency(launches, 1.5e-3, 95, step=step)
@@ -423,7 +423,7 @@ def test_a_coarse_timer_is_detected_and_its_step_counts_against_met(timed: Timin
     assert limit_tests.latency(launches, 0.5e-3, 95, step=step).verdict == "UNDECIDED"
     fine = timed("t.spend(0.0003)")
     assert fine.tags["coarse_timer"] == 0
-    assert disturbed.clock_step_s([fine]) == 0.0
+    assert verdicts.clock_step_s([fine]) == 0.0
 
 
 # -- load ----------------------------------------------------------------------------------

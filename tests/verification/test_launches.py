@@ -14,7 +14,7 @@ from autotune.records.hardware import Profile
 from autotune.records.measurement import LOOKS
 from autotune.records.plan import Plan
 from autotune.records.report import Execution, Failure
-from autotune.verification import disturbed, launches, verdicts
+from autotune.verification import launches, verdicts
 from tests.support.latency_sim import PLAN, Script, Scripted, lab
 
 BUDGET = Budget(latency=Limit(value=0.6e-3), max_drop=0.05)
@@ -206,6 +206,6 @@ def test_a_cause_needs_a_number(tmp_path: Path, profile: Profile) -> None:
     laboratory, _ = lab(tmp_path, profile, plain, Budget())
     side = launches.alone(laboratory, PLAN)
     assert side is not None
-    assert disturbed.cause(side.launches[0]) is None
-    assert disturbed.clock_step_s(side.launches) == 0.0
+    assert verdicts.disturbance(side.launches[0]) is None
+    assert verdicts.clock_step_s(side.launches) == 0.0
     assert math.isfinite(sum(verdicts.judged(side.launches)[0]))
