@@ -98,9 +98,9 @@ def test_a_rival_that_is_faster_by_fewer_launches_says_so() -> None:
     assert describe.margin(picked, level).startswith("1.07x faster (1.40 ms")
 
 
-def test_knobs_of_which_the_same_is_to_be_said_share_a_sentence() -> None:
+def test_knobs_with_the_same_alternative_share_a_sentence() -> None:
     found = {"prune": "best without it: x", "bf16": "best without it: x", "threads 1": "nothing"}
-    assert describe.told(found) == [
+    assert describe.knob_sentences(found) == [
         "prune, bf16: best without any one of them: x.",
         "threads 1: nothing.",
     ]
