@@ -1,6 +1,7 @@
-"""What is known of a candidate, and how it stands to the limits.
+"""Figures of a deployment from its launches, and its constraints under the limits.
 
-launches --describe--> figures        measured / budget - 1 --constraints--> search
+launches --describe--> latency, energy, memory, throughput
+figures, baseline's --constraints--> measured / limit - 1: the search's constraints
 """
 
 import math
@@ -9,7 +10,6 @@ from typing import NamedTuple
 
 from autotune import plugins
 from autotune.context import RunContext
-from autotune.hardware import bounds
 from autotune.records import job as jobs
 from autotune.records.budget import Limit
 from autotune.records.measurement import Interval, Launch, Scores
@@ -19,10 +19,10 @@ from autotune.stats import non_inferiority, paired, quantile
 from autotune.units import metric
 
 QUALITY_ALPHA = 0.05
-"""One-sided error of the test of quality, split over the finalists that may be tested."""
+"""One-sided error rate of the test of quality, shared by the finalists that may be tested."""
 FINALISTS = 3
-_SPLITS = ((0.6, 0.25, 0.15), (1 / 3,) * 3, (0.7, 0.3), (0.5, 0.5), (1.0,))
-"""Most of it is for the first: it is the fastest, and seldom are the others needed."""
+_SHARES = ((0.6, 0.25, 0.15), (1 / 3,) * 3, (0.7, 0.3), (0.5, 0.5), (1.0,))
+"""Of it, for each finalist in turn: most for the first, as the others are seldom needed."""
 
 
 class Tried(NamedTuple):
@@ -36,7 +36,7 @@ class Tried(NamedTuple):
     steady: float | None = None
     """The goal's objective as all trials together have it (`surrogate.smoothed`)."""
     again: tuple[Launch, ...] = ()
-    """Launches in turn with other leading plans, once the search was over (`runoff`)."""
+    """Launches in turn with other leading plans, once the search was over (`racing`)."""
 
 
 def describe(
@@ -129,20 +129,21 @@ def known_energy(trial: DeployTrial) -> float | None:
 
 def quality_alphas(run: RunContext, most: int = FINALISTS) -> tuple[float, ...]:
     """The error rates of the finalists' tests of quality on *test*, in their order: a weighted
-    Bonferroni split, so that the chance that any of them passes wrongly is `QUALITY_ALPHA` at most.
+    Bonferroni correction, so that any of them passes wrongly with probability `QUALITY_ALPHA` at
+    most.
 
-    Of no more finalists than ``most``, and than its rows can certify the allowed drop for, where
-    one plan alone could be certified; in equal parts where the last part would be too small.
+    For no more finalists than ``most``, and than the rows can certify the allowed drop for, where
+    they can for one plan; in equal shares where the last share would be too small.
     """
     rows, allowed = run.survey.task.test_rows, run.max_drop
-    splits = [tuple(QUALITY_ALPHA * x for x in split) for split in _SPLITS if len(split) <= most]
+    alphas = [tuple(QUALITY_ALPHA * x for x in shares) for shares in _SHARES if len(shares) <= most]
     if not run.survey.task.binary or allowed is None:
-        return splits[0]
-    for split in splits:
-        least = non_inferiority.smallest_certifiable_drop(rows, split[-1])
+        return alphas[0]
+    for some in alphas:
+        least = non_inferiority.smallest_certifiable_drop(rows, some[-1])
         if least is not None and least < allowed:
-            return split
-    return splits[0]
+            return some
+    return alphas[0]
 
 
 def constraints(run: RunContext, tried: Tried, reference: Tried) -> dict[str, object]:
@@ -227,31 +228,3 @@ def _on_test(run: RunContext, drop: float, upper: float, rows: int) -> float:
     distance from the drop shrinks, or grows, with the root of their number.
     """
     return drop + (upper - drop) * math.sqrt(rows / run.survey.task.test_rows)
-
-
-def broken_bound(run: RunContext, deployment: Deployment, reference: Tried) -> str | None:
-    """The limit that a provable bound says this deployment cannot keep, in words.
-
-    A baseline faster than its own bound proves the profile wrong (measured under load, say):
-    then nothing is rejected by time.
-    """
-    traits, device = run.survey.traits, run.survey.device(deployment.runtime)
-    least_s = bounds.latency_bound_s(deployment, traits, run.profile, device)
-    least_j = bounds.energy_bound_j(deployment, traits, run.profile, device)
-    fastest = reference.launch.latency_s if reference.launch is not None else ()
-    base = reference.trial.deployment
-    if fastest and bounds.contradicted(
-        base, min(fastest), traits, run.profile, run.survey.device(base.runtime)
-    ):
-        least_s = least_j = None
-    limit_s = resolve(run.budget.latency, at_percentile(run, reference))
-    if limit_s is not None and least_s is not None and least_s > limit_s:
-        return f"latency is at least {least_s:.3g} s, the limit is {limit_s:.3g} s"
-    limit_j = resolve(run.budget.energy, reference.trial.energy_j_per_sample)
-    if limit_j is not None and least_j is not None and least_j > limit_j:
-        return f"energy is at least {least_j:.3g} J, the limit is {limit_j:.3g} J"
-    least_bytes = bounds.memory_bound_bytes(deployment, traits)
-    limit_bytes = resolve(run.budget.memory, reference.trial.memory_bytes)
-    if limit_bytes is not None and least_bytes > limit_bytes:
-        return f"memory is at least {least_bytes:.3g} B, the limit is {limit_bytes:.3g} B"
-    return None

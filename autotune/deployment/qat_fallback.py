@@ -1,10 +1,10 @@
-"""Quantization-aware recovery, where it could change the plan: one trial, outside the space.
+"""Quantization-aware training, where it could change the plan: one trial outside the space.
 
-    int8 trials over the floor on quality --as if they kept it--> would one be the best plan?
+    int8 trials that lose too much quality --as if they did not--> would one be the best plan?
                                                                 `--yes--> the same, trained for it
 
-A dimension of its own would have the sampler train for int8 in plans that have none, or that
-lose nothing by it.  Pure but for what it reads of the evaluator.
+As a dimension of the space it would be sampled for plans without int8 too, and for those that
+lose nothing by it.
 """
 
 from collections.abc import Mapping

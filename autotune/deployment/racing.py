@@ -1,12 +1,12 @@
-"""The leading plans are measured again, in turn: a lucky launch must not win.
+"""The leading plans are measured again, in turn, so that a favourable launch does not decide.
 
-    leading by their screening launches --rounds, each in another order--> pooled launches
-        -> ranked anew -> whoever leads now without such launches has them too
+    leading by their search launches --rounds, each in another order--> pooled launches
+        -> ranked anew -> a leading plan that was not yet measured again is, too
 
-One launch of half a second differs from the next one by what else the machine does, on a shared one
-by a tenth and at times by half, and the best of thirty claims more than it keeps.  Launches of a
-round lie seconds apart, so a slow minute is in all of them; the screening, which chose who is here,
-does not count.  Verification still judges: this only decides who comes before it first.
+A launch of half a second varies with the load of the machine (on a shared one by a tenth, at times
+by half), and the best of thirty such is biased: the launches that selected it do not count here.
+Launches of a round lie seconds apart, so that a slow phase is in all of them.  Verification still
+judges; this decides only the order in which plans come to it.
 """
 
 import math
@@ -22,19 +22,19 @@ from autotune.records.measurement import Launch
 from autotune.report.describe import describe
 
 _SHARE, _LEAST_S = 0.08, 60.0
-"""Of the time left after training that is kept for this; nothing of a search shorter than that,
-which tries few plans: they race only where time is left over.
+"""Of the time left after training that is kept for this; nothing in a search shorter than
+``_LEAST_S``, which tries few plans: they are measured again only where time is left over.
 """
 ROUNDS, _FEWEST = 5, 3
 _MOST = 4
 _NEAR = 1.6
-"""A plan that took this much longer than the best, as far as is known, does not lead."""
+"""A plan with this times the cost of the best does not lead."""
 _MOST_GROUPS = 3
 _START_S = 0.5  # of an interpreter
 
 
 def kept_s(left_s: float, search_s: float) -> float:
-    """What is kept of the time that is left after training, by how long the search is."""
+    """Seconds to keep of the time left after training, for a search of ``search_s``."""
     return _SHARE * left_s if search_s >= _LEAST_S else 0.0
 
 
@@ -46,8 +46,10 @@ def launch_s(one: Tried) -> float:
 
 
 def run(evaluator: DeploymentEvaluator, until_s: float) -> str | None:
-    """Measure the leading plans again until the run's clock would pass ``until_s``; what came of
-    it, in a sentence, or None where there was nothing to decide or no time.
+    """Measure the leading plans again, while their launches end before ``until_s``.
+
+    Returns:
+        The outcome in a sentence; None where there was nothing to decide or no time.
     """
     first = _leading(evaluator)[:1]
     for _ in range(_MOST_GROUPS):
@@ -56,7 +58,7 @@ def run(evaluator: DeploymentEvaluator, until_s: float) -> str | None:
             break
         if not _measured(evaluator, group, until_s):
             break
-    return _said(evaluator, first)
+    return _outcome(evaluator, first)
 
 
 def _leading(evaluator: DeploymentEvaluator) -> list[Tried]:
@@ -71,8 +73,8 @@ def _leading(evaluator: DeploymentEvaluator) -> list[Tried]:
 
 
 def _group(evaluator: DeploymentEvaluator) -> list[Tried]:
-    """The leading plan, and where there are several those that would be verified after it, the
-    others that lead, and whoever is next in line for a place.
+    """The leading plan, and where there are several: those that would be verified after it, the
+    others that lead, and those that would be verified instead of the former.
     """
     leading = _leading(evaluator)
     if len(leading) < 2:
@@ -85,8 +87,10 @@ def _group(evaluator: DeploymentEvaluator) -> list[Tried]:
 
 
 def _measured(evaluator: DeploymentEvaluator, group: Sequence[Tried], until_s: float) -> bool:
-    """Give as many of a group as fit their rounds, the first at least and one beside it; fewer
-    rounds before fewer plans.  False where two do not fit, or a launch failed.
+    """Launch as many plans of a group as fit, at least two; fewer rounds before fewer plans.
+
+    Returns:
+        Whether two did fit and no launch failed.
     """
     left_s = until_s - evaluator.run.bridge.now()
     rounds = ROUNDS
@@ -114,13 +118,13 @@ def _measured(evaluator: DeploymentEvaluator, group: Sequence[Tried], until_s: f
 
 
 def _pooled(evaluator: DeploymentEvaluator, one: Tried, launches: tuple[Launch, ...]) -> Tried:
-    """A plan with the figures of these launches, and its limits by them."""
+    """A plan with the figures and constraints of these launches."""
     fields = metrics.describe(evaluator.run, launches, one.trial.deployment)
     trial = msgspec.structs.replace(one.trial, launches=len(launches), **fields)
     return evaluator.constrained(one._replace(trial=trial, again=launches))
 
 
-def _said(evaluator: DeploymentEvaluator, first: Sequence[Tried]) -> str | None:
+def _outcome(evaluator: DeploymentEvaluator, first: Sequence[Tried]) -> str | None:
     again = [t for t in evaluator.tried if t.again]
     if not again or not first:
         return None

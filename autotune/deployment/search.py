@@ -1,12 +1,12 @@
-"""The order in which the deploy search tries things.
+"""The deploy search: which deployments are tried, in which order.
 
-    threads (baselines) -> seeds, the fastest predicted first -> the surrogate's proposals,
-                                            every fourth the sampler's own, until the time is up
+    baselines at every thread count -> initial configurations, the fastest predicted first
+        -> the surrogate's proposals, every fourth the sampler's own, until the time is up
 
-A seed tries one part: each runtime, each quantizer, one pruning level.  From these the surrogate
-predicts combinations; the sampler (TPE) sees every result and keeps looking elsewhere.  A runtime
-that needs a compiler and is predicted slower than what was measured waits: its prediction is told
-to the surrogate, and it is tried once nothing else is expected to gain.
+An initial configuration tries one part: each runtime, each quantizer, one pruning level.  From
+these the surrogate predicts combinations; the sampler (TPE) sees every result and explores.  A
+runtime that needs a compiler and is predicted slower than what was measured is deferred: the
+surrogate has its prediction, and it is tried once nothing else is expected to improve.
 """
 
 import math
@@ -16,7 +16,7 @@ from statistics import median
 from autotune.context import RunContext, thread_counts
 from autotune.deployment import initial_order, qat_fallback, search_space, skip_rules
 from autotune.deployment.evaluator import CONSTRAINTS, DeploymentEvaluator
-from autotune.deployment.metrics import Tried, broken_bound
+from autotune.deployment.metrics import Tried
 from autotune.errors import ContractError
 from autotune.records.measurement import LOOKS
 from autotune.records.plan import Deployment
@@ -28,12 +28,15 @@ from autotune.search.study import Initial, MixedStudy, Proposal, Study
 from autotune.search.warm_start import WarmStart
 
 _MOST_REPEATS = 40
+"""Proposals in succession that mean a known deployment, or do not fit into the time left."""
 _SAMPLED = 4
-"""After the seeds each so manieth proposal is the sampler's own."""
-_HOPELESS = 1.5  # a thread count this much slower on the dense model is not searched
+"""After the initial configurations every fourth proposal is the sampler's own."""
+_SLOWER = 1.5  # a thread count this much slower on the dense model is not searched
 _USUAL_S = 3.0
 _WORTH = 1.3
-"""So much faster a plan that needs a compiler has to be predicted to be tried among the first."""
+"""How much faster than the best a deferred plan has to be predicted, to be tried before the
+surrogate's first proposal.
+"""
 _LEAST_TRIED = 3
 """Candidates before a run that is short of time turns to verification."""
 _NEIGHBOUR = "neighbour of the best"
@@ -65,7 +68,7 @@ def explore(
     searched = search_space.deploy_space(
         evaluator.run.survey, counts, batches, evaluator.run.effort
     )
-    seeds = search_space.seeds(searched, evaluator.run.survey.options, fastest)
+    initial = search_space.initial_configurations(searched, evaluator.run.survey.options, fastest)
     ahead = initial_order.look(
         evaluator.run,
         evaluator.recipe,
@@ -73,12 +76,12 @@ def explore(
         counts,
         [t.trial for t in evaluator.baselines.values()],
     )
-    ordered, dear = ahead.apart([(v, evaluator.deployment(v)) for v in seeds], batches)
+    ordered, deferred = ahead.apart([(v, evaluator.deployment(v)) for v in initial], batches)
     first = _initial(evaluator.run, searched, earlier, ordered)
     run = evaluator.run
     study = Study(searched, seed=run.effort.seed, constraints=CONSTRAINTS, journal=run.journal)
     mixed = MixedStudy(study, first, blind=earlier is not None)
-    exploration = _Exploration(evaluator, searched, mixed, dear)
+    exploration = _Exploration(evaluator, searched, mixed, deferred)
     exploration.run(until_s, extended_s or (lambda: until_s), kept_s)
     exploration.settle()
     evaluator.until_s = None
@@ -136,34 +139,36 @@ def _threads(evaluator: DeploymentEvaluator, batch: int) -> tuple[tuple[int, ...
         raise ContractError(f"the trained model cannot be served even as it stands. {why}")
     fastest = min(times, key=lambda threads: times[threads])
     for threads, time_s in times.items():
-        if time_s > _HOPELESS * times[fastest]:
+        if time_s > _SLOWER * times[fastest]:
             evaluator.run.listener.note(
                 f"{threads} threads refused: {time_s / times[fastest]:.1f}x slower than "
                 f"{fastest} on the dense model"
             )
-    kept = tuple(t for t, time_s in times.items() if time_s <= _HOPELESS * times[fastest])
+    kept = tuple(t for t, time_s in times.items() if time_s <= _SLOWER * times[fastest])
     return kept, fastest
 
 
 class _Exploration:
-    """One search under way, of a study with its seeds in it; ``dear`` ones wait."""
+    """One search under way, of a study with its initial configurations enqueued but for those that
+    are ``deferred``.
+    """
 
     def __init__(
         self,
         evaluator: DeploymentEvaluator,
         searched: space.Space,
         study: MixedStudy,
-        dear: list[initial_order.Seed],
+        deferred: list[initial_order.Seed],
     ) -> None:
         self._evaluator = evaluator
         self._run = evaluator.run
         self._space = searched
         self._study = study
-        self._dear = dear
+        self._deferred = deferred
         self._asked = 0
         self._late = 0
-        """Proposals after the seeds."""
-        self._rescued = False
+        """Proposals after the initial configurations."""
+        self._qat_considered = False
         self._repeats: list[Tried] = []
         """Other values of what was tried: they mean the same deployment."""
 
@@ -172,12 +177,12 @@ class _Exploration:
         repeats = 0
         self._evaluator.until_s = planned_s - kept_s
         while self._left_s() > 0 and len(self._evaluator.tried) < limit and repeats < _MOST_REPEATS:
-            if not self._study.waiting and not self._rescued and self._rescue():
+            if not self._study.waiting and not self._qat_considered and self._try_qat():
                 continue
             proposal = self._next()
             deployment = self._evaluator.deployment(proposal.values)
             tried = self._known(deployment)
-            if tried is not None:  # a repeat buys a neighbour of the best, unless it was one
+            if tried is not None:  # after a repeat a neighbour of the best, unless it was one
                 repeats += 1
                 self._repeats.append(tried._replace(values=proposal.values))
                 if proposal.why != _NEIGHBOUR:
@@ -195,36 +200,38 @@ class _Exploration:
                 self._evaluator.keep(tried)
                 if len(self._evaluator.tried) >= len(self._evaluator.baselines) + _LEAST_TRIED:
                     self._evaluator.until_s = extended_s() - kept_s
-                self._tell_listener()
+                self._report_progress()
             value = self._evaluator.goal.objective(self._run, tried, self._evaluator.reference)
             self._study.tell(proposal.number, value, tried.trial.constraints)
 
     def settle(self) -> None:
-        """Note each plan's objective as all trials together have it."""
+        """Give each trial the objective that the surrogate, fitted to all of them, has for it."""
         known = [(i, s) for i, t in enumerate(self._evaluator.tried) if (s := self._as_seen(t))]
-        values = surrogate.smoothed(self._space, [s for _, s in known], self._guesses())
+        values = surrogate.smoothed(self._space, [s for _, s in known], self._predictions())
         for (i, _), value in zip(known, values, strict=True):
             self._evaluator.tried[i] = self._evaluator.tried[i]._replace(steady=value)
 
-    def _rescue(self) -> bool:
-        """Train for int8, once, where that could change the plan and there is time; whether the
-        question has come up.
+    def _try_qat(self) -> bool:
+        """Quantization-aware training, once, where that could change the plan and there is time.
+
+        Returns:
+            Whether the question has come up.
         """
         deployment = qat_fallback.candidate(self._evaluator)
         if deployment is None:
             return False
-        self._rescued = True
+        self._qat_considered = True
         expected_s = skip_rules.expected_s(self._evaluator, deployment)
         if expected_s < self._left_s():
             self._evaluator.keep(
                 self._evaluator.trial(deployment, qat_fallback.WHY, expected_s=expected_s)
             )
-            self._tell_listener()
+            self._report_progress()
         return True
 
     def _left_s(self) -> float:
-        """Until the search ends: once some candidates were tried sooner, where launches of the best
-        and of its baseline, in turn until a first look, would need longer than what is set aside.
+        """Seconds until the search ends.  Once a few candidates were tried: sooner than planned
+        where a first look at the best one and its baseline needs more than the time set aside.
         """
         assert self._evaluator.until_s is not None
         left_s = self._evaluator.until_s - self._run.bridge.now()
@@ -242,45 +249,45 @@ class _Exploration:
         self._asked += 1
         if not self._study.waiting:  # what waits was proposed after the last result
             if not self._late:
-                self._release()
+                self._enqueue_deferred()
             if not self._study.waiting:
                 self._late += 1
                 if self._late % _SAMPLED:
                     self._enqueue_best()
         proposal = self._study.ask()
         if proposal.why == "sampler" and (
-            self._waits(self._evaluator.deployment(proposal.values))
-            or self._hopeless(proposal.values)
+            self._is_deferred(self._evaluator.deployment(proposal.values))
+            or self._unpromising(proposal.values)
         ):
             self._study.abandon(proposal.number)
             self._enqueue_best()
             proposal = self._study.ask()
         return proposal
 
-    def _release(self) -> None:
-        """Seeds that need a compiler go ahead where they are predicted faster, by what that costs,
-        than the best that was measured and keeps its quality; one without compression, than the
-        best that has none.
+    def _enqueue_deferred(self) -> None:
+        """Enqueue what was deferred where it is predicted `_WORTH` times faster than the best that
+        was measured and keeps its quality; one without compression, than the best without.
         """
         tried = [
             t.trial for t in self._evaluator.tried if t.trial.constraints.get("quality", 0.0) <= 0
         ]
 
-        def worth_it(seed: initial_order.Seed) -> bool:
-            lossless = self._evaluator.deployment(seed.values).lossless
+        def worth_it(one: initial_order.Seed) -> bool:
+            lossless = self._evaluator.deployment(one.values).lossless
             rivals = [t for t in tried if t.deployment.lossless or not lossless]
             times = [t.latency_s.p50 for t in rivals if t.latency_s is not None]
-            return _WORTH * seed.predicted_s < min(times, default=math.inf)
+            return _WORTH * one.predicted_s < min(times, default=math.inf)
 
-        soon = [seed for seed in self._dear if worth_it(seed)]
-        for seed in soon:
-            self._study.enqueue(seed.values, seed.why)
-        self._dear = [seed for seed in self._dear if seed not in soon]
+        soon = [one for one in self._deferred if worth_it(one)]
+        for one in soon:
+            self._study.enqueue(one.values, one.why)
+        self._deferred = [one for one in self._deferred if one not in soon]
 
-    def _waits(self, deployment: Deployment) -> bool:
-        """Whether its runtime waits: then what compresses the model for it waits too."""
+    def _is_deferred(self, deployment: Deployment) -> bool:
+        """Whether its runtime is: then what compresses the model for it is too."""
         return any(
-            self._evaluator.deployment(s.values).runtime == deployment.runtime for s in self._dear
+            self._evaluator.deployment(s.values).runtime == deployment.runtime
+            for s in self._deferred
         )
 
     def _seen(self) -> list[surrogate.Observation]:
@@ -298,40 +305,42 @@ class _Exploration:
         value = self._evaluator.goal.objective(self._run, tried, self._evaluator.reference)
         return surrogate.Observation(values, value, tried.trial.constraints)
 
-    def _guesses(self) -> list[surrogate.Observation]:
-        """The predictions of uncompressed seeds that wait."""
-        guesses = []
-        for seed in self._dear:
-            deployment = self._evaluator.deployment(seed.values)
+    def _predictions(self) -> list[surrogate.Observation]:
+        """Of what is deferred and not compressed, as the surrogate sees it."""
+        predictions = []
+        for one in self._deferred:
+            deployment = self._evaluator.deployment(one.values)
             if not deployment.lossless:
                 continue
             batch, reference = deployment.batch_size, self._evaluator.reference
-            value = self._evaluator.goal.predicted(seed.predicted_s, batch, reference)
+            value = self._evaluator.goal.predicted(one.predicted_s, batch, reference)
             if value is not None:
-                guesses.append(surrogate.Observation(seed.values, value, {}))
-        return guesses
+                predictions.append(surrogate.Observation(one.values, value, {}))
+        return predictions
 
-    def _hopeless(self, values: Values) -> bool:
-        return surrogate.unpromising(self._space, self._seen(), values, self._guesses())
+    def _unpromising(self, values: Values) -> bool:
+        return surrogate.unpromising(self._space, self._seen(), values, self._predictions())
 
     def _enqueue_best(self) -> None:
-        """What the surrogate expects most of; where it expects nothing, a seed that waits."""
+        """The surrogate's best; where it expects no improvement, the first that is deferred."""
 
         def cost_s(values: Values) -> float:
             deployment = self._evaluator.deployment(values)
-            if self._waits(deployment):
+            if self._is_deferred(deployment):
                 return math.inf
             expected_s = skip_rules.expected_s(self._evaluator, deployment) or usual_s
             return expected_s if expected_s <= left_s else math.inf
 
         left_s = self._left_s()
         usual_s = median([t.trial.wall_s for t in self._evaluator.tried] or [_USUAL_S])
-        found = surrogate.propose(self._space, self._seen(), cost_s, self._salt(), self._guesses())
+        found = surrogate.propose(
+            self._space, self._seen(), cost_s, self._salt(), self._predictions()
+        )
         if found is not None:
             self._study.enqueue(found, "surrogate")
-        elif self._dear:
-            seed = self._dear.pop(0)
-            self._study.enqueue(seed.values, seed.why)
+        elif self._deferred:
+            one = self._deferred.pop(0)
+            self._study.enqueue(one.values, one.why)
 
     def _enqueue_neighbour(self) -> None:
         ranked = self._evaluator.ranked()
@@ -346,10 +355,10 @@ class _Exploration:
     # -- trying ----------------------------------------------------------------------------
 
     def _tried(self, proposal: Proposal, deployment: Deployment) -> Tried:
-        """The trial; a skipped one where it is known beforehand that it cannot be."""
+        """The trial; a skipped one where it is known that it would fail or break a limit."""
         bound = skip_rules.unbuildable(self._evaluator, deployment)
         if self._late:
-            bound = bound or broken_bound(
+            bound = bound or skip_rules.broken_bound(
                 self._run, deployment, self._evaluator.baseline(deployment)
             )
         if bound:
@@ -364,7 +373,7 @@ class _Exploration:
         return next(found, None)
 
     def _skipped(self, deployment: Deployment, bound: str) -> Tried:
-        """A trial that is ruled out unmeasured."""
+        """A trial that is ruled out without being measured."""
         trial = DeployTrial(
             number=len(self._evaluator.tried),
             deployment=deployment,
@@ -374,7 +383,7 @@ class _Exploration:
         )
         return Tried(trial)
 
-    def _tell_listener(self) -> None:
+    def _report_progress(self) -> None:
         ranked = self._evaluator.ranked()
         text = describe(ranked[0].deployment) if ranked else "none yet"
         self._run.listener.trial(self._evaluator.tried[-1].trial, text, self._left_s())

@@ -1,18 +1,25 @@
-"""Deployments: what is searched, and from sampled values to a deployment.
+"""The space of deployments: its dimensions, and between sampled values and a deployment.
 
-Values that mean the same deployment are made equal, so that a repeat can be recognised.
+Different values may mean one deployment: it comes out the same, so that a repeat is recognised.
 """
 
 import msgspec
 
-from autotune.deployment import joint
 from autotune.errors import UsageError
 from autotune.forms import ROAD
 from autotune.forms import reaches as becomes
 from autotune.records.budget import Effort
-from autotune.records.plan import Deployment, Step, Value
+from autotune.records.plan import RECOVERY, Deployment, Recovery, Step, Value
 from autotune.records.task import Dim, Node, Option, Survey
 from autotune.search.space import Space, Values, choice, complete, fix, located, middle
+
+_RECOVERY: dict[str, tuple[float, ...]] = {
+    "lr": (1.0, 0.3, 0.1, 3.0),
+    "epochs": (1.0, 0.5, 0.25),
+    "teacher": (0.7, 0.3, 0.95),
+    "temperature": (2.0, 1.0, 4.0),
+}
+"""The usual value (that of `Recovery`) first."""
 
 
 def deploy_space(
@@ -31,7 +38,7 @@ def deploy_space(
     nodes = [Node(dim=choice("runtime", tuple(o.name for o in runtimes)))]
     nodes += [_own(o, dim, "runtime") for o in runtimes for dim in o.dims]
     steps = [o for o in usable if o.kind == "compress" and o.searched]
-    more = {o.name: joint.dims(o, survey, effort) for o in steps}
+    more = {o.name: _recovery_dims(o, survey, effort) for o in steps}
     for group in dict.fromkeys(_group(o) for o in steps):
         nodes += _offers(group, [o for o in steps if _group(o) == group], runtimes, more)
     slow = tuple(o.name for o in runtimes if o.device == "cpu")
@@ -42,6 +49,45 @@ def deploy_space(
     if len(batches) > 1:
         nodes.append(Node(dim=choice("batch_size", batches)))
     return fix(Space(name="deploy", nodes=tuple(nodes)), effort.fix)
+
+
+# -- ``--joint``: the recipe of the training after a step that trains -------------------------
+#
+#     prune.macs_kept, prune.importance      a step that trains, and beside its own dimensions
+#     prune.recovery_lr, prune.recovery_...  those of the training after it, the usual value first
+#
+# A step without these parameters recovers as it does without ``--joint``, and a sampled value that
+# is the usual one is left out of the step: plans, and the stages built for them, are the same.
+
+
+def _recovery_dims(step: Option, survey: Survey, effort: Effort) -> tuple[Dim, ...]:
+    """The dimensions of a step's recovery; none where it does not train, or has no rows to."""
+    task = survey.task
+    if not effort.joint or not step.trains or not (task.train_rows or task.calibration_rows):
+        return ()
+    names = ["lr", "epochs"]
+    if task.has_loss:  # else the dense model is all that there is to learn from
+        names.append("teacher")
+    if task.classes is not None:
+        names.append("temperature")
+    return tuple(choice(RECOVERY + name, _RECOVERY[name]) for name in names)
+
+
+def _without_usual(params: dict[str, Value]) -> dict[str, Value]:
+    """A step's parameters without what its recovery does anyhow."""
+    return {name: value for name, value in params.items() if _usual_recovery(name) != value}
+
+
+def _usual_recovery(name: str) -> Value | None:
+    """What a step without this parameter of its recovery does; None for any other parameter."""
+    field = name.removeprefix(RECOVERY)
+    if not name.startswith(RECOVERY) or field not in Recovery.__struct_fields__:
+        return None
+    found: Value = getattr(Recovery(), field)
+    return found
+
+
+# -- groups and parameters -------------------------------------------------------------------
 
 
 def _group(step: Option) -> str:
@@ -96,7 +142,7 @@ def deployment(
     keep_fp32: tuple[str, ...] = (),
 ) -> Deployment:
     """Sampled values as a deployment.  Recovery epochs only where something is retrained; what
-    is kept in fp32 is told to every step that rounds.
+    is kept in fp32 is a parameter of every step that rounds.
     """
     kept: dict[str, Value] = {"keep_fp32": ",".join(keep_fp32)} if keep_fp32 else {}
     by_name = {o.name: o for o in options if o.kind == "compress"}
@@ -108,7 +154,7 @@ def deployment(
     steps = tuple(
         Step(
             name=name,
-            params=joint.without_usual(_params(name, own))
+            params=_without_usual(_params(name, own))
             | (kept if by_name[name].dtype is not None else {}),
         )
         for name in names
@@ -128,7 +174,7 @@ def deployment(
 
 
 def _usual(runtime: str, options: tuple[Option, ...]) -> dict[str, Value]:
-    """A runtime's parameters as they are when nothing is said: each dimension's first choice."""
+    """A runtime's default parameters: each dimension's first choice."""
     found = (o for o in options if o.kind == "runtime" and o.name == runtime)
     dims = next((o.dims for o in found), ())
     return {dim.name: dim.choices[0] for dim in dims if dim.kind == "choice"}
@@ -160,7 +206,7 @@ def values_of(
     }
     names = {node.dim.name for node in space.nodes}
     raw |= {n: chosen.get(_short(n), "none") for n in names if _short(n) in groups.values()}
-    raw |= {n: usual for n in names if (usual := joint.usual(_short(n))) is not None}
+    raw |= {n: usual for n in names if (usual := _usual_recovery(_short(n))) is not None}
     owners = [(s.name, s.params) for s in deployment.compress]
     params = _usual(deployment.runtime, options) | deployment.runtime_params
     owners.append((deployment.runtime, params))
@@ -172,12 +218,15 @@ def values_of(
     return out if steps == set(chosen.values()) else None
 
 
-def seeds(space: Space, options: tuple[Option, ...], threads: int) -> list[dict[str, Value]]:
-    """Each part by itself, from which the surrogate predicts what they do together: each runtime
-    dense, each compression without training where it can be served, and one that trains, alone
-    and under the quantizer that is guessed the fastest.  What is cheap to build and promising comes
-    first: a GPU before the processor, and a compiler, which costs ten times what an export does,
-    last.
+def initial_configurations(
+    space: Space, options: tuple[Option, ...], threads: int
+) -> list[dict[str, Value]]:
+    """Values to try first: each part by itself, from which the surrogate predicts combinations.
+
+    Each runtime dense, each compression without training where it can be served, and each that
+    trains alone and under the quantizer with the best prior.  What is fast to build and promising
+    comes first: a GPU before the processor, and a compiler, which takes ten times as long as an
+    export, last.
     """
     usable = [o for o in options if o.available]
     runtimes = sorted((o for o in usable if o.kind == "runtime"), key=lambda r: r.device == "cpu")
@@ -191,11 +240,11 @@ def seeds(space: Space, options: tuple[Option, ...], threads: int) -> list[dict[
     for step in (o for o in steps if o.trains):
         first = next((r for r in fast if reaches(step, r)), None)
         if first is not None:
-            late = sorted((o for r, o in alone if r is first), key=lambda o: o.time_left)
+            quantizers = sorted((o for r, o in alone if r is first), key=lambda o: o.time_left)
             wanted.append({"runtime": first.name, **_with(step)})
-            wanted += [{"runtime": first.name, **_with(step), **_with(o)} for o in late[:1]]
+            wanted += [{"runtime": first.name, **_with(step), **_with(o)} for o in quantizers[:1]]
     wanted += [{"runtime": r.name} for r in slow]
-    whole = [complete(space, _everywhere(space, v) | {"threads": threads}) for v in wanted]
+    whole = [complete(space, _every_name(space, v) | {"threads": threads}) for v in wanted]
     return [v for i, v in enumerate(whole) if v not in whole[:i]]
 
 
@@ -204,13 +253,14 @@ def _promising(runtime: Option) -> bool:
     return runtime.takes != "module" or (runtime.device == "cuda" and not runtime.compiles)
 
 
-def _everywhere(space: Space, values: Values) -> dict[str, Value]:
+def _every_name(space: Space, values: Values) -> dict[str, Value]:
     """A group's choice under each name that the group has in the space."""
     names = [node.dim.name for node in space.nodes]
     return {n: values[_short(n)] for n in names if _short(n) in values} | dict(values)
 
 
 def _with(option: Option) -> dict[str, Value]:
+    """The values that choose a compression, its parameters in the middle of their ranges."""
     out: dict[str, Value] = {_group(option): option.name}
     for dim in option.dims:
         out[f"{option.name}.{dim.name}"] = middle(dim)

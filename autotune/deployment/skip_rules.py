@@ -1,11 +1,16 @@
-"""What the trials so far tell of one to come: whether it can be built, and how long it would take.
+"""Deployments that need not be tried, and the seconds that a trial would take.
 
-tried --failures--> unbuildable: why not        tried --seconds--> expected_s
+trials' failures --> unbuildable          why a build would fail as one like it has
+provable bounds  --> broken_bound         the limit that it cannot keep
+trials' seconds  --> expected_s           does it fit into the time left?
 """
 
+from autotune.context import RunContext
+from autotune.deployment import metrics
 from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import Tried
 from autotune.forms import reaches as becomes
+from autotune.hardware import bounds
 from autotune.records.plan import Deployment, Step
 
 _FORMS = {
@@ -13,10 +18,11 @@ _FORMS = {
     "openvino": "an OpenVINO model, which this model cannot become",
 }
 _CUT_SHORT = 3.0
+"""Times its seconds, that a trial is taken to need which was ended by its time limit."""
 
 
 def unbuildable(evaluator: DeploymentEvaluator, deployment: Deployment) -> str | None:
-    """What a failed build has told of every build like it."""
+    """Why a build would fail as one like it has, if one has."""
     for tried in evaluator.tried:
         failure = tried.trial.failure
         never = failure.never if failure is not None else None
@@ -51,10 +57,11 @@ def _altered(evaluator: DeploymentEvaluator, tried: Tried) -> bool:
 
 
 def expected_s(evaluator: DeploymentEvaluator, deployment: Deployment) -> float:
-    """What a trial like this took at most so far (same runtime, same kind of compression; the
-    first of its kind at least what measuring its runtime takes, or a compiler), and the
-    longest recovery where its own is not in the cache; 0 where nothing is known.  A build that
-    was cut short would have taken longer.
+    """Seconds that a trial is expected to take; 0 where nothing is known.
+
+    The longest trial of the same runtime and kinds of compression, or for the first of its kind the
+    shortest measurement of the runtime (else the runtime's ``build_s``); and the longest training
+    after a compression step so far, where its own is not in the cache.
     """
     trains = frozenset(
         o.name for o in evaluator.run.survey.options if o.kind == "compress" and o.trains
@@ -89,6 +96,34 @@ def _training(deployment: Deployment, trains: frozenset[str]) -> tuple[Step, ...
 
 
 def _recovery_s(tried: Tried, trains: frozenset[str]) -> float:
-    """What training took in a trial's own build."""
+    """Seconds of training in a trial's own build."""
     stages = tried.built.stages if tried.built is not None else ()
     return sum(s.wall_s for s in stages if s.name in trains and not s.cached)
+
+
+def broken_bound(run: RunContext, deployment: Deployment, reference: Tried) -> str | None:
+    """The limit that a provable bound says this deployment cannot keep, in words.
+
+    A baseline faster than its own bound proves the profile wrong (measured under load, say):
+    then nothing is rejected by time.
+    """
+    traits, device = run.survey.traits, run.survey.device(deployment.runtime)
+    least_s = bounds.latency_bound_s(deployment, traits, run.profile, device)
+    least_j = bounds.energy_bound_j(deployment, traits, run.profile, device)
+    fastest = reference.launch.latency_s if reference.launch is not None else ()
+    base = reference.trial.deployment
+    if fastest and bounds.contradicted(
+        base, min(fastest), traits, run.profile, run.survey.device(base.runtime)
+    ):
+        least_s = least_j = None
+    limit_s = metrics.resolve(run.budget.latency, metrics.at_percentile(run, reference))
+    if limit_s is not None and least_s is not None and least_s > limit_s:
+        return f"latency is at least {least_s:.3g} s, the limit is {limit_s:.3g} s"
+    limit_j = metrics.resolve(run.budget.energy, reference.trial.energy_j_per_sample)
+    if limit_j is not None and least_j is not None and least_j > limit_j:
+        return f"energy is at least {least_j:.3g} J, the limit is {limit_j:.3g} J"
+    least_bytes = bounds.memory_bound_bytes(deployment, traits)
+    limit_bytes = metrics.resolve(run.budget.memory, reference.trial.memory_bytes)
+    if limit_bytes is not None and least_bytes > limit_bytes:
+        return f"memory is at least {least_bytes:.3g} B, the limit is {limit_bytes:.3g} B"
+    return None

@@ -1,15 +1,14 @@
-"""Verification: finalists against the baseline, as the very bytes that are shipped.
+"""Launches of finalists and the baseline, in turn, with the bytes that are shipped.
 
-    launch 1   2   3  | look 1 |  4   5   6  | look 2
-    base   A   . A A  |        |  . A A   .  |          ABBA: who goes first alternates
-    plan   . B B   . B|        |B     . B B  |
+    round     1    2    3   | look 1 |   4    5    6   | look 2
+    launches  A B  B A  A B |        |  B A  A B  B A  |          A: baseline, B: plan
 
-Each launch is a new interpreter on fresh samples.  Verdicts are given at two looks that are
-fixed beforehand, each at half of the error rate: to look after every launch until a
-verdict pleases would multiply it.  A launch that the machine disturbed is taken again, once;
-both are recorded.  Quality is tested on *test*, once for each finalist in order, with
-most of the error rate for the first; the first launch answers *test*, so a finalist that fails
-there is launched no further while another waits.
+Each launch is a new interpreter on other rows.  Verdicts are given at two looks that are fixed
+beforehand, each at half of the error rate: looking after every launch would multiply the error.  A
+launch that other load on the machine disturbed is taken again, once; both are recorded.  Quality is
+tested on *test*, once for each finalist in order, with most of the error rate for the first.  The
+first launch writes the outputs on *test*, so that a finalist whose quality fails is launched no
+further while another one waits.
 """
 
 import math
@@ -31,13 +30,14 @@ from autotune.verification import verdicts
 from autotune.verification.verdicts import LATENCY_ALPHA, Candidate, disturbance
 
 EXPECTED_SLOW = 100
-"""Calls over the limit that a plan at the limit would show by the last look, where time
-allows: 2,000 calls for p95.  A plan that has half as many is then MET almost surely."""
+"""Calls over the limit that a plan exactly at the limit would show by the last look, where time
+allows: 2,000 calls for p95.  A plan with half as many is then MET almost surely.
+"""
 LAUNCH_S = 0.7
 """Seconds of timing in each launch, at least."""
 _LEFT_SHARE = 0.08
 """Share of a run's time that has to be left for another launch after the first look."""
-_MOST_S = (3.0, 6.0)  # a slow plan gets fewer calls, and more time between the looks
+_MOST_S = (3.0, 6.0)  # seconds, before and after the first look: a slow plan has fewer calls
 _MOST_CALLS = 5000
 
 
@@ -49,8 +49,10 @@ class Beaten(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """``failure`` says why a finalist could not be verified at all; ``left`` that its quality
-    failed after the first launch, and that it was left there; ``beaten`` whose place it takes.
+    """A finalist's launches, the baseline's beside them, and the verdicts.
+
+    ``failure`` says why it could not be verified at all; ``left`` that its quality failed after the
+    first launch, so that it was launched no further; ``beaten`` is the plan that it replaces.
     """
 
     side: Candidate
@@ -73,7 +75,7 @@ def calls_per_launch(percentile: float) -> int:
 
 
 def launch_window_s(run: RunContext, launch: Launch) -> float:
-    """About how long a launch of what was screened so will be timed, before the last look."""
+    """Seconds of timing in each launch before the last look, by a launch of the search."""
     call_s = launch.window_s / max(1, launch.window_calls)
     return min(_MOST_S[0], max(LAUNCH_S, calls_per_launch(run.budget.percentile) * call_s))
 
@@ -133,14 +135,14 @@ def finish(
 
 
 def _may_be_faster(comparison: launch_ratio.Comparison | None) -> bool:
-    """Whether more launches may show that it beats the baseline.  Each look errs at 2.5 %, so that
-    a plan that does not beat it replaces it in one run of twenty at most.
+    """Whether more launches may show that it beats the baseline.  The error rate of each look is
+    2.5 %: a plan that does not beat the baseline replaces it in one run of twenty at most.
     """
     return comparison is not None and comparison.ratio < 1 and not comparison.beyond_noise
 
 
 def unkept(run: RunContext, found: Verified) -> tuple[str, ...]:
-    """The limits that the baseline, in its own launches, was not shown to keep."""
+    """The limits that the baseline is not shown to keep by its own launches."""
     own = verdicts.judge(run, found.reference, found.reference, QUALITY_ALPHA)
     return tuple(v.name for v in own if v.verdict != "MET")
 
@@ -190,7 +192,7 @@ def _take(
 
 
 def alone(evaluator: DeploymentEvaluator, deployment: Deployment) -> Candidate | None:
-    """Launch one deployment by itself, for the report; None when it fails."""
+    """Launch one deployment alone, for the report; None where a launch fails."""
     side = _side(evaluator, deployment)
     failure = interleaved(
         [side], range(LOOKS[0]), lambda one, number: _launch(evaluator, one, number)
@@ -205,8 +207,8 @@ def _side(evaluator: DeploymentEvaluator, deployment: Deployment) -> Candidate:
 
 
 def _launch(evaluator: DeploymentEvaluator, side: Candidate, pair: int) -> str | None:
-    """One launch, and one more if the machine disturbed it.  The first also writes the
-    outputs on *test*, which are scored.
+    """One launch, and another if it was disturbed.  The first also writes the outputs on *test*,
+    which are scored.
     """
     part = "test" if side.scores is None else None
     result = _measure(evaluator, side, pair, part)
@@ -218,7 +220,7 @@ def _launch(evaluator: DeploymentEvaluator, side: Candidate, pair: int) -> str |
         again = _measure(evaluator, side, pair, None)
         if again.answer is None:
             return _message(again)
-        launch = again.answer.launch  # whatever it says: to choose would be to peek
+        launch = again.answer.launch  # even if disturbed: to choose among launches would bias
         side.always_disturbed = disturbance(launch) is not None
     side.launches.append(launch)
     if part is not None:
@@ -241,7 +243,7 @@ def _measure(
         run,
         side.built,
         side.deployment,
-        seed=1000 * (run.effort.seed + 1) + pair,  # fresh samples: not the search's order
+        seed=1000 * (run.effort.seed + 1) + pair,  # another order of rows than in the search
         min_calls=calls,
         max_calls=max(calls, _MOST_CALLS),
         time_s=LAUNCH_S,
@@ -253,7 +255,7 @@ def _measure(
 
 
 def result(run: RunContext, side: Candidate, plan: Plan) -> PlanResult:
-    """Everything measured about one verified deployment."""
+    """All figures of one verified deployment, for the report."""
     fields = metrics.describe(run, side.launches, side.deployment)
     scores, launches, batch = side.scores, side.launches, side.deployment.batch_size
     rates = [_rate(launch, batch) for launch in launches]

@@ -1,8 +1,7 @@
-"""``--baseline DIR``: the plan of an earlier report races against the new one, as it was shipped.
+"""``--baseline DIR``: the shipped artifact of an earlier report against the new one.
 
-Its artifact's bytes are measured in turn with the chosen one's, in new interpreters, and scored
-on the same *test* rows.  It is never shipped again: the report says which is faster and by
-how much, and whoever reads it decides.
+Its bytes are launched in turn with those of the chosen plan, and scored on the same *test* rows.
+The report says which is faster and by how much; the earlier one is never shipped again.
 """
 
 import shutil
@@ -23,7 +22,7 @@ _INPUTS = ("input_kind", "input_names", "input_shapes", "input_dtypes", "metric"
 
 
 def check(folder: Path, run: RunContext) -> None:
-    """Refuse what could not be raced, before anything is spent on it.
+    """Refuse an artifact that could not be compared, before any time is spent on it.
 
     Raises:
         UsageError: no finished report, or its artifact takes other inputs.
@@ -41,8 +40,10 @@ def check(folder: Path, run: RunContext) -> None:
 def race(
     evaluator: DeploymentEvaluator, folder: Path, chosen: Candidate, work: Path
 ) -> tuple[PlanResult | None, str]:
-    """Measure the earlier plan in turn with the chosen one: its result, and what came of it in a
-    sentence.
+    """Launch the earlier plan in turn with the chosen one.
+
+    Returns:
+        Its figures, None where it could not be measured; and the outcome in a sentence.
     """
     report = run_folder.verified(folder)
     assert report.chosen is not None
@@ -63,7 +64,7 @@ def race(
 
 
 def _brought(report: Report, folder: Path, work: Path) -> jobs.Built:
-    """The earlier artifact, copied where jobs find it."""
+    """The earlier artifact, copied into the work folder."""
     assert report.artifact is not None
     name = f"builds/earlier-{report.artifact.sha256[:12]}"
     shutil.copytree(folder / "artifact", work / name, dirs_exist_ok=True)

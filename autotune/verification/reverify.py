@@ -1,9 +1,9 @@
-"""`autotune verify`: a report's artifact measured again, in fresh processes.
+"""`autotune verify`: a report's artifact measured again, in new interpreters.
 
 Its bytes are checked against ``checksums`` first.  Without the model file quality is
-NOT_MEASURED, and the recorded one is shown with its date; with it, the artifact answers
-the *test* rows again and is tested against the baseline's recorded scores.
-Relative limits hold against the baseline that the report recorded.
+NOT_MEASURED, and the recorded one is shown with its date; with it, the outputs on *test* are
+computed again and tested against the baseline's recorded scores.  Relative limits hold against
+the figures of the baseline in the report.
 """
 
 import shutil
@@ -38,7 +38,7 @@ _RECORDED_ROWS = "data/recorded.npz"
 
 
 class Again(Record, frozen=True, kw_only=True):
-    """What was found, beside what the report said."""
+    """The verdicts now, beside those of the report."""
 
     folder: str
     created_utc: str
@@ -121,8 +121,11 @@ def _measure(
 def _launched(
     run: RunContext, side: Candidate, recorded: Path, work: Path, *, with_model: bool
 ) -> tuple[tuple[Verdict, ...], bool | None]:
-    """Launch up to the looks.  The first launch also answers: *test*, which is scored, with the
-    model; the recorded inputs without it, and whether the outputs agree is returned.
+    """Launch up to the looks.  The first launch also writes outputs: with the model on *test*,
+    which are scored; without it on the recorded inputs.
+
+    Returns:
+        The verdicts on the deployment, and whether the recorded outputs were reproduced.
     """
     agrees = recorded_io.rows_file(recorded, work / _RECORDED_ROWS)
     agree: bool | None = None

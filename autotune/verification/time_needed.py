@@ -1,6 +1,6 @@
-"""What verification will need, from the screening's launches: the search may have the rest.
+"""Seconds that verification will need, by the launches of the search, which has the rest.
 
-    best candidate, its baseline --launches up to the looks, test's rows--> seconds x finalists
+    best candidate, its baseline --launches up to the looks, rows of test--> seconds x finalists
 
 The share that is set aside beforehand (`context`) suits the slowest models; most need less.
 """
@@ -12,7 +12,7 @@ from autotune.records.measurement import LOOKS
 from autotune.verification.launches import launch_window_s
 
 _FINALISTS = 2
-"""Finalists that are launched in full, about: one whose quality fails has a single launch."""
+"""Finalists that are launched in full; one whose quality fails has a single launch."""
 _WARMS_S = 1.5
 """Warming up before verification's timing, at most."""
 
@@ -33,7 +33,7 @@ def until_s(evaluator: DeploymentEvaluator, planned_s: float) -> float:
 
 
 def _verified_s(evaluator: DeploymentEvaluator, side: Tried) -> float:
-    """All launches of one side, and its answers to *test*."""
+    """Seconds of all launches of one deployment, and of its outputs on *test*."""
     run, launch = evaluator.run, side.launch
     assert launch is not None
     limits = run.budget

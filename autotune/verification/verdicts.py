@@ -1,7 +1,7 @@
 """Verdicts on a deployment that was launched: latency, energy, memory, quality, and the training's.
 
-Given at looks that are fixed beforehand, each at half of the error rate.  Relative limits hold
-against the baseline's own launches.  Does not know how the launches were taken (`verifying`).
+They are given at looks that are fixed beforehand, each at half of the error rate.  Relative limits
+hold against the baseline's own launches.  How the launches are taken is `launches`.
 """
 
 import math
@@ -31,7 +31,7 @@ FOREIGN_LOAD, STEAL = 0.2, 0.05
 
 @dataclass
 class Candidate:
-    """One deployment under verification.  ``disturbed`` launches were taken again."""
+    """One deployment under verification, with its launches; ``disturbed`` ones were taken again."""
 
     deployment: Deployment
     built: jobs.Built
@@ -208,12 +208,12 @@ def training_verdicts(budget: Budget, done: Execution, run: RunContext) -> tuple
 
 
 def failed(run: RunContext, v: Verdict) -> bool:
-    """Whether a verdict on quality is against a plan, where another plan may be better."""
+    """Whether a verdict on quality speaks against a plan, where another plan may do better."""
     return v.name in ("quality", "min_quality") and v.verdict != "MET" and not too_few(run, v)
 
 
 def too_few(run: RunContext, v: Verdict) -> bool:
-    """Whether an allowed drop is undecided as these rows could certify it for no plan."""
+    """Whether the allowed drop is undecided because so few rows cannot certify it for any plan."""
     least = run.survey.certifiable_drop
     uncertain = v.name == "quality" and v.verdict == "UNDECIDED"
     return uncertain and least is not None and least > v.limit
@@ -223,7 +223,7 @@ def too_few(run: RunContext, v: Verdict) -> bool:
 
 
 def disturbance(launch: Launch) -> str | None:
-    """Why a launch should be taken again, or None.  What could not be read disturbs nothing."""
+    """Why a launch should be taken again, or None; what could not be read does not count."""
     found = []
     throttled = _number(launch, "nr_throttled")
     if throttled is not None and throttled > 0:
@@ -238,13 +238,13 @@ def disturbance(launch: Launch) -> str | None:
 
 
 def clock_step_s(launches: Sequence[Launch]) -> float:
-    """The clock's step where it was too coarse for the calls, else 0."""
+    """Resolution of the clock in seconds where it was too coarse for the calls, else 0."""
     coarse = (one for one in launches if one.tags.get("coarse_timer"))
     return max((_number(one, "timer_resolution_s") or 0.0 for one in coarse), default=0.0)
 
 
 def _notes(launches: Sequence[Launch], disturbed: Sequence[Launch], percentile: float) -> list[str]:
-    """What a reader of the latency verdict should know about its launches."""
+    """What a reader of the latency verdict should know of its launches."""
     out = []
     if any(launch.response_s for launch in launches):
         calls = [x for launch in launches for x in launch.latency_s]
@@ -255,7 +255,9 @@ def _notes(launches: Sequence[Launch], disturbed: Sequence[Launch], percentile: 
         out.append(f"{timeouts} requests were not answered in time and count as misses")
     unsettled = sum(not launch.settled for launch in launches)
     if unsettled:
-        out.append(f"{unsettled} of {len(launches)} launches did not settle in the warm-up")
+        out.append(
+            f"{unsettled} of {len(launches)} launches did not reach a steady state in the warm-up"
+        )
     if disturbed:
         were = "launch was" if len(disturbed) == 1 else "launches were"
         out.append(
@@ -268,7 +270,7 @@ def _notes(launches: Sequence[Launch], disturbed: Sequence[Launch], percentile: 
         )
     step = clock_step_s(launches)
     if step:
-        out.append(f"the clock moves in steps of {units.show(step, 's')}")
+        out.append(f"the clock has a resolution of {units.show(step, 's')}")
     return out
 
 

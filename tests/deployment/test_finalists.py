@@ -1,4 +1,4 @@
-"""Which plans are verified: a bold one in front where something good and sure stands behind it."""
+"""Which plans are verified: an uncertain one in front where a good and safe one comes behind it."""
 
 import math
 
@@ -67,7 +67,7 @@ def lined(lab: DeploymentEvaluator, *plans: Tried) -> list[tuple[str, ...]]:
     return [tuple(s.name for s in t.trial.deployment.compress) for t in finalists.chosen(lab)]
 
 
-def test_a_bold_plan_goes_first_and_what_is_sure_behind_it(lab: DeploymentEvaluator) -> None:
+def test_an_uncertain_plan_goes_first_and_a_safe_one_behind_it(lab: DeploymentEvaluator) -> None:
     plans = (
         tried(lab, 1.2, PRUNED, DYNAMIC, drop=-0.012, wide=0.0144),
         tried(lab, 1.3, PRUNED, STATIC, drop=-0.010, wide=0.0144),
@@ -85,8 +85,8 @@ def test_of_plans_that_are_all_sure_the_fastest_goes_first(lab: DeploymentEvalua
 
 def test_what_all_trials_say_of_a_plan_goes_before_its_one_launch(lab: DeploymentEvaluator) -> None:
     """One launch has the static one in front; its other trials say that it is slower."""
-    lucky = tried(lab, 1.0, STATIC)._replace(steady=math.log(1.5 / 8.0))
-    assert lined(lab, lucky, tried(lab, 1.2, DYNAMIC))[:2] == [("int8_dynamic",), ("int8_static",)]
+    fast = tried(lab, 1.0, STATIC)._replace(steady=math.log(1.5 / 8.0))
+    assert lined(lab, fast, tried(lab, 1.2, DYNAMIC))[:2] == [("int8_dynamic",), ("int8_static",)]
 
 
 def test_plans_of_other_threads_are_compared_by_their_time(lab: DeploymentEvaluator) -> None:
@@ -137,11 +137,11 @@ def test_the_same_steps_are_not_asked_twice_while_there_is_another(
     assert lined(lab, *plans) == [("prune",), ("int8_dynamic",), ()]
 
 
-def test_chance_follows_the_rows_and_the_error_rate(lab: DeploymentEvaluator) -> None:
+def test_the_probability_follows_the_rows_and_the_error_rate(lab: DeploymentEvaluator) -> None:
     sure, unsure = tried(lab, 1.0, DYNAMIC), tried(lab, 1.0, PRUNED, drop=0.0, wide=0.0099)
-    assert finalists.chance(lab, sure, 0.03) > 0.99
-    assert 0.3 < finalists.chance(lab, unsure, 0.03) < 0.7
-    assert finalists.chance(lab, unsure, 0.0075) < finalists.chance(lab, unsure, 0.03)
+    assert finalists.probability(lab, sure, 0.03) > 0.99
+    assert 0.3 < finalists.probability(lab, unsure, 0.03) < 0.7
+    assert finalists.probability(lab, unsure, 0.0075) < finalists.probability(lab, unsure, 0.03)
 
 
 def test_where_quality_cannot_be_weighed_the_last_place_is_for_what_compresses_nothing(

@@ -74,6 +74,6 @@ def test_a_recovery_can_be_held_fast() -> None:
 
 
 def test_every_seed_recovers_as_usual() -> None:
-    for values in search_space.seeds(searched(), OPTIONS, 1):
+    for values in search_space.initial_configurations(searched(), OPTIONS, 1):
         made_of = search_space.deployment(values, OPTIONS, batch_size=1, recovery_epochs=1.0)
         assert all(step.recovery == Recovery() for step in made_of.compress)

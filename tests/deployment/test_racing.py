@@ -1,4 +1,4 @@
-"""A plan that led by one lucky launch does not win."""
+"""A plan that led by one favourable launch does not win."""
 
 from collections.abc import Callable
 from pathlib import Path

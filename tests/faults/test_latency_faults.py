@@ -339,7 +339,7 @@ def test_a_warm_up_that_never_settles_is_capped_and_said(
     def script(job: jobs.Measure, number: int, baseline: bool) -> dict[str, Any]:
         return {"settled": False}
 
-    assert "3 of 3 launches did not settle" in latency(verified(script)).note
+    assert "3 of 3 launches did not reach a steady state" in latency(verified(script)).note
 
 
 # -- the machine ---------------------------------------------------------------------------

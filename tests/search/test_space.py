@@ -237,7 +237,7 @@ def test_the_fastest_layout_wins_and_ties_go_to_fewer_cores() -> None:
 
 def test_seeds_are_inside_and_combine(profile: Profile) -> None:
     searched = search_space.deploy_space(survey(), (1, 2), (1,), Effort())
-    seeds = search_space.seeds(searched, OPTIONS, 2)
+    seeds = search_space.initial_configurations(searched, OPTIONS, 2)
     plans = [
         search_space.deployment(values, OPTIONS, batch_size=1, recovery_epochs=1)
         for values in seeds
@@ -273,7 +273,7 @@ def test_what_is_fixed_is_held(profile: Profile) -> None:
     dims = {node.dim.name: node.dim.choices for node in (*train.nodes, *deploy.nodes)}
     assert dims["lr_adaptive"] == dims["lr_sgd"] == (3e-3,)
     assert dims["prune.macs_kept"] == (0.5,)
-    for values in search_space.seeds(deploy, OPTIONS, 1):
+    for values in search_space.initial_configurations(deploy, OPTIONS, 1):
         assert values["runtime"] == "eager"
 
 
@@ -297,9 +297,11 @@ def test_a_single_thread_count_is_the_one_that_is_served_with() -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "told"), [("quantize", True), ("precision", True), ("prune", False)]
+    ("group", "dtype"), [("quantize", "int8"), ("precision", "bf16"), ("prune", None)]
 )
-def test_what_is_kept_in_fp32_is_told_to_every_step_that_rounds(group: str, told: bool) -> None:
+def test_what_is_kept_in_fp32_is_a_parameter_of_every_step_that_rounds(
+    group: str, dtype: str | None
+) -> None:
     step = Option(
         kind="compress",
         name="made_up",
@@ -307,17 +309,20 @@ def test_what_is_kept_in_fp32_is_told_to_every_step_that_rounds(group: str, told
         takes="module",
         gives="module",
         group=group,
+        dtype=dtype,
     )
     values = {"runtime": "eager", group: "made_up", "threads": 1}
     found = search_space.deployment(
         values, (step,), batch_size=1, recovery_epochs=0.0, keep_fp32=("head", "0.*")
     )
-    assert found.compress[0].params == ({"keep_fp32": "head,0.*"} if told else {})
+    assert found.compress[0].params == ({"keep_fp32": "head,0.*"} if dtype else {})
 
 
 def test_a_step_that_is_not_searched_is_no_dimension() -> None:
     options = (*OPTIONS, AWARE)
     searched = search_space.deploy_space(survey(options), (1,), (1,), Effort())
     assert searched == search_space.deploy_space(survey(), (1,), (1,), Effort())
-    seeds = [search_space.seeds(searched, found, 1) for found in (options, OPTIONS)]
+    seeds = [
+        search_space.initial_configurations(searched, found, 1) for found in (options, OPTIONS)
+    ]
     assert seeds[0] == seeds[1]
