@@ -235,7 +235,7 @@ def step_cost(run: RunContext, epochs: float) -> StepCost | None:
     epoch_s, rows = parallelism.one_epoch_s(run), run.survey.task.train_rows
     if epoch_s is None or not epochs:
         return None
-    recipe = _recipe(run)
+    recipe = search_space.on_fastest_layout(run, search_space.baseline(run.survey))
     seconds = epoch_s * recipe.batch_size / rows
     step_s = Interval(value=seconds, low=seconds / _SPREAD, high=seconds * _SPREAD)
     known = _power(run, recipe)
@@ -271,17 +271,6 @@ def step_lines(found: StepCost) -> tuple[str, ...]:
 
 def _around(value: Interval, unit: str) -> str:
     return units.around(value.value, value.low, value.high, unit)
-
-
-def _recipe(run: RunContext) -> Recipe:
-    """The baseline with the threads and ranks of its fastest layout."""
-    recipe = search_space.baseline(run.survey)
-    legal = search_space.layouts(run.survey.options, run.profile, run.effort)
-    layout = search_space.fastest_layout(
-        run.survey.layouts, recipe.batch_size, recipe.precision, legal
-    )
-    parallel, ranks, threads = layout
-    return msgspec.structs.replace(recipe, parallel=parallel, ranks=ranks, threads=threads)
 
 
 def _power(run: RunContext, recipe: Recipe) -> tuple[Interval, str] | None:

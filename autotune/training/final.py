@@ -17,7 +17,7 @@ from autotune.training.search import fitting
 from autotune.training.trial import TrainState
 
 WEIGHTS = "weights/dense.safetensors"
-_STATE = "weights/final.state"
+_CHECKPOINT = "weights/final.state"
 
 
 def one_epoch(run: RunContext) -> tuple[float, float]:
@@ -40,7 +40,7 @@ def expected_s(run: RunContext, epochs: float, trial: TrainTrial | None) -> floa
 
 
 def last(
-    outcome: TrainState, winner: TrainTrial, more_s: float = 0.0
+    state: TrainState, winner: TrainTrial, more_s: float = 0.0
 ) -> tuple[Execution, int | float]:
     """The final training with the winner's recipe, and its epochs.
 
@@ -50,21 +50,21 @@ def last(
     Raises:
         ContractError: it fails (it did not in the search).
     """
-    run, epochs = outcome.run, outcome.final(winner, more_s)
-    if not outcome.proxies or winner.epochs is None:
+    run, epochs = state.run, state.final(winner, more_s)
+    if not state.proxies or winner.epochs is None:
         return final(run, winner.recipe, epochs, winner), epochs
     small = "Each recipe was tried in a small training, as the search's time holds no longer ones; "
     if epochs <= winner.epochs:
-        outcome.messages.append(f"{small}nor did the rest: the winner's is the final one.")
+        state.messages.append(f"{small}nor did the rest: the winner's is the final one.")
         return final(run, winner.recipe, winner.epochs, winner), winner.epochs
-    outcome.messages.append(f"{small}the final one started anew, for {epochs} epochs.")
+    state.messages.append(f"{small}the final one started anew, for {epochs} epochs.")
     done = final(run, winner.recipe, epochs)
     before, after = winner.quality, done.validation_quality
     if before is None or after is None:
         return done, epochs
     if training_trial.signed_quality(run, after) >= training_trial.signed_quality(run, before):
         return done, epochs
-    outcome.messages.append(
+    state.messages.append(
         f"A training of {epochs} epochs was no better on validation than the trial's "
         f"{winner.epochs} ({units.metric(after)} against {units.metric(before)}): "
         "the trial's weights are kept."
@@ -82,7 +82,7 @@ def final(
         ContractError: it fails (it did not in the search).
     """
     own = run.survey.task.own_train
-    state = _STATE if trial is None or own else training_trial.state_of(trial.number)
+    checkpoint = _CHECKPOINT if trial is None or own else training_trial.checkpoint_of(trial.number)
     before = trial if trial is not None and not own else None
     ended = before is not None and (before.rungs[-1:] == (epochs,) or any(before.costs))
     rungs = _final_rungs(run, before, epochs, ended=ended)
@@ -94,7 +94,7 @@ def final(
         seed=run.effort.seed,
         step_losses=training_trial.STEP_LOSSES,
         weights_out=WEIGHTS,
-        checkpoint=state,
+        checkpoint=checkpoint,
         save_s=training_trial.SAVE_S,
         until_quality=run.budget.target_quality,
         meter=None if ended else run.meter,

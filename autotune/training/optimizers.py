@@ -82,7 +82,7 @@ AVERAGED = 0.99
 """Decay of the averaged weights of what a search begins with."""
 
 
-def seeds(
+def initial(
     default: Recipe, fast: int, precision: str, *, times: int = _USUAL
 ) -> tuple[tuple[Recipe, str], ...]:
     """What to try before the sampler knows anything, the likeliest first.
@@ -120,16 +120,16 @@ def seeds(
 
     second = (
         (with_(lr=2 * default.lr), "default, scaled and averaged"),
-        (with_(big, **cosine, optimizer="adafactor", lr=0.025), "seed: adafactor, cosine"),
+        (with_(big, **cosine, optimizer="adafactor", lr=0.025), "initial: adafactor, cosine"),
     )
     return (
-        (with_(big, **adamw, lr=3e-3), "seed: adamw, one cycle"),
+        (with_(big, **adamw, lr=3e-3), "initial: adamw, one cycle"),
         *(second if times < _USUAL else second[::-1]),
         (
             with_(big, **cosine, optimizer="muon", lr=3e-3, weight_decay=1e-2),
-            "seed: muon, cosine",
+            "initial: muon, cosine",
         ),
-        (with_(**cosine, optimizer="nesterov", lr=0.05, weight_decay=5e-4), "seed: nesterov"),
+        (with_(**cosine, optimizer="nesterov", lr=0.05, weight_decay=5e-4), "initial: nesterov"),
         (with_(big, lr=2 * default.lr), "default, scaled and averaged"),
-        (with_(**adamw, lr=3e-3), "seed: adamw, one cycle"),
+        (with_(**adamw, lr=3e-3), "initial: adamw, one cycle"),
     )

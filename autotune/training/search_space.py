@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from autotune.context import thread_counts
+from autotune.context import RunContext, thread_counts
 from autotune.records.budget import Effort
 from autotune.records.hardware import Profile
 from autotune.records.plan import Recipe, Value
@@ -231,10 +231,10 @@ def _raw(rec: Recipe, space: Space) -> dict[str, Value | None]:
     }
 
 
-def seeds(
+def initial(
     space: Space, default: Recipe, *, times: int = 4
 ) -> tuple[tuple[dict[str, Value], str], ...]:
-    """Where a search begins (`families.seeds`), as different values of the space.
+    """Where a search begins (`optimizers.initial`), as different values of the space.
 
     Recipes are those in use, at batch sizes that this machine is fast with, in the precision
     that it is fastest in, compiled where that pays.
@@ -243,7 +243,7 @@ def seeds(
     choices = {n.dim.name: n.dim.choices for n in space.nodes}
     fast = max(int(size) for size in choices["batch_size"])
     quick = str(choices.get("precision", (default.precision,))[-1])
-    for rec, why in training_optimizers.seeds(default, fast, quick, times=times):
+    for rec, why in training_optimizers.initial(default, fast, quick, times=times):
         values = values_near(rec, space)
         if values is not None:
             values |= {"compile": True} if True in choices.get("compile", ()) else {}
@@ -285,3 +285,11 @@ def fastest_layout(
     close = [s for s in here if (s.samples_per_s or 0.0) >= 0.95 * best]
     first = min(close, key=lambda s: (s.ranks, s.threads))
     return first.parallel, first.ranks, first.threads
+
+
+def on_fastest_layout(run: RunContext, recipe: Recipe) -> Recipe:
+    """The recipe on the layout that was measured fastest at its batch size and precision."""
+    legal = layouts(run.survey.options, run.profile, run.effort)
+    layout = fastest_layout(run.survey.layouts, recipe.batch_size, recipe.precision, legal)
+    parallel, ranks, threads = layout
+    return msgspec.structs.replace(recipe, parallel=parallel, ranks=ranks, threads=threads)

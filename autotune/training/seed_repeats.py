@@ -26,15 +26,15 @@ _FINALISTS = 3
 _SHARE = 0.35  # of the search's time, at most
 
 
-def candidates(outcome: TrainState) -> list[TrainTrial]:
+def candidates(state: TrainState) -> list[TrainTrial]:
     """Complete trials, the best first: those within every budget, or all."""
-    ranked = training_trial.ranked(outcome.run, outcome.trials)
+    ranked = training_trial.ranked(state.run, state.trials)
     return [t for t in ranked if training_trial.violation(t) <= 0] or ranked
 
 
-def reserve_s(outcome: TrainState, budget_s: float) -> float:
+def reserve_s(state: TrainState, budget_s: float) -> float:
     """Seconds to leave for three seeds of as many finalists as fit into a share of the time."""
-    return _needed(candidates(outcome), _SHARE * budget_s)[1]
+    return _needed(candidates(state), _SHARE * budget_s)[1]
 
 
 def _needed(found: list[TrainTrial], most_s: float) -> tuple[int, float]:
@@ -46,17 +46,17 @@ def _needed(found: list[TrainTrial], most_s: float) -> tuple[int, float]:
     return 0, 0.0
 
 
-def repeat(outcome: TrainState, until_s: float) -> None:
+def repeat(state: TrainState, until_s: float) -> None:
     """Train finalists with further seeds until the run's clock would pass ``until_s``."""
-    now = outcome.run.bridge.now
-    count, _ = _needed(candidates(outcome), until_s - now())
+    now = state.run.bridge.now
+    count, _ = _needed(candidates(state), until_s - now())
     while count:
-        trial = _next(candidates(outcome)[:count])
+        trial = _next(candidates(state)[:count])
         if trial is None or now() + trial.wall_s > until_s:
             break
-        outcome.trials[trial.number] = _again(outcome, trial, 1 + len(trial.repeats))
-        outcome.run.on_progress()
-    outcome.messages.append(_said(outcome))
+        state.trials[trial.number] = _again(state, trial, 1 + len(trial.repeats))
+        state.run.on_progress()
+    state.messages.append(_said(state))
 
 
 def _next(leading: list[TrainTrial]) -> TrainTrial | None:
@@ -68,8 +68,8 @@ def _next(leading: list[TrainTrial]) -> TrainTrial | None:
     return fewest if fewest is not None and len(fewest.repeats) < _MOST_ROUNDS else None
 
 
-def _again(outcome: TrainState, trial: TrainTrial, number: int) -> TrainTrial:
-    run, length = outcome.run, outcome.length(trial.recipe)
+def _again(state: TrainState, trial: TrainTrial, number: int) -> TrainTrial:
+    run, length = state.run, state.length(trial.recipe)
     info = run.survey.task
 
     def ask(step: float, value: float) -> bool:
@@ -124,8 +124,8 @@ def interval(
     return (max(0.0, low), min(1.0, high)) if rate else (low, high)
 
 
-def _said(outcome: TrainState) -> str:
-    winner = outcome.winner
+def _said(state: TrainState) -> str:
+    winner = state.winner
     if winner is None or not winner.repeats or winner.quality_mean is None:
         return "The recipe was chosen by one seed: there was no time to repeat finalists."
     seeds = 1 + len(winner.repeats)
@@ -133,6 +133,6 @@ def _said(outcome: TrainState) -> str:
     if winner.quality_interval is not None:
         low, high = winner.quality_interval
         text += f" (95 % interval {low:.4g} to {high:.4g})"
-    others = [t for t in outcome.trials if t.repeats and t.number != winner.number]
+    others = [t for t in state.trials if t.repeats and t.number != winner.number]
     beaten = [f"{t.quality_mean:.4g}" for t in others if t.quality_mean is not None]
     return text + (f"; the other finalists' means: {', '.join(beaten)}." if beaten else ".")

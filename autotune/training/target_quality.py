@@ -75,7 +75,7 @@ def reached_cost(
     return (cost(run, trial.train_s or 0.0, trial.energy_j) if done.reached else None,)
 
 
-def said(run: RunContext, winner: TrainTrial, baseline: TrainTrial | None) -> list[str]:
+def report_lines(run: RunContext, winner: TrainTrial, baseline: TrainTrial | None) -> list[str]:
     """Lines for the report: what reaching the target costs, and what the baseline needs."""
     target = run.budget.target_quality
     if target is None:

@@ -1,18 +1,19 @@
 """One training as a trial: its jobs, what they cost in all, and how good it is.
 
-    fresh(recipe)                                           -> a trial of which nothing is trained
-    go_on(trial)  -> Train job to the rung where it pauses  -> the same trial, further
+    new_trial(recipe)                                       -> a trial of which nothing is trained
+    resume(trial) -> Train job to the rung where it pauses  -> the same trial, further
 
 A trial's time and energy are sums over its jobs.  Not known here: who proposes recipes, and
 which trial deserves to go on (`halving`).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
+from autotune.bridge.protocol import OnReport
 from autotune.context import RunContext
 from autotune.hardware import bounds
 from autotune.records import job as jobs
@@ -25,15 +26,13 @@ SAVE_S = 1.0
 """A training in flight keeps its state at the end of an epoch, so many seconds apart."""
 
 STEP_LOSSES = 50
-SLOW = 3.0
+TOO_SLOW = 3.0
 """Times its expected length from which a trial is not trained further."""
 _NO_STEP = 1e-6  # of an epoch
 _SLOWEST, _FASTEST = 0.25, 8.0  # epochs of a recipe for one of the baseline's
 _MOST_KEPT_BYTES = 2 << 30
 _SURE = 2  # further seeds
 _LEAST_KEPT, _MOST_KEPT = 3, 12
-
-GoOn = Callable[[float, float], bool]
 
 
 @dataclass
@@ -136,7 +135,7 @@ class TrainState:
         whole_s = self.expected_s(recipe)
         if not self.timed or not whole_s:
             return None
-        return self.length(recipe).reach * self.run.survey.task.train_rows / (SLOW * whole_s)
+        return self.length(recipe).reach * self.run.survey.task.train_rows / (TOO_SLOW * whole_s)
 
     def _times(self, recipe: Recipe) -> float:
         """Epochs for one of the baseline's, in the same time."""
@@ -151,32 +150,32 @@ class TrainState:
         return min(max(rate * epoch_s / run.survey.task.train_rows, _SLOWEST), _FASTEST)
 
 
-def fresh(outcome: TrainState, recipe: Recipe, why: str) -> TrainTrial:
+def new_trial(state: TrainState, recipe: Recipe, why: str) -> TrainTrial:
     """The next trial, of which nothing is trained yet."""
-    epochs = outcome.length(recipe).epochs
-    number = len(outcome.trials)
+    epochs = state.length(recipe).epochs
+    number = len(state.trials)
     return TrainTrial(number=number, recipe=recipe, state="pruned", why=why, epochs=epochs)
 
 
-def go_on(outcome: TrainState, trial: TrainTrial, on_report: GoOn) -> TrainTrial:
+def resume(state: TrainState, trial: TrainTrial, on_report: OnReport) -> TrainTrial:
     """Train a trial further, from its checkpoint where it has one.
 
     Out of memory, it is tried once more with its batch computed in two parts.
     """
-    done = _job(outcome, trial, on_report)
+    done = _job(state, trial, on_report)
     failure = done.failure
     if failure is None or trial.rungs:
         return done
     recipe = done.recipe
     if failure.kind == "oom" and recipe.accumulate < recipe.batch_size:
         halved = msgspec.structs.replace(recipe, accumulate=2 * recipe.accumulate)
-        again = _job(outcome, msgspec.structs.replace(trial, recipe=halved), on_report)
+        again = _job(state, msgspec.structs.replace(trial, recipe=halved), on_report)
         return msgspec.structs.replace(again, wall_s=again.wall_s + done.wall_s)
     return done
 
 
-def _job(outcome: TrainState, trial: TrainTrial, on_report: GoOn) -> TrainTrial:
-    run, length = outcome.run, outcome.length(trial.recipe)
+def _job(state: TrainState, trial: TrainTrial, on_report: OnReport) -> TrainTrial:
+    run, length = state.run, state.length(trial.recipe)
     rungs = tuple(r for r in length.looks if not trial.rungs or r > trial.rungs[-1])
 
     def ask(step: float, value: float) -> bool:
@@ -190,16 +189,16 @@ def _job(outcome: TrainState, trial: TrainTrial, on_report: GoOn) -> TrainTrial:
         rungs=rungs,
         seed=run.effort.seed,
         step_losses=STEP_LOSSES,
-        checkpoint=state_of(trial.number),
+        checkpoint=checkpoint_of(trial.number),
         save_s=SAVE_S,
-        drop=tuple(outcome.unneeded),
+        drop=tuple(state.unneeded),
         watch=trial.number > 0,
-        least_samples_per_s=outcome.least_rate(trial.recipe) if trial.number > 0 else None,
+        least_samples_per_s=state.least_rate(trial.recipe) if trial.number > 0 else None,
         until_quality=run.budget.target_quality,
         meter=run.meter,
         device=run.effort.device,
     )
-    outcome.unneeded.clear()
+    state.unneeded.clear()
     result = run.bridge.run(job, timeout_s=timeout_s(run, length.reach), on_report=ask)
     overhead = max(0.0, result.wall_s - result.work_s)
     run.overheads.append(overhead)
@@ -212,25 +211,25 @@ def _job(outcome: TrainState, trial: TrainTrial, on_report: GoOn) -> TrainTrial:
     done = result.answer
     assert done is not None
     if done.checkpoint_bytes:
-        outcome.kept[trial.number] = done.checkpoint_bytes
-    return msgspec.structs.replace(_further(outcome, trial, done, rungs), **spent)
+        state.kept[trial.number] = done.checkpoint_bytes
+    return msgspec.structs.replace(_further(state, trial, done, rungs), **spent)
 
 
-def state_of(number: int) -> str:
+def checkpoint_of(number: int) -> str:
     """The file of a trial's whole state."""
     return f"weights/trial-{number}.state"
 
 
 def _further(
-    outcome: TrainState, trial: TrainTrial, done: jobs.Trained, rungs: tuple[float, ...]
+    state: TrainState, trial: TrainTrial, done: jobs.Trained, rungs: tuple[float, ...]
 ) -> TrainTrial:
     """A trial with what one more job has found."""
-    length = outcome.length(trial.recipe)
+    length = state.length(trial.recipe)
     ended = done.reached or done.overfitted
     paused = done.stopped and done.epochs < length.reach - _NO_STEP and not ended
     ours = done.checkpoint_bytes is not None  # else each job of the user's loop counts its own
     train_s = done.train_s + (0.0 if ours else trial.train_s or 0.0)
-    epochs = outcome.final(trial) if outcome.proxies else length.epochs
+    epochs = state.final(trial) if state.proxies else length.epochs
     whole = 1.0 if ended else epochs / max(done.epochs, 1e-9)  # projected to the final training
     energy, label = added_energy(trial, done)
     memory = max(trial.peak_memory_bytes or 0, done.peak_memory_bytes)
@@ -246,10 +245,10 @@ def _further(
         energy_j=energy,
         energy_label=label,
         constraints=constraints(
-            outcome.run, train_s * whole, energy * whole if energy else None, memory
+            state.run, train_s * whole, energy * whole if energy else None, memory
         ),
     )
-    costs = target_quality.reached_cost(outcome.run, further, done)
+    costs = target_quality.reached_cost(state.run, further, done)
     return msgspec.structs.replace(further, costs=costs)
 
 
@@ -265,23 +264,23 @@ def added_energy(trial: TrainTrial, done: jobs.Trained) -> tuple[float | None, s
     return (None, None) if trial.energy_j is None else (trial.energy_j + here, done.energy.label)
 
 
-def keep_the_best(outcome: TrainState, waiting: Sequence[int]) -> None:
+def discard_states(state: TrainState, waiting: Sequence[int]) -> None:
     """Mark the states that are likely never needed: the next job deletes them.
 
     The best complete trials' and those of ``waiting`` ones, the most promising first, are kept
     as far as they fit into 2 GiB, at least three.
     """
-    ended = [t.number for t in ranked(outcome.run, outcome.trials)]
-    wanted = [n for n in (*ended[:_LEAST_KEPT], *waiting) if n in outcome.kept]
+    ended = [t.number for t in ranked(state.run, state.trials)]
+    wanted = [n for n in (*ended[:_LEAST_KEPT], *waiting) if n in state.kept]
     left, total = set[int](), 0
     for number in wanted:
-        total += outcome.kept[number]
+        total += state.kept[number]
         fits = total <= _MOST_KEPT_BYTES and len(left) < _MOST_KEPT
         if fits or len(left) < _LEAST_KEPT:
             left.add(number)
-    for number in [n for n in outcome.kept if n not in left]:
-        del outcome.kept[number]
-        outcome.unneeded.append(state_of(number))
+    for number in [n for n in state.kept if n not in left]:
+        del state.kept[number]
+        state.unneeded.append(checkpoint_of(number))
 
 
 def constraints(
@@ -299,10 +298,9 @@ def constraints(
     return out
 
 
-def skipped(
-    run: RunContext, recipe: Recipe, epochs: float, number: int, why: str
-) -> TrainTrial | None:
-    """A trial that a provable lower bound already rules out."""
+def skipped_by_bound(state: TrainState, new: TrainTrial) -> TrainTrial | None:
+    """A new trial as one that a provable lower bound already rules out; None where none does."""
+    run, recipe, epochs = state.run, new.recipe, state.final(new)
     traits, limits = run.survey.traits, run.budget
     if recipe.params != run.survey.task.params:
         return None  # another model: these traits bound nothing
@@ -317,14 +315,8 @@ def skipped(
         bound = f"training needs at least {least_bytes:.3g} B"
     if bound is None:
         return None
-    return TrainTrial(
-        number=number,
-        recipe=recipe,
-        state="skipped",
-        bound=bound,
-        why=why,
-        epochs=epochs,
-        constraints={"train_time": 1.0},
+    return msgspec.structs.replace(
+        new, state="skipped", bound=bound, epochs=epochs, constraints={"train_time": 1.0}
     )
 
 

@@ -131,7 +131,9 @@ def _known(run: RunContext) -> dict[float, float]:
     return found if len(found) > 1 else {}
 
 
-def said(run: RunContext, winner: TrainTrial | None, tried: Sequence[TrainTrial]) -> list[str]:
+def report_lines(
+    run: RunContext, winner: TrainTrial | None, tried: Sequence[TrainTrial]
+) -> list[str]:
     """A line for the report: the width chosen, and the best of each other."""
     known = _known(run)
     if winner is None or of(winner.recipe) not in known:

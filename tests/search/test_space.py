@@ -155,7 +155,7 @@ def test_a_recipe_that_would_lose_something_lies_outside(odd: dict[str, Any]) ->
 
 
 def _begun(searched: space.Space, times: int = 4) -> list[Recipe]:
-    found = training_search_space.seeds(searched, Recipe(), times=times)
+    found = training_search_space.initial(searched, Recipe(), times=times)
     return [training_search_space.recipe(values, ("single", 1, 1), searched) for values, _ in found]
 
 
@@ -168,7 +168,7 @@ def test_a_search_begins_with_recipes_in_use() -> None:
     assert begun[1].optimizer == "adafactor"
     assert begun[2].lr == pytest.approx(2e-3)
     assert {r.ema for r in begun} == {optimizers.AVERAGED}
-    own = optimizers.seeds(Recipe(ema=0.9), 64, "fp32")
+    own = optimizers.initial(Recipe(ema=0.9), 64, "fp32")
     assert {r.ema for r, _ in own} == {0.9}
     few = _begun(searched, times=2)  # of steps
     assert (few[1].optimizer, few[1].schedule) == ("adam", "constant")
@@ -183,7 +183,7 @@ def test_seeds_keep_to_what_is_allowed() -> None:
     searched = training_search_space.train_space(mine, effort)
     begun = [
         training_search_space.recipe(v, ("single", 1, 1), searched)
-        for v, _ in training_search_space.seeds(searched, Recipe())
+        for v, _ in training_search_space.initial(searched, Recipe())
     ]
     assert {r.optimizer for r in begun} == {"adam", "adamw"}
     assert {(r.lr, r.schedule, r.ema) for r in begun} == {(5e-4, "cosine", None)}
@@ -199,7 +199,7 @@ def test_a_loop_of_ones_own_is_searched_in_what_it_honours() -> None:
     assert free == {f.lr for f in optimizers.FAMILIES} | {"schedule"}
     found = [
         training_search_space.recipe(v, ("single", 1, 1), searched)
-        for v, _ in training_search_space.seeds(searched, Recipe())
+        for v, _ in training_search_space.initial(searched, Recipe())
     ]
     assert {r.optimizer for r in found} == {"adam"}
     assert {(r.clip_norm, r.ema, r.label_smoothing) for r in found} == {(None, None, 0.0)}

@@ -175,7 +175,7 @@ def test_states_that_nobody_needs_are_deleted() -> None:
     assert len(outcome.trials) > 15
     assert len(trainer.states) <= 14
     assert outcome.winner is not None
-    assert training_trial.state_of(outcome.winner.number) in trainer.states
+    assert training_trial.checkpoint_of(outcome.winner.number) in trainer.states
 
 
 def test_a_dear_epoch_has_rungs_inside() -> None:
@@ -290,7 +290,7 @@ def test_a_trial_that_cannot_be_trained_to_its_end_is_not_begun() -> None:
 
 def test_the_first_proposal_goes_to_its_end() -> None:
     outcome = searched(Trainer(), until_s=40.0)
-    first = next(t for t in outcome.trials if t.why == "seed: adamw, one cycle")
+    first = next(t for t in outcome.trials if t.why == "initial: adamw, one cycle")
     assert first.state == "complete"
 
 
@@ -350,7 +350,9 @@ def test_eta_weighs_energy_where_it_is_measured() -> None:
     run.profile = msgspec.structs.replace(run.profile, gpus=(gpu,))
     assert target_quality.cost(run, 10.0, 400.0) == 10.0  # no counter: time alone
     assert "eta counts as 0" in " ".join(
-        target_quality.said(run, TrainTrial(number=0, recipe=Recipe(), state="complete"), None)
+        target_quality.report_lines(
+            run, TrainTrial(number=0, recipe=Recipe(), state="complete"), None
+        )
     )
     run.sources = (EnergySource(name="nvml", label="measured_counter"),)
     assert target_quality.cost(run, 10.0, 400.0) == pytest.approx(0.25 * 400 + 0.75 * 100 * 10)

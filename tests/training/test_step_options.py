@@ -69,11 +69,11 @@ def test_a_compiled_step_that_pays_is_searched_and_seeded() -> None:
     assert option(run, "compile").available
     assert dims(run)["compile"] == (False, True)
     space = search_space.train_space(run.survey, run.effort)
-    assert all(values["compile"] for values, _ in search_space.seeds(space, Recipe()))
-    made = search_space.recipe(search_space.seeds(space, Recipe())[0][0], WHOLE, space)
+    assert all(values["compile"] for values, _ in search_space.initial(space, Recipe()))
+    made = search_space.recipe(search_space.initial(space, Recipe())[0][0], WHOLE, space)
     assert made.compile
     assert search_space.values_of(made, space) is not None
-    two = search_space.recipe(search_space.seeds(space, Recipe())[0][0], ("ddp", 2, 1), space)
+    two = search_space.recipe(search_space.initial(space, Recipe())[0][0], ("ddp", 2, 1), space)
     assert not two.compile
 
 

@@ -107,7 +107,7 @@ def test_a_recipe_carries_its_width_and_the_full_one_is_none() -> None:
     narrow = search_space.recipe({**plain, "width": 0.5}, layout, searched)
     assert narrow.params == {"width": 0.5}
     assert search_space.values_of(narrow, searched) == {**plain, "width": 0.5}
-    assert [v["width"] for v, _ in search_space.seeds(searched, Recipe())][:5] == [
+    assert [v["width"] for v, _ in search_space.initial(searched, Recipe())][:5] == [
         1.0,
         0.75,
         0.5,
