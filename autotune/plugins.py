@@ -31,4 +31,4 @@ def load(folder: str, name: str) -> ModuleType:
         raise PluginError(
             f"no {folder} plug-in named {name!r}; there are: {', '.join(names(folder))}"
         )
-    return import_module(f"autotune.{folder}.{name}")
+    return import_module(f"autotune.{folder.replace('/', '.')}.{name}")

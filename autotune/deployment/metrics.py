@@ -8,8 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from autotune import plugins
 from autotune.context import RunContext
+from autotune.meters import modelled
 from autotune.records import job as jobs
 from autotune.records.budget import Limit
 from autotune.records.measurement import Interval, Launch, Scores
@@ -85,11 +85,10 @@ def modelled_energy(
     cpu = sum(launch.cpu_s for launch in launches)
     window = sum(launch.window_s for launch in launches)
     samples = batch * sum(launch.window_calls for launch in launches)
-    model = plugins.load("meters", "modelled")
     idle_w, max_w = run.effort.cpu_idle_w, run.effort.cpu_max_w
     if idle_w is None or max_w is None:
-        idle_w, max_w = model.measured_w(run.profile) or (None, None)
-    found, _ = model.energy(run.profile, cpu, window, idle_w=idle_w, max_w=max_w)
+        idle_w, max_w = modelled.measured_w(run.profile) or (None, None)
+    found, _ = modelled.energy(run.profile, cpu, window, idle_w=idle_w, max_w=max_w)
     return Interval(value=found.value / samples, low=found.low / samples, high=found.high / samples)
 
 

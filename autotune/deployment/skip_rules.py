@@ -9,14 +9,11 @@ from autotune.context import RunContext
 from autotune.deployment import metrics
 from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import Tried
+from autotune.forms import ROAD, WORDS
 from autotune.forms import reaches as becomes
 from autotune.hardware import bounds
 from autotune.records.plan import Deployment, Step
 
-_FORMS = {
-    "onnx": "an ONNX model, which this model cannot become",
-    "openvino": "an OpenVINO model, which this model cannot become",
-}
 _CUT_SHORT = 3.0
 """Times its seconds, that a trial is taken to need which was ended by its time limit."""
 
@@ -29,11 +26,12 @@ def unbuildable(evaluator: DeploymentEvaluator, deployment: Deployment) -> str |
         if never in {step.name for step in deployment.compress}:
             return f"this model cannot have {never}: see trial {tried.trial.number}"
         if (
-            never in _FORMS
+            never in ROAD
             and _needs(evaluator, deployment, never)
             and not _altered(evaluator, tried)
         ):
-            return f"needs {_FORMS[never]}: see trial {tried.trial.number}"
+            there = tried.trial.number
+            return f"needs {WORDS[never]}, which this model cannot become: see trial {there}"
         for name, least in failure.least.items() if failure else ():
             step, _, parameter = name.partition(".")
             for asked in deployment.compress:

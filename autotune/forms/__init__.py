@@ -21,6 +21,8 @@ from autotune.records.base import Record
 
 ROAD = ("module", "onnx", "openvino")
 """Each can become the ones after it, none the ones before.  A ``program`` stands for a module."""
+WORDS = dict(zip(ROAD, ("the module", "an ONNX model", "an OpenVINO model"), strict=True))
+OPENVINO = ROAD[2]
 MODULE = "module"
 """A graph node's note of the module that it comes from, as ``named_modules`` names it."""
 ABOUT = "about.json"

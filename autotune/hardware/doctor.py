@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from autotune import meters, units
+from autotune import meters, plugins, units
 from autotune.bridge.process import ProcessBridge, meter_arguments
 from autotune.context import ask
 from autotune.hardware import profiles
@@ -127,7 +127,9 @@ def energy_lines(sources: tuple[EnergySource, ...], *, board: str | None) -> tup
         if source.label.startswith("measured"):
             lines += _measured(source)
         elif source.label == "unavailable":
-            vital = _kind(source) in ("rapl", board)
+            kind = source.name.partition(":")[0]
+            optional = meters.of_board(kind) or meters.declared(kind, "OPTIONAL", False)
+            vital = kind == board or not optional
             if vital or source.domains or _word(source) != "no_interface":
                 lines += _not_measured(source)
             else:
@@ -141,8 +143,11 @@ def _maker(machine: Profile) -> str | None:
     """The name of the meter for this machine's GPUs."""
     if not machine.gpus:
         return None
-    amd = any(word in machine.gpus[0].name for word in ("AMD", "Radeon", "Instinct"))
-    return "amd" if amd else "nvml"
+    words: dict[str, tuple[str, ...]]
+    words = {n: meters.declared(n, "BOARDS") for n in plugins.names("meters") if meters.of_board(n)}
+    others = next(name for name, own in words.items() if not own)
+    found = (n for n, own in words.items() if any(word in machine.gpus[0].name for word in own))
+    return next(found, others)
 
 
 def _measured(source: EnergySource) -> list[str]:
@@ -173,7 +178,7 @@ def _not_measured(source: EnergySource) -> list[str]:
     word = _word(source)
     detail = (source.reason or "").partition(": ")[2]
     why = _WHY.get(word, "{detail}").format(detail=detail or word, name=_name(source))
-    own = _MEND.get(word) if source.name == "rapl" else None
+    own: tuple[str, ...] = meters.declared(source.name, "REMEDIES", {}).get(word, ())
     mend = own or ((source.remedy,) if source.remedy else ())
     return [
         f"  {_name(source)} energy cannot be measured here.",
@@ -195,26 +200,13 @@ def _model(measured: bool) -> tuple[str, ...]:
 
 def _name(source: EnergySource) -> str:
     kind, _, rest = source.name.partition(":")
-    return _NAMES.get(kind, kind) + (f" {rest}" if rest else "")
-
-
-def _kind(source: EnergySource) -> str:
-    return source.name.partition(":")[0]
+    return str(meters.declared(kind, "NOUN", kind)) + (f" {rest}" if rest else "")
 
 
 def _word(source: EnergySource) -> str:
     return meters.code(source.reason) or ""
 
 
-_NAMES = {
-    "rapl": "CPU",
-    "nvml": "NVIDIA GPU",
-    "amd": "AMD GPU",
-    "apple": "Apple chip",
-    "battery": "battery",
-    "hwmon": "power meter",
-    "jetson": "Jetson module",
-}
 _WHY = {
     "vm_guest": "this is a virtual machine, and its host does not pass the processor's energy "
     "counters (RAPL) on",
@@ -224,18 +216,6 @@ _WHY = {
     "wrap_ambiguous": "the counter's range cannot be read, so a wrap would be missed ({detail})",
     "stale_counter": "the counter is never updated",
     "implausible": "the counter's readings are implausible ({detail})",
-}
-_MEND = {
-    "vm_guest": (
-        "have the host share its /sys/class/powercap with this guest (read-only, for",
-        "example by virtiofs), mount it at DIR, and run",
-        "  autotune run MODEL.py --energy 20mJ --powercap-root DIR",
-        "or tune on the bare machine, where `autotune doctor` finds the counters itself.",
-    ),
-    "permission": (
-        "let the administrator run, once after each boot:",
-        "  chmod a+r /sys/class/powercap/*/energy_uj /sys/class/powercap/*/*/energy_uj",
-    ),
 }
 
 

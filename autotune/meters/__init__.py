@@ -22,6 +22,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, NamedTuple, Protocol
 
+from autotune import plugins
 from autotune.records.measurement import Domain, EnergyLabel, EnergySource, EnergyWindow
 
 Origin = Literal["local", "host", "simulated"]
@@ -46,8 +47,6 @@ QUICK_S = 0.005
 """A counter that moves at least this often is waited for at the ends of a window."""
 FOREIGN_WARN, FOREIGN_INVALID = 0.05, 0.20
 """Share of the machine's CPU time that others used: noted, and the end of attribution."""
-BOARDS = ("nvml", "amd")
-"""Domains of these meters are boards: a foreign load of the processor is not in them."""
 _LABELS: tuple[EnergyLabel, ...] = (
     "measured_counter",
     "measured_sampled",
@@ -116,7 +115,16 @@ class Tools(NamedTuple):
 
 
 class Meter(Protocol):
-    """One kind of counter.  ``periods_s`` (domain to update period) is filled by `calibrate`."""
+    """One kind of counter.  ``periods_s`` (domain to update period) is filled by `calibrate`.
+
+    Its module has ``open(tools)``, which never raises, and ``NOUN``, what it measures in a word or
+    two.  It may have
+
+    - ``OPTIONAL = True``: a machine that lacks it says nothing of it.
+    - ``BOARDS``: it measures accelerators with these words in their names; empty: all others.
+    - ``WHOLE``: it sees the whole machine; of several such sensors the lowest number counts.
+    - ``REMEDIES``: what helps, line by line, by reason.
+    """
 
     periods_s: dict[str, float]
 
@@ -135,6 +143,22 @@ class Meter(Protocol):
     def max_gap_s(self) -> float | None:
         """Longest gap between readings that keeps a wrap unambiguous; None for no limit."""
         ...
+
+
+def declared(name: str, constant: str, default: Any = None) -> Any:
+    """What the meter of a source or domain (``nvml:gpu0``) says in a constant of its module:
+    see `Meter`.
+    """
+    kind = name.partition(":")[0]
+    module = plugins.load("meters", kind) if kind in plugins.names("meters") else None
+    return getattr(module, constant, default)
+
+
+def of_board(name: str) -> bool:
+    """Whether a meter, source or domain is of accelerator boards: what others run on the processor
+    is not in its energy.
+    """
+    return declared(name, "BOARDS") is not None
 
 
 def code(reason: str | None) -> str | None:
@@ -322,7 +346,7 @@ def _shared(domains: Sequence[Domain]) -> bool:
     """Whether what others run on the processor is in these joules.  A simulated tree's are
     not of this machine.
     """
-    return any(d.origin != "simulated" and d.name.partition(":")[0] not in BOARDS for d in domains)
+    return any(d.origin != "simulated" and not of_board(d.name) for d in domains)
 
 
 def _why(missing: Sequence[Domain], nothing: str | None) -> str:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from autotune.meters import Fault, Reading, Tools, _sampling, conclude, unavailable
 from autotune.records.measurement import Domain, EnergySource
 
+NOUN = "AMD GPU"
+BOARDS = ("AMD", "Radeon", "Instinct")
 _MAX_W = 2000.0
 _QUANTUM_J = 15.3e-6
 _SAMPLE_S = 0.1

@@ -14,6 +14,8 @@ from typing import Any
 from autotune.meters import Fault, Reading, Tools, conclude, unavailable
 from autotune.records.measurement import Domain, EnergySource
 
+NOUN = "Apple chip"
+OPTIONAL = True
 _PARTS = {
     "apple:cpu": "cpu_total_mj",
     "apple:gpu": "gpu_mj",

@@ -14,6 +14,9 @@ from pathlib import Path
 
 from autotune.meters import Fault, Tools, _sampling, _sysfs
 
+NOUN = "battery"
+OPTIONAL = True
+WHOLE = 3
 _MAX_W = 500.0
 _PERIOD_S = 2.0
 _SAMPLE_S = 0.5

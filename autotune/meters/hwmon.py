@@ -14,6 +14,9 @@ from pathlib import Path
 
 from autotune.meters import Fault, Tools, _sampling, _sysfs
 
+NOUN = "power meter"
+OPTIONAL = True
+WHOLE = 2
 _OTHERS = ("ina3221", "amdgpu")
 _WHOLE = {"power_meter": None, "corsairpsu": "power total"}
 """Chips that see the whole machine, and the label of the sensor that does."""

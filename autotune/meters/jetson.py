@@ -15,6 +15,9 @@ from pathlib import Path
 
 from autotune.meters import Fault, Tools, _sampling, _sysfs
 
+NOUN = "Jetson module"
+OPTIONAL = True
+WHOLE = 1
 _INPUTS = ("VDD_IN", "POM_5V_IN")
 _UNUSED = ("NC", "sum of shunt voltages")
 _MAX_W = 200.0

@@ -31,6 +31,9 @@ from autotune.meters import Reading, Tools
 from autotune.records.hardware import Profile
 from autotune.records.measurement import Domain, EnergyLabel, EnergySource, Interval
 
+NOUN = "modelled"
+
+
 PRIOR_CORE_MAX_W = 8.0
 PRIOR_CORE_IDLE_W = 0.17 * PRIOR_CORE_MAX_W
 _FACTOR = 2.0

@@ -27,6 +27,8 @@ import msgspec
 from autotune.meters import Fault, Reading, Tools, _sampling, conclude, unavailable
 from autotune.records.measurement import Domain, EnergySource
 
+NOUN = "NVIDIA GPU"
+BOARDS = ()
 _QUANTUM_J = 1e-3
 _FALLBACK_MAX_W = 2000.0
 _TRANSIENT = 1.5

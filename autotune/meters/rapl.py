@@ -23,6 +23,19 @@ from typing import NamedTuple
 from autotune.meters import Fault, Origin, Reading, Tools, _sysfs, conclude, span, unavailable
 from autotune.records.measurement import Domain, EnergySource
 
+NOUN = "CPU"
+REMEDIES = {
+    "vm_guest": (
+        "have the host share its /sys/class/powercap with this guest (read-only, for",
+        "example by virtiofs), mount it at DIR, and run",
+        "  autotune run MODEL.py --energy 20mJ --powercap-root DIR",
+        "or tune on the bare machine, where `autotune doctor` finds the counters itself.",
+    ),
+    "permission": (
+        "let the administrator run, once after each boot:",
+        "  chmod a+r /sys/class/powercap/*/energy_uj /sys/class/powercap/*/*/energy_uj",
+    ),
+}
 _ZONE = re.compile(r"(?P<kind>[A-Za-z][\w-]*):(?P<ids>\d+(?::\d+)*)")
 _PACKAGE = re.compile(r"package-\d+(-die-\d+)?")
 _PACKAGE_MAX_W = 1000.0

@@ -19,9 +19,10 @@ import math
 
 import msgspec
 
-from autotune import plugins, units
+from autotune import units
 from autotune.context import DEPLOY_SHARE, HARDWARE_SHARE, TRAIN_SHARE, RunContext, thread_counts
 from autotune.deployment.evaluator import DeploymentEvaluator
+from autotune.meters import modelled
 from autotune.records.base import Record
 from autotune.records.hardware import Leaf
 from autotune.records.measurement import Interval
@@ -304,7 +305,7 @@ def _modelled(run: RunContext, busy: int) -> tuple[Interval, str] | None:
     given = effort.cpu_idle_w is not None and effort.cpu_max_w is not None
     if not given and limits.train_energy_j is None:
         return None
-    found, _ = plugins.load("meters", "modelled").energy(
+    found, _ = modelled.energy(
         run.profile, float(busy), 1.0, idle_w=effort.cpu_idle_w, max_w=effort.cpu_max_w
     )
     return found, "the watts you gave" if given else "a prior a core (no power is known here)"

@@ -260,7 +260,7 @@ def _under_load(plan: PlanResult, percentile: float) -> list[tuple[str, str]]:
 
 
 _STEP = {
-    "compile": "compiled",
+    "compile": "compiled step",
     "recompute": "blocks recomputed",
     "channels_last": "channels last",
 }

@@ -141,7 +141,7 @@ def energy(
             values, limit, uncertainty or 0.0, _source(label, origin, domains), alpha, name
         )
     if modelled is not None and accept_modelled:
-        kind = label if label.startswith("modelled") else "modelled"
+        kind = label if label.startswith("modelled_") else "power model"
         return _modelled_energy(modelled, limit, f"{kind} (modelled, not measured)", name)
     if values and label.startswith("measured"):
         why = f"{len(per_launch) - len(values)} of {len(per_launch)} launches could not be read"

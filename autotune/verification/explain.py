@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from autotune import plugins, units
+from autotune import units
 from autotune.deployment import ranking
 from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.goal import Goal
+from autotune.meters import modelled
 from autotune.records.measurement import Verdict
 from autotune.records.plan import Deployment
 from autotune.records.report import DeployTrial, Why
@@ -78,9 +79,8 @@ def _robustness(evaluator: DeploymentEvaluator) -> list[str]:
     run = evaluator.run
     if run.meter is not None or (run.budget.energy is None and run.budget.goal != "energy"):
         return []
-    model = plugins.load("meters", "modelled")
     uses = [
-        model.Use(
+        modelled.Use(
             t.launch.cpu_s, t.launch.window_s, t.launch.window_calls * t.trial.deployment.batch_size
         )
         for t in evaluator.tried
@@ -88,7 +88,7 @@ def _robustness(evaluator: DeploymentEvaluator) -> list[str]:
     ]
     if len(uses) < 2:
         return []
-    return [f"Energy is modelled: {model.rank_robustness(uses, run.profile.cpu.cores)}."]
+    return [f"Energy is modelled: {modelled.rank_robustness(uses, run.profile.cpu.cores)}."]
 
 
 def why(

@@ -21,7 +21,7 @@ from typing import Any
 
 from autotune import module_locator, plugins
 from autotune.errors import JobError
-from autotune.forms import ABOUT, Form, reaches, read_about
+from autotune.forms import ABOUT, OPENVINO, WORDS, Form, reaches, read_about
 from autotune.records.job import Build, Built, Stage
 from autotune.records.plan import Recipe, Step
 from autotune.runtimes import Tools as RuntimeTools
@@ -34,7 +34,7 @@ _KIND = {
     "export_fixed": "onnx",
     "program": "program",
     "program_fixed": "program",
-    "convert": "openvino",
+    "convert": OPENVINO,
 }
 
 
@@ -88,8 +88,8 @@ class _Chain:
             if not reaches(have, plugin.TAKES):
                 raise JobError(
                     "unsupported",
-                    f"{words} takes {_WORDS[plugin.TAKES]}, but {by} before it gives "
-                    f"{_WORDS[have]}: there is no way back"
+                    f"{words} takes {WORDS[plugin.TAKES]}, but {by} before it gives "
+                    f"{WORDS[have]}: there is no way back"
                     + (f"; put {name} first" if plugin is not runtime else ""),
                 )
             have, by = getattr(plugin, "GIVES", have), name
@@ -98,7 +98,7 @@ class _Chain:
         """The form, brought to the ``wanted`` one along `forms.ROAD`."""
         if form.kind == "module" and wanted != "module":
             form = self._export(form)
-        if form.kind == "onnx" and wanted == "openvino":
+        if form.kind == "onnx" and wanted == OPENVINO:
             source = form
             form = self._stage("convert", (), lambda out: self.bench.convert(source, out))
         return form
@@ -217,7 +217,6 @@ class _Chain:
 
 
 _OURS = ("load.py", "artifact.json")
-_WORDS = {"module": "the module", "onnx": "an ONNX model", "openvino": "an OpenVINO model"}
 _HARDWARE = ("parallel", "ranks", "threads", "compile", "recompute", "channels_last", "clock_hz")
 _LEARNING = tuple(name for name in Recipe.__struct_fields__ if name not in _HARDWARE)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from autotune.compress import Tools
 from autotune.errors import JobError
 from autotune.forms import (
+    OPENVINO,
     Form,
     Interface,
     changed,
@@ -273,7 +274,7 @@ class BuildContext:
         size = form.about.batch_size or 2
         samples = [[x.numpy() for x in self.example(size, end)] for end in ends]
         openvino_ir.check(form.folder, out, samples, form.about.input_names)
-        return Form("openvino", out, form.about)
+        return Form(OPENVINO, out, form.about)
 
     def _free(self) -> tuple[Dynamic, ...]:
         """Free dimensions besides the batch."""

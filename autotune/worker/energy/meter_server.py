@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from autotune import plugins
-from autotune.meters import BOARDS, Meter, Reading, Tools, calibrate, code, edge, window
+from autotune.meters import Meter, Reading, Tools, calibrate, code, declared, edge, of_board, window
 from autotune.records import codec
 from autotune.records.measurement import Domain, EnergySource, EnergyWindow
 from autotune.worker.energy.meter_client import address
@@ -44,10 +44,6 @@ _SHORTEST_GAP_S = 0.2
 _POLL_S = 1.0
 _ROUNDING_S = 0.04
 """Four clock ticks of CPU time: one at each end of each of two counts."""
-_OPTIONAL = ("apple", "battery", "hwmon", "jetson")
-"""Meters that are not mentioned where a machine lacks them, except with ``--all``."""
-_WHOLE = ("jetson", "hwmon", "battery")
-"""Sensors that see the whole machine; the first of these that can be read counts."""
 
 
 class CpuTimes(NamedTuple):
@@ -134,7 +130,7 @@ class EnergyMonitor:
         after, cpu_s = self._cpu_times(pid), time.process_time() - open_window.meter_cpu_s
         for meter, readings in zip(self._meters, open_window.readings, strict=True):
             counted = (d for d in meter.difference(*readings) if self._counts(d.name))
-            domains += (d for d in counted if open_window.boards or not _board(d.name))
+            domains += (d for d in counted if open_window.boards or not of_board(d.name))
             duration_s = max(duration_s, readings[-1].at_s - readings[0].at_s)
         reasons = [source.reason for source in self.sources() if source.label == "unavailable"]
         return window(
@@ -274,12 +270,13 @@ def meters(tools: Tools, *, cuda: bool, everything: bool = False) -> list[Meter]
     can be read; optional sensors only where there are any.  ``everything`` takes them all, for
     ``autotune doctor``.
     """
-    names = [name for name in plugins.names("meters") if cuda or everything or name not in BOARDS]
+    names = [n for n in plugins.names("meters") if cuda or everything or not of_board(n)]
     found: dict[str, Meter] = {n: plugins.load("meters", n).open(tools) for n in names}
     if not everything:
-        found = {n: m for n, m in found.items() if n not in _OPTIONAL or not _absent(m)}
-        if any(n in BOARDS and not _absent(m) for n, m in found.items()):
-            found = {n: m for n, m in found.items() if n not in BOARDS or not _absent(m)}
+        there = {n: m for n, m in found.items() if not _absent(m)}
+        boards = any(of_board(n) for n in there)
+        silent = {n for n in found if declared(n, "OPTIONAL") or (boards and of_board(n))}
+        found = {n: m for n, m in found.items() if n in there or n not in silent}
     for meter in found.values():
         calibrate(meter, tools.clock)
     return list(found.values())
@@ -364,15 +361,11 @@ def _counted(sources: Sequence[EnergySource]) -> Callable[[str], bool]:
     readable = [s for s in sources if s.label.startswith("measured")]
     wholes = [s for s in readable if s.scope == "machine"]
     if wholes and not any(s.scope == "parts" for s in readable):
-        one = min(wholes, key=lambda s: _WHOLE.index(s.name))
+        one = min(wholes, key=lambda s: declared(s.name, "WHOLE"))
         counted = frozenset(one.domains)
         return lambda name: name in counted
     others = frozenset(name for s in sources if s.scope != "parts" for name in s.domains)
     return lambda name: name not in others
-
-
-def _board(domain: str) -> bool:
-    return domain.partition(":")[0] in BOARDS
 
 
 def _absent(meter: Meter) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import NamedTuple, Protocol
 
-from autotune.meters import BOARDS, FOREIGN_WARN, UNKNOWN_PERIOD_S, shortest_window
+from autotune.meters import FOREIGN_WARN, UNKNOWN_PERIOD_S, of_board, shortest_window
 from autotune.records.hardware import Leaf
 from autotune.records.measurement import Domain, EnergySource, EnergyWindow
 
@@ -128,14 +128,16 @@ class PowerProbe:
     def _record(self, name: str, windows: Sequence[EnergyWindow]) -> None:
         if self._meter is None:
             return
-        chosen = [[d for d in w.domains if not _board(d.name)] for w in windows]
+        chosen = [[d for d in w.domains if not of_board(d.name)] for w in windows]
         self.figures[name] = self._leaf(name, windows, chosen, of_boards=False)
 
     def _record_board(self, index: int, name: str, windows: Sequence[EnergyWindow]) -> None:
         if self._meter is None:
             return
-        wanted = [f"{maker}:gpu{index}" for maker in BOARDS]
-        chosen = [[d for d in w.domains if d.name in wanted] for w in windows]
+        chosen = [
+            [d for d in w.domains if of_board(d.name) and d.name.endswith(f":gpu{index}")]
+            for w in windows
+        ]
         full = f"{name} of GPU {index}"
         leaf = self._leaf(full, windows, chosen, of_boards=True)
         self.boards.setdefault(index, {})[name] = leaf
@@ -179,7 +181,7 @@ class PowerProbe:
             others = min(_foreign(window) for window, _ in pairs)
             return f"other work used {others:.0%} of the processor meanwhile"
         lacking = [s for s in self._sources if s.label == "unavailable"]
-        own = [s for s in lacking if _board(s.name) == of_boards]
+        own = [s for s in lacking if of_board(s.name) == of_boards]
         why = f"{own[0].name} says {own[0].reason}" if own else "nothing here measures it"
         return f"{why} (`autotune doctor` says what helps)"
 
@@ -201,10 +203,6 @@ def _foreign(window: EnergyWindow) -> float:
     """Share of the processor that others used; 0 for simulated counters."""
     real = any(d.origin != "simulated" for d in window.domains)
     return (window.foreign_load or 0.0) if real else 0.0
-
-
-def _board(name: str) -> bool:
-    return name.partition(":")[0] in BOARDS
 
 
 def _origin(domain: Domain) -> str:

@@ -11,6 +11,7 @@ from autotune.records.hardware import Profile
 from autotune.records.job import Context, Menu, Options
 from autotune.records.plan import Optimizer
 from autotune.records.task import Option, Traits
+from autotune.runtimes import compiled
 from autotune.worker.channel import Channel
 
 _FOLDERS = (("runtime", "runtimes"), ("compress", "compress"), ("parallel", "parallel"))
@@ -94,7 +95,7 @@ _IMAGES = ("Conv2d", "ConvTranspose2d")
 
 def training_steps(context: Context, traits: Traits) -> tuple[Option, ...]:
     """Options of the training step; `training.step_options` measures whether they are faster."""
-    reason = plugins.load("runtimes", "compiled").unavailable(context)
+    reason = compiled.unavailable(context)
     convolves = any(name in traits.module_types for name in _IMAGES)
     none = None if convolves else "the model has no two-dimensional convolution"
     return (

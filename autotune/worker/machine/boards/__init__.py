@@ -4,7 +4,8 @@
     apple   torch.mps, sysctl jetson nvpmodel and devfreq
 
 Each module has ``open(sources) -> Boards``, which never raises: a maker that cannot be asked
-answers `Boards.unavailable` with a reason.  A board is matched to torch's device by UUID, never
+answers `Boards.unavailable` with a reason; and ``TORCH_CUDA``: torch shows the boards as CUDA
+devices (ROCm's too).  A board is matched to torch's device by UUID, never
 by index; the UUID stays here and is stored nowhere.
 
 What this does not know: which process uses a board, and links between machines.
@@ -12,15 +13,15 @@ What this does not know: which process uses a board, and links between machines.
 
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from autotune import plugins
 from autotune.records.hardware import Gpu, Leaf
 from autotune.worker.host import linux
 
-MAKERS = ("nvidia", "amd", "intel", "apple", "jetson")
-_BY_TORCH_CUDA = ("nvidia", "amd", "jetson")
+FOLDER = "worker/machine/boards"
+MAKERS = plugins.names(FOLDER)
 # One way, after encoding: GT/s x 128/130 / 8 (generations 1 and 2: x 8/10 / 8).
 _PCIE_LANE = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}
 
@@ -43,7 +44,8 @@ class Facts(NamedTuple):
     """One accelerator as its maker's interface tells it; None where it does not.
 
     ``keys`` are what torch may call it (its UUID, bare); they are compared and forgotten.
-    ``topology`` counts the machine's other boards by how this one reaches them.
+    ``topology`` counts the machine's other boards by how this one reaches them.  ``only``: it has
+    no UUID, and there is no other.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Facts(NamedTuple):
     link_bytes_per_s: float | None = None
     pcie_bytes_per_s: float | None = None
     topology: dict[str, int] = {}
+    only: bool = False
 
 
 class Boards(Protocol):
@@ -72,35 +75,38 @@ class Boards(Protocol):
 
 def open(maker: str, sources: Sources) -> Boards:
     """The boards of one of `MAKERS`; never raises."""
-    boards: Boards = import_module(f"autotune.worker.machine.boards.{maker}").open(sources)
+    boards: Boards = plugins.load(FOLDER, maker).open(sources)
     return boards
 
 
 def of_device(uuid: str, sources: Sources | None = None) -> Facts | None:
     """What is known of torch's CUDA or ROCm device with this UUID."""
     sources, key = sources or Sources(), bare(uuid)
-    for maker in _BY_TORCH_CUDA:
-        boards = open(maker, sources)
-        if boards.unavailable() is not None:
-            continue
-        for facts in boards.found():
-            if key in facts.keys or maker == "jetson":  # a Jetson has one GPU, without a UUID
-                return facts
-    return None
+    seen = [facts for maker in MAKERS if _torch_cuda(maker) for facts in _found(maker, sources)]
+    named = (facts for facts in seen if key in facts.keys)
+    return next(named, next((facts for facts in seen if facts.only), None))
 
 
 def others(sources: Sources | None = None) -> tuple[Gpu, ...]:
     """Accelerators that torch sees through neither CUDA nor ROCm, as records."""
-    found = []
+    found: list[Facts] = []
     for maker in MAKERS:
-        if maker not in _BY_TORCH_CUDA:
-            boards = open(maker, sources or Sources())
-            found += list(boards.found()) if boards.unavailable() is None else []
+        if not _torch_cuda(maker):
+            found += _found(maker, sources or Sources())
     return tuple(
         described(Gpu(index=index, name=facts.name, memory_bytes=facts.memory_bytes), facts)
         for index, facts in enumerate(found)
         if facts.memory_bytes
     )
+
+
+def _torch_cuda(maker: str) -> bool:
+    return bool(plugins.load(FOLDER, maker).TORCH_CUDA)
+
+
+def _found(maker: str, sources: Sources) -> tuple[Facts, ...]:
+    boards = open(maker, sources)
+    return boards.found() if boards.unavailable() is None else ()
 
 
 def lacking(sources: Sources | None = None) -> dict[str, str]:

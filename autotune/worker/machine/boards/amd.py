@@ -9,6 +9,7 @@ from pathlib import Path
 from autotune.worker.host import linux
 from autotune.worker.machine.boards import Facts, Sources, _drm, bare
 
+TORCH_CUDA = True
 _VENDOR = "0x1002"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from autotune.worker.machine.boards import Facts, Sources
 
+TORCH_CUDA = False
 _NAME = ("sysctl", "-n", "machdep.cpu.brand_string")
 
 

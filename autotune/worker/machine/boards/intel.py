@@ -7,6 +7,7 @@ from typing import Any
 
 from autotune.worker.machine.boards import Facts, Sources, _drm
 
+TORCH_CUDA = False
 _VENDOR = "0x8086"
 
 

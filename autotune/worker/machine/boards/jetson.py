@@ -11,6 +11,7 @@ from pathlib import Path
 from autotune.worker.host import linux
 from autotune.worker.machine.boards import Facts, Sources
 
+TORCH_CUDA = True
 _WATTS = re.compile(r"(?<!\d)(\d+)W(?![A-Za-z])")
 
 
@@ -38,6 +39,7 @@ class Jetson:
                 power_mode=mode,
                 power_limit_w=float(watts[1]) if watts else None,
                 max_clock_hz=self._clock(),
+                only=True,
             ),
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from autotune.worker.machine.boards import Facts, Sources, bare, pcie
 
+TORCH_CUDA = True
 _LINKS = 18
 # nvmlNvlinkVersion_t -> bytes per second one way of one link: 1.0, 2.0, 2.2, 3.0, 3.1, 4.0, 5.0
 _LINK_RATE = {1: 20e9, 2: 25e9, 3: 25e9, 4: 25e9, 5: 25e9, 6: 25e9, 7: 50e9}
