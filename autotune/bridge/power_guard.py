@@ -1,10 +1,10 @@
-"""The run's side of the power guard: started once, told limits, closed with the bridge.
+"""Client of the power guard process (`worker.energy.power_guard`).
 
-    guard = Guard(file)          says what limits and clocks the boards allow, or why none
-    guard.limit(200.0, 1.2e9)    before a job that asks for it; None: as it was
-    guard.close()                its stdin closes: everything is put back
+    guard = PowerGuard(file)     reads which limits and clocks the boards allow, or why none
+    guard.limit(200.0, 1.2e9)    before a job that needs it; None restores the originals
+    guard.close()                closes its stdin: everything is restored
 
-Whatever ends this process closes the pipe, and the guard puts the limits back by itself.
+Whatever ends this process closes the pipe, and the guard then restores the limits by itself.
 """
 
 import contextlib
@@ -21,9 +21,13 @@ _PATIENCE_S = 15.0
 _COMMAND = (sys.executable, "-m", "autotune.worker.energy.power_guard")
 
 
-class Guard:
-    """A running guard.  ``range_w`` is None where ``reason`` says why, ``range_hz`` where
-    ``clock_reason`` does.
+class PowerGuard:
+    """A running guard.  ``range_w`` (watts) is None where ``reason`` says why, ``range_hz`` (hertz)
+    where ``clock_reason`` does.
+
+    Args:
+        file: where the guard saves the original limits.
+        command: starts the guard.
     """
 
     def __init__(self, file: Path, command: tuple[str, ...] = _COMMAND) -> None:
@@ -36,19 +40,17 @@ class Guard:
         assert self._process.stdout is not None
         self._lines = Lines(self._process.stdout)
         self._now: tuple[float | None, float | None] = (None, None)
-        said = self._answer()
-        self.reason: str | None = said.get("error")
-        found = said.get("range_w")
-        self.range_w = (float(found[0]), float(found[1])) if found else None
-        clocks = said.get("range_hz")
-        self.range_hz = (float(clocks[0]), float(clocks[1])) if clocks else None
-        self.clock_reason: str | None = said.get("clock_error", self.reason)
+        greeting = self._answer()
+        self.reason: str | None = greeting.get("error")
+        self.range_w = _range(greeting.get("range_w"))
+        self.range_hz = _range(greeting.get("range_hz"))
+        self.clock_reason: str | None = greeting.get("clock_error", self.reason)
 
     def limit(self, watts: float | None, hz: float | None = None) -> None:
-        """Set every board's limit and highest clock, or put them back.
+        """Set every board's power limit and highest clock; None restores the original.
 
         Raises:
-            WorkerError: a board refuses; everything has been put back.
+            WorkerError: a board refuses; everything has been restored.
         """
         if (watts, hz) == self._now:
             return
@@ -56,18 +58,18 @@ class Guard:
         try:
             self._process.stdin.write(json.dumps({"watts": watts, "hz": hz}).encode() + b"\n")
             self._process.stdin.flush()
-            said = self._answer()
+            answer = self._answer()
         except BrokenPipeError:
-            said = {"error": "the power guard has ended"}
-        if "error" in said:
+            answer = {"error": "the power guard has ended"}
+        if "error" in answer:
             self._now = (None, None)
             wanted = "as it was" if watts is None else f"to {watts:g} W"
             wanted += "" if hz is None else f" and {hz / 1e9:g} GHz"
-            raise WorkerError(f"the power limit cannot be set {wanted}: {said['error']}")
+            raise WorkerError(f"the power limit cannot be set {wanted}: {answer['error']}")
         self._now = (watts, hz)
 
     def close(self) -> None:
-        """Let it put everything back and end."""
+        """Let it restore everything and end."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
@@ -78,5 +80,9 @@ class Guard:
         line = self._lines.next_within(_PATIENCE_S)
         if line is None:
             return {"error": "the power guard does not answer"}
-        said: dict[str, Any] = json.loads(line)
-        return said
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def _range(pair: list[float] | None) -> tuple[float, float] | None:
+    return None if pair is None else (float(pair[0]), float(pair[1]))

@@ -1,4 +1,12 @@
-"""The real bridge: one worker server, one meter process, a new interpreter per measurement."""
+"""The bridge to real processes, each a ``python -m autotune.worker...`` of its own.
+
+    worker server         one a run; forks a child for each job but those below
+    measure               a new interpreter for each Measure job
+    meter process         one a run, started by the first job that measures energy
+    power guard           one a run, started by the first job that needs power limits
+
+Jobs that time something hold a lock on the machine, which other runs of the same user wait for.
+"""
 
 import contextlib
 import fcntl
@@ -9,14 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import msgspec
 
 from autotune import processes
-from autotune.bridge.power_guard import Guard
+from autotune.bridge.power_guard import PowerGuard
 from autotune.bridge.protocol import OnReport
 from autotune.errors import WorkerError
 from autotune.processes import Lines
@@ -26,12 +34,16 @@ from autotune.records.job import A, AnyResult, Job, Result
 from autotune.records.measurement import EnergySource
 from autotune.records.report import Failure
 
-# A job that times something holds the machine's lock while it runs.
 _TIMED = (jobs.Measure, jobs.Train, jobs.Throughput, jobs.Probe, jobs.Replay)
+"""Jobs that hold the machine's lock while they run."""
+_METERED = jobs.Measure | jobs.Train | jobs.Throughput | jobs.Probe
+_OUT_OF_MEMORY = 75
+"""Exit status of `worker.measure.measure`."""
 _GRACE_S = 10.0
+"""Beyond a job's time limit, for the server to kill it and answer."""
 
-# What every job needs; torch imports its compiler (1.6 s) when the first optimizer is made, and
-# when operators are first counted.
+# Modules that every job needs.  torch imports its compiler (1.6 s) when the first optimizer is
+# made, and when operators are first counted.
 _PRELOAD = (
     "torch",
     "torch._dynamo",
@@ -44,8 +56,12 @@ J = TypeVar("J", bound=Job[Any])
 
 
 def meter_arguments(device: str, root: str | None, label: str) -> tuple[str, ...]:
-    """What the meter process counts: a GPU that plans may use always, even idle; ``root`` is a
-    powercap tree that the host provides, or a simulated one, as ``label`` says.
+    """Arguments of the meter process.
+
+    Args:
+        device: the GPUs are counted unless this is ``cpu``, even where a plan leaves them idle.
+        root: a powercap tree other than this machine's, or None.
+        label: the origin of that tree: ``host`` or ``simulated``.
     """
     gpu = device != "cpu" and any(Path("/dev").glob("nvidia[0-9]*"))
     args = ("--cuda",) if gpu else ()
@@ -55,9 +71,12 @@ def meter_arguments(device: str, root: str | None, label: str) -> tuple[str, ...
 class ProcessBridge:
     """See `autotune.bridge.protocol.Bridge`.
 
-    ``root`` is the work folder that the paths in jobs are relative to.  ``meter`` are extra
-    arguments of the meter process.  ``started_s`` sets the clock (a resumed run goes on where
-    it stopped).  ``waiting`` is called with one line when another run holds the machine.
+    Args:
+        root: the work folder that the paths in jobs are relative to.
+        meter: further arguments of the meter process, see `meter_arguments`.
+        memory_bytes: limit of a job's data, or None.
+        started_s: what the clock starts at (a resumed run continues where it stopped).
+        waiting: is called with one line when another run holds the machine.
     """
 
     def __init__(
@@ -84,13 +103,13 @@ class ProcessBridge:
         self._logs = self._root / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
         self._count = 0
-        self._guard: Guard | None = None
+        self._guard: PowerGuard | None = None
         self._waited_for = ""
 
     # -- Bridge ---------------------------------------------------------------------------
 
     def run(self, job: Job[A], *, timeout_s: float, on_report: OnReport | None = None) -> Result[A]:
-        lock = self._lock() if isinstance(job, _TIMED) else contextlib.nullcontext()
+        lock = self._machine_lock() if isinstance(job, _TIMED) else contextlib.nullcontext()
         with lock:
             started = time.monotonic()
             self._count += 1
@@ -103,9 +122,9 @@ class ProcessBridge:
             elif isinstance(job, jobs.Sources):
                 result = self._sources()
             elif isinstance(job, jobs.Measure):
-                result = self._measure(self._resolved(job), timeout_s)
+                result = self._measure(self._with_meter(job), timeout_s)
             else:
-                result = self._serve(self._resolved(job), timeout_s, on_report)
+                result = self._serve(self._with_meter(job), timeout_s, on_report)
         self._now = time.monotonic() - self._epoch
         wall = time.monotonic() - started
         return msgspec.structs.replace(result, wall_s=wall, finished_s=self._now)
@@ -122,7 +141,7 @@ class ProcessBridge:
             try:
                 self._send({"preload": new})
                 self._receive(60.0)
-            except WorkerError:  # an import that ends the server: do without these
+            except WorkerError:  # one of them ends the server
                 self._preload = self._preload[: -len(new)]
                 self._stop_server()
 
@@ -141,33 +160,34 @@ class ProcessBridge:
     # -- power limits -------------------------------------------------------------------------
 
     def _power_range(self) -> Result[Any]:
-        guard = self._guarded()
-        low, high = guard.range_w or (None, None)
-        slow, fast = guard.range_hz or (None, None)
-        answer = jobs.PowerLimits(
-            low_w=low,
-            high_w=high,
-            reason=guard.reason,
-            low_hz=slow,
-            high_hz=fast,
-            clock_reason=guard.clock_reason,
+        guard = self._power_guard()
+        low_w, high_w = guard.range_w or (None, None)
+        low_hz, high_hz = guard.range_hz or (None, None)
+        return Result(
+            answer=jobs.PowerLimits(
+                low_w=low_w,
+                high_w=high_w,
+                reason=guard.reason,
+                low_hz=low_hz,
+                high_hz=high_hz,
+                clock_reason=guard.clock_reason,
+            )
         )
-        return Result(answer=answer)
 
-    def _guarded(self) -> Guard:
+    def _power_guard(self) -> PowerGuard:
         if self._guard is None:
-            self._guard = Guard(_lock_folder() / "power-limits.json")
+            self._guard = PowerGuard(_lock_folder() / "power-limits.json")
         return self._guard
 
     def _set_power(self, job: Job[Any]) -> str | None:
-        """Limit the GPUs for a job whose recipe says so, else put them back; why it cannot be."""
-        recipe = job.recipe if isinstance(job, jobs.Train | jobs.Throughput) else None
-        watts = recipe.power_limit_w if recipe is not None else None
-        clock_hz = recipe.clock_hz if recipe is not None else None
+        """Set the GPUs' limits to the recipe's, or restore them; returns why that failed, if so."""
+        watts = clock_hz = None
+        if isinstance(job, jobs.Train | jobs.Throughput):
+            watts, clock_hz = job.recipe.power_limit_w, job.recipe.clock_hz
         if watts is None and clock_hz is None and self._guard is None:
             return None
         try:
-            self._guarded().limit(watts, clock_hz)
+            self._power_guard().limit(watts, clock_hz)
         except WorkerError as error:
             return str(error)
         return None
@@ -175,7 +195,7 @@ class ProcessBridge:
     # -- the worker server ----------------------------------------------------------------
 
     def _serve(self, job: Job[Any], timeout_s: float, on_report: OnReport | None) -> Result[Any]:
-        self._ensure_server()
+        self._start_server()
         name = f"{self._count:04d}-{type(job).__name__.lower()}.log"
         message = {
             "job": json.loads(codec.encode(job)),
@@ -199,21 +219,17 @@ class ProcessBridge:
             return Result(failure=Failure(kind="crash", message=str(error)))
         return _result(message, tuple(reports))
 
-    def _ensure_server(self) -> None:
-        """Start the server, or start it again where it has died between two jobs."""
-        if self._server is not None and self._server.poll() is not None:
-            self._stop_server()
-        if self._server is None:
-            self._start_server()
-
     def _start_server(self) -> None:
+        """Start the server where there is none, or it has died between two jobs."""
+        if self._server is not None and self._server.poll() is None:
+            return
+        self._stop_server()
         with (self._logs / "server.log").open("ab") as log:
-            self._server = subprocess.Popen(
-                [sys.executable, "-m", "autotune.worker", str(self._root), *self._preload],
+            self._server = _spawn(
+                ("autotune.worker", str(self._root), *self._preload),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                start_new_session=True,
             )
         assert self._server.stdout is not None
         self._lines = Lines(self._server.stdout)
@@ -254,20 +270,15 @@ class ProcessBridge:
 
     def _measure(self, job: jobs.Measure, timeout_s: float) -> Result[Any]:
         name = f"{self._count:04d}-measure"
-        paths = [self._logs / f"{name}.{end}" for end in ("job.json", "out.json", "log")]
-        given, out, log = paths
-        given.write_bytes(codec.encode(job))
+        job_file, out, log = (
+            self._logs / f"{name}.{end}" for end in ("job.json", "out.json", "log")
+        )
+        job_file.write_bytes(codec.encode(job))
         env = dict(os.environ) | _thread_variables(job.threads)
         env.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self._root / "cache" / "inductor"))
         with log.open("wb") as sink:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "autotune.worker.measure.measure", given, self._root, out],
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=sink,
-                env=env,
-                start_new_session=True,
-            )
+            command = ("autotune.worker.measure.measure", job_file, self._root, out)
+            process = _spawn(command, stdout=sink, stderr=sink, env=env)
         try:
             ended = processes.wait(process, timeout_s)
         finally:
@@ -276,18 +287,17 @@ class ProcessBridge:
                 process.wait()
         if not ended:
             return Result(failure=_failure("hang", "no answer within its time limit", log))
-        if process.returncode == 0 and out.exists():
-            answer = codec.decode(out.read_bytes(), jobs.Measured)
-            work = answer.launch.work_s
-            given.unlink()
-            out.unlink()
-            return Result(
-                answer=answer,
-                work_s=work,
-                cpu_s=answer.launch.cpu_s,
-                peak_memory_bytes=answer.launch.peak_memory_bytes,
-            )
-        return Result(failure=_measure_failure(process.returncode, log))
+        if process.returncode != 0 or not out.exists():
+            return Result(failure=_measure_failure(process.returncode, log))
+        answer = codec.decode(out.read_bytes(), jobs.Measured)
+        job_file.unlink()
+        out.unlink()
+        return Result(
+            answer=answer,
+            work_s=answer.launch.work_s,
+            cpu_s=answer.launch.cpu_s,
+            peak_memory_bytes=answer.launch.peak_memory_bytes,
+        )
 
     def _sources(self) -> Result[Any]:
         self._start_meter()
@@ -307,37 +317,24 @@ class ProcessBridge:
     def _start_meter(self) -> None:
         if self._meter is not None and self._meter.poll() is None:
             return
-        command = [
-            sys.executable,
-            "-m",
-            "autotune.worker.energy.meter_server",
-            "--socket",
-            self._socket,
-        ]
+        command = ("autotune.worker.energy.meter_server", "--socket", self._socket)
         with (self._logs / "meter.log").open("ab") as log:
-            self._meter = subprocess.Popen(
-                [*command, *self._meter_args],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-            )
+            self._meter = _spawn((*command, *self._meter_args), stdout=subprocess.PIPE, stderr=log)
         assert self._meter.stdout is not None
         if Lines(self._meter.stdout).next_within(30.0) != b"ready":
             text = (self._logs / "meter.log").read_text(errors="replace")[-500:]
             raise WorkerError(f"the meter process did not start. {text}".strip())
 
-    def _resolved(self, job: J) -> J:
-        """A job that asks for the meter gets the socket's path."""
-        metered = jobs.Measure | jobs.Train | jobs.Throughput | jobs.Probe
-        if isinstance(job, metered) and job.meter is not None:
+    def _with_meter(self, job: J) -> J:
+        """The job; one that measures energy with the path of the meter process's socket."""
+        if isinstance(job, _METERED) and job.meter is not None:
             self._start_meter()
             return msgspec.structs.replace(job, meter=self._socket)
         return job
 
     @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Two runs never time at once on the same cores; a waiting one names the owner."""
+    def _machine_lock(self) -> Iterator[None]:
+        """Held while something is timed, so that two runs never time at once on the same cores."""
         with (_lock_folder() / "cores").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -355,8 +352,27 @@ class ProcessBridge:
             yield
 
 
+def _spawn(
+    module_and_arguments: Sequence[str | Path],
+    *,
+    stdout: int | IO[bytes],
+    stderr: IO[bytes],
+    stdin: int = subprocess.DEVNULL,
+    env: dict[str, str] | None = None,
+) -> "subprocess.Popen[bytes]":
+    """Start ``python -m`` with these arguments, in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *module_and_arguments],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        env=env,
+        start_new_session=True,
+    )
+
+
 def _lock_folder() -> Path:
-    """Where this user's runs meet, for what only one may do at once."""
+    """Folder of locks that all runs of this user share."""
     folder = Path(tempfile.gettempdir()) / f"autotune-locks-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
@@ -368,6 +384,7 @@ def _thread_variables(threads: int) -> dict[str, str]:
 
 
 def _result(message: dict[str, Any], reports: tuple[tuple[float, float], ...]) -> Result[Any]:
+    """The result that the server's ``done`` message describes."""
     fields = {k: message[k] for k in ("cpu_s", "peak_memory_bytes")}
     for name in ("answer", "failure"):
         if message.get(name) is not None:
@@ -387,7 +404,7 @@ def _measure_failure(status: int, log: Path) -> Failure:
         return _failure("killed", "the process was ended by SIGKILL", log)
     if status < 0:
         return _failure("crash", f"the process was ended by signal {-status}", log)
-    kind = "oom" if status == 75 or "out of memory" in lines[-1].lower() else "error"
+    kind = "oom" if status == _OUT_OF_MEMORY or "out of memory" in lines[-1].lower() else "error"
     return _failure(kind, lines[-1], log)
 
 

@@ -1,4 +1,4 @@
-"""The one base class of every record: frozen, keyword-only, strict, finite.
+"""The base class of every record: frozen, keyword-only, strict, finite.
 
 A record is plain data.  ``msgspec`` checks types when it decodes but not when a record is
 constructed, and writes NaN and infinity as ``null``; so every record checks here that its
@@ -29,12 +29,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def option(text: str, example: str | None = None, **how: Any) -> msgspec.Meta:
-    """What a field says of itself, in the schema and as an option of the command line.
+    """A field's description, for the schema and as an option of the command line.
 
     Args:
         text: the help.
-        example: a value that may be typed, or what the value is called.
-        how: what else `cli.options` must know: ``unit``, ``least`` and ``most`` of a number,
+        example: a value that may be typed, or the value's name.
+        how: what else `cli.options` needs: ``unit``, ``least`` and ``most`` of a number,
             ``choices`` of a text, or that it is a ``folder``.
     """
     return msgspec.Meta(description=text, extra={"example": example, **how})

@@ -1,6 +1,6 @@
-"""The limits a person gave, in SI units, and the effort they allow.
+"""The user's limits, in SI units, and the effort of the search.
 
-Each field's annotation is all that the command line needs: `cli.options` makes an option of it.
+`cli.options` makes an option of each field from its annotation.
 """
 
 from typing import Annotated, Literal
@@ -21,14 +21,14 @@ class Budget(Record, frozen=True, kw_only=True):
     """Every limit is optional.  ``latency`` is in seconds, ``energy`` in joules per sample,
     ``memory`` in bytes, ``train_*`` in seconds, joules and bytes for the final training.
 
-    ``max_drop`` is the largest fall of quality against the deploy baseline in the metric's
-    own unit; ``None`` means the default (0.01 for a rate, 1 % of the baseline's magnitude
-    for a metric of the user's own).  ``load_per_s`` is the open-loop load, in requests per
+    ``max_drop`` is the largest allowed drop of quality below the deploy baseline, in the metric's
+    own unit; ``None`` means the default (0.01 for a rate, 1 % of the baseline's magnitude for a
+    metric of the user's own).  ``load_per_s`` is the open-loop load, in requests per
     second, under which ``latency`` limits the response time.
 
-    ``target_quality`` turns the train search round: the least cost of training until that quality.
-    ``eta`` weighs energy in it (Zeus, NSDI'23): eta * energy + (1 - eta) * largest power * time;
-    0, the default, is time alone and 1 energy alone.
+    With ``target_quality`` the train search minimises the cost of training until that quality:
+    eta * energy + (1 - eta) * maximum power * time (Zeus, NSDI'23).  ``eta`` 0, the default, is
+    time alone and 1 energy alone.
     """
 
     latency: Annotated[
@@ -53,7 +53,7 @@ class Budget(Record, frozen=True, kw_only=True):
     ] = None
     min_quality: Annotated[float | None, option("Floor on quality itself.", "0.9")] = None
     max_drop: Annotated[
-        float | None, option("How far quality may fall below the baseline's.", "0.01")
+        float | None, option("Largest allowed drop of quality below the baseline's.", "0.01")
     ] = None
     accept_modelled_energy: Annotated[
         bool, option("Let a modelled energy decide (the verdict says so).")
@@ -73,7 +73,7 @@ class Budget(Record, frozen=True, kw_only=True):
     eta: Annotated[
         float | None,
         option(
-            "What energy weighs in that cost: 0 (the default) time alone, 1 energy alone.",
+            "Weight of energy in that cost: 0 (the default) time alone, 1 energy alone.",
             "0.5",
             least=0,
             most=1,
@@ -91,16 +91,16 @@ class Budget(Record, frozen=True, kw_only=True):
 
 
 class Effort(Record, frozen=True, kw_only=True):
-    """How hard to look, and where.
+    """How long to search, and where.
 
-    ``baseline`` is the folder of an earlier report whose plan races too.  ``keep_fp32`` holds
+    ``baseline`` is the folder of an earlier report whose plan is compared too.  ``keep_fp32`` holds
     patterns of modules that no quantization may touch.  ``only``/``without`` hold ``kind=name``
     or bare names, ``fix`` holds ``name=value`` of a search dimension; ``threads`` fixes the
     threads of training and serving.  ``search_only`` stops before the final training.
     ``epochs`` and ``steps`` (of the baseline's batch size, rounded up to whole epochs) are the
     length of the final training.
     ``allow_power_limit``: the GPU's power limit and highest clock may be set while it trains, and
-    are put back.
+    are restored.
     ``joint``: the recovery of a step that trains searches its own recipe, and the train search the
     model's width, where ``make_model(width=1.0)`` offers it.
     ``like`` is an earlier report's folder to start from, or ``auto``: the nearest one beside
@@ -122,14 +122,14 @@ class Effort(Record, frozen=True, kw_only=True):
     seed: Annotated[int, option("Random seed of search and training.")] = 0
     device: Annotated[str, option("Whether a GPU may be used.", choices=("auto", "cpu"))] = "auto"
     only: Annotated[tuple[str, ...], option("Search only these.", "KIND=NAME")] = ()
-    without: Annotated[tuple[str, ...], option("Leave these out.", "NAME")] = ()
-    fix: Annotated[
-        tuple[str, ...], option("Hold a search dimension at a value.", "NAME=VALUE")
-    ] = ()
+    without: Annotated[tuple[str, ...], option("Exclude these.", "NAME")] = ()
+    fix: Annotated[tuple[str, ...], option("Fix a search dimension at a value.", "NAME=VALUE")] = ()
     keep_fp32: Annotated[
         tuple[str, ...], option("Modules that no quantization may touch.", "'head.*'")
     ] = ()
-    baseline: Annotated[str | None, option("An earlier report: its plan races too.", "DIR")] = None
+    baseline: Annotated[
+        str | None, option("An earlier report: its plan is compared too.", "DIR")
+    ] = None
     threads: Annotated[int | None, option("Threads of training and serving.", least=1)] = None
     search_only: Annotated[bool, option("Stop before the final training.")] = False
     powercap_root: Annotated[
@@ -139,7 +139,8 @@ class Effort(Record, frozen=True, kw_only=True):
         ),
     ] = None
     powercap_label: Annotated[
-        Literal["host", "simulated"], option("What the --powercap-root tree is.")
+        Literal["host", "simulated"],
+        option("Origin of the --powercap-root tree: the host's counters, or a simulator's."),
     ] = "host"
     cpu_idle_w: Annotated[
         float | None,
@@ -153,7 +154,7 @@ class Effort(Record, frozen=True, kw_only=True):
     like: Annotated[
         str | None,
         option(
-            "Start from an earlier report's recipes and plans, tried anew; auto: the nearest one.",
+            "Start from an earlier report's recipes and plans, tried again; auto: the nearest one.",
             "DIR|auto",
         ),
     ] = None
@@ -161,7 +162,7 @@ class Effort(Record, frozen=True, kw_only=True):
         bool,
         option(
             "Let training lower the GPU's power limit and clocks where energy counts; both are "
-            "put back."
+            "restored."
         ),
     ] = False
     joint: Annotated[

@@ -1,4 +1,4 @@
-"""What a leaf's name says about its unit: the SI unit is the name's ending.
+"""Units of figures: the ending of a leaf's name is its SI unit.
 
 gemm_fp32_2t_flop_per_s  FLOP/s      power_limit_w  W      multiprocessors  1
 """

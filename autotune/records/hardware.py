@@ -1,11 +1,11 @@
-"""What a machine is: the hardware profile (``autotune.profile/1``).
+"""The hardware profile of a machine (``autotune.profile/1``).
 
 Every measured or looked-up number is a `Leaf`: it carries its unit, where it came
 from and its interval.  ``None`` means unknown.  Nothing here identifies a person or
 one machine: no host name, serial, UUID, PCI address, user or path.
 
-What a leaf's name says about its unit stands in `figure_units`; the strict reader of
-profile files, their hashes and fingerprints in `profiles`.
+`figure_units` has the units of leaves' names; `profiles` the strict reader of profile files, their
+hashes and fingerprints.
 """
 
 from typing import Annotated, Literal
@@ -43,7 +43,7 @@ class Cpu(Record, frozen=True, kw_only=True):
     of every ancestor (1.5 CPUs is 1.5).  ``l1d_bytes`` and ``l2_bytes`` are one core's,
     ``l3_bytes`` is one of ``l3_count`` caches.  ``performance_cores`` and
     ``efficiency_cores`` are physical cores, known only where the processor has both kinds.
-    The datasheet of a device alone knows no processor: its cores are None.
+    In the datasheet of a single device there is no processor: its cores are None.
     """
 
     vendor: str | None
@@ -72,10 +72,10 @@ class Cpu(Record, frozen=True, kw_only=True):
 
 
 class Gpu(Record, frozen=True, kw_only=True):
-    """``count`` accelerators alike; ``index`` is the first one's, torch's and not NVML's.
+    """``count`` equal accelerators; ``index`` is torch's (not NVML's) of the first one.
 
-    ``topology`` says how it reaches the machine's other ones: how many see each other over
-    the maker's links, over one PCIe switch, or only through the processor.
+    ``topology`` counts the machine's other ones by how this one reaches them: over the maker's
+    links, over one PCIe switch, or only through the processor.
     """
 
     index: Annotated[int, Meta(ge=0)]
@@ -95,11 +95,11 @@ class Profile(Record, frozen=True, kw_only=True):
     """A machine, reusable on the same machine without probing it again.
 
     ``figures`` maps a name such as ``gemm_fp32_2t_flop_per_s`` to its leaf.
-    ``fingerprint`` hashes what must agree of the hardware for the profile to fit a machine,
+    ``fingerprint`` hashes the hardware facts that must agree for the profile to fit a machine,
     ``software_fingerprint`` the versions that change what a probe measures (None in a
     datasheet).  ``references`` names the public source of facts that are no leaves, by their
-    path (``cpu``).  ``others`` are accelerators that torch sees through neither CUDA nor ROCm:
-    known, but no plan uses them.
+    path (``cpu``).  ``others`` are accelerators that torch sees through neither CUDA nor ROCm;
+    no plan uses them.
     """
 
     schema: str = "autotune.profile/1"

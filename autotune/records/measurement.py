@@ -1,4 +1,4 @@
-"""What was measured.  Missing is ``None``; a modelled number stands apart from a measured one."""
+"""Measurements.  Missing is ``None``; a modelled number is kept apart from a measured one."""
 
 from typing import Literal
 
@@ -22,8 +22,8 @@ class Domain(Record, frozen=True, kw_only=True):
 
     ``origin`` is ``local``, ``host`` (a powercap tree that the host provided to a guest)
     or ``simulated``.  ``uncertainty_j`` is the half-width caused by the counter's
-    resolution and update period.  ``reason`` says why ``energy_j`` is None.  ``note``
-    says what lowers the trust in it.
+    resolution and update period.  ``reason`` says why ``energy_j`` is None, ``note``
+    why it may be unreliable.
     """
 
     name: str
@@ -39,9 +39,9 @@ class EnergyWindow(Record, frozen=True, kw_only=True):
     """The meter process's answer for one window.  ``total_j`` is None unless every counted
     domain was read; ``label`` is the worst label among them.
 
-    ``dynamic_j`` is the total less the idle power ``idle_w`` (before and after, averaged),
+    ``dynamic_j`` is the total minus the idle energy at ``idle_w`` (the mean of before and after),
     where the window was opened with an idle baseline; it may be negative, and ``notes`` says
-    so.  ``meter_cpu_s`` is the CPU time that measuring took.
+    so.  ``meter_cpu_s`` is the CPU time of measuring itself.
     """
 
     duration_s: float
@@ -59,7 +59,7 @@ class EnergyWindow(Record, frozen=True, kw_only=True):
 
 
 class EnergySource(Record, frozen=True, kw_only=True):
-    """One source found (or not) before the run; stands in ``energy_sources``.
+    """One source that was found (or not) before the run; listed in ``energy_sources``.
 
     ``scope``: ``parts`` of a machine (processors, boards) add up; ``machine`` is all of it
     and is counted only where no part can be read; ``rails`` are shown and never counted.
@@ -89,8 +89,8 @@ class Launch(Record, frozen=True, kw_only=True):
 
     ``latency_s`` holds every timed call, none dropped.  ``window_s`` and ``cpu_s`` span the
     timed calls of the energy window, ``window_calls`` of them.  ``work_s`` is the whole time
-    that the interpreter spent after its own start-up.  ``device_memory_bytes`` is the peak of
-    PyTorch's allocator on the GPU; CUDA's own context comes on top.
+    that the interpreter spent after its start-up.  ``device_memory_bytes`` is the peak of
+    PyTorch's allocator on the GPU; CUDA's own context is not included.
 
     Under an open-loop load ``latency_s`` is the service time of each answered request,
     ``response_s`` the time since it was due, and ``timeouts`` counts those never answered.
@@ -118,7 +118,7 @@ class Scores(Record, frozen=True, kw_only=True):
     """Quality of one artifact on one part of the data.
 
     Either ``per_sample`` (the mean is ``quality``) or ``replicates``: the metric on
-    bootstrap resamples whose row indices depend on the seed alone, so that two
+    bootstrap resamples whose row indices depend on the random seed alone, so that two
     artifacts' replicates are paired.  ``balanced_accuracy`` is the mean of the classes' recalls,
     where there are classes.
     """
@@ -135,7 +135,7 @@ class Scores(Record, frozen=True, kw_only=True):
 class Verdict(Record, frozen=True, kw_only=True):
     """One budget against its samples.  Unit is SI (``s``, ``J``, ``B``, or the metric's).
 
-    The estimate may be at most ``limit``, or must be ``at_least`` that.
+    The limit is an upper one unless ``at_least``.
     """
 
     name: str
@@ -156,7 +156,7 @@ class OpTime(Record, frozen=True, kw_only=True):
     """One distinct operator of a model, timed alone with its own shapes and a cold cache.
 
     ``kind``: matmul, conv, depthwise, attention, recurrent, normal (norms, softmax, sums),
-    pointwise or move.  ``calls`` are those of one call of the model.  ``eager_s`` is one call by
+    pointwise or move.  ``calls`` counts them in one call of the model.  ``eager_s`` is one call by
     PyTorch, its dispatch included; ``packed_s`` with weights packed as compiled models have
     them; ``onnx_s`` by ONNX Runtime, without the overhead of a session's run.  ``fused``: a
     runtime that fuses does it inside the operator before it.
@@ -172,10 +172,10 @@ class OpTime(Record, frozen=True, kw_only=True):
 
 
 class OpReplay(Record, frozen=True, kw_only=True):
-    """A model's operators at one batch size and thread count, and where it was timed whole
-    (eager), ``whole_s``.  ``apart`` is the logarithm of what two passes over all of it differ by
-    (root mean square over pairs), in eager or in ONNX Runtime, the more of both: how steady the
-    machine is.  None after one pass.
+    """A model's operators at one batch size and thread count; ``whole_s`` is one eager call of the
+    whole model, where that was timed.  ``apart`` is the root mean square, over pairs of passes, of
+    the log ratio of their sums, for eager or ONNX Runtime, whichever is larger; None after one
+    pass.
     """
 
     batch_size: int

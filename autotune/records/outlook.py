@@ -1,4 +1,4 @@
-"""What is predicted for machines that one does not have (``autotune.outlook/1``).
+"""Predictions for machines that are not at hand (``autotune.outlook/1``).
 
 Nothing here is measured on the target.  An `Estimate` is a median with a 90 % interval; a
 `Judgement` says CANNOT only where a provable bound breaks the limit, and never MET.
@@ -24,7 +24,8 @@ class Estimate(Record, frozen=True, kw_only=True):
 
 
 class TrainingPlan(Record, frozen=True, kw_only=True, tag=True):
-    """How one step of ``batch_size`` samples is spread over ``dp * tp * pp`` devices.
+    """How one step of ``batch_size`` samples is distributed over ``dp * tp * pp`` devices (data,
+    tensor and pipeline parallel).
 
     Each of ``dp`` replicas takes ``micro_batches`` times ``micro_batch`` samples a step.
     ``zero`` is the ZeRO stage (arXiv 1910.02054): 1 shards the optimizer's state over dp, 2 the
@@ -43,10 +44,10 @@ class TrainingPlan(Record, frozen=True, kw_only=True, tag=True):
 
 
 class ServingPlan(Record, frozen=True, kw_only=True, tag=True):
-    """One call on ``batch_size`` samples, split over ``tp`` devices.
+    """One call on ``batch_size`` samples, tensor-parallel over ``tp`` devices.
 
-    ``runtime`` is a class: ``eager`` (one launch an operator), ``compiled`` (fused, replayed
-    as a graph) or ``engine`` (an inference engine's kernels as well).
+    ``runtime`` is a class: ``eager`` (one kernel launch per operator), ``compiled`` (fused,
+    replayed as a graph) or ``engine`` (an inference engine's kernels as well).
     """
 
     batch_size: int
@@ -56,7 +57,7 @@ class ServingPlan(Record, frozen=True, kw_only=True, tag=True):
 
 
 class Predicted(Record, frozen=True, kw_only=True):
-    """One plan and what is expected of it.
+    """One plan and its predicted figures.
 
     ``time_s`` is that of a training step, or the latency of a call.  ``memory_bytes`` is the
     peak of the fullest device and ``fits`` the probability that it stays within the device.
@@ -77,9 +78,8 @@ class Predicted(Record, frozen=True, kw_only=True):
 class Judgement(Record, frozen=True, kw_only=True):
     """A limit on one machine.
 
-    ``probability`` that the best plan keeps it; None with CANNOT, which rests on ``bound``
-    (the least that any plan needs), and where nothing could be predicted.  ``why`` is the
-    arithmetic.
+    ``probability`` is that of the best plan keeping it; None with CANNOT, which rests on ``bound``
+    (a lower bound for all plans), and where nothing could be predicted.  ``why`` is the arithmetic.
     """
 
     name: str
@@ -92,10 +92,10 @@ class Judgement(Record, frozen=True, kw_only=True):
 
 
 class MachineOutlook(Record, frozen=True, kw_only=True):
-    """One machine: its plans, best first, and what becomes of the limits.
+    """One machine: its plans, best first, and judgements of the limits.
 
-    ``why_not`` is the arithmetic where no plan fits.  ``assumed`` lists what the profile does
-    not tell and was assumed.  ``price_per_h`` is of all devices; ``cost_per_million``
+    ``why_not`` is the arithmetic where no plan fits.  ``assumed`` lists assumptions about what the
+    profile does not contain.  ``price_per_h`` is of all devices; ``cost_per_million``
     samples, in its currency, of those that the first plan uses.
     """
 
@@ -113,7 +113,7 @@ class MachineOutlook(Record, frozen=True, kw_only=True):
 
 
 class Settling(Record, frozen=True, kw_only=True):
-    """A measurement, its price, and how much it would tell.
+    """A measurement that would decide a comparison, and its price.
 
     ``decides`` is the probability that afterwards the faster machine is known with probability
     0.9 at least.
@@ -142,8 +142,8 @@ class Comparison(Record, frozen=True, kw_only=True):
 
 
 class Check(Record, frozen=True, kw_only=True):
-    """One row of a measured table: seconds measured and predicted, and the difference over what
-    was measured.  ``covered``: the interval holds what was measured.
+    """One row of a measured table: measured and predicted seconds; ``error`` is their difference
+    relative to the measured ones.  ``covered``: the interval contains the measured value.
     """
 
     row: int

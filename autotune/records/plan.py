@@ -1,4 +1,4 @@
-"""What to do: a training recipe, a deployment, and the two together as a plan file."""
+"""A training recipe, a deployment, and the two together as a plan file."""
 
 from typing import Annotated, Literal
 
@@ -32,23 +32,21 @@ class Recipe(Record, frozen=True, kw_only=True):
     """How to train.  ``batch_size`` is the global batch over all ranks; ``threads`` are per rank.
 
     ``params`` are values of the user's own ``space(trial)``, by name.  Fields that an optimizer
-    does not have are ``None``: ``momentum`` but for the rules with a heavy ball, ``beta1`` but
-    for the relatives of Adam, ``beta2`` and ``eps`` but for the adaptive ones (the formulas are
-    in docs/algorithms.md).
+    does not have are ``None``: ``momentum`` is one of momentum, nesterov, rmsprop and muon,
+    ``beta1`` of the Adam family, ``beta2`` and ``eps`` of adaptive optimizers (docs/algorithms.md).
 
     ``warmup`` is the share of the training's steps over which the learning rate rises from 0
     (one_cycle: from a 25th; 0 stands for its usual 0.3).  ``clip_norm`` is the largest norm of
     the whole gradient.  ``label_smoothing`` needs the default cross-entropy.  ``ema`` is the
-    decay a step of averaged weights, which are then what is evaluated and kept.
+    decay per step of averaged weights, which are then the ones evaluated and kept.
 
-    A batch is computed in ``accumulate`` parts whose gradients are added: less memory, and the
-    same result but for batch norm, whose statistics are each part's own.
-    ``compile``: the step's forward and backward pass run as torch.compile makes them.
-    ``recompute``: what lies within the model's blocks is computed again in the backward pass
-    instead of kept (activation checkpointing).  ``channels_last``: weights of convolutions, and so
-    what they make, lie with their channels last.
-    ``workers`` processes a rank load its batches, 0: the rank itself.  ``power_limit_w`` is the
-    GPU's while it trains (None: as it is), and ``clock_hz`` what its clock does not rise above.
+    ``accumulate`` is the number of micro-batches whose gradients are summed in a step: less memory,
+    and the same result except for batch norm, whose statistics are each micro-batch's own.
+    ``compile``: forward and backward pass are compiled by torch.compile.  ``recompute``: activation
+    checkpointing of the model's blocks.  ``channels_last``: the memory format of convolutions'
+    weights and outputs.  ``workers`` data loading processes per rank (0: the rank loads itself).
+    ``power_limit_w`` is the GPU's power limit while it trains (None: unchanged), ``clock_hz`` the
+    highest clock.
     """
 
     optimizer: Optimizer = "adam"
@@ -79,16 +77,16 @@ class Recipe(Record, frozen=True, kw_only=True):
 
     @property
     def rise(self) -> float:
-        """Share of the training's steps in which the learning rate rises."""
+        """Share of the training's steps over which the learning rate rises."""
         return self.warmup or (0.3 if self.schedule == "one_cycle" else 0.0)
 
 
 class Recovery(Record, frozen=True, kw_only=True):
-    """How a step that trains recovers: its defaults are what is done without ``--joint``.
+    """How a compression step that trains recovers quality; without ``--joint`` the defaults hold.
 
     ``lr`` is a factor of the recipe's learning rate and ``epochs`` a share of the plan's recovery
-    epochs.  ``teacher`` is what the distance to the dense model's outputs weighs beside the task's
-    own loss, ``temperature`` what both outputs are divided by before it is taken.
+    epochs.  ``teacher`` is the weight of the distillation loss (distance to the dense model's
+    outputs), 1 - ``teacher`` that of the task's own, and ``temperature`` that of the distillation.
     """
 
     lr: Annotated[float, Meta(gt=0, le=10)] = 1.0
@@ -98,7 +96,7 @@ class Recovery(Record, frozen=True, kw_only=True):
 
 
 RECOVERY = "recovery_"
-"""How the parameters of a step that belong to its recovery begin: ``recovery_lr``."""
+"""Prefix of a step's parameters that belong to its recovery: ``recovery_lr``."""
 
 
 class Step(Record, frozen=True, kw_only=True):
@@ -109,10 +107,10 @@ class Step(Record, frozen=True, kw_only=True):
 
     @property
     def recovery(self) -> Recovery:
-        """What its parameters say of the recovery.
+        """The recovery that its parameters describe.
 
         Raises:
-            msgspec.ValidationError: a value that there cannot be, or no such parameter.
+            msgspec.ValidationError: a value out of range, or no such parameter.
         """
         own = {
             n.removeprefix(RECOVERY): v for n, v in self.params.items() if n.startswith(RECOVERY)
@@ -124,8 +122,8 @@ class Deployment(Record, frozen=True, kw_only=True):
     """How to ship: compression steps in order, then a runtime under ``runtimes/`` with its own
     parameters.
 
-    ``recovery_epochs`` is the most that a step which trains may train: whole epochs, or a share
-    of one, which is one pass over that share of the rows.
+    ``recovery_epochs`` is the most that a step which trains may train: whole epochs, or a fraction
+    of one, which is one pass over that fraction of the rows.
     """
 
     compress: tuple[Step, ...] = ()
@@ -144,7 +142,7 @@ class Deployment(Record, frozen=True, kw_only=True):
 class Plan(Record, frozen=True, kw_only=True):
     """A plan file (``autotune.plan/1``): enough to replay train, compress, build and verify.
 
-    ``recipe`` is None for a model that came trained.  ``source_sha256`` is that of the
+    ``recipe`` is None for a pretrained model.  ``source_sha256`` is that of the
     user's file; ``args`` reached it as ``sys.argv[1:]``.
     """
 

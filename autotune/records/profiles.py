@@ -2,7 +2,7 @@
 
     bytes -> JSON (no NaN, no key twice) -> schema version -> every leaf -> Profile
 
-Whatever is wrong is refused with its path (``figures.gemm_fp32_1t_flop_per_s.unit``), the
+An invalid value is refused with its path (``figures.gemm_fp32_1t_flop_per_s.unit``), the
 rule and the remedy.  Hashes are sha256 over canonical JSON: keys sorted, no space, numbers
 as msgspec writes them; so neither the order of keys nor the formatting changes them.
 """
@@ -22,7 +22,7 @@ from autotune.records.figure_units import NONE, UNITS, unit_of
 from autotune.records.hardware import Cpu, Gpu, Leaf, Profile
 
 _LEAF_NAME = re.compile(r"[a-z][a-z0-9_]*")
-_AGAIN = "`autotune profile` writes a good one"
+_AGAIN = "`autotune profile` writes a valid one"
 _MEASURES = ("torch", "numpy", "onnxruntime", "openvino")
 """Packages whose version changes what a probe measures."""
 
@@ -53,12 +53,12 @@ def write(profile: Profile) -> bytes:
 
 
 def content_hash(profile: Profile) -> str:
-    """sha256 of all that the profile says."""
+    """sha256 of the profile's whole content."""
     return _sha(msgspec.to_builtins(profile))
 
 
 def hardware_fingerprint(cpu: Cpu, memory_bytes: int | None, gpus: tuple[Gpu, ...] = ()) -> str:
-    """sha256 over what must agree of the hardware for a profile to fit a machine."""
+    """sha256 over the hardware facts that must agree for a profile to fit a machine."""
     boards = [name for gpu in gpus for name in [gpu.name] * gpu.count]
     gib = None if memory_bytes is None else round(memory_bytes / 2**30)
     return _sha([cpu.model, list(cpu.isa), cpu.usable_cores, gib, boards])
@@ -77,7 +77,7 @@ def _sha(value: Any) -> str:
 
 
 def _parse(data: bytes, what: str) -> dict[str, Any]:
-    """Python's parser, since it lets NaN and a key given twice through to be named."""
+    """Python's parser, which passes NaN and repeated keys on, so that the error can name them."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -163,7 +163,7 @@ def _check_interval(path: str, leaf: Leaf, what: str) -> None:
 
 
 def _check_whole(profile: Profile, what: str) -> None:
-    """What no single field shows."""
+    """Check fields against each other."""
     cpu = profile.cpu
     if cpu.usable_cores and cpu.logical_cores and cpu.usable_cores > cpu.logical_cores:
         rule = f"is {cpu.usable_cores:g}, more than cpu.logical_cores ({cpu.logical_cores})"

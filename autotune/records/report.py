@@ -1,4 +1,4 @@
-"""The report (``autotune.report/1``): the truth of one run, from which all else is rendered."""
+"""The report (``autotune.report/1``) of one run, from which all texts are rendered."""
 
 from typing import Literal
 
@@ -11,10 +11,11 @@ from autotune.records.task import Survey
 
 
 class Failure(Record, frozen=True, kw_only=True):
-    """Why something ended badly.  ``kind``: oom, crash, hang, slow, nan, unsupported, error,
+    """Why something failed.  ``kind``: oom, crash, hang, slow, nan, unsupported, error,
     exit, killed, contract.  ``log`` holds the last lines of its output.  ``least``: by
     ``step.parameter``, the value below which no deployment of this model can be built.
-    ``never``: a form (`forms.ROAD`) that the model cannot become, or a step that it cannot have.
+    ``never``: a form (`forms.ROAD`) that the model cannot be converted to, or a step that cannot be
+    applied to it.
     """
 
     kind: str
@@ -40,12 +41,12 @@ class Quantiles(Record, frozen=True, kw_only=True):
 
 
 class TrainTrial(Record, frozen=True, kw_only=True):
-    """One recipe tried.  ``values`` are the validation losses at the ``rungs`` (epochs).
+    """A trial of one recipe.  ``values`` are the validation losses at the ``rungs`` (epochs).
 
-    ``epochs`` is the horizon of its schedule.  A ``pruned`` one was paused at its last rung.
-    ``repeats`` are a finalist's qualities with further seeds, ``quality_interval`` the 95 %
-    interval of the mean over its three or more.  With a target quality ``costs`` are, by seed,
-    those of reaching it (None: not reached).
+    ``epochs`` is the horizon of its learning-rate schedule.  A ``pruned`` one was paused at its
+    last rung.  ``repeats`` are a finalist's qualities with further random seeds,
+    ``quality_interval`` the 95 % interval of the mean over three or more seeds.  With a target
+    quality, ``costs`` are those of reaching it, by seed (None: not reached).
     """
 
     number: int
@@ -79,12 +80,13 @@ class TrainTrial(Record, frozen=True, kw_only=True):
 
 
 class DeployTrial(Record, frozen=True, kw_only=True):
-    """One deployment tried on *validation*.  ``drop`` is against the deploy baseline;
-    ``drop_upper`` is its upper bound by as many rows as *test* has, where they can certify the
-    allowed drop.
+    """A trial of one deployment on *validation*.  ``drop`` is against the deploy baseline;
+    ``drop_upper`` is its upper confidence bound with as many rows as *test* has, where those can
+    certify the allowed drop.
 
-    A ``pruned`` one was clearly worse on a part of the rows already; ``stopped`` says so.  Figures
-    are of one launch; of ``launches``, in turn with other leading plans, where it led.
+    A ``pruned`` one was clearly worse on some of the rows already; ``stopped`` says so.  Figures
+    are those of one launch; of several ``launches``, interleaved with other leading plans, where it
+    led.
     """
 
     number: int
@@ -149,10 +151,10 @@ class PlanResult(Record, frozen=True, kw_only=True):
 
 
 class Execution(Record, frozen=True, kw_only=True):
-    """What the final training and build did.  ``target_cost`` is that of reaching the target
+    """Results of the final training and build.  ``target_cost`` is that of reaching the target
     quality (seconds, or joules where energy weighs in it); None where it was not reached.
-    ``kept_epochs``: after how many the weights were the best, which are kept; None where they are
-    the last ones.
+    ``kept_epochs``: the epochs after which the weights were the best, which are kept; None where
+    those are the last ones.
     """
 
     train_s: float | None = None
@@ -180,7 +182,7 @@ class Artifact(Record, frozen=True, kw_only=True):
 
 
 class Why(Record, frozen=True, kw_only=True):
-    """The choice explained, in fields and in words."""
+    """Explanation of the choice, in fields and in words."""
 
     binding: str | None = None
     runner_up: str | None = None
@@ -193,7 +195,7 @@ class Why(Record, frozen=True, kw_only=True):
 
 
 class SearchCost(Record, frozen=True, kw_only=True):
-    """What the search itself cost."""
+    """Cost of the search itself."""
 
     wall_s: float
     by_phase_s: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""What the user brought: how to load it, and what was found in it."""
+"""The user's task: how to load it, and its properties."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -46,7 +46,7 @@ class Dynamic(Record, frozen=True, kw_only=True):
 class Dim(Record, frozen=True, kw_only=True):
     """One dimension of a search space: ``choices`` if categorical, else ``low``..``high``.
 
-    ``neutral`` is the value, in the range or beyond it, at which its step changes nothing.
+    ``neutral`` is the value, inside the range or outside, at which its step changes nothing.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Node(Record, frozen=True, kw_only=True):
 
 
 class TaskInfo(Record, frozen=True, kw_only=True):
-    """What the contract found.  Row counts are of *train*, *validation*, *test*, *calibration*.
+    """The task's properties.  Row counts are of *train*, *validation*, *test*, *calibration*.
 
     ``form`` is ``contract``, ``script`` or ``object``.  ``input_kind`` is ``tensor``,
     ``tuple`` or ``dict``.  ``per_sample`` says that quality is a mean of per-sample
@@ -85,7 +85,7 @@ class TaskInfo(Record, frozen=True, kw_only=True):
     ``smoothable``: the training loss is the default cross-entropy, whose labels can be
     smoothed.  ``weights_sha256`` is that of the checkpoint file.  ``output_bytes_per_row`` is
     the size of one row's outputs.  ``width`` is the default of ``make_model(width=1.0)``, where
-    the model offers itself narrower; None where it does not.
+    the model can be made narrower; None where it cannot.
     """
 
     name: str
@@ -126,12 +126,12 @@ class TaskInfo(Record, frozen=True, kw_only=True):
 
 
 class Transformer(Record, frozen=True, kw_only=True):
-    """The shape of a model that is a stack of like attention blocks.
+    """The shape of a model that is a stack of equal attention blocks.
 
     ``layers`` blocks take and give [batch, ``sequence``, ``hidden``].  ``block_parameters`` and
     ``block_flops_per_sample`` (forward) are of all blocks together, of which
     ``attention_flops_per_sample`` are the products of queries, keys and values.
-    ``fused_attention``: attention is PyTorch's scaled_dot_product_attention, which keeps no
+    ``fused_attention``: attention is PyTorch's scaled_dot_product_attention, which stores no
     [sequence, sequence] scores.  ``vocabulary`` is the rows of the largest embedding.
     """
 
@@ -147,14 +147,14 @@ class Transformer(Record, frozen=True, kw_only=True):
 
 
 class Floor(Record, frozen=True, kw_only=True):
-    """What no runtime can leave out of one call: work that depends on the input, reaches an
-    output, is done once and touches no padding.
+    """Work of one call that no runtime can avoid: it depends on the input, reaches an output, is
+    done once and touches no padding.
 
     ``flops`` of one sample and ``more_flops`` of each further one are by kind: ``matmul``,
     ``conv``, ``winograd`` and ``winograd_small`` (convolutions that Winograd's algorithm fits, on
     large and on small inputs), ``attention``, ``recurrent``.  ``read_bytes`` are of the
-    parameters that this work reads; ``repeated`` tells of those that a recurrence reads again, step
-    by step, each as (bytes, further times).  ``most_flops_per_byte`` is the most
+    parameters that this work reads; ``repeated`` lists those that a recurrence reads again in every
+    step, as (bytes, further times).  ``most_flops_per_byte`` is the most
     work that a sample does with a byte of some parameter; None where some work has no parameter.
     ``thin`` are the products of few rows with a parameter, a part of ``matmul``: (rows, FLOPs) of
     a sample, both growing with the batch.
@@ -174,12 +174,12 @@ class Floor(Record, frozen=True, kw_only=True):
 
 
 class Traits(Record, frozen=True, kw_only=True):
-    """What a model costs at least: parameters, FLOPs (attention counted), bytes.
+    """Properties of the model: parameters, FLOPs (attention included), bytes.
 
     ``flops_per_sample`` counts a multiply-add as two.  ``op_flops`` and ``op_calls`` are
     per operator class for one sample.  ``largest_op_bytes`` is the operand size of the
-    largest operator at batch 1.  ``floor`` is what bounds rest on; None bounds nothing.
-    ``transformer`` is there where the model is one; ``hidden_matrices`` counts the weights that
+    largest operator at batch 1.  ``floor`` is the basis of lower bounds (None: no bounds).
+    ``transformer`` is None where the model is none; ``hidden_matrices`` counts the weights that
     Muon is made for.
     """
 
@@ -203,7 +203,7 @@ class Option(Record, frozen=True, kw_only=True):
     """One legal or refused choice, and what a plug-in declares of itself.
 
     ``kind`` is ``runtime``, ``compress``, ``parallel``, ``precision``, ``optimizer`` or ``step``.
-    A refused one carries a reason that a person can act on.  ``takes`` and ``gives`` are forms
+    A refused one has a reason that says what to do.  ``takes`` and ``gives`` are forms
     (``forms.ROAD``); ``dims`` are a compressor's or runtime's own parameters.
 
     Of a compressor: those of one ``group`` exclude each other.  ``runtimes`` are those that can
@@ -280,7 +280,7 @@ class Layout(Record, frozen=True, kw_only=True):
 class Width(Record, frozen=True, kw_only=True):
     """A model of ``width`` times the full one's, untrained: seconds of one call of the dense one.
 
-    ``refused`` says why it is not searched.
+    ``refused`` is the reason why it is not searched.
     """
 
     width: float

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.bridge.power_guard import Guard
+from autotune.bridge.power_guard import PowerGuard
 from autotune.errors import WorkerError
 
 NVML = """
@@ -60,8 +60,8 @@ def nvmlDeviceResetGpuLockedClocks(handle):
 LOSER = """
 import os, signal, sys
 from pathlib import Path
-from autotune.bridge.power_guard import Guard
-guard = Guard(Path(sys.argv[1]))
+from autotune.bridge.power_guard import PowerGuard
+guard = PowerGuard(Path(sys.argv[1]))
 guard.limit(150.0, 1.2e9)
 Path(sys.argv[2]).touch()
 os.kill(os.getpid(), signal.SIGKILL)
@@ -97,7 +97,7 @@ def until(done: Callable[[], bool]) -> None:
 
 def test_limits_are_set_and_put_back(state: Path, tmp_path: Path) -> None:
     file = tmp_path / "limits.json"
-    guard = Guard(file)
+    guard = PowerGuard(file)
     assert guard.range_w == (100.0, 250.0)
     guard.limit(150.0)
     assert limit(state) == 150.0
@@ -121,7 +121,7 @@ def test_an_owner_that_is_killed_leaves_nothing_behind(state: Path, tmp_path: Pa
 
 
 def test_a_guard_that_is_ended_puts_limits_back_first(state: Path, tmp_path: Path) -> None:
-    guard = Guard(tmp_path / "limits.json")
+    guard = PowerGuard(tmp_path / "limits.json")
     guard.limit(150.0, 1.2e9)
     assert locked(state) == [210, 1200]
     guard._process.terminate()
@@ -134,12 +134,12 @@ def test_a_guard_that_is_ended_puts_limits_back_first(state: Path, tmp_path: Pat
 
 def test_what_a_killed_guard_left_is_put_back_by_the_next(state: Path, tmp_path: Path) -> None:
     file = tmp_path / "limits.json"
-    guard = Guard(file)
+    guard = PowerGuard(file)
     guard.limit(150.0, 1.2e9)
     guard._process.kill()
     guard.close()
     assert (limit(state), locked(state)) == (150.0, [210, 1200])
-    Guard(file).close()
+    PowerGuard(file).close()
     assert (limit(state), locked(state)) == (220.0, None)
     assert not list(tmp_path.glob("limits*"))
 
@@ -148,7 +148,7 @@ def test_without_permission_it_says_so_and_sets_nothing(state: Path, tmp_path: P
     state.write_text(
         json.dumps({"limit": 220_000, "allowed": False, "clocks": True, "locked": None})
     )
-    guard = Guard(tmp_path / "limits.json")
+    guard = PowerGuard(tmp_path / "limits.json")
     assert guard.range_w is None
     assert "needs the administrator" in (guard.reason or "")
     assert guard.range_hz is None
@@ -158,7 +158,7 @@ def test_without_permission_it_says_so_and_sets_nothing(state: Path, tmp_path: P
 
 
 def test_a_limit_that_a_board_refuses_is_an_error_and_undone(state: Path, tmp_path: Path) -> None:
-    guard = Guard(tmp_path / "limits.json")
+    guard = PowerGuard(tmp_path / "limits.json")
     guard.limit(150.0)
     with pytest.raises(WorkerError, match="Invalid Argument"):
         guard.limit(50.0)
@@ -167,7 +167,7 @@ def test_a_limit_that_a_board_refuses_is_an_error_and_undone(state: Path, tmp_pa
 
 
 def test_clocks_are_locked_beside_the_limit_and_set_free(state: Path, tmp_path: Path) -> None:
-    guard = Guard(tmp_path / "limits.json")
+    guard = PowerGuard(tmp_path / "limits.json")
     assert guard.range_hz == (210e6, 1980e6)
     assert locked(state) is None
     guard.limit(150.0, 1.5e9)
@@ -189,7 +189,7 @@ def test_boards_whose_clocks_cannot_be_locked_have_limits_all_the_same(
     state: Path, tmp_path: Path
 ) -> None:
     state.write_text(json.dumps(json.loads(state.read_text()) | {"clocks": False}))
-    guard = Guard(tmp_path / "limits.json")
+    guard = PowerGuard(tmp_path / "limits.json")
     assert guard.range_w == (100.0, 250.0)
     assert guard.range_hz is None
     assert "Not Supported" in (guard.clock_reason or "")
