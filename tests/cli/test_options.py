@@ -13,7 +13,7 @@ from autotune.cli import options
 from autotune.cli.main import cli, execute, run, verify
 from autotune.cli.profiles import plan
 from autotune.errors import UsageError
-from autotune.pipeline.pipeline import asked
+from autotune.pipeline.pipeline import make_request
 from autotune.records.base import option
 from autotune.records.budget import Budget, Effort, Limit
 from autotune.records.task import TaskSpec
@@ -54,7 +54,7 @@ def test_a_new_field_is_an_option_and_reaches_the_record() -> None:
 
 def test_a_new_field_given_in_python_reaches_the_request_of_the_run() -> None:
     wider = Wider(first_load_s=0.3)
-    request = asked(TaskSpec(kind="file", path="model.py"), wider, Effort())
+    request = make_request(TaskSpec(kind="file", path="model.py"), wider, Effort())
     assert request.budget is wider
 
 
