@@ -165,7 +165,7 @@ def test_what_the_quality_guard_rejects_is_named_once_a_kind_with_the_drop() -> 
     said = " ".join(lines)
     assert "int8 static level=2, eager, 1 thread, batch 1, though 4.00x as fast" in said
     assert "quality 0.5, a drop of 0.4 of the 0.01 allowed" in said
-    assert "a drop of 0 of the 0.01 allowed, which these rows cannot tell from one of 0.02" in said
+    assert "a drop of 0 of the 0.01 allowed, whose upper bound on these rows is 0.02" in said
     assert "int4" not in said  # a level of it kept the limit
     assert "level=1," not in said
     assert sum(line.startswith("quality: ") for line in why.refused) == 2
