@@ -1,6 +1,6 @@
-"""Regression: how far diabetes has gone after a year, from ten measurements of 442 patients.
+"""Regression: progression of diabetes after a year, from ten measurements of 442 patients.
 
-Shows `quality`, one number over a whole set: here the share of variance explained (R squared).
+Shows `quality`, one number over a whole data set: here the share of variance explained (R squared).
 Without a per-sample `score`, autotune compares plans by a paired bootstrap.
 
     autotune run examples/diabetes.py --max-drop 0.02 --time 3min

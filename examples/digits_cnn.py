@@ -1,7 +1,7 @@
 """Classification: a small CNN on scikit-learn's handwritten digits (1,797 images of 8x8).
 
-Shows the least that autotune needs: a model, training data and evaluation data.  Half of the
-rows train, half evaluate; classes are kept in proportion.
+Shows the usual three functions: a model, training data and evaluation data.  Half of the rows are
+for training, half for evaluation, stratified by class.
 
     autotune run examples/digits_cnn.py --goal latency --latency 0.6x --max-drop 0.02
 """

@@ -1,7 +1,7 @@
 """Classification with the least code: a model and training data, nothing else.
 
-No `eval_data`, so autotune holds a fifth of the rows back (and says what that can hide).
-`recipe` is what one trains with today: it takes part in every race.
+There is no `eval_data`, so autotune holds out a fifth of the rows (and warns of leakage).
+`recipe` is the recipe in use: it is always tried, and is the baseline.
 
     autotune run examples/digits_mlp.py --time 3min
 """

@@ -3,10 +3,9 @@
     python examples/linear_regression_numpy.py    three solutions, side by side
     autotune run examples/linear_regression_numpy.py --time 2min
 
-The textbook listing, corrected in four places: the bias is learned and not forgotten, the
-gradient is divided by the number of rows (so that the step does not grow with the data), the
-features are standardised by the training rows alone, and the loop ends when the gradient is
-small and not after a count that happened to do.
+The textbook listing with four corrections: the bias is learned, the gradient is divided by the
+number of rows (so that the step does not grow with the data), features are standardised with the
+training rows alone, and the loop ends when the gradient is small, not after a fixed count.
 """
 
 import numpy as np

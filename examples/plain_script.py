@@ -1,9 +1,9 @@
-"""A plain PyTorch training script.  It knows nothing of autotune and runs as it stands:
+"""A plain PyTorch training script, which also runs without autotune.
 
     python examples/plain_script.py
     autotune run examples/plain_script.py --time 3min
 
-autotune reads `model`, `criterion`, `X` and `y`, and stops there: the loop below is not run.
+autotune executes it until `model`, `criterion`, `X` and `y` are defined; the loop below is not run.
 """
 
 import torch

