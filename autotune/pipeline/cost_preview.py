@@ -27,7 +27,7 @@ from autotune.records.base import Record
 from autotune.records.hardware import Leaf
 from autotune.records.measurement import Interval
 from autotune.records.plan import Recipe
-from autotune.training import final, lengths, parallelism, search_space, throughput_stage
+from autotune.training import final, lengths, search_space, throughput_stage
 
 _USUAL_TRIAL_S = 2.5  # of a small model: build, launch, warm-up
 _LEAST_LAUNCH_S = 1.5
@@ -98,7 +98,7 @@ def measured(run: RunContext) -> CostPreview:
     surveyed_s, recipe_s = run.bridge.now(), 0.0
     if not run.survey.task.pretrained:
         run = throughput_stage.measure(run, HARDWARE_SHARE * TRAIN_SHARE * run.effort.time_s)
-        epochs, _ = parallelism.usual_lengths(run)
+        epochs, _ = lengths.usual(run)
         evaluation_s, epoch_s = final.one_epoch(run)
         training_s = epochs * epoch_s + evaluation_s
         recipe_s = _recipe_s(run, epoch_s, evaluation_s)
@@ -127,7 +127,7 @@ def say(run: RunContext, epochs: int | float) -> None:
     """What the run is going to cost, said before it is spent; the deploy search's part is a
     guess until its first trial.
     """
-    epoch_s = parallelism.one_epoch_s(run) or 0.0
+    epoch_s = lengths.one_epoch_s(run) or 0.0
     trial_s = _USUAL_TRIAL_S + run.evaluation_s
     costs = Costs(
         spent_s=run.bridge.now(),
@@ -150,12 +150,12 @@ def say(run: RunContext, epochs: int | float) -> None:
 
 def _rungs(run: RunContext) -> int:
     """At how many shares of a trial halving decides."""
-    return len(lengths.shares_of(run, parallelism.usual_lengths(run)[1]))
+    return len(lengths.shares_of(run, lengths.usual(run)[1]))
 
 
 def _recipe_s(run: RunContext, epoch_s: float, evaluation_s: float) -> float:
     """Seconds of a trial that nothing cuts short: its epochs, and an evaluation at each look."""
-    _, reach = parallelism.usual_lengths(run)
+    _, reach = lengths.usual(run)
     rungs = tuple(share * reach for share in lengths.shares_of(run, reach))
     return reach * epoch_s + len(lengths.looks(run, rungs)) * evaluation_s
 
@@ -233,7 +233,7 @@ def round_up(seconds: float) -> str:
 
 def step_cost(run: RunContext, epochs: float) -> StepCost | None:
     """A step of a training of so many epochs; None where no layout could be measured."""
-    epoch_s, rows = parallelism.one_epoch_s(run), run.survey.task.train_rows
+    epoch_s, rows = lengths.one_epoch_s(run), run.survey.task.train_rows
     if epoch_s is None or not epochs:
         return None
     recipe = search_space.on_fastest_layout(run, search_space.baseline(run.survey))

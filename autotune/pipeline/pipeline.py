@@ -38,6 +38,7 @@ from autotune.report import text as report_text
 from autotune.search.warm_start import WarmStart
 from autotune.training import (
     final,
+    lengths,
     parallelism,
     search_space,
     step_options,
@@ -200,11 +201,11 @@ def _train_search(state: RunState, earlier: tuple[WarmStart, ...], budget_s: flo
     widths = width.measure(run, run.bridge.now() + _WIDTHS_SHARE * budget_s, DenseCall(run))
     run = run.with_survey(widths=widths)
     run.timed("hardware", began)
-    state.epochs, reach = parallelism.usual_lengths(run)
+    state.epochs, reach = lengths.usual(run)
     run = state.run = run.with_survey(options=step_options.judged(run, reach))
     searching = run.bridge.now()
     cost_preview.say(run, state.epochs)
-    training = TrainState(run, state.epochs, reach, parallelism.timed(run))
+    training = TrainState(run, state.epochs, reach, lengths.timed(run))
     state.training = training
     first = earlier_reports.choose(run, earlier, "recipes")
     training_search.search(training, began + budget_s, first)

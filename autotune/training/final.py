@@ -11,7 +11,7 @@ from autotune.context import RunContext, answer_of, ask, first_epoch
 from autotune.records import job as jobs
 from autotune.records.plan import Recipe
 from autotune.records.report import Execution, TrainTrial
-from autotune.training import lengths, parallelism, search_space, target_quality
+from autotune.training import lengths, search_space, target_quality
 from autotune.training import trial as training_trial
 from autotune.training.search import fitting
 from autotune.training.trial import TrainState
@@ -36,7 +36,7 @@ def expected_s(run: RunContext, epochs: float, trial: TrainTrial | None) -> floa
     if trial is not None and trial.rungs and trial.train_s:
         ahead = epochs - (trial.rungs[-1] if trial.epochs == epochs else 0.0)
         return ahead * trial.train_s / trial.rungs[-1]
-    return epochs * (parallelism.one_epoch_s(run) or 0.0)
+    return epochs * (lengths.one_epoch_s(run) or 0.0)
 
 
 def last(

@@ -17,7 +17,7 @@ import msgspec
 from autotune import units
 from autotune.context import RunContext
 from autotune.records.task import Layout, Option
-from autotune.training import parallelism, search_space, throughput
+from autotune.training import lengths, parallelism, search_space, throughput
 from autotune.training.throughput import plain
 
 _MEMORY_SHARE = 0.8
@@ -86,8 +86,8 @@ def _compiled(run: RunContext, rows: tuple[Layout, ...], until_s: float) -> tupl
 
 def _trial_s(run: RunContext) -> float:
     """Seconds of a whole trial in the search, by what is measured so far."""
-    _, reach = parallelism.usual_lengths(run)
-    return reach * (parallelism.one_epoch_s(run) or 0.0)
+    _, reach = lengths.usual(run)
+    return reach * (lengths.one_epoch_s(run) or 0.0)
 
 
 def _recomputed(run: RunContext, rows: tuple[Layout, ...]) -> tuple[Layout, ...]:
@@ -151,7 +151,7 @@ def judged(run: RunContext, reach: float) -> tuple[Option, ...]:
         run: whose survey holds the measured rows.
         reach: epochs of a whole trial.
     """
-    whole_s = reach * (parallelism.one_epoch_s(run) or 0.0)
+    whole_s = reach * (lengths.one_epoch_s(run) or 0.0)
     reasons = {"compile": _compile_refused(run, whole_s), "recompute": _recompute_refused(run)}
     return refused(run.survey.options, reasons)
 

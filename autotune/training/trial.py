@@ -19,7 +19,7 @@ from autotune.hardware import bounds
 from autotune.records import job as jobs
 from autotune.records.plan import Recipe
 from autotune.records.report import TrainTrial
-from autotune.training import lengths, parallelism, target_quality, throughput, width
+from autotune.training import lengths, target_quality, throughput, width
 from autotune.training.lengths import Length
 
 SAVE_S = 1.0
@@ -74,12 +74,12 @@ class TrainState:
         a schedule recipes cannot be compared), and the final training starts anew.
         """
         whole = self.run.budget.target_quality is not None  # whose cost is that of all of it
-        return self.reach < parallelism.NEARLY * self.epochs and not whole
+        return self.reach < lengths.NEARLY * self.epochs and not whole
 
     def length(self, recipe: Recipe) -> Length:
         """How long a trial is trained; rungs lie at the same shares of each recipe's own."""
         times = self._times(recipe) if self.timed else 1.0
-        epochs, reach = (parallelism.count(self.run, times * n) for n in (self.epochs, self.reach))
+        epochs, reach = (lengths.rounded(self.run, times * n) for n in (self.epochs, self.reach))
         raw = [share * reach for share in lengths.shares_of(self.run, self.reach)]
         rungs = (*(lengths.rung(self.run, r) for r in raw[:-1]), float(reach))
         return Length(reach if self.proxies else epochs, rungs, lengths.looks(self.run, rungs))
@@ -94,12 +94,12 @@ class TrainState:
         if not self.timed:
             return self.epochs
         times = self._times(trial.recipe)
-        epoch_s, rows = parallelism.one_epoch_s(self.run), self.run.survey.task.train_rows
+        epoch_s, rows = lengths.one_epoch_s(self.run), self.run.survey.task.train_rows
         if epoch_s is not None and trial.samples_per_s:
             seen = min(max(epoch_s * trial.samples_per_s / rows, _SLOWEST), _FASTEST)
             times = math.sqrt(times * seen)  # two short looks at the same speed
         more = max(more_s / epoch_s, -self.epochs / 2) if epoch_s else 0.0
-        return parallelism.count(self.run, times * (self.epochs + more))
+        return lengths.rounded(self.run, times * (self.epochs + more))
 
     def expected_s(self, recipe: Recipe) -> float:
         """Seconds of a whole trial, by what the baseline's took; 0 before that is known."""
@@ -124,7 +124,7 @@ class TrainState:
             f"The baseline recipe learnt its rows by heart within {needed:g} of {self.reach} "
             f"epochs: the others were trained for {needed:g} (of the baseline's)."
         )
-        self.epochs = self.reach = parallelism.count(self.run, needed)
+        self.epochs = self.reach = lengths.rounded(self.run, needed)
         return True
 
     def least_rate(self, recipe: Recipe) -> float | None:
@@ -140,7 +140,7 @@ class TrainState:
     def _times(self, recipe: Recipe) -> float:
         """Epochs for one of the baseline's, in the same time."""
         run = self.run
-        epoch_s = parallelism.one_epoch_s(run)
+        epoch_s = lengths.one_epoch_s(run)
         rate = throughput.speed(run.survey.layouts, recipe)
         other = run.survey.task.own_train or recipe.params != run.survey.task.params
         if other or epoch_s is None or not rate:

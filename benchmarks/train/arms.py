@@ -85,7 +85,7 @@ def _autotune(order: Order) -> dict[str, Any]:
     from autotune.bridge.process import ProcessBridge
     from autotune.context import Silent
     from autotune.pipeline import survey as pipeline_survey
-    from autotune.training import final, parallelism, search, step_options, throughput_stage
+    from autotune.training import final, lengths, search, step_options, throughput_stage
     from autotune.training import trial as training_trial
 
     spent = order.budget_s - _left(order)
@@ -101,10 +101,10 @@ def _autotune(order: Order) -> dict[str, Any]:
             run = throughput_stage.measure(run, 0.15 * search_s)
             search_s = order.budget_s - _LAST_S - bridge.now()
             shares = (search_s / _FULL, _MOST * search_s)
-            (epochs, reach), last_s = parallelism.lengths(run, *shares, search_s), 0.0
+            (epochs, reach), last_s = lengths.planned(run, *shares, search_s), 0.0
             if reach < epochs:  # the last training takes time of its own
-                last_s = _FINAL * epochs * (parallelism.one_epoch_s(run) or 0.0)
-                reach = parallelism.reach(run, epochs, search_s - last_s)
+                last_s = _FINAL * epochs * (lengths.one_epoch_s(run) or 0.0)
+                reach = lengths.trial_epochs(run, epochs, search_s - last_s)
             run = run.with_survey(options=step_options.judged(run, reach))
             outcome = training_trial.TrainState(run, epochs, reach, timed=True)
             until_s = order.budget_s - _LAST_S - last_s

@@ -12,6 +12,7 @@ from autotune.records.plan import Recipe
 from autotune.records.report import Failure
 from autotune.records.task import Layout, Option
 from autotune.training import (
+    lengths,
     parallelism,
     search,
     search_space,
@@ -50,8 +51,8 @@ def judged(trainer: Trainer, **given: Any) -> RunContext:
     given = {"options": ALL, "train_rows": 100_000, **given}
     run = simulated.run(trainer, **given)
     run = throughput_stage.measure(run, 54.0)
-    epochs = parallelism.horizon(run, 48.0)
-    reach = parallelism.reach(run, epochs, 180.0)
+    epochs = lengths.horizon(run, 48.0)
+    reach = lengths.trial_epochs(run, epochs, 180.0)
     return run.with_survey(options=step_options.judged(run, reach))
 
 

@@ -8,7 +8,7 @@ from autotune.context import RunContext
 from autotune.pipeline import cost_preview
 from autotune.records.budget import Budget, Effort
 from autotune.records.task import Layout
-from autotune.training import parallelism
+from autotune.training import lengths
 from tests.support import made
 
 
@@ -39,14 +39,14 @@ def run(
 def test_the_horizon(
     effort: dict[str, Any], task: dict[str, Any], budget: dict[str, Any], epochs: int
 ) -> None:
-    assert parallelism.horizon(run(effort, task, budget), 48.0) == epochs
+    assert lengths.horizon(run(effort, task, budget), 48.0) == epochs
 
 
 def test_a_trial_is_trained_as_far_as_the_search_holds() -> None:
     one = run({}, {}, {})
-    assert parallelism.reach(one, 14, 180.0) == 14
-    assert parallelism.reach(one, 1000, 180.0) == 16
-    assert parallelism.reach(one, 1000, 1.0) == 1
+    assert lengths.trial_epochs(one, 14, 180.0) == 14
+    assert lengths.trial_epochs(one, 1000, 180.0) == 16
+    assert lengths.trial_epochs(one, 1000, 1.0) == 1
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_trial_is_trained_as_far_as_the_search_holds() -> None:
 def test_dear_epochs_are_counted_in_parts(
     share_s: float, task: dict[str, Any], budget: dict[str, Any], epochs: float
 ) -> None:
-    found = parallelism.horizon(
+    found = lengths.horizon(
         run({}, task, budget, rate=100.0), share_s, 3.5 * share_s
     )  # 9 s an epoch
     assert found == epochs
@@ -75,17 +75,17 @@ def test_dear_epochs_are_counted_in_parts(
 
 def test_a_trial_that_is_nearly_as_long_is_the_final_training() -> None:
     cheap = run({}, {}, {})  # 3 s an epoch
-    assert parallelism.lengths(cheap, 48.0, 96.0, 180.0) == (14, 14)
-    assert parallelism.lengths(cheap, 48.0, 96.0, 120.0) == (10, 10)
-    assert parallelism.lengths(cheap, 48.0, 96.0, 100.0) == (14, 8)
-    assert parallelism.lengths(run({"epochs": 14}, {}, {}), 48.0, 96.0, 120.0) == (14, 10)
+    assert lengths.planned(cheap, 48.0, 96.0, 180.0) == (14, 14)
+    assert lengths.planned(cheap, 48.0, 96.0, 120.0) == (10, 10)
+    assert lengths.planned(cheap, 48.0, 96.0, 100.0) == (14, 8)
+    assert lengths.planned(run({"epochs": 14}, {}, {}), 48.0, 96.0, 120.0) == (14, 10)
 
 
 def test_a_trial_is_trained_for_a_part_of_a_dear_epoch() -> None:
     one = run({}, {}, {}, rate=100.0)
-    assert parallelism.reach(one, 4.8, 18.0) == 0.533
-    assert parallelism.reach(one, 0.6, 180.0) == 0.6
-    assert parallelism.reach(run({}, {"own_loader": True}, {}, rate=100.0), 5, 18.0) == 1
+    assert lengths.trial_epochs(one, 4.8, 18.0) == 0.533
+    assert lengths.trial_epochs(one, 0.6, 180.0) == 0.6
+    assert lengths.trial_epochs(run({}, {"own_loader": True}, {}, rate=100.0), 5, 18.0) == 1
 
 
 def test_a_final_training_set_apart_takes_nothing_from_the_search() -> None:
