@@ -1,113 +1,198 @@
-"""The quality guard's error rate: how many plans *test* can bear."""
+"""The power guard on a made-up NVML: limits are restored however the run ends."""
 
-from typing import Any
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 
-import msgspec
 import pytest
 
-from autotune.deployment import metrics
-from autotune.records.budget import Budget
-from autotune.records.measurement import Scores, Verdict
-from autotune.records.plan import Deployment
-from autotune.records.report import DeployTrial
-from autotune.stats import non_inferiority
-from autotune.verification import select, verdicts
-from tests.support import made
+from autotune.bridge.power_guard import PowerGuard
+from autotune.errors import WorkerError
+
+NVML = """
+import json
+from pathlib import Path
+
+STATE = Path({state!r})
+class NVMLError(Exception):
+    pass
+def nvmlInit():
+    pass
+def nvmlDeviceGetCount():
+    return 1
+def nvmlDeviceGetHandleByIndex(index):
+    return "GPU-1"
+def nvmlDeviceGetHandleByUUID(uuid):
+    return uuid
+def nvmlDeviceGetUUID(handle):
+    return handle
+def nvmlDeviceGetPowerManagementLimitConstraints(handle):
+    return 100_000, 250_000
+def nvmlDeviceGetPowerManagementLimit(handle):
+    return json.loads(STATE.read_text())["limit"]
+def nvmlDeviceSetPowerManagementLimit(handle, limit):
+    state = json.loads(STATE.read_text())
+    if not state["allowed"] or not 100_000 <= limit <= 250_000:
+        raise NVMLError("Insufficient Permissions" if not state["allowed"] else "Invalid Argument")
+    put(state | {{"limit": limit}})
+def put(state):
+    scratch = STATE.with_suffix(".part")  # whole or not at all: the test reads along
+    scratch.write_text(json.dumps(state))
+    scratch.replace(STATE)
+def nvmlDeviceGetSupportedMemoryClocks(handle):
+    return [405, 5001]
+def nvmlDeviceGetSupportedGraphicsClocks(handle, memory):
+    return [1980, 1965, 210] if memory == 5001 else [405]
+def nvmlDeviceSetGpuLockedClocks(handle, low, high):
+    state = json.loads(STATE.read_text())
+    if not state["clocks"] or not 210 <= low <= high <= 1980:
+        raise NVMLError("Not Supported" if not state["clocks"] else "Invalid Argument")
+    put(state | {{"locked": [low, high]}})
+def nvmlDeviceResetGpuLockedClocks(handle):
+    put(json.loads(STATE.read_text()) | {{"locked": None}})
+"""
+
+LOSER = """
+import os, signal, sys
+from pathlib import Path
+from autotune.bridge.power_guard import PowerGuard
+guard = PowerGuard(Path(sys.argv[1]))
+guard.limit(150.0, 1.2e9)
+Path(sys.argv[2]).touch()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
-@pytest.mark.parametrize(
-    ("rows", "split"),
-    [
-        (600, (0.03, 0.0125, 0.0075)),
-        (450, (0.05 / 3,) * 3),  # 0.75 % certifies 1.08 %, a third of 5 % certifies 0.91 %
-        (398, (0.025, 0.025)),  # a third of the error rate certifies 1.02 %, half of it 0.93 %
-        (320, (0.05,)),
-        (100, (0.03, 0.0125, 0.0075)),  # not even one could be certified: nothing to save
-    ],
-)
-def test_no_more_finalists_than_the_rows_can_certify(rows: int, split: tuple[float, ...]) -> None:
-    run = made.run(task=made.info(test_rows=rows))
-    assert metrics.quality_alphas(run) == pytest.approx(split)
-    assert sum(metrics.quality_alphas(run)) == pytest.approx(metrics.QUALITY_ALPHA)
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The board: 220 W, and whether limits may be set; guards find it instead of a driver."""
+    path = tmp_path / "board.json"
+    path.write_text(json.dumps({"limit": 220_000, "allowed": True, "clocks": True, "locked": None}))
+    (tmp_path / "pynvml.py").write_text(NVML.format(state=str(path)))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return path
 
 
-def test_fewer_finalists_have_it_all() -> None:
-    run = made.run(task=made.info(test_rows=600))
-    assert metrics.quality_alphas(run, 2) == pytest.approx((0.035, 0.015))
-    assert metrics.quality_alphas(run, 1) == pytest.approx((0.05,))
+def limit(state: Path) -> float:
+    return float(json.loads(state.read_text())["limit"]) / 1000
 
 
-def test_a_metric_without_an_exact_test_splits_as_ever() -> None:
-    run = made.run(task=made.info(test_rows=398, binary=False, rate=False))
-    assert len(metrics.quality_alphas(run)) == metrics.FINALISTS
-    exact = made.run(budget=Budget(max_drop=0.0))
-    assert len(metrics.quality_alphas(exact)) == metrics.FINALISTS
+def locked(state: Path) -> list[int] | None:
+    found: list[int] | None = json.loads(state.read_text())["locked"]
+    return found
 
 
-@pytest.mark.parametrize("allowed", [0.02, 0.1])
-def test_what_real_scores_can_certify_is_said_once_their_spread_is_known(
-    allowed: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """500 rows rule out changes of 0.6 % of them: of scores that spread by 10, a drop of 0.06."""
-    task = made.info(test_rows=500, binary=False, rate=False, metric="mse")
-    run = made.run(task=task, budget=Budget(max_drop=allowed))
-    notes: list[str] = []
-    monkeypatch.setattr(run.listener, "note", notes.append)
-    scores = Scores(quality=-10.0, rows=100, per_sample=(-20.0, 0.0) * 50)
-    for _ in range(2):
-        run = metrics.say_certifiable(run, scores)
-    assert run.survey.certifiable_drop == pytest.approx(10 * (1 - 0.05 ** (1 / 500)))
-    text = (
-        "500 test rows: the smallest drop of mse they can certify is 0.05974. One of "
-        "0.02 would need 1497 rows: quality will be UNDECIDED; --max-drop 0.09 is wide enough."
+def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_limits_are_set_and_put_back(state: Path, tmp_path: Path) -> None:
+    file = tmp_path / "limits.json"
+    guard = PowerGuard(file)
+    assert guard.range_w == (100.0, 250.0)
+    guard.limit(150.0)
+    assert limit(state) == 150.0
+    guard.limit(125.0)
+    assert json.loads(file.read_text()) == {"GPU-1": 220_000}
+    guard.limit(None)
+    assert limit(state) == 220.0
+    guard.limit(175.0)
+    guard.close()
+    assert limit(state) == 220.0
+    assert not file.exists()
+
+
+def test_an_owner_that_is_killed_leaves_nothing_behind(state: Path, tmp_path: Path) -> None:
+    seen, file = tmp_path / "seen", tmp_path / "limits.json"
+    lost = subprocess.run([sys.executable, "-c", LOSER, str(file), str(seen)], check=False)
+    assert lost.returncode == -signal.SIGKILL
+    assert seen.exists()
+    until(lambda: limit(state) == 220.0 and not file.exists())
+    until(lambda: locked(state) is None and not list(tmp_path.glob("limits*")))
+
+
+def test_a_guard_that_is_ended_puts_limits_back_first(state: Path, tmp_path: Path) -> None:
+    guard = PowerGuard(tmp_path / "limits.json")
+    guard.limit(150.0, 1.2e9)
+    assert locked(state) == [210, 1200]
+    guard._process.terminate()
+    guard._process.wait()
+    assert (limit(state), locked(state)) == (220.0, None)
+    with pytest.raises(WorkerError, match="cannot be set to 125 W"):
+        guard.limit(125.0)
+    guard.close()
+
+
+def test_what_a_killed_guard_left_is_put_back_by_the_next(state: Path, tmp_path: Path) -> None:
+    file = tmp_path / "limits.json"
+    guard = PowerGuard(file)
+    guard.limit(150.0, 1.2e9)
+    guard._process.kill()
+    guard.close()
+    assert (limit(state), locked(state)) == (150.0, [210, 1200])
+    PowerGuard(file).close()
+    assert (limit(state), locked(state)) == (220.0, None)
+    assert not list(tmp_path.glob("limits*"))
+
+
+def test_without_permission_it_says_so_and_sets_nothing(state: Path, tmp_path: Path) -> None:
+    state.write_text(
+        json.dumps({"limit": 220_000, "allowed": False, "clocks": True, "locked": None})
     )
-    assert notes == ([text] if allowed < 0.06 else [])
+    guard = PowerGuard(tmp_path / "limits.json")
+    assert guard.range_w is None
+    assert "needs the administrator" in (guard.reason or "")
+    assert guard.range_hz is None
+    assert guard.clock_reason == guard.reason
+    guard.close()
+    assert limit(state) == 220.0
 
 
-def test_real_scores_are_judged_by_what_test_would_certify_where_it_can() -> None:
-    """Rows that differ by 0.1 either way, in the mean by nothing: 500 bound the drop at 0.009."""
-    task = made.info(test_rows=500, binary=False, rate=False)
-    run = made.run(task=task, budget=Budget(max_drop=0.05))
-    dense = Deployment(runtime="eager", threads=1, batch_size=1)
-    trial = DeployTrial(number=0, deployment=dense, state="complete")
-    theirs = (-1.0, 0.0) * 50
-    ours = tuple(x + (0.1 if i % 4 < 2 else -0.1) for i, x in enumerate(theirs))
-    base = metrics.Tried(trial, scores=Scores(quality=-0.5, rows=100, per_sample=theirs))
-    mine = metrics.Tried(trial, scores=Scores(quality=-0.5, rows=100, per_sample=ours))
-    seen: Any = metrics.constraints(run, mine, base)
-    assert seen["constraints"]["quality"] == pytest.approx(-1.0)  # by the drop: none
-    assert base.scores is not None
-    run = metrics.say_certifiable(run, base.scores)
-    found: Any = metrics.constraints(run, mine, base)
-    assert found["drop_upper"] == pytest.approx(seen["drop_upper"] * 0.2**0.5)
-    assert found["constraints"]["quality"] == pytest.approx(found["drop_upper"] / 0.05 - 1)
-    run.budget = msgspec.structs.replace(run.budget, max_drop=0.001)  # 0.0035 is the least
-    few: Any = metrics.constraints(run, mine, base)
-    assert few["constraints"]["quality"] == pytest.approx(-1.0)
+def test_a_limit_that_a_board_refuses_is_an_error_and_undone(state: Path, tmp_path: Path) -> None:
+    guard = PowerGuard(tmp_path / "limits.json")
+    guard.limit(150.0)
+    with pytest.raises(WorkerError, match="Invalid Argument"):
+        guard.limit(50.0)
+    assert limit(state) == 220.0
+    guard.close()
 
 
-def test_rows_of_real_scores() -> None:
-    rows = non_inferiority.rows_needed(0.02, spread=10.0)
-    assert rows is not None
-    least = non_inferiority.smallest_certifiable_drop(rows, spread=10.0)
-    fewer = non_inferiority.smallest_certifiable_drop(rows - 1, spread=10.0)
-    assert least is not None
-    assert fewer is not None
-    assert least <= 0.02 < fewer
-    assert non_inferiority.rows_needed(10.0, spread=10.0) == 30
-    assert non_inferiority.rows_needed(0.0, spread=10.0) is None
+def test_clocks_are_locked_beside_the_limit_and_set_free(state: Path, tmp_path: Path) -> None:
+    guard = PowerGuard(tmp_path / "limits.json")
+    assert guard.range_hz == (210e6, 1980e6)
+    assert locked(state) is None
+    guard.limit(150.0, 1.5e9)
+    assert (limit(state), locked(state)) == (150.0, [210, 1500])
+    guard.limit(150.0, None)
+    assert (limit(state), locked(state)) == (150.0, None)
+    guard.limit(None, 1.2e9)
+    assert (limit(state), locked(state)) == (220.0, [210, 1200])
+    with pytest.raises(WorkerError, match=r"to 150 W and 3 GHz: Invalid Argument"):
+        guard.limit(150.0, 3e9)
+    assert (limit(state), locked(state)) == (220.0, None)
+    guard.limit(125.0, 1.2e9)
+    guard.close()
+    assert (limit(state), locked(state)) == (220.0, None)
+    assert not list(tmp_path.glob("limits*"))
 
 
-def test_too_few_rows_say_nothing_against_a_plan() -> None:
-    """What no plan could certify counts by the drop that was seen, else by the bound."""
-    run = made.run(task=made.info(test_rows=500, binary=False, rate=False))
-    drop = Verdict(
-        name="quality", unit="mse", limit=0.02, estimate=0.01, lower=-0.1, upper=0.1,
-        confidence=0.95, samples=500, verdict="UNDECIDED", source="paired bootstrap",
-    )  # fmt: skip
-    assert select._excess(run, drop) == pytest.approx(4.0)
-    run.survey = msgspec.structs.replace(run.survey, certifiable_drop=0.06)
-    assert verdicts.too_few(run, drop)
-    assert select._excess(run, drop) == 0.0
-    seen = msgspec.structs.replace(drop, estimate=0.03)
-    assert select._excess(run, seen) == pytest.approx(0.5)
+def test_boards_whose_clocks_cannot_be_locked_have_limits_all_the_same(
+    state: Path, tmp_path: Path
+) -> None:
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"clocks": False}))
+    guard = PowerGuard(tmp_path / "limits.json")
+    assert guard.range_w == (100.0, 250.0)
+    assert guard.range_hz is None
+    assert "Not Supported" in (guard.clock_reason or "")
+    guard.limit(150.0)
+    guard.close()
+    assert limit(state) == 220.0

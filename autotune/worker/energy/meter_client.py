@@ -1,13 +1,13 @@
-"""The other end of the meter process: open a window, close it, get joules or a reason.
+"""Client of the meter process: open a window, close it, get joules or a reason.
 
     with MeterClient(path) as meter:
         token = meter.open()
         ...
         window = meter.close(token)
 
-``open(idle_s=1.0)`` waits before and after the window and so learns the idle machine's
-power: the answer then has a dynamic energy beside the total.  The windows of a client that
-goes away are forgotten by the meter process.
+``open(idle_s=1.0)`` waits before and after the window to measure the idle machine's power: the
+answer then has a dynamic energy besides the total.  The meter process drops the windows of a client
+that disconnects.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class MeterClient:
     """A connection to the meter process's socket.
 
     Raises:
-        WorkerError: here and in every method: the meter process does not answer.
+        WorkerError: the meter process does not answer (every method raises this too).
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -49,15 +49,16 @@ class MeterClient:
         self._idle: dict[int, tuple[float, EnergyWindow]] = {}
 
     def sources(self) -> tuple[EnergySource, ...]:
-        """What the meter process can read, and why not where it cannot."""
+        """The meter process's energy sources; unavailable ones have a reason."""
         return msgspec.convert(self._ask(ask="sources")["sources"], tuple[EnergySource, ...])
 
     def open(self, *, idle_s: float = 0.0, boards: bool = True) -> int:
-        """Start a window; wait for the device first if it works asynchronously.
+        """Start a window and return its token; wait for a GPU's pending work first.
 
-        ``idle_s``: so many seconds before it starts, and after it ends, are spent idle and
-        measured: `close` then tells dynamic energy too.  Without ``boards`` the energy of GPUs
-        is left out.
+        Args:
+            idle_s: seconds before and after the window that are spent idle and measured, for the
+                dynamic energy; 0 for none.
+            boards: whether the energy of GPUs is included.
         """
         before = self._rest(idle_s) if idle_s > 0 else None
         token = int(self._ask(ask="open", tree=_tree(), boards=boards)["token"])
@@ -74,7 +75,7 @@ class MeterClient:
         return _baseline.dynamic(work, before, self._rest(idle_s))
 
     def disconnect(self) -> None:
-        """Leave; windows that are still open are forgotten."""
+        """Close the connection; windows that are still open are dropped."""
         self._file.close()
         self._socket.close()
 
@@ -109,14 +110,14 @@ class MeterClient:
 
 
 def _tree() -> int:
-    """The process whose tree does the work: of several ranks their common parent."""
+    """Process id at the root of the tree that does the work: of several ranks their parent."""
     ranks = os.environ.get("WORLD_SIZE", "1")
     return os.getppid() if ranks.isdigit() and int(ranks) > 1 else os.getpid()
 
 
 @contextlib.contextmanager
 def address(path: Path) -> Iterator[str]:
-    """A Unix socket's address holds 107 bytes; a longer path goes through its folder."""
+    """A socket path of at most 107 bytes, the limit; a longer one goes through its open folder."""
     if len(os.fsencode(path)) < 100:
         yield str(path)
         return

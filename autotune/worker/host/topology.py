@@ -1,8 +1,8 @@
-"""How the processor is laid out: sockets, SMT, performance and efficiency cores, caches, clocks.
+"""Topology of the processor: sockets, SMT, performance and efficiency cores, caches, clocks.
 
-Read from /sys; every reader takes ``root`` and answers None for what is not told.
+Read from /sys; every reader takes ``root`` and returns None for what is not there.
 
-Does not know a guest's true layout where its host shows a made-up one.
+What this does not know: the true topology below a virtual machine whose host shows another one.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def sockets(root: Path = linux.ROOT) -> int | None:
 
 
 def threads_per_core(root: Path = linux.ROOT) -> int | None:
-    """The most threads that one core runs now: 1 where SMT is off."""
+    """The most hardware threads of a core: 1 where SMT is off."""
     texts = (linux.contents(cpu / "topology/thread_siblings_list") for cpu in _cpus(root))
     return max((len(linux.ranges(text)) for text in texts if text), default=0) or None
 
@@ -28,8 +28,8 @@ def threads_per_core(root: Path = linux.ROOT) -> int | None:
 def core_kinds(root: Path = linux.ROOT) -> tuple[int, int] | None:
     """Physical performance and efficiency cores; None where all are of one kind.
 
-    Intel's kernel driver has a folder for each kind; Arm's tells each core's capacity, of
-    which the highest are performance cores.
+    Intel's kernel driver has a folder for each kind; Arm's gives each core's capacity, and cores of
+    the highest one are performance cores.
     """
     fast = linux.contents(root / "sys/devices/cpu_core/cpus")
     small = linux.contents(root / "sys/devices/cpu_atom/cpus")
@@ -48,7 +48,7 @@ def core_kinds(root: Path = linux.ROOT) -> tuple[int, int] | None:
 
 
 def l3_count(root: Path = linux.ROOT) -> int | None:
-    """How many L3 caches there are, each shared by some of the processors."""
+    """Number of L3 caches, each shared by some of the processors."""
     found = set()
     for cpu in _cpus(root):
         for index in (cpu / "cache").glob("index[0-9]*"):
@@ -58,7 +58,7 @@ def l3_count(root: Path = linux.ROOT) -> int | None:
 
 
 def clocks(root: Path = linux.ROOT) -> dict[str, Leaf]:
-    """``base_clock_hz`` and ``max_clock_hz`` of the fastest core, where the driver tells them."""
+    """``base_clock_hz`` and ``max_clock_hz`` of the fastest core, where the driver reports them."""
     found = {}
     for name, file in (("base_clock_hz", "base_frequency"), ("max_clock_hz", "cpuinfo_max_freq")):
         rates = [linux.integer(cpu / "cpufreq" / file) for cpu in _cpus(root)]

@@ -4,8 +4,8 @@
             a rank a CUDA device, NCCL      -> all-reduce of 4 B (alpha) and of 256 MB (beta)
 
 A ring all-reduce of n bytes over r ranks takes 2(r-1) alpha + 2(r-1)/r n/beta; with two ranks that
-is 2 alpha + n/beta.  To be called before this process has used a thread pool or a CUDA device: a
-forked child of one that has hangs, or finds no device.
+is 2 alpha + n/beta.  Call it before this process has used a thread pool or a CUDA device: otherwise
+its forked children hang, or find no device.
 
 What this does not know: links between machines, and single pairs of more than two devices (the
 ring is as fast as its slowest link; where a switch adds up, beta is better than the link itself).
@@ -34,7 +34,7 @@ _LARGE: dict[Backend, int] = {"gloo": 1 << 20, "nccl": 1 << 26}
 _CALLS = 15
 _WARM = 3
 _PATIENCE_S: dict[Backend, float] = {"gloo": 10.0, "nccl": 30.0}
-"""NCCL looks at the whole machine before its first exchange."""
+"""NCCL inspects the whole machine before its first exchange."""
 
 
 def gloo() -> dict[str, Leaf]:
@@ -49,7 +49,7 @@ def nccl() -> dict[str, Leaf]:
     import torch
     import torch.distributed as dist
 
-    # counted by NVML: asking CUDA itself would spoil it for the forked ranks
+    # counted by NVML: initialising CUDA here would bar the forked ranks from it
     devices = torch.cuda.device_count()
     touched = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     if devices < 2 or touched or not dist.is_nccl_available():
@@ -95,7 +95,7 @@ def _fork(backend: Backend, rank: int, ranks: int, store: Path, out: Path) -> in
             scratch.replace(out)
         status = 0
     finally:
-        os._exit(status)  # whatever happened: a child never returns into its parent's code
+        os._exit(status)  # a forked child must never return into its parent's code
 
 
 def _exchange(backend: Backend, rank: int, ranks: int, store: Path) -> list[list[float]]:
@@ -129,7 +129,7 @@ def _exchange(backend: Backend, rank: int, ranks: int, store: Path) -> list[list
 
 
 def _device(backend: Backend, rank: int) -> "torch.device":
-    """Where a rank's tensors are."""
+    """The device of a rank's tensors."""
     import torch
 
     if backend == "gloo":
@@ -139,7 +139,7 @@ def _device(backend: Backend, rank: int) -> "torch.device":
 
 
 def _wait(device: "torch.device") -> None:
-    """Until the device has done what it was given; the processor has by then."""
+    """Wait for a GPU's pending work."""
     import torch
 
     if device.type == "cuda":
@@ -147,17 +147,17 @@ def _wait(device: "torch.device") -> None:
 
 
 def _ended(pids: list[int], patience_s: float) -> bool:
-    """Whether all ended well; what hangs is ended."""
+    """Whether all ended with status 0 in time; the others are killed."""
     until = time.monotonic() + patience_s
-    left, good = set(pids), True
+    left, succeeded = set(pids), True
     while left and time.monotonic() < until:
         for pid in tuple(left):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 left.discard(pid)
-                good = good and status == 0
+                succeeded = succeeded and status == 0
         time.sleep(0.01)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    return good and not left
+    return succeeded and not left

@@ -1,16 +1,17 @@
-"""Time a model's operators one by one, with their own shapes, as this machine does them.
+"""Time a model's operators one by one on this machine, with their own shapes.
 
-    tape of the model --distinct operators--> built anew, with several copies of their weights
+    tape of the model --distinct operators--> rebuilt, with several copies of their weights
                                                |-> eager: called in turn, results kept for a while
-                                               |-> packed (`packed`): what a compiled model calls
-                                               `-> ONNX Runtime (`onnx_ops`): with what it fuses
+                                               |-> packed (`onednn_ops`): what a compiled model
+                                               calls `-> ONNX Runtime (`onnx_ops`): with what it
+                                               fuses
 
 A model's weights have been pushed out of a core's own caches by all the others' weights, so each
-call takes the next of as many copies as it needs for that; its input was just written, so it is
-the same one again.  The heap keeps its pages (`heap`): first touches are no part of an operator.
+call uses the next of enough copies; its input was just written, so that is reused.  The heap keeps
+its pages (`malloc`): page faults are no part of an operator.
 
 What this does not know: which blocks of memory a whole model writes to, and frequency that falls
-under long load: one run of the whole model tells (control.estimate).
+under long load (`hardware.op_latency` corrects both by one run of the whole model).
 """
 
 import math
