@@ -1,10 +1,9 @@
 """Time a model's operators one by one on this machine, with their own shapes.
 
     tape of the model --distinct operators--> rebuilt, with several copies of their weights
-                                               |-> eager: called in turn, results kept for a while
-                                               |-> packed (`onednn_ops`): what a compiled model
-                                               calls `-> ONNX Runtime (`onnx_ops`): with what it
-                                               fuses
+                                   |-> eager: called in turn, results kept for a while
+                                   |-> packed (`onednn_ops`): what a compiled model calls
+                                   `-> ONNX Runtime (`onnx_ops`): with what it fuses
 
 A model's weights have been pushed out of a core's own caches by all the others' weights, so each
 call uses the next of enough copies; its input was just written, so that is reused.  The heap keeps
