@@ -10,13 +10,12 @@ import torch
 
 from autotune import module_locator
 from autotune.errors import ContractError
-from autotune.records.job import Build, Inspect
-from autotune.records.plan import Recipe
+from autotune.records.job import Inspect
 from autotune.records.task import TaskSpec
-from autotune.worker.build import build
 from autotune.worker.channel import NullChannel
 from autotune.worker.contract import task
 from autotune.worker.survey import inspect
+from tests.support import tasks
 
 MODEL = """
 import torch
@@ -108,19 +107,7 @@ def test_a_package_is_shipped_with_its_modules(package: Path, tmp_path: Path) ->
     spec = TaskSpec(kind="file", path=str(package / "nets" / "model.py"), params={"depth": 2})
     root = tmp_path / "work"
     inspect.run(Inspect(task=spec, pretrained=True), root, NullChannel())
-    job = Build(
-        task=spec,
-        weights="weights.safetensors",
-        compress=(),
-        runtime="eager",
-        threads=1,
-        batch_size=1,
-        seed=0,
-        recipe=Recipe(),
-        recovery_epochs=0,
-        out="out",
-    )
-    built = build.run(job, root, NullChannel())
+    built = tasks.built(root, spec)
     assert "project_of_a_user/nets/layers.py" in built.files
     assert "model.pt2" not in built.files
     for name in [n for n in sys.modules if n.partition(".")[0] == "project_of_a_user"]:

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.records.job import Build, Inspect, Score, Train
+from autotune.records.job import Inspect, Score, Train
 from autotune.records.plan import Recipe
 from autotune.records.task import TaskSpec
-from autotune.worker.build import build
 from autotune.worker.channel import NullChannel
 from autotune.worker.data import rows
 from autotune.worker.evaluation import evaluate as evaluation
 from autotune.worker.measure import outputs as measure_outputs
 from autotune.worker.survey import inspect
 from autotune.worker.training import train
+from tests.support import tasks
 
 FRAMEWORKS = Path(__file__).parent / "models" / "frameworks"
 
@@ -60,21 +60,11 @@ def test_a_model_goes_all_the_way(
     assert done.qualities[-1] > floor
     outputs = {}
     for runtime in ("eager", "onnxruntime"):
-        job = Build(
-            task=spec,
-            weights="w.st",
-            compress=(),
-            runtime=runtime,
-            threads=1,
-            batch_size=1,
-            seed=0,
-            recipe=recipe,
-            recovery_epochs=0,
-            out=f"builds/{runtime}",
+        built = tasks.built(
+            tmp_path, spec, weights="w.st", runtime=runtime, recipe=recipe, out=f"builds/{runtime}"
         )
-        built = build.run(job, tmp_path, NullChannel())
         assert "model.pt2" not in built.files
-        predict = loaded_alone(tmp_path / job.out)
+        predict = loaded_alone(tmp_path / "builds" / runtime)
         inputs = rows.load(tmp_path / "data" / "validation.npz")
         measure_outputs.record(predict, inputs, tmp_path / f"{runtime}.npz", fixed=None)
         scored = evaluation.run(
@@ -90,19 +80,7 @@ def test_a_bert_takes_every_length_that_dynamic_promises(tmp_path: Path) -> None
     pytest.importorskip("transformers")
     spec = TaskSpec(kind="file", path=str(FRAMEWORKS / "bert_pixels.py"))
     inspect.run(Inspect(task=spec, pretrained=True), tmp_path, NullChannel())
-    job = Build(
-        task=spec,
-        weights="weights.safetensors",
-        compress=(),
-        runtime="onnxruntime",
-        threads=1,
-        batch_size=1,
-        seed=0,
-        recipe=Recipe(),
-        recovery_epochs=0,
-        out="out",
-    )
-    build.run(job, tmp_path, NullChannel())
+    tasks.built(tmp_path, spec, runtime="onnxruntime")
     predict = loaded_alone(tmp_path / "out")
     for length in (16, 40, 96):
         ids = np.ones((2, length), np.int64)

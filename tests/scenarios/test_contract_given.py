@@ -14,11 +14,10 @@ import torch
 from torch import nn
 
 from autotune.errors import ContractError
-from autotune.records.job import Build, Inspect, Score, Train
+from autotune.records.job import Inspect, Score, Train
 from autotune.records.plan import Recipe
 from autotune.records.task import TaskSpec
 from autotune.stats import non_inferiority
-from autotune.worker.build import build
 from autotune.worker.channel import NullChannel
 from autotune.worker.data import rows
 from autotune.worker.evaluation import evaluate as evaluation
@@ -26,6 +25,7 @@ from autotune.worker.measure import outputs
 from autotune.worker.survey import inspect
 from autotune.worker.training import train
 from tests.scenarios.conftest import ROOT, command
+from tests.support import tasks
 
 DIGITS = """
 import torch
@@ -75,19 +75,7 @@ def trained() -> nn.Module:
 
 def built(root: Path, spec: TaskSpec, runtime: str = "eager") -> Any:
     """The artifact's ``predict``."""
-    job = Build(
-        task=spec,
-        weights="weights.safetensors",
-        compress=(),
-        runtime=runtime,
-        threads=1,
-        batch_size=1,
-        seed=0,
-        recipe=Recipe(),
-        recovery_epochs=0,
-        out="out",
-    )
-    build.run(job, root, NullChannel())
+    tasks.built(root, spec, runtime=runtime)
     names: dict[str, Any] = {"__file__": str(root / "out" / "load.py"), "__name__": "load"}
     exec((root / "out" / "load.py").read_text(), names)
     return names["load"]()

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from autotune.records.job import Inspect, Inspection, Train, Trained
+from autotune.records.job import Build, Built, Inspect, Inspection, Train, Trained
 from autotune.records.plan import Recipe
 from autotune.records.task import TaskSpec
+from autotune.worker.build import build
 from autotune.worker.channel import Channel, NullChannel
 from autotune.worker.survey import inspect
 from autotune.worker.training import train
@@ -31,6 +32,15 @@ def write(root: Path, text: str, **spec: Any) -> TaskSpec:
 def inspected(root: Path, text: str, **spec: Any) -> Inspection:
     """What the inspection of a text finds; it writes to ``root/work``."""
     return inspect.run(Inspect(task=write(root, text, **spec)), root / "work", NullChannel())
+
+
+def built(root: Path, spec: TaskSpec, **more: Any) -> Built:
+    """A build of the inspected weights without compression; ``more`` are fields of `Build`."""
+    job: dict[str, Any] = {
+        "weights": "weights.safetensors", "compress": (), "runtime": "eager", "threads": 1,
+        "batch_size": 1, "seed": 0, "recipe": Recipe(), "recovery_epochs": 0, "out": "out",
+    }  # fmt: skip
+    return build.run(Build(task=spec, **job | more), root, NullChannel())
 
 
 def trained(

@@ -29,7 +29,7 @@ from autotune.worker.data.streams import Stream
 from autotune.worker.user_file import names, run
 from autotune.worker.user_file.errors import contract_error, guard
 from autotune.worker.user_file.names import no_model
-from autotune.worker.user_file.search_space import Hook
+from autotune.worker.user_file.search_space import UserSpace
 
 ABOUT = "data/about.json"
 """What Inspect found out with the model and jobs that make none need."""
@@ -116,6 +116,20 @@ class LoadedTask:
         if part is None:
             raise ContractError(f"{self.where}: this task has no {name} data")
         return part
+
+    def training_data(self) -> Any:
+        """*train*, or *calibration* where there is none.
+
+        Raises:
+            ContractError: there is neither.
+        """
+        data = self.calibration if self.train is None else self.train
+        if data is None:
+            raise ContractError(
+                f"{self.info.name} has no training data: define train_data(), or set "
+                "pretrained = True to keep the weights as they are"
+            )
+        return data
 
     def rows(self, name: str) -> int:
         """How many rows a part has; of a stream, how many make an epoch."""
@@ -280,7 +294,7 @@ class LoadedTask:
             own_loader=self.train_loader is not None or isinstance(self.train, Stream),
             tunes=names.tunes(self._origin),
             dynamic=dynamic_shapes.read(self._origin, [(name, a.shape) for name, a in named]),
-            **Hook(self._names, self.where, self.path).fields(),
+            **UserSpace(self._names, self.where, self.path).fields(),
         )
 
     def _refuse_nested(self, inputs: Any) -> None:

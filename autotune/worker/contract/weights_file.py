@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from autotune.errors import ContractError
 from autotune.worker.user_file.errors import contract_error
 
-NESTS = (
+NESTING_KEYS = (
     "state_dict",
     "model_state_dict",
     "model",
@@ -38,11 +38,11 @@ _DEEPEST = 3
 _LISTED = 6
 
 
-class Fit(NamedTuple):
-    """A state dict under the model's own names, and what was done to get there."""
+class Stripped(NamedTuple):
+    """A state dict under the model's own names, and the prefixes removed to get there."""
 
     state: dict[str, Any]
-    stripped: tuple[str, ...]
+    prefixes: tuple[str, ...]
 
 
 def load_into(model: nn.Module, path: Path) -> tuple[str, ...]:
@@ -66,8 +66,8 @@ def load_into(model: nn.Module, path: Path) -> tuple[str, ...]:
     except (RuntimeError, TypeError) as error:
         raise contract_error(where, f"does not fit the model: {error}") from None
     notes = [f"{where}: the state dict under {nest!r} was taken"] if nest else []
-    if fit.stripped:
-        listed = ", ".join(repr(prefix) for prefix in fit.stripped)
+    if fit.prefixes:
+        listed = ", ".join(repr(prefix) for prefix in fit.prefixes)
         notes.append(f"{where}: stripped {listed} from the names of the weights")
     return tuple(notes)
 
@@ -114,7 +114,7 @@ def find(value: Any, where: str) -> tuple[dict[str, Any], str | None]:
             return dict(found), ".".join(trail) or None
         if not isinstance(found, Mapping):
             break
-        key = next((k for k in NESTS if isinstance(found.get(k), Mapping)), None)
+        key = next((k for k in NESTING_KEYS if isinstance(found.get(k), Mapping)), None)
         if key is None:
             break
         trail.append(key)
@@ -124,27 +124,27 @@ def find(value: Any, where: str) -> tuple[dict[str, Any], str | None]:
         where,
         "holds no state dict",
         found=f"the keys {keys}" if keys else f"a {type(value).__name__}",
-        missing=f"names with tensors, at the top or under one of {', '.join(NESTS[:8])}",
+        missing=f"names with tensors, at the top or under one of {', '.join(NESTING_KEYS[:8])}",
         fix='torch.save(model.state_dict(), "weights.pt")',
     )
 
 
-def strip(state: Mapping[str, Any], own: Iterable[str]) -> Fit:
+def strip(state: Mapping[str, Any], own: Iterable[str]) -> Stripped:
     """Remove prefixes as long as more names become the model's own."""
     wanted = set(own)
-    best = Fit(dict(state), ())
+    best = Stripped(dict(state), ())
     queue, seen = [best], {frozenset(state)}
     while queue:
         fit = queue.pop(0)
         if len(wanted & set(fit.state)) > len(wanted & set(best.state)):
             best = fit
-        if len(fit.stripped) >= _DEEPEST:
+        if len(fit.prefixes) >= _DEEPEST:
             continue
         for prefix in PREFIXES:
             shorter = _without(fit.state, prefix)
             if shorter is not None and frozenset(shorter) not in seen:
                 seen.add(frozenset(shorter))
-                queue.append(Fit(shorter, (*fit.stripped, prefix)))
+                queue.append(Stripped(shorter, (*fit.prefixes, prefix)))
     return best
 
 
@@ -169,7 +169,7 @@ def _is_state(value: Any) -> bool:
     return tensors > 0 and nested == 0 and 2 * tensors >= len(value)
 
 
-def _check_names(where: str, fit: Fit, own: Mapping[str, Any]) -> None:
+def _check_names(where: str, fit: Stripped, own: Mapping[str, Any]) -> None:
     loaded = {id(own[name]) for name in fit.state if name in own}  # tied weights: one is enough
     missing = [name for name in own if name not in fit.state and id(own[name]) not in loaded]
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]

@@ -12,17 +12,19 @@ operators, norms and pooling count as 0 FLOPs; their bytes are counted).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from autotune.records.task import Traits
+from autotune.worker.evaluation.evaluate import evaluating
 from autotune.worker.survey import flops as survey_flops
-from autotune.worker.survey.op_trace import still
 from autotune.worker.survey.transformer_shape import ShapeFinder, is_softmax
 from autotune.worker.training.optimizers import hidden_matrices
 
@@ -98,9 +100,9 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's i
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        inputs = _tensors((args, kwargs))
+        inputs = tensors((args, kwargs))
         held = {_place(tensor) for tensor in inputs}
-        made = [tensor for tensor in _tensors(result) if _place(tensor) not in held]
+        made = [tensor for tensor in tensors(result) if _place(tensor) not in held]
         if made or func._schema.is_mutable:
             self.calls[str(func.overloadpacket).removeprefix("aten.")] += 1
             self.output_bytes += sum(_bytes(tensor) for tensor in made)
@@ -111,7 +113,20 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's i
         return result
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+@contextmanager
+def still(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, no fused transformer layers; modes and random state are restored."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with evaluating(model), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """The tensors among the leaves of a pytree."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 

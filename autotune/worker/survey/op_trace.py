@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from autotune.worker.survey import flops as survey_flops
+from autotune.worker.survey.model_stats import still, tensors
 
 
 class Spec(NamedTuple):
@@ -85,7 +86,7 @@ def record(
 ) -> Tape:
     """Run the model once, in eval mode without gradients, and note every operator."""
     recorder = _Recorder(model)
-    given = frozenset(recorder.serial(t) for t in _tensors((args, kwargs)))
+    given = frozenset(recorder.serial(t) for t in tensors((args, kwargs)))
     with still(model), recorder.cells_of(model) as cells, recorder:
         result = model(*args, **(kwargs or {}))
     trainable = {
@@ -99,8 +100,8 @@ def record(
 
 def _output_tensors(result: Any) -> list[Tensor]:
     """Tensors of an output; a dataclass or object of tensors counts by its attributes."""
-    found = _tensors(result)
-    return found or _tensors(dict(getattr(result, "__dict__", {})))
+    found = tensors(result)
+    return found or tensors(dict(getattr(result, "__dict__", {})))
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's is untyped
@@ -154,9 +155,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        given = _tensors((args, kwargs))
+        given = tensors((args, kwargs))
         held = {t.untyped_storage()._cdata for t in given}
-        new = [t for t in _tensors(result) if t.untyped_storage()._cdata not in held]
+        new = [t for t in tensors(result) if t.untyped_storage()._cdata not in held]
         mutates = bool(func._schema.is_mutable)
         if new or mutates:
             placed, named = tree_map(self._spec, (args, kwargs))
@@ -189,28 +190,5 @@ def written(played: Played) -> tuple[Spec, ...]:
     return (*played.made, *played.operands[:1]) if played.mutates else played.made
 
 
-# -- helpers -------------------------------------------------------------------------------
-
-
 def _is_spec(leaf: Any) -> bool:
     return isinstance(leaf, Spec)
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-@contextmanager
-def still(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, no fused transformer layers; everything restored at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for module, mode in modes:
-            module.training = mode

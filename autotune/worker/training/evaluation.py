@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autotune.errors import ContractError
 from autotune.parallel import Group
 from autotune.records.measurement import EnergyWindow
 from autotune.worker.channel import Channel
 from autotune.worker.contract.task import LoadedTask
 from autotune.worker.evaluation import evaluate
+from autotune.worker.host import linux
 
 _LOSS_WEIGHT = 1e-4  # of the loss between trials of equal error rate
 # Overfitting: in so many validations one after the other the validation loss is up by this share
@@ -173,27 +173,7 @@ def seed_all(seed: int) -> None:
 
 def peak_memory_bytes() -> int:
     """The largest resident size that this process has had."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def rows_of(loaded: LoadedTask) -> Any:
-    """*train*, or *calibration* where there is none.
-
-    Raises:
-        ContractError: there is neither.
-    """
-    rows = loaded.calibration if loaded.train is None else loaded.train
-    if rows is None:
-        raise ContractError(
-            f"{loaded.info.name} has no training data: define train_data(), or set "
-            "pretrained = True to keep the weights as they are"
-        )
-    return rows
+    return linux.peak_memory_bytes() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def lay_out(model: nn.Module, form: torch.memory_format) -> None:

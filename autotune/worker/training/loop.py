@@ -33,7 +33,7 @@ from autotune.worker.training import (
 )
 from autotune.worker.training.divergence import DivergenceCheck, ThroughputCheck
 from autotune.worker.training.ema import MovingAverage
-from autotune.worker.training.evaluation import lay_out, rows_of, seed_all
+from autotune.worker.training.evaluation import lay_out, seed_all
 
 _DRY_ROWS = 4  # of a forward and backward pass that trains nothing
 NO_STEP = 1e-9  # of an epoch or a step: sums of fractions are not exact
@@ -74,7 +74,7 @@ class Loop:
             lay_out(self.model, torch.channels_last)
         self.model.train()
         share = _share(recipe, group, batch_norm=_has_batch_norm(self.model))
-        self._batches = batches_of(loaded, rows_of(loaded), share, seed)
+        self._batches = batches_of(loaded, loaded.training_data(), share, seed)
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         if not trainable:
             raise JobError("unsupported", "the model has no parameter that requires a gradient")

@@ -234,7 +234,7 @@ def _begin(
     evaluation.seed_all(seed)
     model = loaded.make_model().to(group.device)
     model.train()
-    part: Any = evaluation.rows_of(loaded)
+    part = loaded.training_data()
     data = StreamData(part, until) if isinstance(part, Stream) else Data(part, until)
     return model, data
 

@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple
 from autotune import module_locator
 from autotune.records.task import TaskSpec
 from autotune.worker.user_file.errors import contract_error, guard
-from autotune.worker.user_file.search_space import Hook
+from autotune.worker.user_file.search_space import UserSpace
 
 MODULE = "__autotune__"
 LOSSES = ("criterion", "loss_fn")
@@ -90,7 +90,7 @@ def load(spec: TaskSpec) -> Source:
         text = _importing(names) if module_locator.member(path) else data.decode()
     sha = hashlib.sha256(data).hexdigest()
     title = path.parent.name if path.stem == "__init__" else path.stem
-    params = Hook(names, where, str(path)).params(spec.params)
+    params = UserSpace(names, where, str(path)).params(spec.params)
     chosen = taken(names, params)
     if text is not None and chosen:
         text += _PARTIAL.format(params=chosen)
@@ -286,7 +286,7 @@ def _object(data: bytes, where: str, values: Mapping[str, Any]) -> Source:
     if not isinstance(names, dict):
         raise contract_error(where, "is not a pickled Task", found=type(names).__name__)
     title = str(names.get("name") or "task")
-    params = Hook(names, "Task", None).params(values)
+    params = UserSpace(names, "Task", None).params(values)
     return Source("object", title, "Task", None, dict(names), None, None, params=params)
 
 

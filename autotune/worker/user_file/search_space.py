@@ -3,8 +3,8 @@
     def space(trial):
         return {"width": trial.suggest_int("width", 16, 128, log=True)}
 
-    space(Chosen({})), once per choice --> dimensions, with the choices they depend on (Inspect)
-    space(Chosen(values))              --> what make_model(**params) and train() get   (every job)
+    Inspect:    space(FixedTrial({})), once per choice -> dimensions and the choices they depend on
+    every job:  space(FixedTrial(values)) -> what make_model(**params) and train() get
 
 Optuna itself is not used: the search has the dimensions that were found.  A dimension that only
 some choices of a categorical lead to is conditional on it; one that depends on a number (``if
@@ -28,7 +28,7 @@ WIDTH = "width"
 """The argument of ``make_model`` that makes it narrower, where its default is 1.0."""
 
 
-class Chosen:
+class FixedTrial:
     """Stands for Optuna's trial: suggests given values, else defaults; records what was asked."""
 
     def __init__(self, values: Mapping[str, Value]) -> None:
@@ -94,7 +94,7 @@ def default(dim: Dim) -> Value:
     return round(middle) if dim.kind == "int" else float(middle)
 
 
-class Hook:
+class UserSpace:
     """The user's ``space``, with the functions that get its values.
 
     Args:
@@ -199,7 +199,7 @@ class Hook:
 
     def _run(self, values: Mapping[str, Value]) -> tuple[dict[str, Dim], dict[str, Any]]:
         assert self._space is not None
-        trial = Chosen(values)
+        trial = FixedTrial(values)
         with guard(self._where, _CALL, self._path):
             made = self._space(trial)
         made = dict(trial.values) if made is None else made

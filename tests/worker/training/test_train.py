@@ -497,3 +497,24 @@ def test_channels_last_learns_the_same_and_is_saved_as_usual(tmp_path: Path) -> 
     ours, theirs = (load_file(tmp_path / f"{n}.safetensors") for n in ("last", "usual"))
     for name, value in theirs.items():
         assert torch.allclose(ours[name].float(), value.float(), atol=1e-4), name
+
+
+def test_what_torch_warns_of_is_named_once() -> None:
+    def step() -> None:
+        for _ in range(2):
+            torch.ones(3).put_(torch.tensor([0]), torch.zeros(1))
+        torch.ones(3).sum()
+
+    assert train.nondeterministic(step) == ("put_",)
+    assert train.nondeterministic(lambda: torch.ones(3) @ torch.ones(3)) == ()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_mode_is_put_back_after_an_error() -> None:
+    def step() -> None:
+        raise KeyError
+
+    try:
+        train.nondeterministic(step)
+    except KeyError:
+        assert not torch.are_deterministic_algorithms_enabled()

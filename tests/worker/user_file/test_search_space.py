@@ -9,11 +9,11 @@ import pytest
 from autotune.errors import ContractError
 from autotune.records.task import TaskSpec
 from autotune.worker.contract import task
-from autotune.worker.user_file.search_space import Hook
+from autotune.worker.user_file.search_space import UserSpace
 
 
-def hook(space: Callable[..., Any], make: Callable[..., Any], train: Any = None) -> Hook:
-    return Hook({"space": space, "make_model": make, "train": train}, "model.py", None)
+def hook(space: Callable[..., Any], make: Callable[..., Any], train: Any = None) -> UserSpace:
+    return UserSpace({"space": space, "make_model": make, "train": train}, "model.py", None)
 
 
 def nested(trial: Any) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def test_a_wrong_hook_is_told_so(space: Callable[..., Any], says: str) -> None:
 
 def test_a_space_that_is_no_function() -> None:
     with pytest.raises(ContractError, match="space must be a function"):
-        Hook({"space": 3}, "model.py", None)
+        UserSpace({"space": 3}, "model.py", None)
 
 
 def test_a_width_of_one_is_offered_and_handed_on_beside_the_rest() -> None:
