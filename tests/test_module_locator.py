@@ -113,9 +113,7 @@ def test_a_package_is_shipped_with_its_modules(package: Path, tmp_path: Path) ->
     for name in [n for n in sys.modules if n.partition(".")[0] == "project_of_a_user"]:
         del sys.modules[name]
     sys.path[:] = [p for p in sys.path if p not in (str(package.parent), str(package / "nets"))]
-    names: dict[str, Any] = {"__file__": str(root / "out" / "load.py"), "__name__": "load"}
-    exec((root / "out" / "load.py").read_text(), names)
-    predict = names["load"]()
+    predict = tasks.predict(root / "out")
     assert predict(np.ones((1, 4), np.float32)).shape == (1, 3)
 
 

@@ -17,7 +17,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from autotune.records.job import Train
 from autotune.records.plan import Optimizer, Recipe
-from autotune.records.task import TaskSpec
 from autotune.worker.channel import NullChannel
 from autotune.worker.contract import default_metrics
 from autotune.worker.contract import task as contract_task
@@ -25,6 +24,7 @@ from autotune.worker.training import lr_schedule, optimizers
 from autotune.worker.training import train as loop
 from autotune.worker.training.ema import MovingAverage
 from autotune.worker.training.evaluation import seed_all
+from tests.support import tasks
 
 STEPS = 100
 TEXT = (Path(__file__).parent.parent / "docs" / "algorithms.md").read_text()
@@ -283,8 +283,7 @@ def test_a_training_is_what_the_page_says_put_together(tmp_path: Path, schedule:
         "optimizer": "momentum", "lr": 0.5, "weight_decay": 1e-3, "batch_size": 24,
         "schedule": schedule, "warmup": 0.2, "clip_norm": 0.2, "label_smoothing": 0.1, "ema": 0.9,
     }  # fmt: skip
-    (tmp_path / "model.py").write_text(SOFTMAX)
-    spec = TaskSpec(kind="file", path=str(tmp_path / "model.py"))
+    spec = tasks.write(tmp_path, SOFTMAX)
     job = Train(task=spec, recipe=Recipe(**recipe), epochs=STEPS, seed=5, weights_out="w.st")
     done = loop.run(job, tmp_path, NullChannel())
     assert done.steps == STEPS

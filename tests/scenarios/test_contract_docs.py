@@ -7,10 +7,10 @@ import pytest
 
 from autotune.records.job import Inspect, Train
 from autotune.records.plan import Recipe
-from autotune.records.task import TaskSpec
 from autotune.worker.channel import NullChannel
 from autotune.worker.survey import inspect
 from autotune.worker.training import train
+from tests.support import tasks
 
 TEXT = (Path(__file__).parent.parent.parent / "docs" / "contract.md").read_text()
 FIRST, *BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -29,8 +29,7 @@ def first_line(block: str) -> str:
 @pytest.mark.parametrize("block", ["", *BLOCKS], ids=lambda b: first_line(b or FIRST))
 def test_an_example_works(tmp_path: Path, block: str) -> None:
     text = block if "criterion" in block else FIRST + block
-    (tmp_path / "model.py").write_text(text)
-    spec = TaskSpec(kind="file", path=str(tmp_path / "model.py"))
+    spec = tasks.write(tmp_path, text)
     info = inspect.run(Inspect(task=spec), tmp_path, NullChannel()).info
     if info.pretrained:
         return

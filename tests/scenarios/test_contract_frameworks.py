@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,13 +25,6 @@ from tests.support import tasks
 FRAMEWORKS = Path(__file__).parent / "models" / "frameworks"
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
-
-
-def loaded_alone(folder: Path) -> Any:
-    """The artifact's ``predict``, by its own loader."""
-    names: dict[str, Any] = {"__file__": str(folder / "load.py"), "__name__": "load"}
-    exec((folder / "load.py").read_text(), names)
-    return names["load"]()
 
 
 @pytest.mark.parametrize(
@@ -64,7 +56,7 @@ def test_a_model_goes_all_the_way(
             tmp_path, spec, weights="w.st", runtime=runtime, recipe=recipe, out=f"builds/{runtime}"
         )
         assert "model.pt2" not in built.files
-        predict = loaded_alone(tmp_path / "builds" / runtime)
+        predict = tasks.predict(tmp_path / "builds" / runtime)
         inputs = rows.load(tmp_path / "data" / "validation.npz")
         measure_outputs.record(predict, inputs, tmp_path / f"{runtime}.npz", fixed=None)
         scored = evaluation.run(
@@ -81,7 +73,7 @@ def test_a_bert_takes_every_length_that_dynamic_promises(tmp_path: Path) -> None
     spec = TaskSpec(kind="file", path=str(FRAMEWORKS / "bert_pixels.py"))
     inspect.run(Inspect(task=spec, pretrained=True), tmp_path, NullChannel())
     tasks.built(tmp_path, spec, runtime="onnxruntime")
-    predict = loaded_alone(tmp_path / "out")
+    predict = tasks.predict(tmp_path / "out")
     for length in (16, 40, 96):
         ids = np.ones((2, length), np.int64)
         found = predict(input_ids=ids, attention_mask=ids)

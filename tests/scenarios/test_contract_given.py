@@ -49,8 +49,7 @@ def eval_data():
 
 
 def spec_of(root: Path, text: str, **more: Any) -> TaskSpec:
-    (root / "model.py").write_text(text)
-    return TaskSpec(kind="file", path=str(root / "model.py"), **more)
+    return tasks.write(root, text, **more)
 
 
 def trained_on_digits(hidden: int = 32) -> nn.Module:
@@ -76,9 +75,7 @@ def trained() -> nn.Module:
 def built(root: Path, spec: TaskSpec, runtime: str = "eager") -> Any:
     """The artifact's ``predict``."""
     tasks.built(root, spec, runtime=runtime)
-    names: dict[str, Any] = {"__file__": str(root / "out" / "load.py"), "__name__": "load"}
-    exec((root / "out" / "load.py").read_text(), names)
-    return names["load"]()
+    return tasks.predict(root / "out")
 
 
 def scored(root: Path, spec: TaskSpec, predict: Any, part: str = "test") -> Any:

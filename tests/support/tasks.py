@@ -43,6 +43,13 @@ def built(root: Path, spec: TaskSpec, **more: Any) -> Built:
     return build.run(Build(task=spec, **job | more), root, NullChannel())
 
 
+def predict(folder: Path) -> Any:
+    """The artifact's ``predict``, by its own loader."""
+    names: dict[str, Any] = {"__file__": str(folder / "load.py"), "__name__": "load"}
+    exec((folder / "load.py").read_text(), names)
+    return names["load"]()
+
+
 def trained(
     root: Path, text: str, channel: Channel | None, recipe: dict[str, Any], **job: Any
 ) -> Trained:

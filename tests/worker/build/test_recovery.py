@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from autotune.records.plan import Recipe, Recovery
-from autotune.records.task import TaskSpec
 from autotune.worker.build import distillation_data, distillation_loss, recovery
 from autotune.worker.channel import NullChannel
 from autotune.worker.contract import task as contract_task
 from autotune.worker.training import optimizers
+from tests.support import tasks
 
 TENSOR = """
 import torch
@@ -139,8 +139,7 @@ RECIPE = Recipe(lr=0.02, batch_size=24)
 
 
 def task(root: Path, text: str) -> contract_task.LoadedTask:
-    (root / "model.py").write_text(text)
-    return contract_task.load(TaskSpec(kind="file", path=str(root / "model.py")))
+    return contract_task.load(tasks.write(root, text))
 
 
 def pair(loaded: contract_task.LoadedTask) -> tuple[nn.Module, nn.Module]:

@@ -16,6 +16,7 @@ from autotune.worker.data import rows
 from autotune.worker.data.batch_tree import AttrDict
 from autotune.worker.evaluation import evaluate as evaluation
 from autotune.worker.survey import inspect
+from tests.support import tasks
 
 SOURCE = """
 import torch
@@ -37,9 +38,7 @@ def spec(
     tmp_path: Path, data: str = "TensorDataset(torch.randn(200, 4))", **more: object
 ) -> TaskSpec:
     text = SOURCE.format(pretrained=more.get("pretrained", True), data=data)
-    path = tmp_path / "model.py"
-    path.write_text(text + str(more.get("extra", "")))
-    return TaskSpec(kind="file", path=str(path))
+    return tasks.write(tmp_path, text + str(more.get("extra", "")))
 
 
 def scored(task: TaskSpec, root: Path, noise: float) -> float:

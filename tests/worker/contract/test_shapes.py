@@ -9,10 +9,8 @@ import torch
 
 from autotune.errors import ContractError, JobError
 from autotune.forms import module
-from autotune.records.job import Build, Inspect, Score
-from autotune.records.plan import Recipe
+from autotune.records.job import Inspect, Score
 from autotune.records.task import TaskSpec
-from autotune.worker.build import build
 from autotune.worker.channel import NullChannel
 from autotune.worker.contract import task
 from autotune.worker.data import rows
@@ -20,6 +18,7 @@ from autotune.worker.evaluation import evaluate as evaluation
 from autotune.worker.evaluation.evaluate import evaluate
 from autotune.worker.measure import outputs
 from autotune.worker.survey import inspect
+from tests.support import tasks
 
 HEAD = """
 import torch
@@ -91,37 +90,21 @@ def make_model():
 
 
 def inspected(root: Path, text: str) -> Any:
-    (root / "model.py").write_text(text)
-    spec = TaskSpec(kind="file", path=str(root / "model.py"))
+    spec = tasks.write(root, text)
     return spec, inspect.run(Inspect(task=spec, pretrained=True), root, NullChannel()).info
 
 
-def shipped(root: Path, spec: TaskSpec, runtime: str, batch: int = 1) -> tuple[Any, Any]:
-    """The artifact's ``predict``, and what the build said."""
-    job = Build(
-        task=spec,
-        weights="weights.safetensors",
-        compress=(),
-        runtime=runtime,
-        threads=1,
-        batch_size=batch,
-        seed=0,
-        recipe=Recipe(),
-        recovery_epochs=0,
-        out=f"out-{runtime}",
-    )
-    built = build.run(job, root, NullChannel())
-    folder = root / job.out
-    names: dict[str, Any] = {"__file__": str(folder / "load.py"), "__name__": "load"}
-    exec((folder / "load.py").read_text(), names)
-    return names["load"](), built
+def shipped(root: Path, spec: TaskSpec, runtime: str) -> Any:
+    """The artifact's ``predict``."""
+    tasks.built(root, spec, runtime=runtime, out=f"out-{runtime}")
+    return tasks.predict(root / f"out-{runtime}")
 
 
 @pytest.mark.parametrize("runtime", ["eager", "onnxruntime"])
 @pytest.mark.parametrize("text", [STATE, SEVERAL])
 def test_what_is_shipped_answers_as_the_model_does(tmp_path: Path, text: str, runtime: str) -> None:
     spec, _ = inspected(tmp_path, text)
-    predict, _ = shipped(tmp_path, spec, runtime)
+    predict = shipped(tmp_path, spec, runtime)
     inputs = rows.load(tmp_path / "data" / "test.npz")
     outputs.record(predict, inputs, tmp_path / "o.npz", fixed=None)
     found = evaluation.run(Score(task=spec, part="test", outputs="o.npz"), tmp_path, NullChannel())
@@ -136,7 +119,7 @@ def test_what_is_shipped_answers_as_the_model_does(tmp_path: Path, text: str, ru
 def test_a_state_comes_out_and_goes_in_again(tmp_path: Path, runtime: str) -> None:
     spec, info = inspected(tmp_path, STATE)
     assert info.input_names == ("input_0", "input_1", "input_2")
-    predict, _ = shipped(tmp_path, spec, runtime)
+    predict = shipped(tmp_path, spec, runtime)
     x = np.random.default_rng(0).normal(size=(1, 8, 3)).astype(np.float32)
     zero = np.zeros((1, 1, 5), np.float32)
     loaded = task.load(spec, pretrained=True)
@@ -153,7 +136,7 @@ def test_a_state_comes_out_and_goes_in_again(tmp_path: Path, runtime: str) -> No
 def test_optional_inputs_that_are_not_given_are_not_there(tmp_path: Path) -> None:
     spec, info = inspected(tmp_path, SEVERAL)
     assert info.input_names == ("x", "mask")
-    predict, _ = shipped(tmp_path, spec, "eager")
+    predict = shipped(tmp_path, spec, "eager")
     found = predict(x=np.ones((2, 3), np.float32), mask=np.ones((2, 3), np.float32))
     assert list(found) == ["logits", "parts_0", "parts_1"]
 
@@ -162,7 +145,7 @@ def test_optional_inputs_that_are_not_given_are_not_there(tmp_path: Path) -> Non
 def test_every_promised_size_is_taken(tmp_path: Path, runtime: str) -> None:
     spec, info = inspected(tmp_path, TEXT)
     assert [(d.input, d.dim, d.low, d.high) for d in info.dynamic] == [("input", 1, 2, 12)]
-    predict, _ = shipped(tmp_path, spec, runtime)
+    predict = shipped(tmp_path, spec, runtime)
     for length in (2, 7, 12):
         assert predict(np.ones((3, length), np.int64)).shape == (3, length, 9)
 

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from autotune.parallel.single import Solo
 from autotune.records.job import Train
 from autotune.records.plan import Recipe
-from autotune.records.task import TaskSpec
 from autotune.worker.channel import NullChannel
 from autotune.worker.contract import task
 from autotune.worker.training import checkpoint
@@ -98,8 +97,7 @@ def test_unneeded_states_are_deleted(tmp_path: Path) -> None:
 
 
 def test_a_share_that_holds_no_step_trains_nothing(tmp_path: Path) -> None:
-    (tmp_path / "model.py").write_text(MODEL)
-    spec = TaskSpec(kind="file", path=str(tmp_path / "model.py"))
+    spec = tasks.write(tmp_path, MODEL)
     loop = Loop(Recipe(batch_size=8), task.load(spec), Solo("cpu", 0.0), seed=0, epochs=2)
     loop.to(1.0)
     steps = loop.steps
@@ -117,8 +115,7 @@ class OfTwo(Solo):
 
 
 def test_a_further_rank_keeps_its_own_random_numbers(tmp_path: Path) -> None:
-    (tmp_path / "model.py").write_text(MODEL)
-    spec = TaskSpec(kind="file", path=str(tmp_path / "model.py"))
+    spec = tasks.write(tmp_path, MODEL)
     job = Train(task=spec, recipe=Recipe(batch_size=8), epochs=2, checkpoint="t.state")
 
     def loop(group: Solo) -> Loop:

@@ -7,15 +7,13 @@ import pytest
 from torch import nn
 
 from autotune.records.plan import Recipe
-from autotune.records.task import TaskSpec
 from autotune.worker.contract import task
 from autotune.worker.training.loop import Loop
-from tests.support import texts
+from tests.support import tasks, texts
 
 
 def loaded(root: Path, text: str) -> task.LoadedTask:
-    (root / "model.py").write_text(texts.DATA + text)
-    return task.load(TaskSpec(kind="file", path=str(root / "model.py")))
+    return task.load(tasks.write(root, texts.DATA + text))
 
 
 class Pair:

@@ -13,7 +13,7 @@ from autotune.records.plan import Recipe
 from autotune.records.task import TaskSpec
 from autotune.worker.channel import NullChannel
 from autotune.worker.training import activation_checkpoint, compile, train
-from tests.support import made, texts
+from tests.support import made, tasks, texts
 
 HEAD = (
     texts.DATA
@@ -36,8 +36,7 @@ FLAT = HEAD.replace("MADE", "nn.Linear(6, 6), nn.Tanh()")
 
 
 def task(root: Path, text: str) -> TaskSpec:
-    (root / "model.py").write_text(text)
-    return TaskSpec(kind="file", path=str(root / "model.py"))
+    return tasks.write(root, text)
 
 
 def fit(root: Path, text: str = BLOCKS, **recipe: Any) -> Any:

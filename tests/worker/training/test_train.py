@@ -476,9 +476,7 @@ def test_a_training_that_is_far_too_slow_ends_at_once(
 
 
 def test_channels_last_learns_the_same_and_is_saved_as_usual(tmp_path: Path) -> None:
-    path = tmp_path / "model.py"
-    path.write_text(IMAGES)
-    spec = TaskSpec(kind="file", path=str(path))
+    spec = tasks.write(tmp_path, IMAGES)
 
     def trained(name: str, channel: NullChannel, rungs: tuple[float, ...], last: bool) -> Any:
         recipe = Recipe(batch_size=8, optimizer="sgd", lr=0.05, ema=0.9, channels_last=last)
