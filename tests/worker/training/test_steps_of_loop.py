@@ -127,7 +127,7 @@ def test_whole_batches_are_compiled_and_the_short_last_one_is_not(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"), [({"recompute": True}, "recomputed too"), ({"ranks": 2}, "several")]
+    ("changes", "said"), [({"recompute": True}, "cannot be combined"), ({"ranks": 2}, "several")]
 )
 def test_what_is_not_compiled_says_why(changes: dict[str, Any], said: str) -> None:
     recipe = Recipe(compile=True, **changes)
