@@ -5,28 +5,17 @@ else P(the best plan keeps it)        UNLIKELY < 0.1 <= UNCLEAR < 0.9 <= LIKELY
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from autotune import units
 from autotune.planning import training_time
 from autotune.planning.bounds import Bound
+from autotune.planning.training_time import PlanForecast
 from autotune.records.outlook import PREDICTED, Judgement, Word
 
 UNLIKELY, LIKELY = 0.1, 0.9
 
-
-class Timed(Protocol):
-    """A forecast of either kind."""
-
-    @property
-    def time_s(self) -> float: ...
-    @property
-    def memory_bytes(self) -> float: ...
-    @property
-    def time_sd(self) -> float: ...
-
-
-T = TypeVar("T", bound=Timed)
+T = TypeVar("T", bound=PlanForecast)
 Measure = Callable[[T], tuple[float | None, float]]
 """Maps a plan to the median of the limited quantity and the sd of its logarithm (None: unknown)."""
 

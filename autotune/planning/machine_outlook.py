@@ -21,7 +21,7 @@ from autotune.planning import (
 from autotune.planning.compare_machines import BestPlan
 from autotune.planning.machines import Machine
 from autotune.planning.serving_time import ServingForecast
-from autotune.planning.training_time import TrainingForecast
+from autotune.planning.training_time import PlanForecast, TrainingForecast
 from autotune.records.budget import Budget
 from autotune.records.outlook import Judgement, MachineOutlook, Predicted
 from autotune.records.task import Traits
@@ -33,7 +33,7 @@ _SERVED = (1, 4, 16, 64)
 _POWER_SD = 0.15
 
 
-T = TypeVar("T", bound=limit_words.Timed)
+T = TypeVar("T", bound=PlanForecast)
 Limited = tuple[str, str, float, limit_words.Measure[T]]
 """Name, unit, limit, and how a plan is measured by it."""
 
@@ -78,8 +78,8 @@ def outlook(
     served = _serve(traits, machine, asked) if asked.serving else _Planned()
     main = training if asked.training else served
     cost = None
-    if main.side is not None:
-        cost = compare_machines.cost_per_million(main.side, main.sd)
+    if main.best is not None:
+        cost = compare_machines.cost_per_million(main.best, main.sd)
     return MachineOutlook(
         name=machine.name,
         devices=machine.devices,
@@ -92,7 +92,7 @@ def outlook(
         assumed=machine.assumed,
         price_per_h=machine.price_per_h,
         cost_per_million=cost,
-    ), main.side
+    ), main.best
 
 
 def _with_memory(
@@ -108,6 +108,22 @@ def _with_memory(
     return [*((limit, by) for _, _, limit, by in limits), (machine.memory_bytes, memory)]
 
 
+def _judgements(
+    limits: list[Limited[T]], known: dict[str, bounds.Bound], best: T | None
+) -> tuple[Judgement, ...]:
+    return tuple(
+        limit_words.judge(name, unit, limit, known.get(name), measure(best) if best else None)
+        for name, unit, limit, measure in limits
+    )
+
+
+def _best_plan(machine: Machine, devices: int, best: PlanForecast | None) -> BestPlan | None:
+    if best is None:
+        return None
+    sample_s = best.time_s / best.plan.batch_size
+    return BestPlan(machine, devices, sample_s, best.time_s, best.own_sd)
+
+
 @dataclass(frozen=True)
 class _Planned:
     """The plans and judgements of training, or of deployment."""
@@ -116,7 +132,7 @@ class _Planned:
     judgements: tuple[Judgement, ...] = ()
     why_not: tuple[str, ...] = ()
     considered: int = 0
-    side: BestPlan | None = None
+    best: BestPlan | None = None
     sd: float = 0.0
 
 
@@ -136,28 +152,17 @@ def _train(traits: Traits, machine: Machine, asked: PlanRequest) -> _Planned:
     limits = _training_limits(machine, asked)
     best = limit_words.best(fitting, _with_memory(limits, machine))
     known = _training_bounds(traits, machine, asked, precisions)
-    judgements = tuple(
-        limit_words.judge(name, unit, limit, known.get(name), measure(best) if best else None)
-        for name, unit, limit, measure in limits
-    )
     shown = ranking.distinct(fitting, _SHOWN)
     if limits and best is not None:
         shown = [best, *(found for found in shown if found is not best)][:_SHOWN]
     return _Planned(
         plans=tuple(training_time.predicted(found, machine) for found in shown),
-        judgements=judgements,
+        judgements=_judgements(limits, known, best),
         why_not=_why_not(traits, machine, fitting, others),
         considered=count,
-        side=_training_side(machine, best),
+        best=_best_plan(machine, machine.devices, best),
         sd=best.time_sd if best else 0.0,
     )
-
-
-def _training_side(machine: Machine, best: TrainingForecast | None) -> BestPlan | None:
-    if best is None:
-        return None
-    sample_s = best.time_s / best.plan.batch_size
-    return BestPlan(machine, machine.devices, sample_s, best.time_s, best.own_sd)
 
 
 def _precisions(machine: Machine, asked: Sequence[str]) -> tuple[str, ...]:
@@ -259,26 +264,15 @@ def _serve(traits: Traits, machine: Machine, asked: PlanRequest) -> _Planned:
         "latency": bounds.latency(traits, machine, min(batches)),
         "memory": bounds.serving_memory(traits, machine),
     }
-    judgements = tuple(
-        limit_words.judge(name, unit, limit, known.get(name), measure(best) if best else None)
-        for name, unit, limit, measure in limits
-    )
     shown = [best, *(c for c in fitting if c is not best)][:_SHOWN] if best else []
     return _Planned(
         plans=tuple(serving_time.predicted(call, machine) for call in shown if call is not None),
-        judgements=judgements,
+        judgements=_judgements(limits, known, best),
         why_not=() if fitting else (_too_large(traits, machine, others),),
         considered=len(fitting) + len(others),
-        side=_serving_side(machine, best),
+        best=_best_plan(machine, best.plan.tp if best else 1, best),
         sd=best.time_sd if best else 0.0,
     )
-
-
-def _serving_side(machine: Machine, best: ServingForecast | None) -> BestPlan | None:
-    if best is None:
-        return None
-    sample_s = best.time_s / best.plan.batch_size
-    return BestPlan(machine, best.plan.tp, sample_s, best.time_s, best.own_sd)
 
 
 def _serving_limits(machine: Machine, budget: Budget) -> list[Limited[ServingForecast]]:

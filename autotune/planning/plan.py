@@ -63,7 +63,7 @@ def plan(
     _check(budget, profiles, prices, devices, nodes)
     found = outlined(task)
     asked = PlanRequest(budget, _samples(found.info, epochs), batches, precisions)
-    outlooks, sides = [], []
+    outlooks, best_plans = [], []
     for profile in profiles:
         target = machines.machine(profile, devices=devices, nodes=nodes)
         price = prices.get(profile.name)
@@ -71,10 +71,10 @@ def plan(
             whole = machines.machine(profile).devices
             price *= target.devices / whole
         target = machines.priced(target, price)
-        one, side = machine_outlook.outlook(found.traits, target, asked)
+        one, best = machine_outlook.outlook(found.traits, target, asked)
         outlooks.append(one)
-        sides.append(side)
-    pairs = [(a, b) for a, b in itertools.pairwise(sides) if a is not None and b is not None]
+        best_plans.append(best)
+    pairs = [(a, b) for a, b in itertools.pairwise(best_plans) if a is not None and b is not None]
     by_name = {profile.name: profile for profile in profiles}
     return Outlook(
         name=task.name,

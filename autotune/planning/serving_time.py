@@ -41,23 +41,11 @@ _RUNTIMES: dict[RuntimeClass, _Runtime] = {
 
 
 @dataclass(frozen=True)
-class ServingForecast:
-    """A plan's predicted numbers: medians, and sd of their logarithms."""
+class ServingForecast(training_time.PlanForecast):
+    """Of one call; ``parts`` are seconds by name."""
 
     plan: ServingPlan
-    time_s: float
-    memory_bytes: float
-    own_sd: float
     parts: dict[str, float]
-    shared_sd: float
-
-    @property
-    def time_sd(self) -> float:
-        return math.hypot(self.shared_sd, self.own_sd)
-
-    @property
-    def samples_per_s(self) -> float:
-        return self.plan.batch_size / self.time_s
 
 
 def plans(traits: Traits, machine: Machine, batches: Iterable[int]) -> Iterator[ServingPlan]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from autotune.planning import parallel_cost
 from autotune.planning.machines import Machine
-from autotune.records.outlook import Estimate, Predicted, TrainingPlan
+from autotune.records.outlook import Estimate, Predicted, ServingPlan, TrainingPlan
 from autotune.records.task import Traits, Transformer
 
 # Least squared log errors on the calibration rows of benchmarks.published, over a coarse grid.
@@ -41,15 +41,17 @@ Z90 = 1.6448536269514722
 
 
 @dataclass(frozen=True)
-class TrainingForecast:
-    """A plan's predicted numbers: medians, and sd of their logarithms."""
+class PlanForecast:
+    """A plan's predicted numbers: medians, and sd of their logarithms.
 
-    plan: TrainingPlan
+    ``shared_sd`` is the error that all machines share, ``own_sd`` this machine's.
+    """
+
+    plan: TrainingPlan | ServingPlan
     time_s: float
     memory_bytes: float
     shared_sd: float
     own_sd: float
-    parts: tuple[float, ...]
 
     @property
     def time_sd(self) -> float:
@@ -58,6 +60,14 @@ class TrainingForecast:
     @property
     def samples_per_s(self) -> float:
         return self.plan.batch_size / self.time_s
+
+
+@dataclass(frozen=True)
+class TrainingForecast(PlanForecast):
+    """Of a training step; ``parts`` are the seconds of `PARTS`."""
+
+    plan: TrainingPlan
+    parts: tuple[float, ...]
 
 
 PARTS = (
