@@ -132,7 +132,7 @@ def verify(
     *,
     changes: dict[str, Any] | None = None,
     effort: Effort | None = None,
-) -> reverify.Again:
+) -> reverify.Reverified:
     """Measure a report's artifact again; with the model file, its quality too.
 
     ``changes`` replace fields of the report's own budget.

@@ -72,11 +72,11 @@ def cost(evaluator: DeploymentEvaluator, tried: Tried) -> float:
 def _correction(evaluator: DeploymentEvaluator, tried: Tried) -> float:
     """Logarithm of the smoothed over the measured value of a trial with one launch."""
     own = evaluator.goal.objective(evaluator.run, tried, evaluator.reference)
-    if own is None or tried.steady is None:
+    if own is None or tried.smoothed is None:
         return 0.0
     if tried.again or evaluator.goal.by_quality:
         return 0.0
-    return tried.steady - own
+    return tried.smoothed - own
 
 
 def _with_a_lossless_one(best: list[Tried], good: Sequence[Tried]) -> list[Tried]:

@@ -15,7 +15,7 @@ from typing import ClassVar
 from autotune.context import RunContext
 from autotune.deployment import metrics
 from autotune.deployment.metrics import Tried
-from autotune.records.budget import Budget
+from autotune.records.budget import Budget, GoalName
 from autotune.records.measurement import Launch
 from autotune.records.report import DeployTrial
 from autotune.report.describe import latency_of
@@ -61,22 +61,14 @@ class Goal:
         latency, base = metrics.at_percentile(run, tried), metrics.at_percentile(run, reference)
         if tried.trial.state != "complete" or not latency or not base:
             return None
-        return self._objective(run, tried.trial, reference, math.log(latency / base))
-
-    def _objective(
-        self, run: RunContext, trial: DeployTrial, reference: Tried, log_latency: float
-    ) -> float:
-        return log_latency
+        return math.log(latency / base)
 
     def predicted(self, call_s: float, batch: int, reference: Tried) -> float | None:
         """The `objective` of an uncompressed plan whose call is predicted to take ``call_s``; None
         where the goal does not depend on that.
         """
         known = reference.trial.latency_s
-        return None if known is None else self._predicted(call_s, batch, known.p50)
-
-    def _predicted(self, call_s: float, batch: int, baseline_s: float) -> float | None:
-        return math.log(call_s / baseline_s)
+        return None if known is None else math.log(call_s / known.p50)
 
     def improves(
         self, own: Sequence[Launch], baseline: Sequence[Launch], batch: int, time: Comparison
@@ -103,22 +95,33 @@ class Quality(Goal):
     def value(self, trial: DeployTrial) -> float | None:
         return self.loss(trial)
 
-    def _objective(
-        self, run: RunContext, trial: DeployTrial, reference: Tried, log_latency: float
-    ) -> float:
-        if trial.drop is None or reference.scores is None:
+    def objective(self, run: RunContext, tried: Tried, reference: Tried) -> float | None:
+        log_latency, drop = super().objective(run, tried, reference), tried.trial.drop
+        if log_latency is None or drop is None or reference.scores is None:
             return log_latency
         scale = metrics.max_drop(run, reference.scores.quality) or 1.0
-        return trial.drop / scale + _LATENCY_WEIGHT * log_latency
+        return drop / scale + _LATENCY_WEIGHT * log_latency
 
-    def _predicted(self, call_s: float, batch: int, baseline_s: float) -> float | None:
-        return _LATENCY_WEIGHT * math.log(call_s / baseline_s)
+    def predicted(self, call_s: float, batch: int, reference: Tried) -> float | None:
+        log_latency = super().predicted(call_s, batch, reference)
+        return None if log_latency is None else _LATENCY_WEIGHT * log_latency
 
     def prefers_faster(self, quality_gain: float | None) -> bool:
         return quality_gain is not None and quality_gain >= 0
 
 
-class Energy(Goal):
+class _Figure(Goal):
+    """A figure of a trial other than its latency, which stands in where it was not measured."""
+
+    def cost(self, run: RunContext, tried: Tried) -> float | None:
+        return self.value(tried.trial)
+
+    def objective(self, run: RunContext, tried: Tried, reference: Tried) -> float | None:
+        log_latency, value = super().objective(run, tried, reference), self.value(tried.trial)
+        return math.log(value) if value and log_latency is not None else log_latency
+
+
+class Energy(_Figure):
     """The fewest joules a sample: measured, else modelled."""
 
     reason = "it needs the least energy within the limits"
@@ -127,14 +130,10 @@ class Energy(Goal):
     def value(self, trial: DeployTrial) -> float | None:
         return metrics.known_energy(trial)
 
-    def cost(self, run: RunContext, tried: Tried) -> float | None:
-        return self.value(tried.trial)
-
-    def _objective(
-        self, run: RunContext, trial: DeployTrial, reference: Tried, log_latency: float
-    ) -> float:
-        own, base = self.value(trial), self.value(reference.trial)
-        return math.log(own / base) if own and base else log_latency
+    def objective(self, run: RunContext, tried: Tried, reference: Tried) -> float | None:
+        log_latency = Goal.objective(self, run, tried, reference)
+        own, base = self.value(tried.trial), self.value(reference.trial)
+        return math.log(own / base) if own and base and log_latency is not None else log_latency
 
     def improves(
         self, own: Sequence[Launch], baseline: Sequence[Launch], batch: int, time: Comparison
@@ -149,7 +148,7 @@ class Energy(Goal):
         return False
 
 
-class Throughput(Goal):
+class Throughput(_Figure):
     """The most samples a second, one call after another."""
 
     reason = "it has the highest throughput within the limits"
@@ -158,19 +157,11 @@ class Throughput(Goal):
     def value(self, trial: DeployTrial) -> float | None:
         return 1 / trial.throughput_per_s if trial.throughput_per_s else None
 
-    def cost(self, run: RunContext, tried: Tried) -> float | None:
-        return self.value(tried.trial)
-
-    def _objective(
-        self, run: RunContext, trial: DeployTrial, reference: Tried, log_latency: float
-    ) -> float:
-        return -math.log(trial.throughput_per_s) if trial.throughput_per_s else log_latency
-
-    def _predicted(self, call_s: float, batch: int, baseline_s: float) -> float | None:
-        return math.log(call_s / batch)
+    def predicted(self, call_s: float, batch: int, reference: Tried) -> float | None:
+        return math.log(call_s / batch) if reference.trial.latency_s is not None else None
 
 
-class Memory(Goal):
+class Memory(_Figure):
     """The lowest peak memory of the serving process."""
 
     reason = "it needs the least memory within the limits"
@@ -179,15 +170,7 @@ class Memory(Goal):
     def value(self, trial: DeployTrial) -> float | None:
         return trial.memory_bytes
 
-    def cost(self, run: RunContext, tried: Tried) -> float | None:
-        return self.value(tried.trial)
-
-    def _objective(
-        self, run: RunContext, trial: DeployTrial, reference: Tried, log_latency: float
-    ) -> float:
-        return math.log(trial.memory_bytes) if trial.memory_bytes else log_latency
-
-    def _predicted(self, call_s: float, batch: int, baseline_s: float) -> float | None:
+    def predicted(self, call_s: float, batch: int, reference: Tried) -> float | None:
         return None
 
     def improves(
@@ -199,7 +182,7 @@ class Memory(Goal):
         return False
 
 
-GOALS = {
+GOALS: dict[GoalName, type[Goal]] = {
     "latency": Goal,
     "quality": Quality,
     "energy": Energy,

@@ -33,7 +33,7 @@ class Tried(NamedTuple):
     launch: Launch | None = None
     scores: Scores | None = None
     values: Mapping[str, Value] | None = None
-    steady: float | None = None
+    smoothed: float | None = None
     """The goal's objective as all trials together have it (`surrogate.smoothed`)."""
     again: tuple[Launch, ...] = ()
     """Launches in turn with other leading plans, once the search was over (`racing`)."""

@@ -63,22 +63,14 @@ def explore(
     Raises:
         ContractError: the trained model cannot be served even as it stands.
     """
-    batches = _batches(evaluator)
+    run, batches = evaluator.run, _batches(evaluator)
     counts, fastest = _threads(evaluator, batches[0])
-    searched = search_space.deploy_space(
-        evaluator.run.survey, counts, batches, evaluator.run.effort
-    )
-    initial = search_space.initial_configurations(searched, evaluator.run.survey.options, fastest)
-    ahead = initial_order.look(
-        evaluator.run,
-        evaluator.recipe,
-        batches,
-        counts,
-        [t.trial for t in evaluator.baselines.values()],
-    )
+    searched = search_space.deploy_space(run.survey, counts, batches, run.effort)
+    initial = search_space.initial_configurations(searched, run.survey.options, fastest)
+    baselines = [t.trial for t in evaluator.baselines.values()]
+    ahead = initial_order.look(run, evaluator.recipe, batches, counts, baselines)
     ordered, deferred = ahead.apart([(v, evaluator.deployment(v)) for v in initial], batches)
-    first = _initial(evaluator.run, searched, earlier, ordered)
-    run = evaluator.run
+    first = _initial(run, searched, earlier, ordered)
     study = Study(searched, seed=run.effort.seed, constraints=CONSTRAINTS, journal=run.journal)
     mixed = MixedStudy(study, first, blind=earlier is not None)
     exploration = _Exploration(evaluator, searched, mixed, deferred)
@@ -123,13 +115,14 @@ def _threads(evaluator: DeploymentEvaluator, batch: int) -> tuple[tuple[int, ...
     Raises:
         ContractError: the baseline cannot be served at any.
     """
-    counts = thread_counts(evaluator.run.profile, evaluator.run.effort)
+    run = evaluator.run
+    counts = thread_counts(run.profile, run.effort)
     if evaluator.on_gpu:
         baseline = evaluator.baseline(evaluator.dense(1, batch)).trial
         if baseline.latency_s is not None:
             return counts, counts[-1]
         why = baseline.failure.message if baseline.failure else "no answer"
-        evaluator.run.listener.note(f"The GPU cannot serve the model as it stands: {why}")
+        run.listener.note(f"The GPU cannot serve the model as it stands: {why}")
         evaluator.on_gpu = False
     found = [evaluator.baseline(evaluator.dense(threads, batch)).trial for threads in counts]
     times = {t.deployment.threads: t.latency_s.p50 for t in found if t.latency_s is not None}
@@ -140,7 +133,7 @@ def _threads(evaluator: DeploymentEvaluator, batch: int) -> tuple[tuple[int, ...
     fastest = min(times, key=lambda threads: times[threads])
     for threads, time_s in times.items():
         if time_s > _SLOWER * times[fastest]:
-            evaluator.run.listener.note(
+            run.listener.note(
                 f"{threads} threads refused: {time_s / times[fastest]:.1f}x slower than "
                 f"{fastest} on the dense model"
             )
@@ -161,7 +154,7 @@ class _Exploration:
         deferred: list[initial_order.Seed],
     ) -> None:
         self._evaluator = evaluator
-        self._run = evaluator.run
+        self._run, self._goal, self._tried = evaluator.run, evaluator.goal, evaluator.tried
         self._space = searched
         self._study = study
         self._deferred = deferred
@@ -176,7 +169,7 @@ class _Exploration:
         limit = self._run.effort.trials or 10_000
         repeats = 0
         self._evaluator.until_s = planned_s - kept_s
-        while self._left_s() > 0 and len(self._evaluator.tried) < limit and repeats < _MOST_REPEATS:
+        while self._left_s() > 0 and len(self._tried) < limit and repeats < _MOST_REPEATS:
             if not self._study.waiting and not self._qat_considered and self._try_qat():
                 continue
             proposal = self._next()
@@ -196,20 +189,20 @@ class _Exploration:
                 continue
             else:
                 repeats = 0
-                tried = self._tried(proposal, deployment)
+                tried = self._try(proposal, deployment)
                 self._evaluator.keep(tried)
-                if len(self._evaluator.tried) >= len(self._evaluator.baselines) + _LEAST_TRIED:
+                if len(self._tried) >= len(self._evaluator.baselines) + _LEAST_TRIED:
                     self._evaluator.until_s = extended_s() - kept_s
                 self._report_progress()
-            value = self._evaluator.goal.objective(self._run, tried, self._evaluator.reference)
+            value = self._goal.objective(self._run, tried, self._evaluator.reference)
             self._study.tell(proposal.number, value, tried.trial.constraints)
 
     def settle(self) -> None:
         """Give each trial the objective that the surrogate, fitted to all of them, has for it."""
-        known = [(i, s) for i, t in enumerate(self._evaluator.tried) if (s := self._as_seen(t))]
+        known = [(i, s) for i, t in enumerate(self._tried) if (s := self._as_seen(t))]
         values = surrogate.smoothed(self._space, [s for _, s in known], self._predictions())
         for (i, _), value in zip(known, values, strict=True):
-            self._evaluator.tried[i] = self._evaluator.tried[i]._replace(steady=value)
+            self._tried[i] = self._tried[i]._replace(smoothed=value)
 
     def _try_qat(self) -> bool:
         """Quantization-aware training, once, where that could change the plan and there is time.
@@ -236,9 +229,9 @@ class _Exploration:
         assert self._evaluator.until_s is not None
         left_s = self._evaluator.until_s - self._run.bridge.now()
         ranked = self._evaluator.ranked()
-        if not ranked or len(self._evaluator.tried) < len(self._evaluator.baselines) + _LEAST_TRIED:
+        if not ranked or len(self._tried) < len(self._evaluator.baselines) + _LEAST_TRIED:
             return left_s
-        best = self._evaluator.tried[ranked[0].number]
+        best = self._tried[ranked[0].number]
         sides = [best.launch, self._evaluator.baseline(best.trial.deployment).launch]
         launches_s = LOOKS[0] * sum(one.work_s for one in sides if one is not None)
         return min(left_s, self._run.left_s - launches_s)
@@ -268,9 +261,7 @@ class _Exploration:
         """Enqueue what was deferred where it is predicted `_WORTH` times faster than the best that
         was measured and keeps its quality; one without compression, than the best without.
         """
-        tried = [
-            t.trial for t in self._evaluator.tried if t.trial.constraints.get("quality", 0.0) <= 0
-        ]
+        tried = [t.trial for t in self._tried if t.trial.constraints.get("quality", 0.0) <= 0]
 
         def worth_it(one: initial_order.Seed) -> bool:
             lossless = self._evaluator.deployment(one.values).lossless
@@ -292,7 +283,7 @@ class _Exploration:
 
     def _seen(self) -> list[surrogate.Observation]:
         """What was tried, as the surrogate sees it."""
-        both = (self._as_seen(tried) for tried in (*self._evaluator.tried, *self._repeats))
+        both = (self._as_seen(tried) for tried in (*self._tried, *self._repeats))
         return [seen for seen in both if seen is not None]
 
     def _as_seen(self, tried: Tried) -> surrogate.Observation | None:
@@ -302,7 +293,7 @@ class _Exploration:
         )
         if values is None:
             return None
-        value = self._evaluator.goal.objective(self._run, tried, self._evaluator.reference)
+        value = self._goal.objective(self._run, tried, self._evaluator.reference)
         return surrogate.Observation(values, value, tried.trial.constraints)
 
     def _predictions(self) -> list[surrogate.Observation]:
@@ -313,7 +304,7 @@ class _Exploration:
             if not deployment.lossless:
                 continue
             batch, reference = deployment.batch_size, self._evaluator.reference
-            value = self._evaluator.goal.predicted(one.predicted_s, batch, reference)
+            value = self._goal.predicted(one.predicted_s, batch, reference)
             if value is not None:
                 predictions.append(surrogate.Observation(one.values, value, {}))
         return predictions
@@ -332,7 +323,7 @@ class _Exploration:
             return expected_s if expected_s <= left_s else math.inf
 
         left_s = self._left_s()
-        usual_s = median([t.trial.wall_s for t in self._evaluator.tried] or [_USUAL_S])
+        usual_s = median([t.trial.wall_s for t in self._tried] or [_USUAL_S])
         found = surrogate.propose(
             self._space, self._seen(), cost_s, self._salt(), self._predictions()
         )
@@ -344,7 +335,7 @@ class _Exploration:
 
     def _enqueue_neighbour(self) -> None:
         ranked = self._evaluator.ranked()
-        best = self._evaluator.tried[ranked[0].number] if ranked else None
+        best = self._tried[ranked[0].number] if ranked else None
         if best is not None and best.values is not None:
             found = space.neighbour(self._space, best.values, self._salt())
             self._study.enqueue(found, _NEIGHBOUR)
@@ -354,7 +345,7 @@ class _Exploration:
 
     # -- trying ----------------------------------------------------------------------------
 
-    def _tried(self, proposal: Proposal, deployment: Deployment) -> Tried:
+    def _try(self, proposal: Proposal, deployment: Deployment) -> Tried:
         """The trial; a skipped one where it is known that it would fail or break a limit."""
         bound = skip_rules.unbuildable(self._evaluator, deployment)
         if self._late:
@@ -369,13 +360,13 @@ class _Exploration:
 
     def _known(self, deployment: Deployment) -> Tried | None:
         same = space.canonical(deployment)
-        found = (t for t in self._evaluator.tried if space.canonical(t.trial.deployment) == same)
+        found = (t for t in self._tried if space.canonical(t.trial.deployment) == same)
         return next(found, None)
 
     def _skipped(self, deployment: Deployment, bound: str) -> Tried:
         """A trial that is ruled out without being measured."""
         trial = DeployTrial(
-            number=len(self._evaluator.tried),
+            number=len(self._tried),
             deployment=deployment,
             state="skipped",
             bound=bound,
@@ -386,5 +377,5 @@ class _Exploration:
     def _report_progress(self) -> None:
         ranked = self._evaluator.ranked()
         text = describe(ranked[0].deployment) if ranked else "none yet"
-        self._run.listener.trial(self._evaluator.tried[-1].trial, text, self._left_s())
+        self._run.listener.trial(self._tried[-1].trial, text, self._left_s())
         self._run.on_progress()

@@ -45,7 +45,9 @@ def latency(
     runs = [launch for launch in launches if len(launch)]
     source = f"p{percentile:g} of {what}, {len(runs)} launches"
     if not runs:
-        return _verdict(name, unit, limit, alpha=alpha, source=source, note="no call was timed")
+        return figure_verdict(
+            name, unit, limit, alpha=alpha, source=source, note="no call was timed"
+        )
     pooled = tails.Tail(runs, percentile)
     lower, upper = pooled.bounds(alpha)
     lower = None if lower is None else max(min(lower, 0.0), lower - step)
@@ -153,7 +155,7 @@ def energy(
         note += f"; the model says {shown} ({units.span(modelled.low, modelled.high, 'J')})"
         note += ", which decides only with --accept-modelled-energy"
     source = _source(label, origin, domains)
-    return _verdict(name, "J", limit, alpha=alpha, source=source, note=note)
+    return figure_verdict(name, "J", limit, alpha=alpha, source=source, note=note)
 
 
 def _source(label: str, origin: str, domains: Sequence[str]) -> str:
@@ -233,9 +235,11 @@ def memory(per_launch: Sequence[float | None], limit: float, *, name: str = "mem
     source = f"peak resident memory of the serving process, {len(values)} launches"
     if not values or len(values) < len(per_launch):
         note = "the peak memory of a launch could not be read"
-        return _verdict(name, "B", limit, alpha=0.0, source=source, note=note)
+        return figure_verdict(name, "B", limit, alpha=0.0, source=source, note=note)
     verdict: VerdictName = "MET" if max(values) <= limit else "NOT_MET"
-    return _verdict(name, "B", limit, verdict=verdict, values=values, alpha=0.0, source=source)
+    return figure_verdict(
+        name, "B", limit, verdict=verdict, values=values, alpha=0.0, source=source
+    )
 
 
 def scalar(
@@ -244,14 +248,14 @@ def scalar(
     """One deterministic figure against its limit, such as the seconds of the final training."""
     if value is None:
         note = note or "not measured in this run"
-        return _verdict(name, unit, limit, alpha=0.0, source=source, note=note)
+        return figure_verdict(name, unit, limit, alpha=0.0, source=source, note=note)
     verdict: VerdictName = "MET" if value <= limit else "NOT_MET"
-    return _verdict(
+    return figure_verdict(
         name, unit, limit, verdict=verdict, values=[value], alpha=0.0, source=source, note=note
     )
 
 
-def _verdict(
+def figure_verdict(
     name: str,
     unit: str,
     limit: float,

@@ -14,8 +14,10 @@ in the rows.
 """
 
 import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from autotune.records.measurement import Scores
 
@@ -34,21 +36,33 @@ class Bounds(NamedTuple):
     upper: float
 
 
-class Pairing(Protocol):
+class Pairing(ABC):
     """Two models scored on the same rows."""
 
     @property
+    @abstractmethod
     def source(self) -> str: ...
 
+    @abstractmethod
     def bounds(self, alpha: float) -> Bounds: ...
+
+    @abstractmethod
+    def _variance(self, drop: float) -> float:
+        """Of one row's difference, about ``drop``."""
+
+    def _unseen(self, slack: float, alpha: float) -> float:
+        """Rows of which none may differ to rule out a further drop of ``slack``."""
+        return 0.0
 
     def keeps(self, max_drop: float, alpha: float) -> bool:
         """The drop is below ``max_drop``, at level ``alpha``."""
-        ...
+        return self.bounds(alpha).upper <= max_drop
 
     def rows_for(self, max_drop: float, drop: float, alpha: float) -> int:
         """About how many rows like these would certify ``max_drop``."""
-        ...
+        slack = max(max_drop - drop, _LEAST_SLACK)
+        needed = self._variance(drop) * (_normal(alpha) / slack) ** 2
+        return math.ceil(max(self._unseen(slack, alpha), needed))
 
 
 def clopper_pearson(k: int, n: int, alpha: float) -> tuple[float, float]:
@@ -309,7 +323,8 @@ def _counted(worse: int, better: int, rows: int) -> str:
     return f"{worse} row{'' if worse == 1 else 's'} worse and {better} better of {rows}"
 
 
-class Exact(NamedTuple):
+@dataclass(frozen=True)
+class Exact(Pairing):
     """0/1 scores: ``worse`` and ``better`` rows of ``rows``."""
 
     worse: int
@@ -324,18 +339,19 @@ class Exact(NamedTuple):
         return exact_bounds(self.worse, self.better, self.rows, alpha)
 
     def keeps(self, max_drop: float, alpha: float) -> bool:
-        if not self.bounds(alpha).upper <= max_drop:
+        if not super().keeps(max_drop, alpha):
             return False
         return max_drop >= 1 or p_value(self.worse, self.better, self.rows, max_drop) <= alpha
 
-    def rows_for(self, max_drop: float, drop: float, alpha: float) -> int:
-        slack = max(max_drop - drop, _LEAST_SLACK)
-        variance = (self.worse + self.better) / self.rows - drop**2
-        unseen = math.log(alpha - GAMMA) / math.log1p(-min(slack, 0.99))
-        return math.ceil(max(unseen, variance * (_normal(alpha) / slack) ** 2))
+    def _variance(self, drop: float) -> float:
+        return (self.worse + self.better) / self.rows - drop**2
+
+    def _unseen(self, slack: float, alpha: float) -> float:
+        return math.log(alpha - GAMMA) / math.log1p(-min(slack, 0.99))
 
 
-class Weighted(NamedTuple):
+@dataclass(frozen=True)
+class Weighted(Pairing):
     """Rates weighted by class: the weights of the rows that are ``worse`` and ``better``, of
     ``rows``, and the heaviest class's.
     """
@@ -355,17 +371,15 @@ class Weighted(NamedTuple):
         down = weighted_excess(self.better, self.worse, self.heaviest, alpha)
         return Bounds(-down / self.rows, up / self.rows)
 
-    def keeps(self, max_drop: float, alpha: float) -> bool:
-        return self.bounds(alpha).upper <= max_drop
+    def _variance(self, drop: float) -> float:
+        return math.fsum(w * w for w in (*self.worse, *self.better)) / self.rows - drop**2
 
-    def rows_for(self, max_drop: float, drop: float, alpha: float) -> int:
-        slack = max(max_drop - drop, _LEAST_SLACK)
-        unseen = -math.log(alpha) * self.heaviest / slack
-        squares = math.fsum(w * w for w in (*self.worse, *self.better)) / self.rows
-        return math.ceil(max(unseen, (squares - drop**2) * (_normal(alpha) / slack) ** 2))
+    def _unseen(self, slack: float, alpha: float) -> float:
+        return -math.log(alpha) * self.heaviest / slack
 
 
-class Real(NamedTuple):
+@dataclass(frozen=True)
+class Real(Pairing):
     """Real scores: ``drops`` [rows], and what a row may differ by (`differ_by`)."""
 
     drops: tuple[float, ...]
@@ -378,17 +392,15 @@ class Real(NamedTuple):
     def bounds(self, alpha: float) -> Bounds:
         return real_bounds(self.drops, self.spread, alpha)
 
-    def keeps(self, max_drop: float, alpha: float) -> bool:
-        return self.bounds(alpha).upper <= max_drop
+    def _variance(self, drop: float) -> float:
+        return math.fsum((fell - drop) ** 2 for fell in self.drops) / len(self.drops)
 
-    def rows_for(self, max_drop: float, drop: float, alpha: float) -> int:
-        slack = max(max_drop - drop, _LEAST_SLACK)
-        unseen = -math.log(alpha) * self.spread / slack
-        variance = math.fsum((fell - drop) ** 2 for fell in self.drops) / len(self.drops)
-        return math.ceil(max(unseen, variance * (_normal(alpha) / slack) ** 2))
+    def _unseen(self, slack: float, alpha: float) -> float:
+        return -math.log(alpha) * self.spread / slack
 
 
-class Resampled(NamedTuple):
+@dataclass(frozen=True)
+class Resampled(Pairing):
     """Replicates of a whole-set metric: ``drops`` [replicates] of a set of ``rows``."""
 
     drops: Any
@@ -402,11 +414,10 @@ class Resampled(NamedTuple):
         return replicate_bounds(self.drops, alpha)
 
     def keeps(self, max_drop: float, alpha: float) -> bool:
-        return len(self.drops) >= _MIN_REPLICATES and self.bounds(alpha).upper <= max_drop
+        return len(self.drops) >= _MIN_REPLICATES and super().keeps(max_drop, alpha)
 
-    def rows_for(self, max_drop: float, drop: float, alpha: float) -> int:
-        slack = max(max_drop - drop, _LEAST_SLACK)
-        return math.ceil(self.rows * float(self.drops.var()) * (_normal(alpha) / slack) ** 2)
+    def _variance(self, drop: float) -> float:
+        return self.rows * float(self.drops.var())
 
 
 def _normal(alpha: float) -> float:

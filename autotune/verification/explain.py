@@ -98,7 +98,6 @@ def why(
     options: Sequence[Option] = (),
     *,
     goal: Goal,
-    indistinguishable: ranking.Same | None = None,
     kept_baseline: bool = False,
     fallen: Sequence[tuple[Deployment, str]] = (),
 ) -> Why:
@@ -113,7 +112,7 @@ def why(
     trials = [trial for trial in trials if trial.deployment not in fell]
 
     def rank(some: Sequence[DeployTrial]) -> tuple[DeployTrial, ...]:
-        return ranking.order(some, goal, indistinguishable=indistinguishable)
+        return ranking.order(some, goal)
 
     ranked = rank(trials)
     picked = next((t for t in ranked if t.deployment == chosen), None)

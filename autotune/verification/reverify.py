@@ -37,7 +37,7 @@ _FIRST_SEED = 7000  # of the order of rows: not the search's or the verification
 _RECORDED_ROWS = "data/recorded.npz"
 
 
-class Again(Record, frozen=True, kw_only=True):
+class Reverified(Record, frozen=True, kw_only=True):
     """The verdicts now, beside those of the report."""
 
     folder: str
@@ -56,7 +56,7 @@ def verify(
     budget: Budget,
     effort: Effort | None = None,
     spec: TaskSpec | None = None,
-) -> Again:
+) -> Reverified:
     """Measure ``folder/artifact`` against ``budget``.
 
     Raises:
@@ -83,7 +83,7 @@ def _measure(
     budget: Budget,
     effort: Effort,
     spec: TaskSpec | None,
-) -> Again:
+) -> Reverified:
     assert report.chosen is not None
     assert report.artifact is not None
     budget = _absolute(budget, report.baseline)
@@ -107,7 +107,7 @@ def _measure(
     recorded = folder / "artifact" / "recorded.npz"
     verdicts, agree = _launched(run, side, recorded, work, with_model=spec is not None)
     verdicts = (*verdicts, *_quality(report, run, side, recorded))
-    return Again(
+    return Reverified(
         folder=str(folder),
         created_utc=run_folder.now_utc(),
         percentile=budget.percentile,
@@ -212,7 +212,13 @@ def _quality(
         asked = [("quality", drop or 0.0), ("min_quality", run.budget.min_quality)]
         known = units.metric(report.chosen.quality)
         note = f"recorded: {known} on {report.created_utc[:10]}; give MODEL.py to measure it"
-        return tuple(_unmeasured(name, limit, note) for name, limit in asked if limit is not None)
+        return tuple(
+            limit_tests.figure_verdict(
+                name, "", limit, alpha=0.05, source="not measured again", note=note
+            )
+            for name, limit in asked
+            if limit is not None
+        )
     baseline: Scores = recorded_io.scores(recorded, "baseline")
     allowed = metrics.max_drop(run, baseline.quality)
     higher = report.survey.task.higher_is_better
@@ -220,19 +226,3 @@ def _quality(
         side.scores, baseline, allowed, higher_is_better=higher, alpha=QUALITY_ALPHA
     )
     return (drop_verdict, *min_quality(run, side))
-
-
-def _unmeasured(name: str, limit: float, note: str) -> Verdict:
-    return Verdict(
-        name=name,
-        unit="",
-        limit=limit,
-        estimate=None,
-        lower=None,
-        upper=None,
-        confidence=0.95,
-        samples=0,
-        verdict="NOT_MEASURED",
-        source="not measured again",
-        note=note,
-    )

@@ -85,7 +85,7 @@ def test_of_plans_that_are_all_sure_the_fastest_goes_first(lab: DeploymentEvalua
 
 def test_what_all_trials_say_of_a_plan_goes_before_its_one_launch(lab: DeploymentEvaluator) -> None:
     """One launch has the static one in front; its other trials say that it is slower."""
-    fast = tried(lab, 1.0, STATIC)._replace(steady=math.log(1.5 / 8.0))
+    fast = tried(lab, 1.0, STATIC)._replace(smoothed=math.log(1.5 / 8.0))
     assert lined(lab, fast, tried(lab, 1.2, DYNAMIC))[:2] == [("int8_dynamic",), ("int8_static",)]
 
 
@@ -109,7 +109,7 @@ def test_plans_of_other_threads_are_compared_by_their_time(lab: DeploymentEvalua
 
 def test_launches_in_turn_go_before_what_all_trials_say(lab: DeploymentEvaluator) -> None:
     raced = tried(lab, 1.0, STATIC)._replace(
-        steady=math.log(1.5 / 8.0), again=(made.launch(1.0),) * 5
+        smoothed=math.log(1.5 / 8.0), again=(made.launch(1.0),) * 5
     )
     assert lined(lab, raced, tried(lab, 1.2, DYNAMIC))[:2] == [("int8_static",), ("int8_dynamic",)]
 
