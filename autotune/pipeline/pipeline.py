@@ -213,7 +213,7 @@ def _train_search(state: RunState, earlier: tuple[WarmStart, ...], budget_s: flo
     winner = training.winner
     if winner is None:
         raise training_search.nothing_trained(training.trials)
-    state.recipe, state.epochs = winner.recipe, training.final(winner)
+    state.recipe, state.epochs = winner.recipe, training.final_epochs(winner)
     return winner
 
 

@@ -1,9 +1,9 @@
 """The final training: the winner's recipe to the horizon, metered, to `WEIGHTS`.
 
-    winner of whole trials ------> goes on from its own state
-           of small trainings ---> starts anew; gives way to its trial where that was better
+    winner of whole trials ------> resumes the trial's checkpoint
+           of short trainings ---> starts from scratch; the trial is kept where that was better
 
-Interrupted, it goes on from its own state.  Not known here: how the winner was found (`training`).
+Interrupted, it resumes from its own checkpoint.  Not known here: how the winner was found.
 """
 
 from autotune import units
@@ -44,20 +44,21 @@ def last(
 ) -> tuple[Execution, int | float]:
     """The final training with the winner's recipe, and its epochs.
 
-    After small trainings it starts anew and takes ``more_s`` beside its own time.  One that could
-    be no longer than the winner's trial, or turns out no better, gives way to that.
+    After short trainings it starts from scratch and may take ``more_s`` seconds beyond its own
+    time.  Where it could be no longer than the winner's trial, or turns out no better, the trial
+    is kept.
 
     Raises:
         ContractError: it fails (it did not in the search).
     """
-    run, epochs = state.run, state.final(winner, more_s)
+    run, epochs = state.run, state.final_epochs(winner, more_s)
     if not state.proxies or winner.epochs is None:
         return final(run, winner.recipe, epochs, winner), epochs
-    small = "Each recipe was tried in a small training, as the search's time holds no longer ones; "
+    short = "Each recipe was tried in a short training, as the search had no time for longer ones; "
     if epochs <= winner.epochs:
-        state.messages.append(f"{small}nor did the rest: the winner's is the final one.")
+        state.messages.append(f"{short}nor had the final one: the winner's trial is kept.")
         return final(run, winner.recipe, winner.epochs, winner), winner.epochs
-    state.messages.append(f"{small}the final one started anew, for {epochs} epochs.")
+    state.messages.append(f"{short}the final training started from scratch, for {epochs} epochs.")
     done = final(run, winner.recipe, epochs)
     before, after = winner.quality, done.validation_quality
     if before is None or after is None:
@@ -75,8 +76,8 @@ def last(
 def final(
     run: RunContext, recipe: Recipe, epochs: int | float, trial: TrainTrial | None = None
 ) -> Execution:
-    """Train the winner to the horizon, metered, to `WEIGHTS`; it goes on from its ``trial``'s
-    state.  Interrupted, it goes on from its own.
+    """Train the winner to the horizon, with energy metered, to `WEIGHTS`; from its ``trial``'s
+    checkpoint where there is one.  Interrupted, it resumes from its own.
 
     Raises:
         ContractError: it fails (it did not in the search).
@@ -119,7 +120,7 @@ def final(
 def _final_rungs(
     run: RunContext, before: TrainTrial | None, epochs: float, *, ended: bool
 ) -> tuple[float, ...]:
-    """Where the final training is looked at; one that has ended is looked at where it is."""
+    """Where the final training is evaluated; one that has ended already, at its end."""
     first = before.rungs[-1] if before is not None and before.rungs else 0.0
     rungs = tuple(r for r in lengths.looks(run, (float(epochs),)) if r > first)
     return (first, *rungs) if ended else rungs
@@ -128,7 +129,7 @@ def _final_rungs(
 def _energy(
     before: TrainTrial | None, done: jobs.Trained, *, ended: bool
 ) -> tuple[float | None, str | None]:
-    """Joules of the whole training: of the trial's part and of what followed."""
+    """Joules of the whole training, the trial's part included, and their label."""
     fresh = TrainTrial(number=0, recipe=Recipe(), state="pruned")
     if before is None or not done.resumed_epochs:  # its state was gone: trained from the start
         return training_trial.added_energy(fresh, done)

@@ -1,11 +1,11 @@
-"""Finalists are trained again with other seeds: a lucky seed must not win.
+"""Finalists are trained again with other random seeds, so that none wins by its seed.
 
-    complete trials, ranked by mean -> whoever leads with less than three seeds gets one more
-                                    -> a lucky one falls back, and the next is tried
+    complete trials, ranked by mean -> the best with fewer than three seeds gets one more
+                                    -> one that was best by chance falls back; the next is repeated
 
-Seeds come in one order, so that finalists are compared over the same.  The best of many trials
-claims more than it keeps; the further seeds have chosen nothing.  Where there is no time for
-three seeds of one finalist the report says that one seed decided.
+All finalists get the same seeds in the same order.  The best of many trials is biased upwards, as
+it was chosen by its own result; further seeds have not been chosen by.  Where there is no time
+for three seeds of one finalist the report says that one seed decided.
 """
 
 import math
@@ -56,11 +56,11 @@ def repeat(state: TrainState, until_s: float) -> None:
             break
         state.trials[trial.number] = _again(state, trial, 1 + len(trial.repeats))
         state.run.on_progress()
-    state.messages.append(_said(state))
+    state.messages.append(_report_line(state))
 
 
 def _next(leading: list[TrainTrial]) -> TrainTrial | None:
-    """The first of those leading without three seeds; else whoever has the fewest."""
+    """The first of the leading trials without three seeds; else the one with the fewest."""
     due = next((t for t in leading if len(t.repeats) < ROUNDS), None)
     if due is not None:
         return due
@@ -112,8 +112,8 @@ def _again(state: TrainState, trial: TrainTrial, number: int) -> TrainTrial:
 def interval(
     first: float | None, repeats: Sequence[float], *, rate: bool = False
 ) -> tuple[float, float] | None:
-    """Student's 95 % interval of the mean over seeds, of three or more; that of a ``rate`` ends
-    at 0 and 1, which Student's does not know.
+    """Student's 95 % interval of the mean over three or more seeds, None with fewer; that of a
+    ``rate`` is cut off at 0 and 1.
     """
     if first is None or len(repeats) < ROUNDS:
         return None
@@ -124,7 +124,7 @@ def interval(
     return (max(0.0, low), min(1.0, high)) if rate else (low, high)
 
 
-def _said(state: TrainState) -> str:
+def _report_line(state: TrainState) -> str:
     winner = state.winner
     if winner is None or not winner.repeats or winner.quality_mean is None:
         return "The recipe was chosen by one seed: there was no time to repeat finalists."

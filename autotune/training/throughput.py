@@ -1,10 +1,10 @@
-"""What measured throughput says: the knee of the batch curve, what pays, how fast a recipe is.
+"""Read from measured throughput: the knee of the batch curve, what pays, how fast a recipe is.
 
-    samples/s      . - - - -      the knee: the smallest batch at nine tenths of the most.
-            .  '   |              Beyond it a larger batch only means fewer steps an epoch.
+    samples/s      . - - - -      the knee: the smallest batch at 90 % of the highest rate.
+            .  '   |              Beyond it a larger batch only means fewer steps per epoch.
          ---+--.---+----- batch
 
-Pure readers of the survey's `Layout` rows, which `hardware` measures.
+Pure functions of the survey's `Layout` rows, which `throughput_stage` measures.
 """
 
 import math
@@ -16,9 +16,9 @@ from autotune.records.task import Layout, Survey
 from autotune.training.power_limit import SLOWER
 
 DOUBLING_GAIN = 1.1
-"""A batch twice as large is worth a look while the last doubling gave so much."""
+"""A batch twice as large is measured while the last doubling gained this much."""
 PAYS = 1.05
-"""A gain under this is not worth a dimension."""
+"""A gain below this is not worth a dimension of the search."""
 
 
 def sizes(train_rows: int) -> tuple[int, ...]:
@@ -28,7 +28,7 @@ def sizes(train_rows: int) -> tuple[int, ...]:
 
 
 def plain(layout: Layout) -> bool:
-    """Measured in fp32, its batches loaded by the rank itself, its step as it is."""
+    """Measured in fp32, with batches loaded by the rank itself and the step without options."""
     usual = layout.precision == "fp32" and not layout.workers and layout.power_limit_w is None
     usual = usual and layout.plain_step and layout.clock_hz is None
     return usual and layout.samples_per_s is not None
@@ -41,8 +41,8 @@ def like(layout: Layout, other: Layout) -> bool:
 
 
 def knee(rows: Sequence[Layout]) -> int | None:
-    """The smallest batch whose throughput is nine tenths of the most; None where no curve of
-    three sizes was measured.
+    """The smallest batch whose throughput is 90 % of the highest; None where fewer than three
+    sizes were measured.
     """
     best: dict[int, float] = {}
     for layout in rows:
@@ -66,7 +66,7 @@ def batch_sizes(survey: Survey, *, measured: bool = True) -> tuple[int, ...]:
 
 
 def precisions(survey: Survey, *, measured: bool = True) -> tuple[str, ...]:
-    """fp32, and what is legal and was not measured to be no faster; the fastest last."""
+    """fp32 and the available ones that were not measured to be no faster; the fastest last."""
     legal = [o.name for o in survey.options if o.kind == "precision" and o.available]
     rows = survey.layouts if measured else ()
     found = [(gain(rows, name), name) for name in legal if name != "fp32"]
@@ -75,7 +75,7 @@ def precisions(survey: Survey, *, measured: bool = True) -> tuple[str, ...]:
 
 
 def gain(rows: Sequence[Layout], precision: str) -> float | None:
-    """Throughput in a precision against fp32, of one layout at one batch; None: not measured."""
+    """Throughput in a precision over that in fp32, at one layout and batch; None: not measured."""
     for layout in rows:
         if layout.precision == precision:
             same = [s for s in rows if like(s, layout) and s.batch_size == layout.batch_size]
@@ -97,8 +97,8 @@ def workers(rows: Sequence[Layout]) -> int:
 
 
 def gpu_setting(rows: Sequence[Layout]) -> tuple[float | None, float | None]:
-    """The power limit and highest clock of least energy among those a tenth slower than the
-    fastest at most; None where they were not tried, or are best left alone.
+    """Power limit (W) and highest clock (Hz) of least energy among the settings at most 10 % slower
+    than the fastest; None where none was tried, or the default is best.
     """
     tried = [s for s in rows if s.power_limit_w and s.samples_per_s and s.energy_j_per_sample]
     most = max((s.samples_per_s or 0.0 for s in tried), default=0.0)
@@ -108,19 +108,21 @@ def gpu_setting(rows: Sequence[Layout]) -> tuple[float | None, float | None]:
 
 
 def channels_last(rows: Sequence[Layout]) -> bool:
-    """Whether all that was measured had channels last (`steps.channels_last`)."""
+    """Whether everything was measured in channels-last format (`step_options.channels_last`)."""
     return any(layout.channels_last for layout in rows)
 
 
 def recomputed_sizes(survey: Survey, effort: Effort) -> tuple[int, ...]:
-    """Batch sizes that are possible with recomputation alone."""
+    """Batch sizes that fit only with activation checkpointing."""
     if not offered(survey, effort, "recompute"):
         return ()
     return tuple(s.batch_size for s in survey.layouts if s.recompute and s.samples_per_s)
 
 
 def offered(survey: Survey, effort: Effort, name: str) -> bool:
-    """Before anything is measured what the menu offers; what the user holds fast need not pay."""
+    """Whether a step option is searched: it is available, or the user fixes it (then it need not
+    pay).
+    """
     found = next((o for o in survey.options if (o.kind, o.name) == ("step", name)), None)
     if found is None or found.excluded_by_user or survey.task.own_train:
         return False
@@ -129,8 +131,8 @@ def offered(survey: Survey, effort: Effort, name: str) -> bool:
 
 
 def net_gain(rows: Sequence[Layout], whole_s: float) -> float | None:
-    """How much faster a training of ``whole_s`` seconds is with the compiled step, compilation
-    included; None where that was not measured.
+    """Speed-up of a training of ``whole_s`` seconds by the compiled step, compilation included;
+    None where that was not measured.
     """
     row = next((s for s in rows if s.compile and s.samples_per_s and s.first_s), None)
     base = same_as(rows, row) if row is not None else None
@@ -150,8 +152,8 @@ def same_as(rows: Iterable[Layout], row: Layout) -> Layout | None:
 
 
 def speed(rows: Sequence[Layout], recipe: Recipe) -> float | None:
-    """Samples per second that a recipe will train at, from the nearest that was measured;
-    None where nothing was.
+    """Samples per second that a recipe is expected to train at, interpolated between measured batch
+    sizes; None where nothing was measured.
     """
     known = [s for s in rows if plain(s)]
     if not known:
@@ -163,7 +165,7 @@ def speed(rows: Sequence[Layout], recipe: Recipe) -> float | None:
 
 
 def _between(curve: list[tuple[int, float]], batch: int) -> float:
-    """Interpolated between logarithms of batch sizes; the ends go on."""
+    """Interpolated between logarithms of batch sizes; constant beyond either end."""
     below = [point for point in curve if point[0] <= batch] or curve[:1]
     above = [point for point in curve if point[0] >= batch] or curve[-1:]
     (low, less), (high, more) = below[-1], above[0]

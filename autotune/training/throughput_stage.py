@@ -1,10 +1,10 @@
-"""The hardware stage of training, in seconds and without quality: what a step costs here.
+"""The hardware stage of training: what a step costs on this machine, quality not involved.
 
     memory format -> layouts at two batch sizes -> batch curve of the fastest
-                     -> precisions, loader workers -> what the step may do (`steps`) -> power limits
+                     -> precisions, loader workers -> step options -> power limits
 
 Rows are `Layout` records of the survey, which `throughput` reads.  Not known here: which batch
-size learns best.
+size gives the best quality.
 """
 
 import math
@@ -26,7 +26,7 @@ _OTHER = ("bf16", "tf32", "fp16")
 
 def measure(run: RunContext, budget_s: float) -> RunContext:
     """The run with everything that the train search needs to know of the hardware, measured within
-    about ``budget_s``: layouts, what does not pay, what an evaluation takes.
+    about ``budget_s`` seconds: layouts, options that do not pay, what an evaluation takes.
     """
     began = run.bridge.now()
     last, refused = step_options.channels_last(run)
@@ -62,7 +62,7 @@ def _evaluation_s(run: RunContext, rows: tuple[Layout, ...]) -> float:
 
 
 def _curve(run: RunContext, rows: tuple[Layout, ...], until_s: float) -> tuple[Layout, ...]:
-    """Larger and larger batches of the fastest layout, until one is no faster or does not fit."""
+    """Batches of the fastest layout, doubled until one is no faster or does not fit."""
     first = _fastest(rows)
     if first is None:
         return ()
@@ -120,19 +120,22 @@ def _workers(run: RunContext, rows: tuple[Layout, ...]) -> tuple[Layout, ...]:
 
 
 def _power(run: RunContext, rows: tuple[Layout, ...]) -> tuple[Layout, ...]:
-    """Batch sizes and power limits by energy (`power`), then clocks at the best of these, where
-    the user allows it and energy is among what the search weighs; what cannot be done is said.
+    """Batch sizes and power limits by energy (`power_limit`), then clocks at the best of these.
+
+    Only where the user allows it and energy counts in the search; what cannot be set is reported.
     """
     weighs = run.budget.train_energy_j is not None or bool(run.budget.eta)
     first = _fastest(rows)
     if not run.effort.allow_power_limit or not weighs or first is None:
         return ()
-    told = run.bridge.run(jobs.PowerRange(), timeout_s=30.0).answer or jobs.PowerLimits()
-    if told.low_w is None or told.high_w is None or run.meter is None:
-        reason = told.reason or "energy cannot be measured"
+    allowed = run.bridge.run(jobs.PowerRange(), timeout_s=30.0).answer or jobs.PowerLimits()
+    if allowed.low_w is None or allowed.high_w is None or run.meter is None:
+        reason = allowed.reason or "energy cannot be measured"
         run.listener.note(f"The power limit stays as it is: {reason}.")
         return ()
-    limits = [told.low_w + (told.high_w - told.low_w) * i / _LIMITS for i in range(_LIMITS + 1)]
+    limits = [
+        allowed.low_w + (allowed.high_w - allowed.low_w) * i / _LIMITS for i in range(_LIMITS + 1)
+    ]
     found: list[Layout] = []
 
     def look(batch: int, watts: float, clock_hz: float | None = None) -> power_limit.Look:
@@ -148,23 +151,25 @@ def _power(run: RunContext, rows: tuple[Layout, ...]) -> tuple[Layout, ...]:
     within = throughput.batch_sizes(run.with_survey(layouts=rows).survey)
     best = power_limit.least_energy(within, limits, look)
     batch, watts = within[best.best[0]], limits[best.best[1]]
-    _clocks(run, told, best, lambda clock_hz: look(batch, watts, clock_hz))
+    _clocks(run, allowed, best, lambda clock_hz: look(batch, watts, clock_hz))
     return tuple(found)
 
 
 def _clocks(
     run: RunContext,
-    told: jobs.PowerLimits,
+    allowed: jobs.PowerLimits,
     best: power_limit.Found,
     look: Callable[[float], power_limit.Look],
 ) -> None:
     """Lower and lower clocks at the best setting, where the boards lock any."""
-    if told.low_hz is None or told.high_hz is None:
-        run.listener.note(f"The GPU's clocks stay as they are: {told.clock_reason or 'no answer'}.")
+    if allowed.low_hz is None or allowed.high_hz is None:
+        run.listener.note(
+            f"The GPU's clocks stay as they are: {allowed.clock_reason or 'no answer'}."
+        )
         return
-    lower = [round(share * told.high_hz, -6) for share in _CLOCKS]
+    lower = [round(share * allowed.high_hz, -6) for share in _CLOCKS]
     fastest_s = min(seen.time_s for seen in best.looks.values())
-    within = [clock for clock in lower if clock >= told.low_hz]
+    within = [clock for clock in lower if clock >= allowed.low_hz]
     power_limit.least_clock(within, look, best.looks[best.best], fastest_s)
 
 

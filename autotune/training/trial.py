@@ -23,11 +23,11 @@ from autotune.training import lengths, target_quality, throughput, width
 from autotune.training.lengths import Length
 
 SAVE_S = 1.0
-"""A training in flight keeps its state at the end of an epoch, so many seconds apart."""
+"""A training under way saves its state at ends of epochs, at least so many seconds apart."""
 
 STEP_LOSSES = 50
 TOO_SLOW = 3.0
-"""Times its expected length from which a trial is not trained further."""
+"""A trial that takes this many times as long as expected is not trained further."""
 _NO_STEP = 1e-6  # of an epoch
 _SLOWEST, _FASTEST = 0.25, 8.0  # epochs of a recipe for one of the baseline's
 _MOST_KEPT_BYTES = 2 << 30
@@ -37,12 +37,12 @@ _LEAST_KEPT, _MOST_KEPT = 3, 12
 
 @dataclass
 class TrainState:
-    """The train search as it goes on: ``epochs`` are those of the baseline's final training,
-    ``reach`` how far a trial of it is trained.  ``timed``: these follow from time, so that a recipe
+    """The train search under way: ``epochs`` are those of the baseline's final training, ``reach``
+    those of a trial.  ``timed``: both follow from time, so that a recipe
     that is faster here trains for more epochs in the same time.
 
     ``trials`` are by number; ``messages`` are for the report; ``kept`` are the bytes of the states
-    on disk by trial, ``unneeded`` the files of states to delete.
+    on disk by trial, ``to_delete`` the files of states to delete.
     """
 
     run: RunContext
@@ -52,7 +52,7 @@ class TrainState:
     trials: list[TrainTrial] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     kept: dict[int, int] = field(default_factory=dict)
-    unneeded: list[str] = field(default_factory=list)
+    to_delete: list[str] = field(default_factory=list)
 
     @property
     def baseline(self) -> TrainTrial | None:
@@ -64,40 +64,40 @@ class TrainState:
         return best(self.run, self.trials)
 
     @property
-    def looks(self) -> int:
+    def rung_count(self) -> int:
         """Rungs of every trial."""
         return len(lengths.shares_of(self.run, self.reach))
 
     @property
     def proxies(self) -> bool:
-        """Whether trials are small trainings of their own, whose schedule ends with them (early in
-        a schedule recipes cannot be compared), and the final training starts anew.
+        """Whether trials are short trainings whose schedule ends with them (early in a schedule
+        recipes cannot be compared), and the final training starts from scratch.
         """
         whole = self.run.budget.target_quality is not None  # whose cost is that of all of it
         return self.reach < lengths.NEARLY * self.epochs and not whole
 
     def length(self, recipe: Recipe) -> Length:
         """How long a trial is trained; rungs lie at the same shares of each recipe's own."""
-        times = self._times(recipe) if self.timed else 1.0
+        times = self._relative_epochs(recipe) if self.timed else 1.0
         epochs, reach = (lengths.rounded(self.run, times * n) for n in (self.epochs, self.reach))
         raw = [share * reach for share in lengths.shares_of(self.run, self.reach)]
         rungs = (*(lengths.rung(self.run, r) for r in raw[:-1]), float(reach))
         return Length(reach if self.proxies else epochs, rungs, lengths.looks(self.run, rungs))
 
-    def final(self, trial: TrainTrial, more_s: float = 0.0) -> int | float:
-        """Epochs of the final training with a trial's recipe: the trial's own horizon, or of a
-        small training's recipe what its time, and ``more_s`` beside it (below 0: less), holds at
-        the speed that was measured, before the search and in the trial.
+    def final_epochs(self, trial: TrainTrial, more_s: float = 0.0) -> int | float:
+        """Epochs of the final training with a trial's recipe: the trial's own horizon, or after a
+        short training as many as fit its time and ``more_s`` (negative: less) at the speed that was
+        measured, before the search and in the trial.
         """
         if not self.proxies and trial.epochs:
             return trial.epochs
         if not self.timed:
             return self.epochs
-        times = self._times(trial.recipe)
+        times = self._relative_epochs(trial.recipe)
         epoch_s, rows = lengths.one_epoch_s(self.run), self.run.survey.task.train_rows
         if epoch_s is not None and trial.samples_per_s:
             seen = min(max(epoch_s * trial.samples_per_s / rows, _SLOWEST), _FASTEST)
-            times = math.sqrt(times * seen)  # two short looks at the same speed
+            times = math.sqrt(times * seen)  # geometric mean of two short measurements
         more = max(more_s / epoch_s, -self.epochs / 2) if epoch_s else 0.0
         return lengths.rounded(self.run, times * (self.epochs + more))
 
@@ -106,11 +106,16 @@ class TrainState:
         base = self.baseline
         if base is None or base.state != "complete":
             return 0.0
-        return base.wall_s * self.length(recipe).reach / (self.reach * self._times(recipe))
+        return (
+            base.wall_s * self.length(recipe).reach / (self.reach * self._relative_epochs(recipe))
+        )
 
     def shorten(self) -> bool:
-        """Where the length follows from time and the baseline had learnt its rows by heart before
-        its end, no recipe is trained for longer than that; whether it is so.
+        """Where the length follows from time and the baseline began to overfit before its end, no
+        recipe is trained for longer than that.
+
+        Returns:
+            Whether it is so.
         """
         base = self.baseline
         if not self.timed or self.proxies or self.run.budget.target_quality is not None:
@@ -121,15 +126,15 @@ class TrainState:
         if not 0 < needed < self.reach - _NO_STEP:
             return False
         self.messages.append(
-            f"The baseline recipe learnt its rows by heart within {needed:g} of {self.reach} "
-            f"epochs: the others were trained for {needed:g} (of the baseline's)."
+            f"The baseline recipe began to overfit within {needed:g} of {self.reach} epochs: the "
+            f"others were trained for as long as its {needed:g} epochs take."
         )
         self.epochs = self.reach = lengths.rounded(self.run, needed)
         return True
 
     def least_rate(self, recipe: Recipe) -> float | None:
         """Samples per second under which a trial would take many times its time, where that follows
-        from the horizon: an update rule may cost ten times the model's own work (Muon's on small
+        from the horizon: an optimizer may cost ten times the model's own work (Muon's on small
         matrices), and the final training would take as long.
         """
         whole_s = self.expected_s(recipe)
@@ -137,8 +142,8 @@ class TrainState:
             return None
         return self.length(recipe).reach * self.run.survey.task.train_rows / (TOO_SLOW * whole_s)
 
-    def _times(self, recipe: Recipe) -> float:
-        """Epochs for one of the baseline's, in the same time."""
+    def _relative_epochs(self, recipe: Recipe) -> float:
+        """Epochs in the time of one of the baseline's."""
         run = self.run
         epoch_s = lengths.one_epoch_s(run)
         rate = throughput.speed(run.survey.layouts, recipe)
@@ -191,14 +196,14 @@ def _job(state: TrainState, trial: TrainTrial, on_report: OnReport) -> TrainTria
         step_losses=STEP_LOSSES,
         checkpoint=checkpoint_of(trial.number),
         save_s=SAVE_S,
-        drop=tuple(state.unneeded),
+        drop=tuple(state.to_delete),
         watch=trial.number > 0,
         least_samples_per_s=state.least_rate(trial.recipe) if trial.number > 0 else None,
         until_quality=run.budget.target_quality,
         meter=run.meter,
         device=run.effort.device,
     )
-    state.unneeded.clear()
+    state.to_delete.clear()
     result = run.bridge.run(job, timeout_s=timeout_s(run, length.reach), on_report=ask)
     overhead = max(0.0, result.wall_s - result.work_s)
     run.overheads.append(overhead)
@@ -229,7 +234,7 @@ def _further(
     paused = done.stopped and done.epochs < length.reach - _NO_STEP and not ended
     ours = done.checkpoint_bytes is not None  # else each job of the user's loop counts its own
     train_s = done.train_s + (0.0 if ours else trial.train_s or 0.0)
-    epochs = state.final(trial) if state.proxies else length.epochs
+    epochs = state.final_epochs(trial) if state.proxies else length.epochs
     whole = 1.0 if ended else epochs / max(done.epochs, 1e-9)  # projected to the final training
     energy, label = added_energy(trial, done)
     memory = max(trial.peak_memory_bytes or 0, done.peak_memory_bytes)
@@ -253,7 +258,7 @@ def _further(
 
 
 def added_energy(trial: TrainTrial, done: jobs.Trained) -> tuple[float | None, str | None]:
-    """Joules of a training so far; None where a part was not measured, as after a kill."""
+    """Joules of a training so far and their label; None where a part was not measured."""
     here = done.energy.total_j if done.energy else None
     known = trial.rungs[-1] if trial.rungs else 0.0
     if here is None or done.resumed_epochs > known + 1e-6:
@@ -265,9 +270,9 @@ def added_energy(trial: TrainTrial, done: jobs.Trained) -> tuple[float | None, s
 
 
 def discard_states(state: TrainState, waiting: Sequence[int]) -> None:
-    """Mark the states that are likely never needed: the next job deletes them.
+    """Mark checkpoints that are likely never needed; the next job deletes them.
 
-    The best complete trials' and those of ``waiting`` ones, the most promising first, are kept
+    Those of the best complete trials and of ``waiting`` ones, the most promising first, are kept
     as far as they fit into 2 GiB, at least three.
     """
     ended = [t.number for t in ranked(state.run, state.trials)]
@@ -280,7 +285,7 @@ def discard_states(state: TrainState, waiting: Sequence[int]) -> None:
             left.add(number)
     for number in [n for n in state.kept if n not in left]:
         del state.kept[number]
-        state.unneeded.append(checkpoint_of(number))
+        state.to_delete.append(checkpoint_of(number))
 
 
 def constraints(
@@ -300,7 +305,7 @@ def constraints(
 
 def skipped_by_bound(state: TrainState, new: TrainTrial) -> TrainTrial | None:
     """A new trial as one that a provable lower bound already rules out; None where none does."""
-    run, recipe, epochs = state.run, new.recipe, state.final(new)
+    run, recipe, epochs = state.run, new.recipe, state.final_epochs(new)
     traits, limits = run.survey.traits, run.budget
     if recipe.params != run.survey.task.params:
         return None  # another model: these traits bound nothing
@@ -336,7 +341,7 @@ def signed_quality(run: RunContext, quality: float) -> float:
 
 
 def objective(run: RunContext, trial: TrainTrial) -> float | None:
-    """What the search minimises: the mean quality over a trial's seeds, turned."""
+    """What the search minimises: the mean quality over a trial's seeds, lower being better."""
     quality = trial.quality_mean
     if quality is None:
         return None

@@ -213,12 +213,12 @@ def test_where_time_is_short_trials_are_small_trainings_of_their_own() -> None:
     assert short.length(Recipe())[:2] == (0.5, (0.056, 0.167, 0.5))
     assert short.length(Recipe(batch_size=256))[:2] == (1, (0.111, 0.333, 1.0))
     slower = TrainTrial(number=0, recipe=Recipe(), state="complete", epochs=0.5, samples_per_s=50.0)
-    assert short.final(slower) == 1.41  # measured at half of the speed the second time
-    assert short.final(slower, 9.0) == 2.12
-    assert short.final(slower, -9.0) == 0.707
-    assert short.final(slower, -90.0) == 0.707
-    assert short.final(msgspec.structs.replace(slower, samples_per_s=None)) == 2
-    assert TrainState(run, 2, 0.5).final(slower) == 2  # epochs that were asked for
+    assert short.final_epochs(slower) == 1.41  # measured at half of the speed the second time
+    assert short.final_epochs(slower, 9.0) == 2.12
+    assert short.final_epochs(slower, -9.0) == 0.707
+    assert short.final_epochs(slower, -90.0) == 0.707
+    assert short.final_epochs(msgspec.structs.replace(slower, samples_per_s=None)) == 2
+    assert TrainState(run, 2, 0.5).final_epochs(slower) == 2  # epochs that were asked for
     long = TrainState(run, 2, 2, timed=True)
     assert not long.proxies
     assert long.length(Recipe())[:2] == (2, (0.222, 0.667, 2.0))
@@ -233,7 +233,7 @@ def test_small_trainings_end_with_their_schedule_and_are_said() -> None:
     assert {j.epochs for j in trainer.asked if isinstance(j, jobs.Train)} == {2}
     assert outcome.winner is not None
     final.last(outcome, outcome.winner)
-    assert outcome.messages[-1].endswith("the final one started anew, for 9 epochs.")
+    assert outcome.messages[-1].endswith("the final training started from scratch, for 9 epochs.")
 
 
 def test_a_final_training_is_never_shorter_than_its_trial() -> None:
