@@ -72,7 +72,7 @@ class Pair(NamedTuple):
 
     what: str
     bound: float
-    truth: float
+    measured: float
 
 
 def fastest(call: Callable[[], object]) -> float:
@@ -265,15 +265,15 @@ def recorded(folder: Path) -> Iterator[Pair]:
 def timed(profile: Profile) -> Iterator[Pair]:
     """The points of `benchmarks.cost_model` on this machine, where it has measured them."""
     for name, (make, inputs) in zoo.ZOO.items():
-        truths, _ = points.read(name, "points")
-        if not truths:
+        found_points, _ = points.read(name, "points")
+        if not found_points:
             continue
         found = traits_of(families.Sample(name, make().eval(), inputs))
-        for truth in truths:
-            plan = Deployment(runtime=truth.runtime, threads=truth.threads, batch_size=truth.batch)
+        for point in found_points:
+            plan = Deployment(runtime=point.runtime, threads=point.threads, batch_size=point.batch)
             bound = bounds.latency_bound_s(plan, found, profile)
             if bound is not None:
-                yield Pair("zoo " + truth.runtime, bound, min(truth.each_s or (truth.seconds,)))
+                yield Pair("zoo " + point.runtime, bound, min(point.each_s or (point.seconds,)))
 
 
 # -- rows kept between runs ----------------------------------------------------------------
@@ -304,10 +304,10 @@ def bounded(row: Row, profile: Profile) -> Iterator[Pair]:
 
 
 def table(pairs: list[Pair]) -> list[str]:
-    """One line a kind: how many, the median and largest bound/truth, how many above 1."""
+    """One line a kind: how many, the median and largest bound/measured, how many above 1."""
     kinds: dict[str, list[float]] = defaultdict(list)
     for pair in pairs:
-        kinds[pair.what].append(pair.bound / pair.truth)
+        kinds[pair.what].append(pair.bound / pair.measured)
     lines = [f"{'pairs of':<28}{'n':>7}{'median':>9}{'largest':>9}{'above':>7}"]
     for kind, ratios in sorted(kinds.items()):
         above = sum(r > 1 for r in ratios)
@@ -318,8 +318,8 @@ def table(pairs: list[Pair]) -> list[str]:
 
 
 def passes(pairs: list[Pair], least: int) -> bool:
-    """No bound above the truth, latency bounds near enough, and pairs enough."""
-    ratios = [p.bound / p.truth for p in pairs if not p.what.endswith("memory")]
+    """No bound above the measured value, latency bounds near enough, and pairs enough."""
+    ratios = [p.bound / p.measured for p in pairs if not p.what.endswith("memory")]
     near = median(ratios) >= LEAST_MEDIAN if ratios else False
     return len(ratios) >= least and max(ratios) <= 1 and near
 
@@ -361,10 +361,12 @@ def main(argv: list[str] | None = None) -> int:
         keep(rows, row)
         pairs, number = [*pairs, *bounded(row, profile)], number + 1
     print("\n".join(table(pairs)))
-    ratios = [p.bound / p.truth for p in pairs if not p.what.endswith("memory")]
-    print(f"{len(ratios)} pairs of {number} models: median bound/truth {median(ratios):.3f}")
+    ratios = [p.bound / p.measured for p in pairs if not p.what.endswith("memory")]
+    print(f"{len(ratios)} pairs of {number} models: median bound/measured {median(ratios):.3f}")
     good = passes(pairs, given.pairs)
-    print(f"no bound above the truth, median at least {LEAST_MEDIAN}: {'PASS' if good else 'FAIL'}")
+    print(
+        f"no bound above the measured value, median at least {LEAST_MEDIAN}: {'PASS' if good else 'FAIL'}"
+    )
     return 0 if good else 1
 
 

@@ -88,7 +88,7 @@ def loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def score(output: Tensor, target: Tensor) -> Tensor:
-    """Share of the next tokens that were guessed, per row."""
+    """Share of next tokens that are predicted correctly, per row."""
     return (output.argmax(-1) == target).float().mean(dim=1)
 
 

@@ -32,7 +32,7 @@ from benchmarks.cost_model.points import (
     MEMORY_BATCHES,
     THREADS,
     Peak,
-    Truth,
+    Measured,
     agree,
     calibrating,
     collect,
@@ -56,11 +56,11 @@ class Point(NamedTuple):
     predicted: float
     low: float
     high: float
-    truth: float
+    measured: float
 
     @property
     def error(self) -> float:
-        return abs(self.predicted / self.truth - 1)
+        return abs(self.predicted / self.measured - 1)
 
 
 def points(wanted: list[tuple[str, str]], most: int = max(THREADS)) -> tuple[list[Point], int]:
@@ -69,10 +69,10 @@ def points(wanted: list[tuple[str, str]], most: int = max(THREADS)) -> tuple[lis
     for name, what in wanted:
         if what.startswith("memory"):
             continue
-        truths, found = read(name, what, most)
-        at = [t for t in truths if (t.batch, t.threads) == ANCHOR]
+        measured, found = read(name, what, most)
+        at = [t for t in measured if (t.batch, t.threads) == ANCHOR]
         known = [op_latency.Anchor(t.runtime, t.batch, t.threads, t.seconds) for t in at]
-        for t in truths:
+        for t in measured:
             guess = op_latency.latency_s(found, known, t.runtime, t.batch, t.threads)
             if guess is None or t in at:
                 continue
@@ -84,9 +84,9 @@ def points(wanted: list[tuple[str, str]], most: int = max(THREADS)) -> tuple[lis
     return out, left_out
 
 
-def settles(truth: Truth) -> bool:
+def settles(point: Measured) -> bool:
     """Whether the point is reliable: processes agree, or enough calls of one were undisturbed."""
-    return agree(truth.each_s) if len(truth.each_s) > 1 else truth.clean >= LEAST_CLEAN
+    return agree(point.each_s) if len(point.each_s) > 1 else point.clean >= LEAST_CLEAN
 
 
 def memory(wanted: list[tuple[str, str]]) -> list[tuple[str, int, float, bool]]:
@@ -129,9 +129,9 @@ def kendall(found: list[Point]) -> float:
     """Kendall's tau over pairs that differ by more than 10 %."""
     agree = total = 0
     for a, b in combinations(found, 2):
-        if abs(math.log(a.truth / b.truth)) > math.log(1.1):
+        if abs(math.log(a.measured / b.measured)) > math.log(1.1):
             total += 1
-            agree += 1 if (a.truth > b.truth) == (a.predicted > b.predicted) else -1
+            agree += 1 if (a.measured > b.measured) == (a.predicted > b.predicted) else -1
     return agree / total if total else 0.0
 
 
@@ -147,7 +147,7 @@ def summary(found: list[Point], *, whole: bool = True) -> tuple[list[str], bool]
     """Lines to print, and whether every target is met (not ``whole``: of errors alone)."""
     errors = sorted(p.error for p in found)
     p90 = errors[min(len(errors) - 1, int(0.9 * len(errors)))]
-    covered = mean(p.low <= p.truth <= p.high for p in found)
+    covered = mean(p.low <= p.measured <= p.high for p in found)
     tau, models = kendall(found), len({p.model for p in found})
     rows = [
         ("points", len(found), len(found) >= 200 or not whole, ">= 200" if whole else ""),
@@ -164,8 +164,8 @@ def summary(found: list[Point], *, whole: bool = True) -> tuple[list[str], bool]
         for point in found:
             groups[point[key]].append(point)
         for name, group in sorted(groups.items()):
-            bias = math.exp(mean(math.log(p.predicted / p.truth) for p in group)) - 1
-            inside = mean(p.low <= p.truth <= p.high for p in group)
+            bias = math.exp(mean(math.log(p.predicted / p.measured) for p in group)) - 1
+            inside = mean(p.low <= p.measured <= p.high for p in group)
             error = mean(p.error for p in group)
             text = f"{label} {name}"
             lines.append(f"{text:<24}{len(group):>5}{error:>8.3f}{bias:>+8.3f}{inside:>13.2f}")

@@ -2,7 +2,7 @@
 
     interpreter (model, "points") --export once--> three rounds of
                                     fork: one pass over the operators      --middle--> Replays
-                                    fork a point: the whole model          --median--> Truth
+                                    fork a point: the whole model          --median--> Measured
                                     (a compiled one in one fork, which waits from round to round)
     interpreter (model, "memoryN")                          --------> StepMemory or Peak
 
@@ -53,7 +53,7 @@ MEMORY_BATCHES = (16, 64)
 MEMORY_STEPS = 4
 
 
-class Truth(Record, frozen=True, kw_only=True):
+class Measured(Record, frozen=True, kw_only=True):
     """One measured point."""
 
     model: str
@@ -144,7 +144,7 @@ class _Rounds:
 
         yield Replays(model=self._name, replays=op_benchmark.combined(self._passes))
         for (kind, threads, batch), taken in self._found.items():
-            yield Truth(
+            yield Measured(
                 model=self._name,
                 runtime=kind,
                 batch=batch,
@@ -365,17 +365,17 @@ def rows(name: str, what: str, most: int) -> Path:
 
 def read(
     name: str, what: str, most: int = max(THREADS)
-) -> tuple[list[Truth], tuple[OpReplay, ...]]:
+) -> tuple[list[Measured], tuple[OpReplay, ...]]:
     """The stored points of one model and its operators."""
     path = rows(name, what, most)
     replays: tuple[OpReplay, ...] = ()
-    truths: list[Truth] = []
+    measured: list[Measured] = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         if b'"replays"' in line:
             replays = codec.decode(line, Replays, what=path.name).replays
         else:
-            truths.append(codec.decode(line, Truth, what=path.name))
-    return truths, replays
+            measured.append(codec.decode(line, Measured, what=path.name))
+    return measured, replays
 
 
 def collect(wanted: list[tuple[str, str]], until: float, most: int) -> list[str]:

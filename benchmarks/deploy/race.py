@@ -98,7 +98,7 @@ class Contestant:
             self._process.stdin.write(json.dumps(command) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # `ready` tells why
+            pass  # `ready` raises the reason
         return self.ready()
 
     def end(self) -> None:
@@ -124,7 +124,7 @@ class Timed(NamedTuple):
 def race(
     entries: Mapping[str, Entry], *, launches: int, cycles: int, block_s: float
 ) -> dict[str, Timed]:
-    """Every contestant's medians; all of them are launched anew ``launches`` times."""
+    """Every contestant's medians; all of them are restarted ``launches`` times."""
     found = {name: Timed([], [], []) for name in entries}
     for number in range(launches):
         alive = {name: Contestant(entry) for name, entry in entries.items()}

@@ -38,7 +38,7 @@ train_data, eval_data, test_data = data.datasets(data.tones)
 
 
 def score(output: Tensor, target: Tensor) -> Tensor:
-    """1 where the loudest bin is within half a semitone (50 cents) of the truth."""
+    """1 where the loudest bin is within half a semitone (50 cents) of the true pitch."""
     cents = 1997.3794 + 20 * output.argmax(1)
     return ((cents - _cents(target)).abs() <= 50).float()
 
