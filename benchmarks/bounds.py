@@ -365,7 +365,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(ratios)} pairs of {number} models: median bound/measured {median(ratios):.3f}")
     good = passes(pairs, given.pairs)
     print(
-        f"no bound above the measured value, median at least {LEAST_MEDIAN}: {'PASS' if good else 'FAIL'}"
+        f"none above what was measured, median at least {LEAST_MEDIAN}: {'PASS' if good else 'FAIL'}"
     )
     return 0 if good else 1
 

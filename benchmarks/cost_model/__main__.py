@@ -31,8 +31,8 @@ from benchmarks.cost_model import step_memory
 from benchmarks.cost_model.points import (
     MEMORY_BATCHES,
     THREADS,
-    Peak,
     Measured,
+    Peak,
     agree,
     calibrating,
     collect,
