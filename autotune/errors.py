@@ -10,7 +10,7 @@ AutotuneError
 |-- JobError          raised inside a job; becomes the Failure of that job, never leaves a run
 `-- WorkerError       a worker failed where nothing can go on        exit 1
 
-Messages name the value, the rule and the remedy.
+Messages state the value, the rule and the remedy.
 """
 
 DISTRIBUTION = "autotune-torch"

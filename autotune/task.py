@@ -50,8 +50,8 @@ class Task:
             path: e.g. ``model.py`` or ``pkg.model``.
             *args: the file's own arguments, its ``sys.argv[1:]``.
             weights: a checkpoint to load into the model, which then counts as pretrained.
-            pretrained: whether the model comes trained, whatever the file says.
-            retrain: weights that look trained may be trained over.
+            pretrained: whether the model comes trained; None: as the file says.
+            retrain: train the model even where its weights look trained.
 
         Raises:
             UsageError: there is no such file, or no such checkpoint.

@@ -41,10 +41,10 @@ def tune(
     Args:
         task: what to tune.
         budget: the limits; none by default.
-        effort: how long and where to look; ten minutes by default.
+        effort: time and scope of the search; ten minutes by default.
         profile: a saved profile; only its anchors are measured again.
         out: the report folder, ``reports/<name>-<UTC time>`` by default.
-        listener: told what happens, as it happens.
+        listener: is called with phases, notes and trials as they happen.
         bridge: makes the bridge from the work folder (for replays); the real one by default.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Quantities a person types and reads, and the SI numbers between: the one converter.
+"""Converts between quantities as people write them and SI numbers.
 
     "5ms" --parse--> 0.005 --show--> "5.00 ms"
 

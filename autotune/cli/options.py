@@ -3,8 +3,8 @@
     train_time_s: Annotated[float | None, option("Limit for the final training.", "5min")] = None
        --of(Budget)-->  --train-time 5min  --record(Budget, given)-->  Budget(train_time_s=300.0)
 
-A field's annotation is the one place that says an option: its name (less the unit that ends it),
-type, help and range.  A value that no record takes is an error, never ignored.
+A field's annotation is the one place that defines an option: its name (without the unit that
+ends it), type, help and range.  A value that belongs to no record is an error, never ignored.
 """
 
 from collections.abc import Callable, Mapping
@@ -58,14 +58,14 @@ def of(record: type[Record], *names: str, relative: bool = True) -> Callable[[F]
 
 def _option(record: type[Record], name: str, relative: bool) -> Callable[[F], F]:
     hint = get_type_hints(record, include_extras=True)[name]
-    said: msgspec.Meta = hint.__metadata__[0]  # raises for a field that is not annotated
-    how = said.extra or {}
+    about: msgspec.Meta = hint.__metadata__[0]  # raises for a field that is not annotated
+    how = about.extra or {}
     kind = _without_none(get_args(hint)[0])
     ending = next((end for end in (*_DROPPED, *_KEPT) if name.endswith(end)), "")
     unit = how.get("unit") or (_DROPPED | _KEPT).get(ending)
     flag = name.removesuffix(ending) if ending in _DROPPED else name
     example = how.get("example")
-    text = f"{said.description}{_default(record, name, unit)}"
+    text = f"{about.description}{_default(record, name, unit)}"
     if kind is Limit and relative:
         example, text = f"{example}|0.6x", f"{text}  0.6x: of the dense eager baseline's."
     shown: dict[str, Any] = {"help": text}
@@ -104,7 +104,7 @@ def _type(kind: Any, how: Mapping[str, Any], unit: str | None, relative: bool) -
 
 
 def _default(record: type[Record], name: str, unit: str | None) -> str:
-    """``  [default: 95]``, where the record has one that is worth saying."""
+    """``  [default: 95]``, where the record has one other than None, False and ()."""
     value = next(f.default for f in msgspec.structs.fields(record) if f.name == name)
     if value is None or value is False or value == ():
         return ""
@@ -117,7 +117,7 @@ def _default(record: type[Record], name: str, unit: str | None) -> str:
 
 
 def given_fields(record: type[Record], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given of a record's fields; flags that are not set and empty lists are not."""
+    """The values given for a record's fields, without unset flags and empty lists."""
     known = {name: given[name] for name in record.__struct_fields__ if name in given}
     return {
         name: value

@@ -1,4 +1,4 @@
-"""The commands about profiles and what is planned from them; only `cli` and this print."""
+"""The commands about profiles, and `plan`, which predicts from them."""
 
 import shutil
 import sys
@@ -104,7 +104,7 @@ def diff(first: str, second: str) -> None:
 def check(name: str, **given: Any) -> None:
     """Measure three quick anchors: does the profile NAME still fit this machine?
 
-    Exit code 0: it fits; 3: it does not; 4: it cannot be told now.
+    Exit code 0: it fits; 3: it does not; 4: it cannot be checked now.
     """
     from autotune.hardware import doctor
     from autotune.hardware import profiles as hardware_profiles
@@ -132,8 +132,8 @@ def check(name: str, **given: Any) -> None:
     metavar="NAME=2.50/h",
     help="What a machine costs an hour, as its profile describes it.",
 )
-@click.option("--devices", type=click.IntRange(min=1), help="So many of its devices.")
-@click.option("--nodes", type=click.IntRange(min=1), help="So many nodes of it.")
+@click.option("--devices", type=click.IntRange(min=1), help="Number of its devices.")
+@click.option("--nodes", type=click.IntRange(min=1), help="Number of its nodes.")
 @click.option(
     "--train-batch",
     "batches",

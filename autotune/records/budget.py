@@ -40,7 +40,7 @@ class Budget(Record, frozen=True, kw_only=True):
         ),
     ] = None
     percentile: Annotated[
-        float, option("Percentile that the latency limit is for.", least=1, most=99.99)
+        float, option("Percentile of the latency limit.", least=1, most=99.99)
     ] = 95.0
     energy: Annotated[Limit | None, option("Energy per sample.", "20mJ", unit="J")] = None
     memory: Annotated[
@@ -51,20 +51,22 @@ class Budget(Record, frozen=True, kw_only=True):
         float | None,
         option("Requests per second: --latency then limits the response time.", "200/s"),
     ] = None
-    min_quality: Annotated[float | None, option("Floor on quality itself.", "0.9")] = None
+    min_quality: Annotated[float | None, option("Least quality.", "0.9")] = None
     max_drop: Annotated[
         float | None, option("Largest allowed drop of quality below the baseline's.", "0.01")
     ] = None
     accept_modelled_energy: Annotated[
-        bool, option("Let a modelled energy decide (the verdict says so).")
+        bool, option("Let modelled energy decide a limit (the verdict is labelled so).")
     ] = False
     train_time_s: Annotated[
         float | None,
-        option("Limit for the final training; sets it apart from --time.", "5min"),
+        option("Limit for the final training, which is then not part of --time.", "5min"),
     ] = None
-    train_energy_j: Annotated[float | None, option("Limit for the final training.", "2kJ")] = None
+    train_energy_j: Annotated[
+        float | None, option("Energy limit for the final training.", "2kJ")
+    ] = None
     train_memory_bytes: Annotated[
-        float | None, option("Limit for the final training's peak memory.", "4GB")
+        float | None, option("Peak memory limit for the final training.", "4GB")
     ] = None
     target_quality: Annotated[
         float | None,
@@ -108,24 +110,25 @@ class Effort(Record, frozen=True, kw_only=True):
     """
 
     time_s: Annotated[float, option("The whole run, over by at most a tenth.", "10min")] = 600.0
-    trials: Annotated[int | None, option("At most so many deploy trials.", least=1)] = None
-    train_trials: Annotated[int | None, option("At most so many train trials.", least=1)] = None
+    trials: Annotated[int | None, option("Largest number of deploy trials.", least=1)] = None
+    train_trials: Annotated[int | None, option("Largest number of train trials.", least=1)] = None
     epochs: Annotated[
-        int | None, option("Epochs of the final training; sets it apart from --time.", least=1)
+        int | None,
+        option("Epochs of the final training, which is then not part of --time.", least=1),
     ] = None
     steps: Annotated[
         int | None,
         option(
-            "The same in steps of the baseline's batch size, rounded up to whole epochs.", least=1
+            "The same as steps of the baseline's batch size, rounded up to whole epochs.", least=1
         ),
     ] = None
     seed: Annotated[int, option("Random seed of search and training.")] = 0
     device: Annotated[str, option("Whether a GPU may be used.", choices=("auto", "cpu"))] = "auto"
-    only: Annotated[tuple[str, ...], option("Search only these.", "KIND=NAME")] = ()
+    only: Annotated[tuple[str, ...], option("Search only these options.", "KIND=NAME")] = ()
     without: Annotated[tuple[str, ...], option("Exclude these.", "NAME")] = ()
     fix: Annotated[tuple[str, ...], option("Fix a search dimension at a value.", "NAME=VALUE")] = ()
     keep_fp32: Annotated[
-        tuple[str, ...], option("Modules that no quantization may touch.", "'head.*'")
+        tuple[str, ...], option("Modules to leave unquantized, as patterns of names.", "'head.*'")
     ] = ()
     baseline: Annotated[
         str | None, option("An earlier report: its plan is compared too.", "DIR")
@@ -135,7 +138,7 @@ class Effort(Record, frozen=True, kw_only=True):
     powercap_root: Annotated[
         str | None,
         option(
-            "A powercap tree that the host provides; readings are labelled so.", "DIR", folder=True
+            "A powercap tree that the host shares with this virtual machine.", "DIR", folder=True
         ),
     ] = None
     powercap_label: Annotated[
@@ -167,5 +170,5 @@ class Effort(Record, frozen=True, kw_only=True):
     ] = False
     joint: Annotated[
         bool,
-        option("Search how pruned models recover too, and the width of make_model(width=1.0)."),
+        option("Also search the recovery training of pruned models and make_model's width=."),
     ] = False
