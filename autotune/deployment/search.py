@@ -180,10 +180,7 @@ class _Exploration:
                 self._repeats.append(tried._replace(values=proposal.values))
                 if proposal.why != _NEIGHBOUR:
                     self._enqueue_neighbour()
-            elif (
-                self._asked > 1
-                and skip_rules.expected_s(self._evaluator, deployment) > self._left_s()
-            ):
+            elif self._asked > 1 and self._expected_s(deployment) > self._left_s():
                 repeats += 1
                 self._study.abandon(proposal.number)
                 continue
@@ -191,11 +188,10 @@ class _Exploration:
                 repeats = 0
                 tried = self._try(proposal, deployment)
                 self._evaluator.keep(tried)
-                if len(self._tried) >= len(self._evaluator.baselines) + _LEAST_TRIED:
+                if self._tried_a_few:
                     self._evaluator.until_s = extended_s() - kept_s
                 self._report_progress()
-            value = self._goal.objective(self._run, tried, self._evaluator.reference)
-            self._study.tell(proposal.number, value, tried.trial.constraints)
+            self._study.tell(proposal.number, self._objective(tried), tried.trial.constraints)
 
     def settle(self) -> None:
         """Give each trial the objective that the surrogate, fitted to all of them, has for it."""
@@ -214,13 +210,22 @@ class _Exploration:
         if deployment is None:
             return False
         self._qat_considered = True
-        expected_s = skip_rules.expected_s(self._evaluator, deployment)
+        expected_s = self._expected_s(deployment)
         if expected_s < self._left_s():
-            self._evaluator.keep(
-                self._evaluator.trial(deployment, qat_fallback.WHY, expected_s=expected_s)
-            )
+            tried = self._evaluator.trial(deployment, qat_fallback.WHY, expected_s=expected_s)
+            self._evaluator.keep(tried)
             self._report_progress()
         return True
+
+    @property
+    def _tried_a_few(self) -> bool:
+        return len(self._tried) >= len(self._evaluator.baselines) + _LEAST_TRIED
+
+    def _expected_s(self, deployment: Deployment) -> float:
+        return skip_rules.expected_s(self._evaluator, deployment)
+
+    def _objective(self, tried: Tried) -> float | None:
+        return self._goal.objective(self._run, tried, self._evaluator.reference)
 
     def _left_s(self) -> float:
         """Seconds until the search ends.  Once a few candidates were tried: sooner than planned
@@ -229,7 +234,7 @@ class _Exploration:
         assert self._evaluator.until_s is not None
         left_s = self._evaluator.until_s - self._run.bridge.now()
         ranked = self._evaluator.ranked()
-        if not ranked or len(self._tried) < len(self._evaluator.baselines) + _LEAST_TRIED:
+        if not ranked or not self._tried_a_few:
             return left_s
         best = self._tried[ranked[0].number]
         sides = [best.launch, self._evaluator.baseline(best.trial.deployment).launch]
@@ -276,10 +281,8 @@ class _Exploration:
 
     def _is_deferred(self, deployment: Deployment) -> bool:
         """Whether its runtime is: then what compresses the model for it is too."""
-        return any(
-            self._evaluator.deployment(s.values).runtime == deployment.runtime
-            for s in self._deferred
-        )
+        deferred = (self._evaluator.deployment(one.values) for one in self._deferred)
+        return any(other.runtime == deployment.runtime for other in deferred)
 
     def _seen(self) -> list[surrogate.Observation]:
         """What was tried, as the surrogate sees it."""
@@ -293,8 +296,7 @@ class _Exploration:
         )
         if values is None:
             return None
-        value = self._goal.objective(self._run, tried, self._evaluator.reference)
-        return surrogate.Observation(values, value, tried.trial.constraints)
+        return surrogate.Observation(values, self._objective(tried), tried.trial.constraints)
 
     def _predictions(self) -> list[surrogate.Observation]:
         """Of what is deferred and not compressed, as the surrogate sees it."""
@@ -319,7 +321,7 @@ class _Exploration:
             deployment = self._evaluator.deployment(values)
             if self._is_deferred(deployment):
                 return math.inf
-            expected_s = skip_rules.expected_s(self._evaluator, deployment) or usual_s
+            expected_s = self._expected_s(deployment) or usual_s
             return expected_s if expected_s <= left_s else math.inf
 
         left_s = self._left_s()
@@ -348,13 +350,19 @@ class _Exploration:
     def _try(self, proposal: Proposal, deployment: Deployment) -> Tried:
         """The trial; a skipped one where it is known that it would fail or break a limit."""
         bound = skip_rules.unbuildable(self._evaluator, deployment)
-        if self._late:
-            bound = bound or skip_rules.broken_bound(
-                self._run, deployment, self._evaluator.baseline(deployment)
-            )
+        if self._late and not bound:
+            baseline = self._evaluator.baseline(deployment)
+            bound = skip_rules.broken_bound(self._run, deployment, baseline)
         if bound:
-            return self._skipped(deployment, bound)._replace(values=proposal.values)
-        expected_s = skip_rules.expected_s(self._evaluator, deployment)
+            trial = DeployTrial(
+                number=len(self._tried),
+                deployment=deployment,
+                state="skipped",
+                bound=bound,
+                constraints={"bound": 1.0},
+            )
+            return Tried(trial, values=proposal.values)
+        expected_s = self._expected_s(deployment)
         tried = self._evaluator.trial(deployment, proposal.why, expected_s=expected_s)
         return tried._replace(values=proposal.values)
 
@@ -362,17 +370,6 @@ class _Exploration:
         same = space.canonical(deployment)
         found = (t for t in self._tried if space.canonical(t.trial.deployment) == same)
         return next(found, None)
-
-    def _skipped(self, deployment: Deployment, bound: str) -> Tried:
-        """A trial that is ruled out without being measured."""
-        trial = DeployTrial(
-            number=len(self._tried),
-            deployment=deployment,
-            state="skipped",
-            bound=bound,
-            constraints={"bound": 1.0},
-        )
-        return Tried(trial)
 
     def _report_progress(self) -> None:
         ranked = self._evaluator.ranked()

@@ -30,8 +30,6 @@ def latency(
     percentile: float,
     *,
     alpha: float = 0.005,
-    name: str = "latency",
-    unit: str = "s",
     what: str = "single calls",
     step: float = 0.0,
 ) -> Verdict:
@@ -46,7 +44,7 @@ def latency(
     source = f"p{percentile:g} of {what}, {len(runs)} launches"
     if not runs:
         return figure_verdict(
-            name, unit, limit, alpha=alpha, source=source, note="no call was timed"
+            "latency", "s", limit, alpha=alpha, source=source, note="no call was timed"
         )
     pooled = tails.Tail(runs, percentile)
     lower, upper = pooled.bounds(alpha)
@@ -54,10 +52,10 @@ def latency(
     upper = None if upper is None else upper + step
     if pooled.supported(limit - step, alpha):  # the inflation depends on the limit tested
         upper = limit if upper is None else min(upper, limit)
-    verdict, note = _decide(pooled, limit, step, alpha, percentile, unit)
+    verdict, note = _decide(pooled, limit, step, alpha, percentile)
     return Verdict(
-        name=name,
-        unit=unit,
+        name="latency",
+        unit="s",
         limit=limit,
         estimate=tails.finite(tails.point(pooled.ordered, percentile)),
         lower=lower,
@@ -71,7 +69,7 @@ def latency(
 
 
 def _decide(
-    pooled: tails.Tail, limit: float, step: float, alpha: float, percentile: float, unit: str
+    pooled: tails.Tail, limit: float, step: float, alpha: float, percentile: float
 ) -> tuple[VerdictName, str | None]:
     if pooled.refuted(limit + step, alpha):
         return "NOT_MET", None
@@ -79,7 +77,7 @@ def _decide(
         if step and pooled.supported(limit, alpha):
             return "UNDECIDED", "the clock is too coarse: a finer one would decide"
         return "UNDECIDED", _more_calls(pooled, limit, alpha)
-    doubt = _launch_doubt(pooled.runs, limit - step, percentile, unit)
+    doubt = _launch_doubt(pooled.runs, limit - step, percentile)
     return ("UNDECIDED", doubt) if doubt else ("MET", None)
 
 
@@ -90,16 +88,14 @@ def _with_sample_size(note: str | None, calls: int, inflation: float) -> str | N
     return f"{note}; {size}" if note else size
 
 
-def _launch_doubt(
-    runs: Sequence[Sequence[float]], limit: float, percentile: float, unit: str
-) -> str | None:
+def _launch_doubt(runs: Sequence[Sequence[float]], limit: float, percentile: float) -> str | None:
     """Why the pooled test alone does not suffice for MET, or None."""
     if len(runs) < MIN_LAUNCHES:
         return f"{len(runs)} of the {MIN_LAUNCHES} launches that a verdict needs: launch again"
     for number, run in enumerate(runs, start=1):
         own = tails.point(sorted(run), percentile)
         if own > limit:
-            shown = units.show(tails.finite(own), unit) if own < math.inf else "without an answer"
+            shown = units.show(tails.finite(own), "s") if own < math.inf else "without an answer"
             return (
                 f"launch {number} alone has p{percentile:g} {shown}, over the "
                 "limit: launches differ, more of them would decide"
@@ -128,7 +124,6 @@ def energy(
     domains: Sequence[str] = (),
     alpha: float = 0.05,
     reason: str | None = None,
-    name: str = "energy",
 ) -> Verdict:
     """Joules per sample of each launch against ``limit``.
 
@@ -140,11 +135,11 @@ def energy(
     measured = bool(values) and len(values) == len(per_launch) and label.startswith("measured")
     if measured:
         return _measured_energy(
-            values, limit, uncertainty or 0.0, _source(label, origin, domains), alpha, name
+            values, limit, uncertainty or 0.0, _source(label, origin, domains), alpha
         )
     if modelled is not None and accept_modelled:
         kind = label if label.startswith("modelled_") else "power model"
-        return _modelled_energy(modelled, limit, f"{kind} (modelled, not measured)", name)
+        return _modelled_energy(modelled, limit, f"{kind} (modelled, not measured)")
     if values and label.startswith("measured"):
         why = f"{len(per_launch) - len(values)} of {len(per_launch)} launches could not be read"
     else:
@@ -155,7 +150,7 @@ def energy(
         note += f"; the model says {shown} ({units.span(modelled.low, modelled.high, 'J')})"
         note += ", which decides only with --accept-modelled-energy"
     source = _source(label, origin, domains)
-    return figure_verdict(name, "J", limit, alpha=alpha, source=source, note=note)
+    return figure_verdict("energy", "J", limit, alpha=alpha, source=source, note=note)
 
 
 def _source(label: str, origin: str, domains: Sequence[str]) -> str:
@@ -164,7 +159,7 @@ def _source(label: str, origin: str, domains: Sequence[str]) -> str:
 
 
 def _measured_energy(
-    values: Sequence[float], limit: float, uncertainty: float, source: str, alpha: float, name: str
+    values: Sequence[float], limit: float, uncertainty: float, source: str, alpha: float
 ) -> Verdict:
     n, mean = len(values), math.fsum(values) / len(values)
     lower = upper = None
@@ -189,7 +184,7 @@ def _measured_energy(
             f"{note + '; ' if note else ''}below the counter's resolution: measure longer windows"
         )
     return Verdict(
-        name=name,
+        name="energy",
         unit="J",
         limit=limit,
         estimate=mean,
@@ -203,7 +198,7 @@ def _measured_energy(
     )
 
 
-def _modelled_energy(modelled: Interval, limit: float, source: str, name: str) -> Verdict:
+def _modelled_energy(modelled: Interval, limit: float, source: str) -> Verdict:
     """The model's whole interval must lie on one side; it has no confidence level."""
     verdict: VerdictName = "UNDECIDED"
     note = "modelled, accepted by --accept-modelled-energy"
@@ -215,7 +210,7 @@ def _modelled_energy(modelled: Interval, limit: float, source: str, name: str) -
         note += "; the limit lies inside the model's range: a counter, or the machine's own idle"
         note += " and full watts, would decide"
     return Verdict(
-        name=name,
+        name="energy",
         unit="J",
         limit=limit,
         estimate=modelled.value,
@@ -229,16 +224,16 @@ def _modelled_energy(modelled: Interval, limit: float, source: str, name: str) -
     )
 
 
-def memory(per_launch: Sequence[float | None], limit: float, *, name: str = "memory") -> Verdict:
+def memory(per_launch: Sequence[float | None], limit: float) -> Verdict:
     """Peak resident bytes of each launch's process: the largest counts."""
     values = [value for value in per_launch if value is not None]
     source = f"peak resident memory of the serving process, {len(values)} launches"
     if not values or len(values) < len(per_launch):
         note = "the peak memory of a launch could not be read"
-        return figure_verdict(name, "B", limit, alpha=0.0, source=source, note=note)
+        return figure_verdict("memory", "B", limit, alpha=0.0, source=source, note=note)
     verdict: VerdictName = "MET" if max(values) <= limit else "NOT_MET"
     return figure_verdict(
-        name, "B", limit, verdict=verdict, values=values, alpha=0.0, source=source
+        "memory", "B", limit, verdict=verdict, values=values, alpha=0.0, source=source
     )
 
 
@@ -282,7 +277,7 @@ def figure_verdict(
     )
 
 
-def min_quality(name: str, scores: Scores, limit: float, higher_is_better: bool) -> Verdict:
+def min_quality(scores: Scores, limit: float, higher_is_better: bool) -> Verdict:
     """Is the quality itself at least ``limit`` (at most, where lower is better)?
 
     MET where its whole 95 % interval is, NOT_MET where none of it is.
@@ -298,7 +293,7 @@ def min_quality(name: str, scores: Scores, limit: float, higher_is_better: bool)
         elif high < wanted:
             found, note = "NOT_MET", None
     return Verdict(
-        name=name,
+        name="min_quality",
         unit="",
         limit=limit,
         estimate=scores.quality,

@@ -23,12 +23,11 @@ def quality_drop(
     *,
     higher_is_better: bool,
     alpha: float = 0.05,
-    unit: str = "",
 ) -> Verdict:
     """Did quality fall by at most ``max_drop``?  One-sided, paired by row.
 
     ``estimate`` is the drop (positive is worse), ``lower`` and ``upper`` its ``1 - alpha``
-    bounds.  ``unit`` is the metric's name.
+    bounds, in the metric's own unit.
 
     Raises:
         ValueError: the two were not scored on the same rows.
@@ -45,7 +44,7 @@ def quality_drop(
     verdict, note = _decide(pairing, candidate.rows, drop, max_drop, alpha)
     return Verdict(
         name="quality",
-        unit=unit,
+        unit="",
         limit=max_drop,
         estimate=drop,
         lower=bounds.lower if bounds else None,

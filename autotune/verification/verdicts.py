@@ -62,9 +62,7 @@ def min_quality(run: RunContext, side: Candidate) -> tuple[Verdict, ...]:
     limit, scores = run.budget.min_quality, side.scores
     if limit is None or scores is None:
         return ()
-    return (
-        limit_tests.min_quality("min_quality", scores, limit, run.survey.task.higher_is_better),
-    )
+    return (limit_tests.min_quality(scores, limit, run.survey.task.higher_is_better),)
 
 
 def deployment_verdicts(
