@@ -64,9 +64,8 @@ class LoadedTask:
         self.validation: Dataset[Pair] = data.validation
         self.test: Dataset[Pair] = data.test
         self.calibration: Dataset[Pair] | None = data.calibration
-        self.functions.unlabelled = agreement.is_quality(
-            data[:3], self.where, pretrained=pretrained
-        )
+        parts = (data.train, data.validation, data.test)
+        self.functions.unlabelled = agreement.is_quality(parts, self.where, pretrained=pretrained)
         self._collate = names.function(origin, "collate")
         self.own_train = names.function(origin, "train")
         self.train_loader = names.function(origin, "train_loader")
@@ -335,20 +334,20 @@ class LoadedTask:
         )
 
 
-_held: list[LoadedTask] = []
+_preloaded: list[LoadedTask] = []
 
 
-def hold(spec: TaskSpec) -> None:
+def preload(spec: TaskSpec) -> None:
     """Load a task once for all forks of this process: `load` then gives them what was loaded.
 
     Raises:
         ContractError: as `load` does.
     """
-    _held[:] = [load(spec)]
+    _preloaded[:] = [load(spec)]
 
 
 def load(spec: TaskSpec, *, pretrained: bool | None = None) -> LoadedTask:
-    """Load a task, or take the one that this process was forked with (`hold`).
+    """Load a task, or take the one that this process was forked with (`preload`).
 
     Args:
         spec: where it is.
@@ -357,8 +356,8 @@ def load(spec: TaskSpec, *, pretrained: bool | None = None) -> LoadedTask:
     Raises:
         ContractError: the file breaks the contract; the message says how to fix it.
     """
-    if pretrained is None and _held and _held[0].spec == spec:
-        return _held.pop()
+    if pretrained is None and _preloaded and _preloaded[0].spec == spec:
+        return _preloaded.pop()
     with seeded(spec.seed):
         origin = run.load(spec)
     if origin.names.get("make_model") is None and origin.names.get("model") is None:

@@ -181,7 +181,7 @@ def _load(task: Any) -> str | None:
     torch.set_num_threads(1)  # a pool of threads cannot be forked
     # else `torch.cuda.is_available()` in the user's file would bar all forks from the device
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    contract_task.hold(spec)
+    contract_task.preload(spec)
     torch.set_num_threads(threads)
     if len(list(Path("/proc/self/task").iterdir())) > 1:
         return "loading it leaves a thread running"

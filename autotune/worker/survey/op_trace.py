@@ -1,8 +1,8 @@
 """One call of a model as the list of operators that PyTorch dispatches, with their shapes.
 
     record(model, inputs) -> Tape: Played(operator, operands' shapes, FLOPs, who made what)
-                               |-> floors   what no runtime can leave out (bounds)
-                               `-> replay   each distinct operator timed alone (estimates)
+                               |-> work_bounds   what no runtime can leave out
+                               `-> opbench       each distinct operator timed alone
 
 What this does not know: a model whose control flow depends on the values of its input.
 """

@@ -1,4 +1,4 @@
-"""What of a tape no runtime can leave out: the work that safe lower bounds rest on.
+"""The operators of a trace that no runtime can leave out, on which safe lower bounds rest.
 
     floor(tape of one sample, of two) -> Floor(FLOPs by kind, bytes read, ...)
 
@@ -22,7 +22,7 @@ _SMALL = 20_480
 _LEAST_REPEATED = 2**17
 """Bytes of a parameter below which any core's cache keeps it from step to step."""
 _THIN = 32
-"""Rows of a product above which it is as any other (`paths.ROWS` are measured)."""
+"""Rows of a product above which it is as any other (`kernel_paths.ROWS` are measured)."""
 _LAYER = "mkldnn_rnn_layer"
 _WIDE = (torch.float32, torch.float64)
 

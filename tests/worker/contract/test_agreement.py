@@ -60,7 +60,7 @@ def scored(task: TaskSpec, root: Path, noise: float) -> float:
 @pytest.mark.parametrize(
     "data", ["TensorDataset(torch.randn(200, 4))", "list(torch.randn(200, 4))"]
 )
-def test_inputs_alone_are_judged_by_agreement(tmp_path: Path, data: str) -> None:
+def test_inputs_alone_are_scored_by_agreement(tmp_path: Path, data: str) -> None:
     task, root = spec(tmp_path, data), tmp_path / "run"
     found = inspect.run(Inspect(task=task), root, NullChannel())
     info = found.info

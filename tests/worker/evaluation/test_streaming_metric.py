@@ -266,7 +266,7 @@ def test_recorded_outputs_score_as_the_model_does(load, tmp_path, monkeypatch):
         assert found.loss == pytest.approx(direct.loss)
 
 
-def test_ragged_outputs_are_recorded_and_judged(load, tmp_path):
+def test_ragged_outputs_are_recorded_and_scored(load, tmp_path):
     text = """
 import torch
 from torch import nn

@@ -153,7 +153,7 @@ def golden(name, text):
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_named_with_what_mends_it(name, tmp_path):
+def test_a_fault_is_named_with_what_fixes_it(name, tmp_path):
     (tmp_path / "model.py").write_text(FAULTS[name])
     with pytest.raises(ContractError) as caught:
         run(tmp_path / "model.py", tmp_path / "work")
@@ -185,7 +185,7 @@ CHECKPOINTS = {
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_a_wrong_checkpoint_is_named_with_what_mends_it(name, tmp_path):
+def test_a_wrong_checkpoint_is_named_with_what_fixes_it(name, tmp_path):
     (tmp_path / "model.py").write_text(HEAD + MODEL + DATA)
     make = CHECKPOINTS[name]
     if make is not None:

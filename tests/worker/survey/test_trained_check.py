@@ -1,4 +1,4 @@
-"""Trained weights are noticed before anything trains over them; lucky ones are let go."""
+"""Trained weights are found before anything trains over them; fresh ones are not accused."""
 
 import functools
 
@@ -76,7 +76,7 @@ def test_better_than_chance_is_not_trained(inspected, make):
         inspected(text, seed=seed)
 
 
-def test_a_text_model_is_judged_by_its_tokens(load):
+def test_a_text_model_is_compared_by_its_tokens(load):
     text = (
         "import torch\nfrom torch import nn\n"
         "class Copy(nn.Module):\n"

@@ -58,7 +58,7 @@ def test_paused_and_resumed_is_as_uninterrupted(tmp_path: Path, rule: str) -> No
         assert tensor.equal(weights[name]), name
 
 
-def test_a_training_that_had_ended_is_only_judged_again(tmp_path: Path) -> None:
+def test_a_training_that_had_ended_is_only_validated_again(tmp_path: Path) -> None:
     whole = run(tmp_path, checkpoint="t.state", rungs=(6,))
     again = run(tmp_path, checkpoint="t.state", rungs=(6,))
     assert again.resumed_epochs == 6
