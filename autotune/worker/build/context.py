@@ -59,7 +59,7 @@ class BuildContext:
 
     @functools.cached_property
     def loaded(self) -> contract_task.LoadedTask:
-        return contract_task.load(self.job.task).remember(self.root)
+        return contract_task.load(self.job.task).read_inspected(self.root)
 
     def fresh(self) -> nn.Module:
         """A dense model of the task's code, seeded."""

@@ -31,8 +31,7 @@ from autotune.worker.user_file.errors import contract_error, guard
 from autotune.worker.user_file.names import no_model
 from autotune.worker.user_file.search_space import UserSpace
 
-ABOUT = "data/about.json"
-"""What Inspect found out with the model and jobs that make none need."""
+_INSPECTED = "data/about.json"
 _ROWS_LOOKED_AT = 64  # to find shapes that differ; few, as each job loads the task anew
 
 
@@ -134,9 +133,14 @@ class LoadedTask:
         """How many rows a part has; of a stream, how many make an epoch."""
         return _length(self.part(name))
 
-    def remember(self, root: Path) -> "LoadedTask":
-        """Read what Inspect found out with the model (`ABOUT`), where it was written."""
-        path = root / ABOUT
+    def write_inspected(self, root: Path) -> None:
+        """Keep what jobs that make no model need to know of it."""
+        about = {"shifted": self.functions.shifted}
+        (root / _INSPECTED).write_text(json.dumps(about))
+
+    def read_inspected(self, root: Path) -> "LoadedTask":
+        """Read what Inspect wrote, where it did; returns the task itself."""
+        path = root / _INSPECTED
         if path.is_file():
             self.functions.shifted = bool(json.loads(path.read_text()).get("shifted"))
         self.functions.answers = agreement.read(root) if self.functions.unlabelled else None

@@ -231,7 +231,7 @@ def run(job: Score, root: Path, channel: Channel) -> Scored:
         JobError: ``nan`` where quality is not a finite number.
     """
     path = root / job.outputs
-    loaded = load(job.task).remember(root)
+    loaded = load(job.task).read_inspected(root)
     scores = score_outputs(loaded, job.part, row_files.load(path), job.seed, every=job.every)
     if (
         path.stat().st_size > row_files.KEPT_BYTES

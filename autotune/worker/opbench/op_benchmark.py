@@ -83,7 +83,7 @@ class Weights(NamedTuple):
 def run(job: Replay, root: Path, channel: Channel) -> Replayed:
     """Replay ``job.task``'s fresh model."""
     loaded = task.load(job.task)
-    loaded.remember(root)
+    loaded.read_inspected(root)
     model = loaded.make_model().eval()
 
     def inputs(size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -7,7 +7,6 @@ What is wrong with the task is a contract error here.  Nothing is trained.
 """
 
 import hashlib
-import json
 import math
 import sys
 import time
@@ -27,7 +26,7 @@ from autotune.records.job import Inspect, Inspection
 from autotune.records.task import Floor, TaskInfo, TaskSpec
 from autotune.worker.channel import Channel
 from autotune.worker.contract import agreement, default_metrics, dynamic_shapes, frameworks
-from autotune.worker.contract.task import ABOUT, LoadedTask, load
+from autotune.worker.contract.task import LoadedTask, load
 from autotune.worker.data import rows, samples
 from autotune.worker.data.batch_tree import fields, kind_of, size_of
 from autotune.worker.data.streams import Stream
@@ -75,7 +74,7 @@ def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
         save_model(model, str(root / WEIGHTS))
         weights = WEIGHTS
     write_rows(loaded, root)
-    (root / ABOUT).write_text(json.dumps({"shifted": loaded.functions.shifted}))
+    loaded.write_inspected(root)
     return Inspection(
         info=info, traits=traits, imports=imports, weights=weights, evaluation_s=evaluation_s
     )

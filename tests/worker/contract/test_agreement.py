@@ -118,7 +118,7 @@ def test_classes_are_compared_only_where_they_are_classes_for_sure() -> None:
 def test_recovery_lowers_the_distance_to_the_answers(tmp_path: Path) -> None:
     task, root = spec(tmp_path), tmp_path / "run"
     inspect.run(Inspect(task=task), root, NullChannel())
-    loaded = load(task).remember(root)
+    loaded = load(task).read_inspected(root)
     inputs, target = loaded.collate([loaded.sample("validation", row) for row in range(8)])
     model = loaded.make_model()
     assert float(loaded.loss(model(inputs), target).detach()) == pytest.approx(0, abs=1e-9)

@@ -114,7 +114,7 @@ def test_a_stream_starts_again_and_an_empty_one_is_refused() -> None:
     [
         (ITERABLE.replace("train_steps = 4", ""), "train_steps = 1000"),
         (ITERABLE + "del eval_data\n", "no rows of it can be held back"),
-        (LOADER + "del eval_data\n", "which rows it leaves out is not known"),
+        (LOADER + "del eval_data\n", "which rows the loader leaves out is not known"),
         (ENDLESS.replace("train_steps = 3", ""), "a loader without a length"),
         (ENDLESS.replace("3\n", "0\n", 1), "train_steps must be a whole number"),
         (LOADER.replace("return Data", "return 1 / 0  # "), "ZeroDivisionError"),
