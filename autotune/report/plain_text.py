@@ -17,15 +17,25 @@ def one_line(text: str) -> str:
     return _CONTROL.sub(" ", text).strip()
 
 
-def wrap(text: str, width: int, indent: str = "", first: str | None = None) -> list[str]:
-    """Lines of at most ``width`` columns where the words allow; ``first`` indents the first."""
+def wrap(
+    text: str,
+    width: int,
+    indent: str = "",
+    first: str | None = None,
+    *,
+    break_long_words: bool = False,
+) -> list[str]:
+    """Lines of at most ``width`` columns, which only a longer word exceeds.
+
+    ``first`` is the indent of the first line, where it differs.
+    """
     return textwrap.wrap(
         one_line(text),
         width,
         initial_indent=indent if first is None else first,
         subsequent_indent=indent,
         break_on_hyphens=False,
-        break_long_words=False,
+        break_long_words=break_long_words,
     )
 
 

@@ -9,7 +9,6 @@ Rendering never raises on a valid report: what is missing is shown as missing.
 """
 
 import re
-import textwrap
 
 from autotune import units
 from autotune.records.measurement import Verdict
@@ -17,7 +16,7 @@ from autotune.records.report import Report
 from autotune.report import view as view
 from autotune.report.describe import describe, quantity
 from autotune.report.html import html
-from autotune.report.plain_text import one_line
+from autotune.report.plain_text import one_line, wrap
 from autotune.report.tables import sections
 from autotune.report.trial_table import csv
 
@@ -58,14 +57,9 @@ def verdicts(found: tuple[Verdict, ...], percentile: float = 95.0) -> str:
 
 
 def _wrap(text: str, indent: str, first: str | None = None) -> list[str]:
-    whole = view.ONE_AT_A_TIME
-    lines = textwrap.wrap(
-        one_line(text).replace(whole, whole.replace(" ", "\u00a0")),  # never broken over lines
-        WIDTH,
-        initial_indent=indent if first is None else first,
-        subsequent_indent=indent,
-        break_on_hyphens=False,
-    )
+    whole = view.ONE_AT_A_TIME  # never broken over lines
+    text = text.replace(whole, whole.replace(" ", "\u00a0"))
+    lines = wrap(text, WIDTH, indent, first, break_long_words=True)
     return [line.replace("\u00a0", " ") for line in lines]
 
 
@@ -142,7 +136,7 @@ _NAME, _CELLS = 24, 72  # columns of the terminal
 
 def _row(name: str, cells: list[str]) -> list[str]:
     """A row of the comparison; a cell too wide for its column goes on below."""
-    parts = [textwrap.wrap(one_line(cell), _width(cells) - 1) or [""] for cell in cells]
+    parts = [wrap(cell, _width(cells) - 1, break_long_words=True) or [""] for cell in cells]
     height = max(map(len, parts))
     return [
         _columns(name if i == 0 else "", [p[i] if i < len(p) else "" for p in parts])

@@ -40,7 +40,7 @@ def report() -> Report:
 
 
 def test_golden_markdown(report: Report) -> None:
-    """To renew it after a wanted change: write `render.markdown(report)` to the file."""
+    """To renew it after a wanted change: write `text.markdown(report)` to the file."""
     assert report_text.markdown(report) == (GOLDEN / "report.md").read_text(encoding="utf-8")
 
 
