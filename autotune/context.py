@@ -1,4 +1,4 @@
-"""What every part of one run shares: the bridge, the limits, the clock, the listener."""
+"""What every stage of one run needs: the bridge, the limits, the clock, the listener."""
 
 import math
 from collections.abc import Callable
@@ -19,17 +19,17 @@ from autotune.records.report import DeployTrial, TrainTrial
 from autotune.records.task import Survey, TaskSpec
 
 TRAIN_SHARE = 0.30
-"""Of a run's time, for the train search; surveying and verification have what no share names."""
+"""Share of a run's time for the train search; survey and verification have what no share takes."""
 HARDWARE_SHARE = 0.3
-"""Of the train search's time, for measuring throughput."""
+"""Share of the train search's time for measuring throughput."""
 FINAL_SHARE, FINAL_MOST = 0.08, 0.16
-"""For the final training: the larger one where the smaller holds few epochs."""
+"""Shares of a run's time for the final training: the second where the first holds few epochs."""
 DEPLOY_SHARE = 0.70
-"""For the deploy search, of what is left after training."""
+"""Share of the time left after training for the deploy search."""
 
 
 class Listener(Protocol):
-    """Told what happens, as it happens.  The command line draws it; a notebook may ignore it."""
+    """Is called as things happen.  The command line shows them; a notebook may ignore them."""
 
     def phase(self, name: str, share_s: float) -> None: ...
 
@@ -53,9 +53,11 @@ class Silent:
 
 @dataclass
 class RunContext:
-    """One run in progress.  ``journal`` is the file that its Optuna studies are kept in;
-    ``apart_s`` what a final training took that the user set apart from ``--time``,
-    ``evaluation_s`` what one evaluation of *validation* takes, about.
+    """One run in progress.
+
+    ``journal`` is the file of its Optuna studies.  ``apart_s`` are the seconds of a final training
+    that the user set apart from ``--time``; ``evaluation_s`` is about what one evaluation on
+    *validation* takes.  ``phases`` and ``overheads`` (seconds by phase, and per job) are added to.
     """
 
     bridge: Bridge

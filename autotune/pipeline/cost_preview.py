@@ -62,8 +62,9 @@ class Costs(Record, frozen=True, kw_only=True):
 
 
 class StepCost(Record, frozen=True, kw_only=True):
-    """Of the baseline recipe at its fastest layout.  ``step_j`` is None where no power is known;
-    ``watts`` says whose power it is.
+    """One step of the baseline recipe at its fastest layout.
+
+    ``step_j`` is None where no power is known; ``watts`` says whose power it is.
     """
 
     batch_size: int
@@ -124,8 +125,8 @@ def measured(run: RunContext) -> CostPreview:
 
 
 def say(run: RunContext, epochs: int | float) -> None:
-    """What the run is going to cost, said before it is spent; the deploy search's part is a
-    guess until its first trial.
+    """Report what the run is going to cost; the deploy search's part is a guess until its first
+    trial.
     """
     epoch_s = lengths.one_epoch_s(run) or 0.0
     trial_s = _USUAL_TRIAL_S + run.evaluation_s
@@ -312,7 +313,7 @@ def _modelled(run: RunContext, busy: int) -> tuple[Interval, str] | None:
 
 
 def _product(watts: Interval, seconds: Interval) -> Interval:
-    """Of two intervals that err apart: their logarithmic half-widths add as squares."""
+    """Product of two independent intervals: their logarithmic half-widths add in quadrature."""
     value = watts.value * seconds.value
     low = math.hypot(math.log(watts.value / watts.low), math.log(seconds.value / seconds.low))
     high = math.hypot(math.log(watts.high / watts.value), math.log(seconds.high / seconds.value))

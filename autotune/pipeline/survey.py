@@ -26,7 +26,7 @@ def survey(
     saved: Profile | None,
     listener: Listener,
 ) -> RunContext:
-    """What is there, what is legal, what it can cost at least."""
+    """Inspect the task, profile the machine, ask the plug-ins; the run that follows from it."""
     listener.phase("survey", 20.0)
     found = ask(bridge, jobs.Inspect(task=spec, batch_size=budget.batch or 1), INSPECT_S)
     bridge.preload(found.imports)
@@ -111,7 +111,7 @@ def _check_restrictions(run: RunContext) -> None:
 
 
 def _say_limits(run: RunContext) -> None:
-    """What cannot be measured or certified is said before the search, with the remedy."""
+    """Report what cannot be measured or certified before the search, with the remedy."""
     budget, info = run.budget, run.survey.task
     for warning in (*info.warnings, *run.profile.warnings):
         run.listener.note(warning)

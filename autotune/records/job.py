@@ -72,7 +72,7 @@ class Outline(Job[Outlined], frozen=True, kw_only=True, tag=True):
 
 
 class Probed(Record, frozen=True, kw_only=True, tag=True):
-    """``lacking`` says by maker why no accelerator of it is told of."""
+    """``lacking`` says by maker why none of its accelerators is in the profile."""
 
     profile: Profile
     lacking: dict[str, str] = {}
@@ -321,8 +321,8 @@ class Scored(Record, frozen=True, kw_only=True, tag=True):
 
 
 class Score(Job[Scored], frozen=True, kw_only=True, tag=True):
-    """Score recorded outputs (a rows file) against the targets of ``part``, or of ``every`` so
-    manieth row of it.
+    """Score recorded outputs (a rows file) against the targets of ``part``, or of each
+    ``every``-th row of it.
     """
 
     task: TaskSpec

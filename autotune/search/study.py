@@ -1,15 +1,15 @@
 """Constrained search by Optuna: propose, prune, learn.  The only file that imports it.
 
-Optuna 5.0 is used as follows (each learnt by measurement, see docs/decisions.md):
+Optuna 5.0 is used as follows (each found by measurement, see docs/decisions.md):
 
 - the sampler is seeded from (seed, number of trials) before every `ask`, so that a resumed
   study goes on as the uninterrupted one would have;
 - every constraint is set on every trial, in sorted order, last thing before `tell`;
-- a configuration that fails is told as complete with a finite worst value and violated
-  constraints: FAIL would teach the sampler nothing;
+- a configuration that fails is reported as complete with a finite worst value and violated
+  constraints: the sampler ignores FAIL;
 - feasibility is computed by us, not by `best_trials`;
-- halving is ours (`halving`): Optuna's knows no groups and no pauses.  A paused trial is told as
-  pruned; when it has gone on, what became of it is told as one more (`add`).
+- halving is ours (`halving`): Optuna's has no groups and no pauses.  A paused trial is reported as
+  pruned; once resumed, its result is reported as one more trial (`add`).
 """
 
 import warnings
@@ -42,7 +42,7 @@ class Study:
     Args:
         space: what to search; its hash becomes part of the study's name.
         seed: the same seed gives the same proposals from the same results.
-        constraints: names of all constraints; each is told for every trial (<= 0 is feasible).
+        constraints: names of all constraints; each is reported for every trial (<= 0 is feasible).
         journal: file to keep the study in, readable by optuna-dashboard.
     """
 
@@ -115,7 +115,7 @@ class Study:
         return self._ask()
 
     def add(self, values: Mapping[str, Value], why: str) -> int:
-        """Open a trial of known ``values``, to be told at once; returns its number."""
+        """Open a trial of known ``values`` whose result is reported next; returns its number."""
         self._study.enqueue_trial(dict(values), user_attrs={"why": why})
         return self._ask().number
 

@@ -1,7 +1,8 @@
-"""Update rules by family: what of each is searched, and where a search begins.
+"""Optimizers by family: their learning-rate ranges, what else is searched, and initial recipes.
 
-A family shares one learning rate, so that what is learnt of one rule helps with the next.
-Ranges are priors: the default of torch and what published recipes use lie inside.
+The optimizers of a family share one learning-rate dimension, so that the sampler carries over what
+it has seen of one to the next.  Ranges are priors: they hold PyTorch's default and what published
+recipes use.
 """
 
 import math
@@ -16,7 +17,7 @@ from autotune.search.space import LR, choice
 
 
 class Family(NamedTuple):
-    """Rules whose learning rates mean about the same step, and the range of those."""
+    """Optimizers whose learning rates make steps of about the same size, and the range searched."""
 
     name: str
     rules: tuple[Optimizer, ...]
@@ -45,12 +46,12 @@ TWO_MOMENTS: tuple[Optimizer, ...] = ("adam", "adamw", "nadam", "radam")
 
 
 def of(rule: str) -> Family:
-    """The family of a rule."""
+    """The family of an optimizer."""
     return next(family for family in FAMILIES if rule in family.rules)
 
 
 def nodes(names: tuple[str, ...]) -> Iterator[Node]:
-    """The rule, and what hangs on it; ``names`` are those allowed."""
+    """The dimensions of the optimizer and of what depends on it; ``names`` are those allowed."""
     yield Node(dim=choice("optimizer", names))
     for family in FAMILIES:
         dim = Dim(name=family.lr, kind="float", low=family.low, high=family.high, log=True)
@@ -67,11 +68,11 @@ def _under(dim: Dim, rules: tuple[str, ...], names: tuple[str, ...]) -> Iterator
 
 
 def scale(rule: str, batch: int) -> float:
-    """What a learning rate for a batch of 32 becomes at another batch size, as a prior.
+    """Factor by which a learning rate for a batch of 32 is scaled at another batch size, a prior.
 
-    Its square root for adaptive rules (Malladi et al., arXiv 2205.10287), proportional for those
-    of SGD's kind (Goyal et al., arXiv 1706.02677), where it holds for batches that are not large:
-    at most eightfold.
+    The square root of the batches' ratio for adaptive optimizers (Malladi et al.,
+    arXiv 2205.10287), the ratio itself for SGD and momentum (Goyal et al., arXiv 1706.02677), which
+    does not hold for large batches: at most eightfold.
     """
     times = batch / _BATCH
     return min(times if of(rule).name in _LINEAR else math.sqrt(times), _MOST_TIMES)
@@ -93,10 +94,10 @@ def initial(
     What is kept of each is the moving average of its weights, which was seldom worse and often
     better (docs/decisions.md, 27).
 
-    Muon's products cost the same whatever the batch: at four times it an epoch is three times as
-    fast and learns as much.  Where a training has few epochs steps are what it lacks: two ``times``
-    (Fashion-MNIST, one epoch of AdamW: 0.889 at 64, 0.885 at 128), and the default's constant rate
-    comes before Adafactor's cosine (0.894, 0.881), which is the better one of longer trainings.
+    Muon's matrix products cost the same at any batch, so that at four times the batch an epoch is
+    three times as fast at equal quality.  A training of few epochs lacks steps: then ``times`` is
+    two, and the default's constant rate comes before Adafactor's cosine, which is better in longer
+    trainings.
     """
     plain: dict[str, Any] = {
         "momentum": None,

@@ -17,6 +17,10 @@ from autotune.training import search_space, throughput
 _PROBE_S = 0.4  # of one throughput
 _METERED_S = 2.0  # of one whose energy is read
 _START_S = 4.0  # of a process group
+_OF_RECIPE = (
+    *("parallel", "ranks", "threads", "batch_size", "precision", "workers"),
+    *("compile", "recompute", "channels_last", "power_limit_w", "clock_hz"),
+)
 
 
 def measure_layouts(
@@ -55,7 +59,7 @@ def _nearest(sizes: tuple[int, ...], wanted: int) -> int:
 
 
 def plain_recipe(run: RunContext, layout: tuple[str, int, int], batch: int) -> Recipe:
-    """The default recipe on a layout: to measure, not to learn with."""
+    """The default recipe on a layout, for measurements."""
     parallel, ranks, threads = layout
     return Recipe(
         batch_size=batch,
@@ -67,7 +71,7 @@ def plain_recipe(run: RunContext, layout: tuple[str, int, int], batch: int) -> R
 
 
 def recipe_of(run: RunContext, layout: Layout, **changes: object) -> Recipe:
-    """A recipe of the same layout and batch, but for ``changes``: to measure, not to learn with."""
+    """A recipe of the same layout and batch but for ``changes``, for measurements."""
     fields = {
         "parallel": layout.parallel,
         "ranks": layout.ranks,
@@ -92,25 +96,9 @@ def measured(
         device=run.effort.device,
     )
     result = run.bridge.run(job, timeout_s=timeout_s)
-    rate = result.answer
+    found = msgspec.structs.asdict(result.answer) if result.answer else {}
     return Layout(
-        parallel=recipe.parallel,
-        ranks=recipe.ranks,
-        threads=recipe.threads,
-        batch_size=recipe.batch_size,
-        precision=recipe.precision,
-        workers=recipe.workers,
-        compile=recipe.compile,
-        recompute=recipe.recompute,
-        channels_last=recipe.channels_last,
-        first_s=rate.first_s if rate else None,
-        samples_per_s=rate.samples_per_s if rate else None,
-        startup_s=rate.startup_s if rate else None,
-        peak_memory_bytes=rate.peak_memory_bytes if rate else None,
-        waiting=rate.waiting if rate else None,
-        power_limit_w=recipe.power_limit_w,
-        clock_hz=recipe.clock_hz,
-        unsteady=rate.unsteady if rate else (),
-        energy_j_per_sample=rate.energy_j_per_sample if rate else None,
+        **{name: getattr(recipe, name) for name in _OF_RECIPE},
+        **found,
         failure=f"{result.failure.kind}: {result.failure.message}" if result.failure else None,
     )

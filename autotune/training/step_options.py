@@ -1,12 +1,12 @@
-"""What the training step may do, where this machine was measured to gain by it.
+"""Options of the training step, searched only where this machine was measured to gain by them.
 
     compile    T / (compilation + T x seconds of a compiled step / of a plain one) >= 1.05
                T: a trial's time, by the measured throughput
-    recompute  a batch that memory alone forbids, its blocks computed again: it fits, and gives
-               5 % more samples a second than the largest that fits as it is
+    recompute  activation checkpointing, for a batch that does not fit without it: it fits, and
+               gives 5 % more samples per second than the largest that fits without
 
-Each is measured by a `Layout` row; what does not pay is refused with its figure.  Not known here:
-a trial that goes on compiles once more (from the run's cache, in a fraction of the time).
+Each is measured by a `Layout` row; what does not pay is refused with its figures.  Not known here:
+a trial that is resumed compiles once more (from the run's cache, in a fraction of the time).
 """
 
 import math
@@ -22,7 +22,7 @@ from autotune.training.throughput import plain
 
 _MEMORY_SHARE = 0.8
 _LEAST_S = 15.0
-"""A trial that is shorter cannot pay for a compilation, which takes seconds."""
+"""A shorter trial cannot pay for a compilation, which takes seconds."""
 _LEAST_PATIENCE_S = 4.0
 _PATIENCE_S, _PATIENCE_SHARE = 10.0, 0.25  # and of a trial: what compiles for longer hardly pays
 
@@ -61,7 +61,7 @@ def _memory_format_refused(usual: Layout, last: Layout) -> str | None:
 
 
 def measure(run: RunContext, rows: tuple[Layout, ...], until_s: float) -> tuple[Layout, ...]:
-    """A row for each that is worth a look, until the run's clock reads ``until_s``."""
+    """A row for each option that may pay, until the run's clock reads ``until_s``."""
     out: tuple[Layout, ...] = ()
     run = run.with_survey(layouts=rows)
     if throughput.offered(run.survey, run.effort, "recompute") and run.bridge.now() < until_s:
@@ -141,7 +141,7 @@ def _limit_bytes(run: RunContext) -> float:
     return min(usable, run.budget.train_memory_bytes or math.inf)
 
 
-# -- what it says ----------------------------------------------------------------------------
+# -- what is refused ----------------------------------------------------------------------------
 
 
 def judged(run: RunContext, reach: float) -> tuple[Option, ...]:

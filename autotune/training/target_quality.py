@@ -1,10 +1,10 @@
-"""Training until a quality at the least cost: time, energy, or Zeus's mixture of both.
+"""Training to a target quality at the least cost: time, energy, or Zeus's weighted sum of both.
 
     cost = eta * energy + (1 - eta) * largest power * time        (You et al., NSDI'23)
 
-With eta 0 it is divided by the power, so that it is the time.  A training ends at the first look
-at *validation* that is good enough; there are more looks than halving needs.  Where energy cannot
-be measured eta counts as 0, and the report says so.
+With eta 0 the cost is the time, in seconds; else it is in joules.  A training ends at the first
+evaluation on *validation* that reaches the target; there are more evaluations than halving needs.
+Where energy cannot be measured eta counts as 0, and the report says so.
 """
 
 from autotune.context import RunContext
@@ -17,12 +17,12 @@ _NOT_REACHED = 1e3
 
 
 def eta(run: RunContext) -> float:
-    """What energy weighs; 0 where it cannot be measured."""
+    """The weight of energy, from 0 to 1; 0 where it cannot be measured."""
     return 0.0 if run.meter is None else run.budget.eta or 0.0
 
 
 def most_w(run: RunContext) -> float:
-    """The largest power of what trains: the GPUs' limits and ``--cpu-max-w``, as far as known."""
+    """The largest power in watts: the GPUs' limits and ``--cpu-max-w``, as far as known."""
     gpus = sum((gpu.power_limit_w or 0.0) * gpu.count for gpu in run.profile.gpus)
     return gpus + (run.effort.cpu_max_w or 0.0)
 
@@ -40,7 +40,7 @@ def cost(run: RunContext, time_s: float, energy_j: float | None) -> float | None
 
 
 def unit(run: RunContext) -> str:
-    """Of a cost."""
+    """The unit of a cost: J or s."""
     return "J" if eta(run) else "s"
 
 
@@ -56,14 +56,14 @@ def looks(run: RunContext, rungs: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def objective(trial: TrainTrial, distance: float) -> float:
-    """What is minimised: the mean cost over a trial's seeds, squeezed below a bound; where the
-    target was not reached with each, the bound and how far (``distance``) it stayed away.
+    """What is minimised: c -> b c / (b + c) of the mean cost over a trial's seeds, which rises with
+    it and stays below b; where the target was missed with any seed, b and the ``distance`` to it.
     """
     found = [c for c in trial.costs if c is not None]
     if not found or len(found) < len(trial.costs):
         return _NOT_REACHED + distance
     mean = sum(found) / len(found)
-    return _NOT_REACHED * mean / (mean + _NOT_REACHED)  # ascending, and below
+    return _NOT_REACHED * mean / (mean + _NOT_REACHED)
 
 
 def reached_cost(

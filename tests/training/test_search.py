@@ -245,7 +245,7 @@ def test_a_final_training_is_never_shorter_than_its_trial() -> None:
     done, epochs = final.last(outcome, winner, -60.0)  # the search took far too long
     assert epochs == winner.epochs
     assert done.train_s == winner.train_s
-    assert outcome.messages[-1].endswith("the winner's is the final one.")
+    assert outcome.messages[-1].endswith("the winner's trial is kept.")
 
 
 def test_a_longer_training_that_is_no_better_gives_way_to_the_trial() -> None:
