@@ -96,7 +96,8 @@ def measured(
         device=run.effort.device,
     )
     result = run.bridge.run(job, timeout_s=timeout_s)
-    found = msgspec.structs.asdict(result.answer) if result.answer else {}
+    nothing = {"samples_per_s": None}
+    found = msgspec.structs.asdict(result.answer) if result.answer else nothing
     return Layout(
         **{name: getattr(recipe, name) for name in _OF_RECIPE},
         **found,
