@@ -7,8 +7,7 @@ case needs hardware, and no case depends on how fast this machine is.
 import gc
 import json
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from tests.support.bridges import FunctionBridge
 from tests.support.latency_sim import PLAN, Script, Ticking, lab, normal
 from tests.support.simulated import Simulation
 
+pytestmark = pytest.mark.usefixtures("_environment")
 RUNS = 10_000
 SIGMA = 0.4
 Z99 = 2.3263478740408408
@@ -49,14 +49,6 @@ def load():
 """
 
 Timing = Callable[..., Launch]
-
-
-@pytest.fixture(autouse=True)
-def _restore_environment() -> Iterator[None]:
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture

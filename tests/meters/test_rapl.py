@@ -9,47 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune import meters
-from autotune.meters import Fault, Reading, Tools, rapl
+from autotune.meters import Fault, Reading, rapl
 from autotune.records.measurement import Domain
-
-RANGE = 262_143_328_850
-
-
-class Tree:
-    """A powercap tree and a clock, both moved by hand."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.now = 0.0
-
-    def zone(self, path: str, name: str, energy: object = 1_000_000, limit: object = RANGE) -> Path:
-        folder = self.root / path
-        folder.mkdir(parents=True)
-        (folder / "name").write_text(f"{name}\n")
-        (folder / "energy_uj").write_text(f"{energy}\n")
-        if limit is not None:
-            (folder / "max_energy_range_uj").write_text(f"{limit}\n")
-        return folder
-
-    def meter(self, period_s: float = 0.001, **changes: object) -> rapl.Rapl:
-        tools = Tools(powercap=self.root, origin="simulated", clock=lambda: self.now)
-        meter = rapl.open(tools._replace(**changes))  # type: ignore[arg-type]
-        meter.periods_s = dict.fromkeys(meter.read().counters, period_s)
-        return meter
-
-    def put(self, path: str, energy: object) -> None:
-        (self.root / path / "energy_uj").write_text(f"{energy}\n")
+from tests.support.energy_sim import RANGE, Tree
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    return Tree(tmp_path / "powercap")
+    return Tree(tmp_path / "powercap", origin="simulated")
 
 
 def one(tree: Tree, meter: rapl.Rapl, energy: object, seconds: float = 1.0) -> Domain:
     """The only domain of a window that ends with this counter."""
     before = meter.read()
-    tree.now += seconds
+    tree.clock.now += seconds
     tree.put("intel-rapl:0", energy)
     (found,) = meter.difference(before, meter.read())
     return found
@@ -86,7 +59,7 @@ def test_guard_readings_resolve_wraps(tree: Tree) -> None:
     assert guard == pytest.approx(2.5)
     readings = [meter.read()]
     for step in range(1, 101):  # 2 s at 300 W each: 60 kJ, six wraps
-        tree.now += 2.0
+        tree.clock.now += 2.0
         tree.put("intel-rapl:0", step * 600_000_000 % 10_000_000_000)
         readings.append(meter.read())
     (found,) = meter.difference(*readings)
@@ -127,7 +100,7 @@ def test_vanished_file(tree: Tree) -> None:
     meter = tree.meter()
     before = meter.read()
     (folder / "energy_uj").unlink()
-    tree.now += 1
+    tree.clock.now += 1
     (found,) = meter.difference(before, meter.read())
     assert found.energy_j is None
     assert found.reason is not None
@@ -154,7 +127,7 @@ def test_permission_names_errno_and_remedy(tree: Tree, monkeypatch: pytest.Monke
     assert "chmod" in source.remedy
     assert "sudo" not in source.remedy
     before = meter.read()
-    tree.now += 1
+    tree.clock.now += 1
     (found,) = meter.difference(before, meter.read())
     assert (found.energy_j, meters.code(found.reason)) == (None, "permission")
 
@@ -187,7 +160,7 @@ def test_nested_dram_on_two_sockets(tree: Tree) -> None:
         tree.zone(f"intel-rapl:{socket}/intel-rapl:{socket}:0", "dram", 50 + socket)
     meter = tree.meter()
     before = meter.read()
-    tree.now += 1
+    tree.clock.now += 1
     for socket in range(2):
         tree.put(f"intel-rapl:{socket}", 30_001_000 + socket)
         tree.put(f"intel-rapl:{socket}/intel-rapl:{socket}:0", 3_000_050 + socket)
@@ -245,7 +218,7 @@ def test_mirror(tree: Tree, second: int, after: int, domains: int) -> None:
     tree.zone("intel-rapl:1", "package-1", second)
     meter = tree.meter()
     before = meter.read()
-    tree.now += 1
+    tree.clock.now += 1
     tree.put("intel-rapl:0", 21_000_000)
     tree.put("intel-rapl:1", after)
     assert len(meter.difference(before, meter.read())) == domains

@@ -32,9 +32,10 @@ class Clock:
 class Tree:
     """A powercap tree and a clock, both moved by hand."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, origin: meters.Origin = "host") -> None:
         self.root = root
         self.clock = Clock()
+        self._tools = Tools(powercap=root, origin=origin, clock=self.clock)
 
     def zone(self, path: str, name: str, energy: object = 1_000_000, limit: object = RANGE) -> Path:
         folder = self.root / path
@@ -48,8 +49,8 @@ class Tree:
     def put(self, path: str, energy: object) -> None:
         (self.root / path / "energy_uj").write_text(f"{energy}\n")
 
-    def meter(self, period_s: float = 0.001) -> rapl.Rapl:
-        meter = rapl.open(Tools(powercap=self.root, origin="host", clock=self.clock))
+    def meter(self, period_s: float = 0.001, **changes: Any) -> rapl.Rapl:
+        meter = rapl.open(self._tools._replace(**changes))
         meter.periods_s = dict.fromkeys(meter.read().counters, period_s)
         return meter
 

@@ -1,5 +1,4 @@
-"""Sets the power limit of the GPUs in use and their highest clock, and restores both however the
-run ends.
+"""Sets power limit and highest clock of the GPUs in use; restores both however the run ends.
 
     owner --{"watts": 200, "hz": 1.2e9}--> guard --> NVML, the originals saved to files first
           <--{"watts": 200, ...}----------   stdin closed (the owner ended, by kill -9 too), a

@@ -1,8 +1,8 @@
 """Readers of /proc, /sys and cgroups: what this machine is and what this process may use.
 
 Readers that take ``root`` (tests give a tree of their own) return None for what cannot be read and
-never raise for it.  Importing this loads the standard library only: the measuring interpreter does.
-psutil, imported where it is called, has the rest: memory, and CPU time of process trees.
+never raise for it.  Memory and physical cores come from psutil, imported only where it is called:
+the measuring interpreter imports this module before the artifact's loader.
 """
 
 import os

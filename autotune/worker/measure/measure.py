@@ -26,11 +26,10 @@ from autotune.records import codec
 from autotune.records.job import Measure, Measured
 from autotune.records.measurement import EnergyWindow, Launch
 from autotune.worker.host import interference, linux
-from autotune.worker.measure import open_loop, timing
+from autotune.worker.measure import open_loop, outputs, timing
 from autotune.worker.measure.timing import Call, Clock, Predict
 
 if TYPE_CHECKING:
-    from autotune.worker.data.rows import Rows
     from autotune.worker.energy.meter_client import MeterClient
 
 OUT_OF_MEMORY = 75
@@ -174,22 +173,11 @@ def _pool(path: Path, job: Measure) -> list[Call]:
     held = 0
     for start in range(0, count * job.batch_size, job.batch_size):
         chosen = [order[(start + i) % len(rows)] for i in range(job.batch_size)]
-        calls.append(_batch(rows, chosen))
+        calls.append(outputs.batch(rows, chosen))
         held += _bytes(calls[-1])
         if held > _POOL_BYTES:
             break
     return calls
-
-
-def _batch(rows: "Rows", chosen: list[Any]) -> Call:
-    try:
-        return rows.batch(chosen)
-    except ValueError as error:
-        raise JobError(
-            "unsupported",
-            f"rows of different shapes cannot share a batch of {len(chosen)} ({error}); "
-            "use batch size 1",
-        ) from None
 
 
 def _bytes(call: Call) -> int:
@@ -279,7 +267,6 @@ def _score(predict: Predict, job: Measure, folder: Path, root: Path) -> None:
     do not influence each other, else in the plan's batch size.
     """
     from autotune.worker.data import rows as files
-    from autotune.worker.measure import outputs
 
     assert job.score_rows is not None
     assert job.outputs is not None

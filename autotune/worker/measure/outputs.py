@@ -11,10 +11,26 @@ from autotune.errors import JobError
 
 if TYPE_CHECKING:
     from autotune.worker.data.rows import Array, Rows
-    from autotune.worker.measure.timing import Predict
+    from autotune.worker.measure.timing import Call, Predict
 
 _BATCH = 64
 _BATCH_BYTES = 32 << 20
+
+
+def batch(rows: "Rows", chosen: list[int]) -> "Call":
+    """The rows of these numbers as one call's arguments.
+
+    Raises:
+        JobError: unsupported: their shapes differ.
+    """
+    try:
+        return rows.batch(chosen)
+    except ValueError as error:
+        raise JobError(
+            "unsupported",
+            f"rows of different shapes cannot share a batch of {len(chosen)} ({error}); "
+            "use batch size 1",
+        ) from None
 
 
 def record(predict: "Predict", rows: "Rows", out: Path, *, fixed: int | None) -> None:
@@ -64,18 +80,11 @@ def _batched(predict: "Predict", rows: "Rows", fixed: int | None) -> set[int] | 
 def _answer(
     predict: "Predict", rows: "Rows", chosen: list[int]
 ) -> "tuple[str, tuple[str, ...], list[Array]]":
-    try:
-        args, kwargs = rows.batch(chosen)
-    except ValueError as error:
-        raise JobError(
-            "unsupported",
-            f"rows of different shapes cannot share a batch of {len(chosen)} ({error}); "
-            "use batch size 1",
-        ) from None
+    args, kwargs = batch(rows, chosen)
     return _fields(predict(*args, **kwargs), len(chosen))
 
 
-def _fields(output: Any, batch: int) -> "tuple[str, tuple[str, ...], list[Array]]":
+def _fields(output: Any, size: int) -> "tuple[str, tuple[str, ...], list[Array]]":
     """An output's kind, names and arrays; the first is ``[batch, ...]``.
 
     Further outputs without the batch in front, such as a recurrent state ``[layers, batch,
@@ -90,11 +99,11 @@ def _fields(output: Any, batch: int) -> "tuple[str, tuple[str, ...], list[Array]
     else:
         kind, names, values = "tensor", ("",), [output]
     arrays = [np.asarray(value) for value in values]
-    if not arrays or arrays[0].ndim == 0 or arrays[0].shape[0] != batch:
+    if not arrays or arrays[0].ndim == 0 or arrays[0].shape[0] != size:
         shape = arrays[0].shape if arrays else "no shape"
         raise JobError(
             "unsupported",
-            f"predict returned an array of shape {shape} for a batch of {batch}; "
+            f"predict returned an array of shape {shape} for a batch of {size}; "
             "the first dimension must be the batch",
         )
     return kind, names, arrays

@@ -2,10 +2,8 @@
 
 import gc
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from autotune.records.job import Measure, Measured
 from autotune.worker.data import rows
 from autotune.worker.measure import measure
 
+pytestmark = pytest.mark.usefixtures("_environment")
 DOUBLE = """
 import numpy as np
 
@@ -41,14 +40,6 @@ class Simulated:
     def spend(self, wall_s: float, cpu_s: float | None = None) -> None:
         self.wall += round(wall_s * 1e9)
         self.cpu += round((wall_s if cpu_s is None else cpu_s) * 1e9)
-
-
-@pytest.fixture(autouse=True)
-def _restore_environment() -> Iterator[None]:
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture
