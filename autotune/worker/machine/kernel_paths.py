@@ -1,4 +1,4 @@
-"""Rates of single library paths and memory levels: GEMM, convolution, thin products, reads.
+"""The processor's rates: `microbenchmarks`, and those of single library paths and memory levels.
 
     quick      gemm_fp32_n256_{t}t_flop_per_s  too short to be interrupted
                conv_fp32_{t}t_flop_per_s     oneDNN's direct convolution
@@ -17,34 +17,10 @@ not change the speed.
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 from autotune.records.hardware import Leaf
-
-
-class KernelTimer(Protocol):
-    """The methods of `microbenchmarks.Timer` that are used here."""
-
-    def scaled(
-        self,
-        name: str,
-        unit: str,
-        call: Callable[[], object],
-        work: float,
-        counts: Sequence[int],
-        *,
-        may_slow: bool = False,
-    ) -> dict[str, Leaf]:
-        """The same call at several thread counts, which replace ``{}`` in ``name``."""
-        ...
-
-    def leaf(
-        self, name: str, unit: str, call: Callable[[], object], work: float,
-        floor: float | None = None,
-    ) -> dict[str, Leaf]:  # fmt: skip
-        """One rate; unknown where it lies far below ``floor``."""
-        ...
-
+from autotune.worker.machine.microbenchmarks import Timer
 
 _SIZES = (128, 1024, 2048)
 _SHORT = 256
@@ -60,8 +36,29 @@ _CONV = (1, 128, 30)
 _DEPTHWISE = (2, 192, 58)
 
 
-def quick(
-    timer: KernelTimer, counts: Sequence[int], buffer_bytes: int, cache_bytes: int | None
+def cpu(
+    timer: Timer,
+    buffer_bytes: int,
+    *,
+    thorough: bool = False,
+    own_cache_bytes: int | None = None,
+    last_cache_bytes: int | None = None,
+) -> dict[str, Leaf]:
+    """Every CPU leaf, the most important first, as a spent budget drops the last ones.
+
+    The cache sizes are of a core's own cache, and of the last one before memory.
+    """
+    counts = timer.counts
+    found = timer.anchors(buffer_bytes, counts) | timer.narrow((1,), {})
+    found |= _quick(timer, counts, buffer_bytes, last_cache_bytes)
+    if thorough:
+        found |= _thorough(timer, counts, buffer_bytes, own_cache_bytes)
+        found |= timer.narrow(counts[1:], found)
+    return found | timer.remeasured(found)
+
+
+def _quick(
+    timer: Timer, counts: Sequence[int], buffer_bytes: int, cache_bytes: int | None
 ) -> dict[str, Leaf]:
     """The rates that bounds need.  ``cache_bytes`` is the size of the last cache before memory."""
     batch, channels, side = _CONV
@@ -91,8 +88,8 @@ def quick(
     return found
 
 
-def thorough(
-    timer: KernelTimer, counts: Sequence[int], buffer_bytes: int, cache_bytes: int | None
+def _thorough(
+    timer: Timer, counts: Sequence[int], buffer_bytes: int, cache_bytes: int | None
 ) -> dict[str, Leaf]:
     """The further rates that estimates use.  ``cache_bytes`` is the size of a core's own cache."""
     found: dict[str, Leaf] = {}
@@ -153,7 +150,7 @@ def packed_linear(rows: int, depth: int, width: int) -> Callable[[], object] | N
     return call
 
 
-def _thin(timer: KernelTimer, counts: Sequence[int]) -> dict[str, Leaf]:
+def _thin(timer: Timer, counts: Sequence[int]) -> dict[str, Leaf]:
     """Eager linear layers with few rows."""
     found: dict[str, Leaf] = {}
     for rows in ROWS:
@@ -185,9 +182,7 @@ def _gemm(size: int) -> Callable[[], object]:
     return lambda: torch.mm(left, right, out=out)
 
 
-def _onnx(
-    timer: KernelTimer, name: str, unit: str, int8: bool, counts: Sequence[int]
-) -> dict[str, Leaf]:
+def _onnx(timer: Timer, name: str, unit: str, int8: bool, counts: Sequence[int]) -> dict[str, Leaf]:
     """A product with packed weights; none where the packages are missing."""
     found: dict[str, Leaf] = {}
     floor: float | None = None

@@ -1,10 +1,9 @@
 """Microbenchmarks: how fast this machine multiplies, copies and dispatches.
 
-    Timer.cpu      gemm_fp32_{t}t_flop_per_s (t: 1 and all threads), gemm_bf16_1t_flop_per_s,
-                   gemm_int8_1t_op_per_s, copy_{t}t_bytes_per_s, op_overhead_s; the other paths
-                   (`kernel_paths`): conv_fp32_, linear_fp32_ and read_; with ``thorough`` all,
-                   bf16 and int8 on all threads, and int8 as ONNX Runtime does it
-    Timer.anchors  gemm_fp32_1t, copy_1t and op_overhead: enough to check a saved profile
+    Timer.anchors     gemm_fp32_{t}t_flop_per_s, copy_{t}t_bytes_per_s, op_overhead_s; on one thread
+                      they suffice to check a saved profile
+    Timer.narrow      gemm_bf16_{t}t_flop_per_s, gemm_int8_{t}t_op_per_s
+    Timer.remeasured  rates that more threads hardly raised, once more
 
 A processor without bf16 instructions emulates them, some 60 times slower than fp32.  So bf16 and
 int8 products start small, and the first call over its budget is the last.
@@ -71,42 +70,20 @@ class Timer:
         """Move the deadline."""
         self._deadline_s += seconds
 
-    def anchors(self, buffer_bytes: int) -> dict[str, Leaf]:
-        """The three leaves that a saved profile is checked by, measured as `cpu` does."""
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The thread counts that are measured: 1 and all."""
+        return tuple(dict.fromkeys((1, self._threads)))
+
+    def anchors(self, buffer_bytes: int, counts: Sequence[int] = (1,)) -> dict[str, Leaf]:
+        """fp32 GEMM, copy, operator overhead; on one thread, the anchors of a saved profile."""
         return {
-            **self._gemm_fp32((1,)),
-            **self._copy((1,), buffer_bytes),
-            **self._overhead(),
-        }
-
-    def cpu(
-        self,
-        buffer_bytes: int,
-        *,
-        thorough: bool = False,
-        own_cache_bytes: int | None = None,
-        last_cache_bytes: int | None = None,
-    ) -> dict[str, Leaf]:
-        """Every CPU leaf, the most important first, as a spent budget drops the last ones.
-
-        The cache sizes are of a core's own cache, and of the last one before memory.
-        """
-        from autotune.worker.machine import kernel_paths
-
-        counts = tuple(dict.fromkeys((1, self._threads)))
-        found = {
             **self._gemm_fp32(counts),
             **self._copy(counts, buffer_bytes),
             **self._overhead(),
-            **self._narrow((1,), {}),
-            **kernel_paths.quick(self, counts, buffer_bytes, last_cache_bytes),
         }
-        if thorough:
-            found |= kernel_paths.thorough(self, counts, buffer_bytes, own_cache_bytes)
-            found |= self._narrow(counts[1:], found)
-        return found | self._remeasured(found)
 
-    def _narrow(self, counts: Sequence[int], fewer: Mapping[str, Leaf]) -> dict[str, Leaf]:
+    def narrow(self, counts: Sequence[int], fewer: Mapping[str, Leaf]) -> dict[str, Leaf]:
         """Matrix products in bf16 and int8, as eager PyTorch does them; more threads must not be
         slower than ``fewer``.
         """
@@ -243,7 +220,7 @@ class Timer:
             floor = value or floor
         return found
 
-    def _remeasured(self, found: Mapping[str, Leaf]) -> dict[str, Leaf]:
+    def remeasured(self, found: Mapping[str, Leaf]) -> dict[str, Leaf]:
         """Rates that more threads hardly raised, measured once more after all else; the faster one
         counts.  Unreliable ones were taken again before.
 

@@ -2,7 +2,7 @@
 
     host readers         -> Cpu, memory            never the host's name, serials, addresses, paths
     interconnect         -> leaves                 two processes, all devices: alpha and beta
-    microbenchmarks.cpu  -> leaves                 GEMM, copy and operator overhead on the CPU
+    kernel_paths.cpu     -> leaves                 GEMM, copy and operator overhead on the CPU
     gpus.cuda            -> Gpu and its leaves     only where there is a device; before the CPU
     power_draw           -> watts, idle and loaded only where there is a meter process
 
@@ -33,6 +33,7 @@ from autotune.worker.host import linux, topology
 from autotune.worker.machine import (
     boards,
     interconnect,
+    kernel_paths,
     microbenchmarks,
     noise,
     power_draw,
@@ -99,7 +100,8 @@ def _measured(job: Probe, cpu: Cpu, usable: int, timer: microbenchmarks.Timer) -
     with _metered(job, timer) as power, _threads():
         power.idle(0 if job.device == "cpu" else machine_gpus.count())
         gpus = machine_gpus.with_power(_devices(job, timer), power)
-        found |= timer.cpu(
+        found |= kernel_paths.cpu(
+            timer,
             size,
             thorough=job.thorough,
             own_cache_bytes=cpu.l2_bytes,

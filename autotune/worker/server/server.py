@@ -39,6 +39,17 @@ from autotune.worker.channel import PipeChannel
 from autotune.worker.server import task_cache
 
 _LOG_TAIL = 2000
+_HANDLERS: dict[type, str] = {
+    jobs.Inspect: "survey.inspect:run",
+    jobs.Outline: "survey.meta_inspect:run",
+    jobs.Probe: "machine.profile:run",
+    jobs.Replay: "opbench.op_benchmark:run",
+    jobs.Menu: "survey.options:run",
+    jobs.Train: "training.train:run",
+    jobs.Throughput: "training.train:throughput",
+    jobs.Build: "build.build:run",
+    jobs.Score: "evaluation.evaluate:run",
+}
 
 
 def serve(root: Path, preload: tuple[str, ...]) -> None:
@@ -244,11 +255,10 @@ def _child(root: Path, reader: BinaryIO, writer: BinaryIO) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
     done: dict[str, Any] = {}
     try:
-        from autotune.worker.server.dispatch import run
         from autotune.worker.user_file.errors import failure
 
         job = codec.decode(json.dumps({"job": message["job"]}).encode(), _Envelope).job
-        answer = run(job, root, PipeChannel(reader, writer))
+        answer = _run(job, root, PipeChannel(reader, writer))
         done["answer"] = json.loads(codec.encode(answer))
     except BaseException as error:
         import traceback
@@ -264,6 +274,14 @@ def _child(root: Path, reader: BinaryIO, writer: BinaryIO) -> None:
     writer.write(json.dumps({"event": "answer", "done": done}).encode() + b"\n")
     writer.flush()
     os._exit(0)
+
+
+def _run(job: jobs.AnyJob, root: Path, channel: PipeChannel) -> jobs.Answer:
+    """Run one job in this process."""
+    module, _, function = _HANDLERS[type(job)].partition(":")
+    handler = getattr(import_module(f"autotune.worker.{module}"), function)
+    answer: jobs.Answer = handler(job, root, channel)
+    return answer
 
 
 def _usage() -> dict[str, float]:
