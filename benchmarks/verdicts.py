@@ -1,7 +1,7 @@
 """Error rate and power of latency verdicts.  ``python -m benchmarks.verdicts``
 
 10,000 simulated verifications of each scenario, with the schedule (`measurement.LOOKS`,
-`launches.calls_per_launch`) and the test (`limit_tests.quantile`) of a run:
+`launches.calls_per_launch`) and the test (`limit_tests.latency`) of a run:
 
 - edge: the limit is the true quantile, so that every MET is false; at most 1.25 % observed where
   1 % is promised, with independent and with AR(1) calls;

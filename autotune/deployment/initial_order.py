@@ -92,12 +92,12 @@ class Foresight:
             rates = {b: self._per_sample(deployment, b) for b in batches}
             known = {b: rate for b, rate in rates.items() if rate is not None}
             if not known:
-                out.append((math.inf, Seed(values, "seed", math.inf)))
+                out.append((math.inf, Seed(values, "initial", math.inf)))
                 continue
             batch = min(known, key=lambda b: known[b])
             at = {**values, "batch_size": batch} if len(batches) > 1 else values
             call_s = known[batch] * batch
-            why = f"seed, predicted {units.show(call_s, 's')}"
+            why = f"initial, predicted {units.show(call_s, 's')}"
             out.append((known[batch], Seed(at, why, call_s)))
         return [seed for _, seed in sorted(out, key=lambda item: item[0])]
 
@@ -127,6 +127,8 @@ def look(
     )
     answer = run.bridge.run(job, timeout_s=30.0 + 3 * seconds).answer
     if answer is None:
-        run.listener.note("The model's operators could not be replayed: seeds in their usual order")
+        run.listener.note(
+            "The model's operators could not be replayed: nothing is predicted for the first trials"
+        )
         return Foresight((), baselines)
     return Foresight(answer.replays, baselines)

@@ -51,8 +51,8 @@ class Beaten(NamedTuple):
 class Verified(NamedTuple):
     """A finalist's launches, the baseline's beside them, and the verdicts.
 
-    ``failure`` says why it could not be verified at all; ``left`` that its quality failed after the
-    first launch, so that it was launched no further; ``beaten`` is the plan that it replaces.
+    ``failure`` says why it could not be verified at all; ``stopped_early`` that its quality failed
+    in the first launch, so that it was launched no further; ``beaten`` is the plan it replaces.
     """
 
     side: Candidate
@@ -60,7 +60,7 @@ class Verified(NamedTuple):
     verdicts: tuple[Verdict, ...]
     comparison: launch_ratio.Comparison | None
     failure: str | None = None
-    left: bool = False
+    stopped_early: bool = False
     beaten: Beaten | None = None
 
     @property
@@ -101,7 +101,7 @@ def verify(
         judged = verdicts.judge(evaluator.run, side, reference, alpha)
         if any(verdicts.failed(evaluator.run, v) for v in judged):
             trained = verdicts.training_verdicts(evaluator.run.budget, execution, evaluator.run)
-            return Verified(side, reference, (*judged, *trained), None, left=True)
+            return Verified(side, reference, (*judged, *trained), None, stopped_early=True)
     return finish(evaluator, side, reference, alpha, execution)
 
 

@@ -116,7 +116,7 @@ class _Selection:
         if met:
             return met[0]
         chosen = min(tested, key=lambda v: _distance(self._run, v), default=None)
-        if chosen is not None and chosen.left:
+        if chosen is not None and chosen.stopped_early:
             alpha = self._alphas[self._finalists.index(chosen.side.deployment)]
             chosen = launches.finish(
                 self._evaluator, chosen.side, chosen.reference, alpha, self._execution
@@ -227,7 +227,7 @@ def _no_other_helps(run: RunContext, found: Verified) -> bool:
         elsewhere = v.name.startswith("train_") or v.verdict == "NOT_MEASURED"
         return elsewhere or verdicts.too_few(run, v)
 
-    return not found.left and all(common(v) for v in found.verdicts if v.verdict != "MET")
+    return not found.stopped_early and all(common(v) for v in found.verdicts if v.verdict != "MET")
 
 
 def _distance(run: RunContext, found: Verified) -> tuple[int, float]:

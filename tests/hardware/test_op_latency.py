@@ -128,8 +128,8 @@ def test_foresight_orders_seeds_by_prediction_and_takes_the_best_batch() -> None
     ]
     ordered = ahead.order(seeds, (1,))
     assert [values["runtime"] for values, _ in ordered] == ["onnxruntime", "eager", "other"]
-    assert ordered[0][1].startswith("seed, predicted")
-    assert ordered[2][1] == "seed"
+    assert ordered[0][1].startswith("initial, predicted")
+    assert ordered[2][1] == "initial"
     (values, _), *_ = ahead.order(seeds[1:2], (1, 8))
     assert values["batch_size"] == 8  # the run's own overhead is shared
 
@@ -156,7 +156,7 @@ def test_predicted_seeds_that_need_a_compiler_stand_apart() -> None:
     assert [values["runtime"] for values, _ in others] == ["onnxruntime", "eager"]
     assert {seed.values["runtime"] for seed in dear} == {"compiled", "aoti"}
     assert len({seed.predicted_s for seed in dear}) == 1
-    assert all(seed.why.startswith("seed, predicted") for seed in dear)
+    assert all(seed.why.startswith("initial, predicted") for seed in dear)
     others, dear = Foresight((), ()).apart(seeds, (1,))
     assert [values["runtime"] for values, _ in others] == list(runtimes)
     assert not dear

@@ -102,7 +102,7 @@ def test_the_donors_plans_are_measured_anew_and_a_share_is_blind(go: Go) -> None
     assert 1 <= len(donors) <= 4
     assert all(t.state == "complete" and t.wall_s > 0 for t in donors)
     assert why.index("an earlier report") < min(
-        i for i, text in enumerate(why) if text.startswith("seed")
+        i for i, text in enumerate(why) if text.startswith("initial")
     )
     assert "blind sampler" in why
 
