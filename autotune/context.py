@@ -146,19 +146,27 @@ _USER_FAULT = {
 }
 
 
+def train_job(
+    run: RunContext, recipe: Recipe, epochs: int | float, rungs: tuple[float, ...], **fields: Any
+) -> Train:
+    """A training of a recipe to its horizon, evaluated at ``rungs``; ``fields`` are the job's."""
+    usual = {"seed": run.effort.seed, "until_quality": run.budget.target_quality}
+    return Train(
+        task=run.task(recipe),
+        recipe=recipe,
+        epochs=epochs,
+        rungs=rungs,
+        device=run.effort.device,
+        **(usual | fields),
+    )
+
+
 def first_epoch(
     run: RunContext, recipe: Recipe, weights: str, limit_s: float | None = None
 ) -> Train:
     """One epoch of training, or the part of it that ``limit_s`` allows, to the file ``weights``."""
-    return Train(
-        task=run.task(recipe),
-        recipe=recipe,
-        epochs=1,
-        rungs=(1,),
-        seed=run.effort.seed,
-        time_limit_s=limit_s,
-        weights_out=weights,
-        device=run.effort.device,
+    return train_job(
+        run, recipe, 1, (1,), until_quality=None, time_limit_s=limit_s, weights_out=weights
     )
 
 

@@ -7,7 +7,7 @@ Interrupted, it resumes from its own checkpoint.  Not known here: how the winner
 """
 
 from autotune import units
-from autotune.context import RunContext, answer_of, ask, first_epoch
+from autotune.context import RunContext, answer_of, ask, first_epoch, train_job
 from autotune.records import job as jobs
 from autotune.records.plan import Recipe
 from autotune.records.report import Execution, TrainTrial
@@ -87,19 +87,16 @@ def final(
     before = trial if trial is not None and not own else None
     ended = before is not None and (before.rungs[-1:] == (epochs,) or any(before.costs))
     rungs = _final_rungs(run, before, epochs, ended=ended)
-    job = jobs.Train(
-        task=run.task(recipe),
-        recipe=recipe,
-        epochs=epochs,
-        rungs=rungs,
-        seed=run.effort.seed,
+    job = train_job(
+        run,
+        recipe,
+        epochs,
+        rungs,
         step_losses=training_trial.STEP_LOSSES,
         weights_out=WEIGHTS,
         checkpoint=checkpoint,
         save_s=training_trial.SAVE_S,
-        until_quality=run.budget.target_quality,
         meter=None if ended else run.meter,
-        device=run.effort.device,
     )
     done = ask(run.bridge, job, max(600.0, 3 * training_trial.whole_s(run, epochs) + 60))
     energy, label = _energy(before, done, ended=ended)

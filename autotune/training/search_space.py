@@ -250,16 +250,16 @@ def initial(
             found.setdefault(json.dumps(values, sort_keys=True), (values, why))
     first, rest = list(found.values())[:1], list(found.values())[1:]
     narrow = [
-        made for seed in first for made in _narrower(seed, choices.get(training_width.NAME, ()))
+        made for each in first for made in _narrower(each, choices.get(training_width.NAME, ()))
     ]
     return (*first, *narrow, *rest)
 
 
 def _narrower(
-    seed: tuple[dict[str, Value], str], among: tuple[Value, ...]
+    whole: tuple[dict[str, Value], str], among: tuple[Value, ...]
 ) -> Iterator[tuple[dict[str, Value], str]]:
-    """A seed at each narrower width."""
-    values, why = seed
+    """An initial recipe at each narrower width."""
+    values, why = whole
     for width in among[1:]:
         yield {**values, training_width.NAME: width}, f"{why}, width {width:g}"
 

@@ -14,7 +14,7 @@ from statistics import stdev
 
 import msgspec
 
-from autotune.records import job as jobs
+from autotune.context import train_job
 from autotune.records.report import TrainTrial
 from autotune.stats import launch_ratio
 from autotune.training import target_quality
@@ -76,15 +76,13 @@ def _again(state: TrainState, trial: TrainTrial, number: int) -> TrainTrial:
         del value
         return step < length.reach
 
-    job = jobs.Train(
-        task=run.task(trial.recipe),
-        recipe=trial.recipe,
-        epochs=length.epochs,
-        rungs=length.looks,
-        until_quality=run.budget.target_quality,
+    job = train_job(
+        run,
+        trial.recipe,
+        length.epochs,
+        length.looks,
         meter=run.meter if target_quality.eta(run) else None,
         seed=run.effort.seed + number,
-        device=run.effort.device,
     )
     result = run.bridge.run(
         job, timeout_s=training_trial.timeout_s(run, length.reach), on_report=ask

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from autotune.bridge.protocol import OnReport
-from autotune.context import RunContext
+from autotune.context import RunContext, train_job
 from autotune.hardware import bounds
 from autotune.records import job as jobs
 from autotune.records.plan import Recipe
@@ -187,21 +187,18 @@ def _job(state: TrainState, trial: TrainTrial, on_report: OnReport) -> TrainTria
         go = on_report(step, value)
         return go and not step >= length.reach < length.epochs
 
-    job = jobs.Train(
-        task=run.task(trial.recipe),
-        recipe=trial.recipe,
-        epochs=length.epochs,
-        rungs=rungs,
-        seed=run.effort.seed,
+    job = train_job(
+        run,
+        trial.recipe,
+        length.epochs,
+        rungs,
         step_losses=STEP_LOSSES,
         checkpoint=checkpoint_of(trial.number),
         save_s=SAVE_S,
         drop=tuple(state.to_delete),
         watch=trial.number > 0,
         least_samples_per_s=state.least_rate(trial.recipe) if trial.number > 0 else None,
-        until_quality=run.budget.target_quality,
         meter=run.meter,
-        device=run.effort.device,
     )
     state.to_delete.clear()
     result = run.bridge.run(job, timeout_s=timeout_s(run, length.reach), on_report=ask)
