@@ -151,10 +151,10 @@ assert all(name in told for name in ("madeup", "halved", "pairs"))
 
 READ = """
 from autotune.hardware import doctor
-from autotune.meters import Tools
+from autotune.meters import MeterTools
 from autotune.worker.energy.meter_server import EnergyMonitor, meters
 
-monitor = EnergyMonitor(meters(Tools(), cuda=False))
+monitor = EnergyMonitor(meters(MeterTools(), cuda=False))
 sources = tuple(s for s in monitor.sources() if s.name == "crystal")
 assert "crystal ball energy can be measured" in " ".join(doctor.energy_lines(sources, board=None))
 window = monitor.close(monitor.open())

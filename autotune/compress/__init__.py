@@ -5,7 +5,7 @@
                                                        `--convert--> openvino --int8_openvino-->
 
 A plug-in's top-level imports are the standard library and records; `Compressor` is what it
-must hold, `Tools` what it may use.
+must hold, `CompressTools` what it may use.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from autotune.records.task import Dim
 
 
 @dataclass(frozen=True)
-class Tools:
+class CompressTools:
     """What a step may use.  It writes its form's files into ``workdir``.
 
     ``module(form)`` is the ``nn.Module`` of a module form, in eval mode; ``fresh()`` a dense
@@ -50,7 +50,7 @@ class Compressor(Protocol):
 
     - ``RUNTIMES``, or a function ``runtimes(context)``: names of those that can serve what it
       gives; without it each can that takes the form, or one that the form can become.
-    - ``TRAINS = True``: it calls ``Tools.recover``.
+    - ``TRAINS = True``: it calls ``CompressTools.recover``.
     - ``TIME_LEFT``: a guess of the share of the dense model's latency that it leaves.
     - ``SEARCHED = False`` and ``PREPARES``, names of other compressors: it is no choice of its own,
       and tried before one of those where that would be chosen but for its quality.
@@ -69,7 +69,7 @@ class Compressor(Protocol):
         """Its parameters as dimensions of the search."""
         ...
 
-    def apply(self, form: Form, params: dict[str, Value], tools: Tools) -> Form:
+    def apply(self, form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
         """Write the compressed form into ``tools.workdir``.
 
         Raises:

@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from autotune import patterns
-from autotune.compress import Tools
+from autotune.compress import CompressTools
 from autotune.forms import Form, changed
 from autotune.records.plan import Value
 
 
 def halve(
-    form: Form, tools: Tools, precision: Literal["bf16", "fp16"], params: Mapping[str, Value]
+    form: Form,
+    tools: CompressTools,
+    precision: Literal["bf16", "fp16"],
+    params: Mapping[str, Value],
 ) -> Form:
     """The same module, its weights in 16 bits, to be computed in ``precision``; modules named by
     ``keep_fp32`` stay as they are.
@@ -29,7 +32,7 @@ def halve(
 def store(
     model: Any,
     form: Form,
-    tools: Tools,
+    tools: CompressTools,
     precision: Literal["bf16", "fp16"],
     exact: tuple[str, ...] = (),
 ) -> Form:

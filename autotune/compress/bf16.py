@@ -4,7 +4,7 @@ Half of fp32's bits with all of its range: nothing to calibrate, and quality har
 Inputs and outputs stay in fp32.
 """
 
-from autotune.compress import Tools, _half, _paths
+from autotune.compress import CompressTools, _half, _paths
 from autotune.forms import Form
 from autotune.records.job import Context
 from autotune.records.plan import Value
@@ -40,6 +40,6 @@ def dims(context: Context) -> tuple[Dim, ...]:
     return ()
 
 
-def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
+def apply(form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
     """Store the weights in bf16 and tell the runtime."""
     return _half.halve(form, tools, "bf16", params)

@@ -4,7 +4,7 @@ A processor has no use for it: PyTorch's CPU kernels convert to fp32 and back.  
 65,504 overflow, so that bf16 is the safer one where both are fast.
 """
 
-from autotune.compress import Tools, _half, _paths
+from autotune.compress import CompressTools, _half, _paths
 from autotune.forms import Form
 from autotune.records.job import Context
 from autotune.records.plan import Value
@@ -28,7 +28,7 @@ def dims(context: Context) -> tuple[Dim, ...]:
     return ()
 
 
-def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
+def apply(form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
     """Store the weights in fp16 and tell the runtime.
 
     Raises:

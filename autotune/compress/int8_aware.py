@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from itertools import islice
 from typing import Any
 
-from autotune.compress import Tools, _half, _int8
+from autotune.compress import CompressTools, _half, _int8
 from autotune.errors import JobError, install_hint
 from autotune.forms import Form, changed
 from autotune.records.job import Context
@@ -56,7 +56,7 @@ def dims(context: Context) -> tuple[Dim, ...]:
     return (_int8.reduce_range(context),)
 
 
-def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
+def apply(form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
     """Recover with fake quantization.
 
     Raises:
@@ -86,7 +86,7 @@ def _rounded(layer: Any) -> bool:
     return isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
 
-def _spans(flat: Any, layers: list[Any], tools: Tools) -> dict[int, tuple[float, float]]:
+def _spans(flat: Any, layers: list[Any], tools: CompressTools) -> dict[int, tuple[float, float]]:
     """Lowest and highest input of each layer over the calibration rows; both sides of 0."""
     import torch
 

@@ -6,7 +6,7 @@ Needs no calibration; reaches Linear layers only.
 from importlib.util import find_spec
 from typing import Any
 
-from autotune.compress import Tools, _int8
+from autotune.compress import CompressTools, _int8
 from autotune.errors import install_hint
 from autotune.forms import Form
 from autotune.records.job import Context
@@ -38,7 +38,7 @@ def dims(context: Context) -> tuple[Dim, ...]:
     return (*_int8.per_tensor(context), _int8.reduce_range(context))
 
 
-def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
+def apply(form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
     """Quantize ``model.onnx``.
 
     Raises:

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from autotune import patterns
-from autotune.compress import Tools, _int8
+from autotune.compress import CompressTools, _int8
 from autotune.errors import JobError, install_hint
 from autotune.forms import Form
 from autotune.records.job import Context
@@ -51,7 +51,7 @@ def dims(context: Context) -> tuple[Dim, ...]:
     )
 
 
-def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
+def apply(form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
     """Calibrate and quantize ``model.xml``.
 
     Raises:

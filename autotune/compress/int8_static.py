@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from autotune.compress import Tools, _int8
+from autotune.compress import CompressTools, _int8
 from autotune.errors import install_hint
 from autotune.forms import Form
 from autotune.records.job import Context
@@ -59,7 +59,7 @@ def dims(context: Context) -> tuple[Dim, ...]:
     )
 
 
-def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
+def apply(form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
     """Calibrate and quantize ``model.onnx``.
 
     Raises:
@@ -69,27 +69,27 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
     rounding = _int8.rounding(params)
 
     def quantize(source: str, target: str, shared: dict[str, Any]) -> None:
-        from autotune.compress import _bias, _calibrate, _sensitive, _smooth
+        from autotune.compress._int8 import bias, calibrate, sensitive, smooth
 
         def rows() -> Iterator[dict[str, Any]]:
             return tools.calibration(form.about.batch_size or _BATCH)
 
         kept = set(shared.pop("nodes_to_exclude"))
         scaled = tools.workdir / "smoothed.onnx"
-        if _smooth.smooth(source, str(scaled), rows(), kept):
+        if smooth.smooth(source, str(scaled), rows(), kept):
             source = str(scaled)
-        seen = _calibrate.collect(source, rows(), (*_int8.HEAVY, *_PASSING))
+        seen = calibrate.collect(source, rows(), (*_int8.HEAVY, *_PASSING))
         ranges = {name: histogram.range(method) for name, histogram in seen.items()}
         restored = int(params.get("restored", 0))
         if restored:
             flops = form.about.flops_per_sample
             nodes = [name for name in _int8.weighted(source, _int8.HEAVY) if name not in kept]
             spans = {name: histogram.range(_RULES[0]) for name, histogram in seen.items()}
-            ask = functools.partial(_sensitive.order, source, rows(), nodes, spans, flops, rounding)
+            ask = functools.partial(sensitive.order, source, rows(), nodes, spans, flops, rounding)
             kept |= set(_ranked(form, tools, sorted(kept), rounding, ask)[:restored])
         corrected = tools.workdir / "corrected.onnx"
         # at 8 bits biases are moved by less than what else is rounded (docs/decisions.md, 22)
-        if shared["reduce_range"] and _bias.correct(source, str(corrected), rows(), kept, rounding):
+        if shared["reduce_range"] and bias.correct(source, str(corrected), rows(), kept, rounding):
             source = str(corrected)
         _quantize(source, target, ranges, sorted(kept), shared)
         for path in (scaled, corrected):
@@ -100,7 +100,7 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
 
 def _ranked(
     form: Form,
-    tools: Tools,
+    tools: CompressTools,
     kept: list[str],
     rounding: _int8.Rounding,
     rank: Callable[[], list[str]],

@@ -14,7 +14,7 @@ import itertools
 from importlib.util import find_spec
 from typing import Any
 
-from autotune.compress import Tools
+from autotune.compress import CompressTools
 from autotune.errors import JobError, install_hint
 from autotune.forms import Form, changed
 from autotune.records.job import Context
@@ -56,7 +56,7 @@ def unavailable(context: Context) -> str | None:
 def dims(context: Context) -> tuple[Dim, ...]:
     """``macs_kept``: the share of multiply-adds that stays, on a ladder, so that each level is
     recovered once and shared by all runtimes and quantizers; ``importance``: what matters least
-    (see `_importance`).
+    (`_prune.importance`).
     """
     kinds = ("taylor", "magnitude", *(("bn_scale",) if context.traits.has_batch_norm else ()))
     return (
@@ -65,13 +65,13 @@ def dims(context: Context) -> tuple[Dim, ...]:
     )
 
 
-def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
+def apply(form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
     """Prune to ``macs_kept`` by ``importance``, then recover.
 
     Raises:
         JobError: unsupported, with the reason.
     """
-    from autotune.compress import _channels
+    from autotune.compress._prune import channels
     from autotune.forms import module
     from autotune.forms.flat import Flat, flops
 
@@ -80,7 +80,7 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
     flat = Flat(model, about.input_kind, about.input_names)
     inputs = tools.example(1)
     rank = _rank(flat, inputs, str(params.get("importance", "magnitude")), tools)
-    pruned = _channels.prune(flat, inputs, float(params.get("macs_kept", 0.5)), rank)
+    pruned = channels.prune(flat, inputs, float(params.get("macs_kept", 0.5)), rank)
     seconds = tools.recover(pruned.model)
     pruned.eval()
     module.save(pruned.model, tools.fresh(), tools.workdir)
@@ -93,22 +93,22 @@ def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
     return Form("module", tools.workdir, about)
 
 
-def _rank(flat: Any, inputs: tuple[Any, ...], kind: str, tools: Tools) -> Any:
+def _rank(flat: Any, inputs: tuple[Any, ...], kind: str, tools: CompressTools) -> Any:
     """The order in which channels go; what ``taylor`` needs comes from calibration rows."""
     import torch
 
-    from autotune.compress import _importance
+    from autotune.compress._prune import importance
 
-    if kind not in _importance.NAMES:
+    if kind not in importance.NAMES:
         raise JobError(
             "unsupported",
-            f"importance {kind!r} is none of {', '.join(_importance.NAMES)}: choose one of these",
+            f"importance {kind!r} is none of {', '.join(importance.NAMES)}: choose one of these",
         )
     if kind != "taylor":
-        return _importance.Importance(kind, {})
+        return importance.Importance(kind, {})
     batches = [
         tuple(torch.as_tensor(batch[name]) for name in flat.names)
         for batch in itertools.islice(tools.calibration(_ROWS), _BATCHES)
     ]
-    gates = _importance.gates(flat, batches, tools.seed)
-    return _importance.Importance(kind, _importance.costs(flat, inputs), gates)
+    gates = importance.gates(flat, batches, tools.seed)
+    return importance.Importance(kind, importance.costs(flat, inputs), gates)

@@ -10,7 +10,7 @@ are cut.
 
 from typing import Any
 
-from autotune.compress import Tools, _half, _paths
+from autotune.compress import CompressTools, _half, _paths
 from autotune.errors import JobError
 from autotune.forms import Form, changed
 from autotune.records.job import Context
@@ -47,7 +47,7 @@ def dims(context: Context) -> tuple[Dim, ...]:
     return ()
 
 
-def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
+def apply(form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
     """Mask, recover under the mask, and store in fp16.
 
     Raises:
@@ -80,7 +80,7 @@ def _fitting(model: Any) -> list[Any]:
     ]
 
 
-def _recovered(model: Any, layers: list[Any], tools: Tools) -> float:
+def _recovered(model: Any, layers: list[Any], tools: CompressTools) -> float:
     """Train with the masks on, and leave their zeros in the weights; the seconds it took."""
     from torch import nn
     from torch.nn.utils import parametrize

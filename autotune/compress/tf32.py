@@ -4,7 +4,7 @@ Nothing is stored otherwise: the loader switches it on.  PyTorch convolves in tf
 multiplies matrices in fp32, so that this step is about matrix products.
 """
 
-from autotune.compress import Tools, _paths
+from autotune.compress import CompressTools, _paths
 from autotune.forms import Form, changed
 from autotune.records.job import Context
 from autotune.records.plan import Value
@@ -28,7 +28,7 @@ def dims(context: Context) -> tuple[Dim, ...]:
     return ()
 
 
-def apply(form: Form, params: dict[str, Value], tools: Tools) -> Form:
+def apply(form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
     """The same weights, and word to the runtime.
 
     Raises:

@@ -93,7 +93,7 @@ class Reading(NamedTuple):
     edges: Mapping[str, float] = {}
 
 
-class Tools(NamedTuple):
+class MeterTools(NamedTuple):
     """Everything a meter takes from outside, so that tests can put their own in its place.
 
     ``devices`` are the UUIDs of the GPUs that the plan uses, in torch's order; None means

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from autotune.meters import Fault, Origin, Power, Reading, Tools, conclude, unavailable
+from autotune.meters import Fault, MeterTools, Origin, Power, Reading, conclude, unavailable
 from autotune.records.measurement import Domain, EnergySource
 
 _ASLEEP_S = 15.0
@@ -160,7 +160,7 @@ class Sampled:
         self,
         name: str,
         sensors: Sequence[Sensor],
-        tools: Tools,
+        tools: MeterTools,
         *,
         period_s: float,
         missing: tuple[Fault, str],

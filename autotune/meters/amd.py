@@ -11,7 +11,7 @@ from importlib import import_module
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from autotune.meters import Fault, Reading, Tools, _sampling, conclude, unavailable
+from autotune.meters import Fault, MeterTools, Reading, _sampling, conclude, unavailable
 from autotune.records.measurement import Domain, EnergySource
 
 NOUN = "AMD GPU"
@@ -39,7 +39,7 @@ class Board(NamedTuple):
 class Amd:
     """The named AMD boards of this machine, all of them where none is named."""
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: MeterTools) -> None:
         self._clock = tools.clock
         self._smi, self._boards, self._fault = _start(tools)
         sampled = [board.sensor for board in self._boards if not board.counter]
@@ -107,12 +107,12 @@ class Amd:
         )
 
 
-def open(tools: Tools) -> Amd:
+def open(tools: MeterTools) -> Amd:
     """The meter of AMD's boards; never raises."""
     return Amd(tools)
 
 
-def _start(tools: Tools) -> tuple[Any, list[Board], Fault | None]:
+def _start(tools: MeterTools) -> tuple[Any, list[Board], Fault | None]:
     smi = tools.amdsmi
     if smi is None:
         try:

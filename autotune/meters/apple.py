@@ -11,7 +11,7 @@ from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
-from autotune.meters import Fault, Reading, Tools, conclude, unavailable
+from autotune.meters import Fault, MeterTools, Reading, conclude, unavailable
 from autotune.records.measurement import Domain, EnergySource
 
 NOUN = "Apple chip"
@@ -31,7 +31,7 @@ _PERIOD_S = 0.01
 class Apple:
     """The parts of this chip that have a counter."""
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: MeterTools) -> None:
         self._clock = tools.clock
         self._totals_mj: dict[str, int | Fault] = {}
         self._monitor, self._fault = _start(tools)
@@ -86,12 +86,12 @@ class Apple:
                 self._totals_mj[domain] = (before if isinstance(before, int) else 0) + int(value)
 
 
-def open(tools: Tools) -> Apple:
+def open(tools: MeterTools) -> Apple:
     """The meter of an Apple chip; never raises, unavailable elsewhere."""
     return Apple(tools)
 
 
-def _start(tools: Tools) -> tuple[Any, Fault | None]:
+def _start(tools: MeterTools) -> tuple[Any, Fault | None]:
     library = tools.apple
     if library is None:
         if sys.platform != "darwin":

@@ -12,7 +12,7 @@ only long windows resolve.
 from functools import partial
 from pathlib import Path
 
-from autotune.meters import Fault, Tools, _sampling, _sysfs
+from autotune.meters import Fault, MeterTools, _sampling, _sysfs
 
 NOUN = "battery"
 OPTIONAL = True
@@ -22,7 +22,7 @@ _PERIOD_S = 2.0
 _SAMPLE_S = 0.5
 
 
-def open(tools: Tools) -> _sampling.Sampled:
+def open(tools: MeterTools) -> _sampling.Sampled:
     """The batteries below ``tools.sys``; never raises."""
     found = [
         folder

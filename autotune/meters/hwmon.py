@@ -12,7 +12,7 @@ another meter (``ina3221``: jetson, ``amdgpu``: amd) are left to it.
 from collections.abc import Iterator
 from pathlib import Path
 
-from autotune.meters import Fault, Tools, _sampling, _sysfs
+from autotune.meters import Fault, MeterTools, _sampling, _sysfs
 
 NOUN = "power meter"
 OPTIONAL = True
@@ -25,7 +25,7 @@ _PERIOD_S = 1.0
 _SAMPLE_S = 0.1
 
 
-def open(tools: Tools) -> _sampling.Sampled:
+def open(tools: MeterTools) -> _sampling.Sampled:
     """The sensors below ``tools.sys``; never raises."""
     return _sampling.Sampled(
         "hwmon",

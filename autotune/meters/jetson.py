@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from autotune.meters import Fault, Tools, _sampling, _sysfs
+from autotune.meters import Fault, MeterTools, _sampling, _sysfs
 
 NOUN = "Jetson module"
 OPTIONAL = True
@@ -25,7 +25,7 @@ _PERIOD_S = 0.1
 _SAMPLE_S = 0.05
 
 
-def open(tools: Tools) -> _sampling.Sampled:
+def open(tools: MeterTools) -> _sampling.Sampled:
     """The monitors below ``tools.sys``; never raises."""
     rails = [rail for rail in _rails(tools.sys) if rail[0] not in _UNUSED]
     inputs = [label for label, _ in rails if label in _INPUTS]

@@ -27,7 +27,7 @@ from itertools import product
 from statistics import fmean, stdev
 from typing import Literal, NamedTuple
 
-from autotune.meters import Reading, Tools
+from autotune.meters import MeterTools, Reading
 from autotune.records.hardware import Profile
 from autotune.records.measurement import Domain, EnergyLabel, EnergySource, Interval
 
@@ -110,7 +110,7 @@ class Modelled:
         return None
 
 
-def open(tools: Tools) -> Modelled:
+def open(tools: MeterTools) -> Modelled:
     """The meter that reads nothing."""
     return Modelled()
 

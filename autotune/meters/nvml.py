@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from autotune.meters import Fault, Reading, Tools, _sampling, conclude, unavailable
+from autotune.meters import Fault, MeterTools, Reading, _sampling, conclude, unavailable
 from autotune.records.measurement import Domain, EnergySource
 
 NOUN = "NVIDIA GPU"
@@ -68,7 +68,7 @@ class Board(NamedTuple):
 class Nvml:
     """The named boards of this machine."""
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: MeterTools) -> None:
         self._tools = tools
         self.periods_s: dict[str, float] = {}
         self._nvml, self._boards, self._fault = _start(tools)
@@ -153,7 +153,7 @@ class Nvml:
         return value
 
 
-def open(tools: Tools) -> Nvml:
+def open(tools: MeterTools) -> Nvml:
     """The meter of the boards in ``tools.devices``; never raises."""
     return Nvml(tools)
 
@@ -180,7 +180,7 @@ def _agreed(counter: Domain, sampled: Domain) -> Domain:
     )
 
 
-def _start(tools: Tools) -> tuple[Any, list[Board], Fault | None]:
+def _start(tools: MeterTools) -> tuple[Any, list[Board], Fault | None]:
     nvml = tools.nvml
     if nvml is None:
         try:

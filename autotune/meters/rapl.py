@@ -20,7 +20,7 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from autotune.meters import Fault, Origin, Reading, Tools, _sysfs, conclude, span, unavailable
+from autotune.meters import Fault, MeterTools, Origin, Reading, _sysfs, conclude, span, unavailable
 from autotune.records.measurement import Domain, EnergySource
 
 NOUN = "CPU"
@@ -61,7 +61,7 @@ class Zone(NamedTuple):
 class Rapl:
     """The counted zones of one powercap tree."""
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: MeterTools) -> None:
         self._tools = tools
         self._origin: Origin = tools.origin
         self._zones = {zone.domain: zone for zone in _zones(tools.powercap)}
@@ -181,7 +181,7 @@ class Rapl:
         )
 
 
-def open(tools: Tools) -> Rapl:
+def open(tools: MeterTools) -> Rapl:
     """The meter of ``tools.powercap``; never raises, an empty tree is an unavailable source."""
     return Rapl(tools)
 

@@ -3,7 +3,7 @@
     form --write--> model files + load.py + artifact.json
 
 A plug-in's top-level imports are the standard library and records; `Runtime` is what it
-must hold, `Tools` what it may use.  ``load.py`` never needs autotune and never unpickles.
+must hold, `RuntimeSettings` what it may use.  ``load.py`` never needs autotune and never unpickles.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from autotune.records.task import Dim
 
 
 @dataclass(frozen=True)
-class Tools:
+class RuntimeSettings:
     """What the plan says about serving: CPU threads, rows a call, the runtime's own parameters."""
 
     threads: int
@@ -46,6 +46,6 @@ class Runtime(Protocol):
         """Its own parameters as dimensions of the search; the first choice is its usual one."""
         ...
 
-    def write(self, form: Form, out: Path, tools: Tools) -> None:
+    def write(self, form: Form, out: Path, settings: RuntimeSettings) -> None:
         """Write the artifact into the empty folder ``out``."""
         ...

@@ -7,7 +7,7 @@ from typing import Any
 
 from autotune.errors import install_hint
 from autotune.forms import ABOUT, Form, place
-from autotune.runtimes import Tools
+from autotune.runtimes import RuntimeSettings
 
 MODEL_FILES = ("weights.safetensors", "structure.json", "model.pt2", "model.onnx", "model.xml")
 
@@ -15,7 +15,7 @@ MODEL_FILES = ("weights.safetensors", "structure.json", "model.pt2", "model.onnx
 def write(
     form: Form,
     out: Path,
-    tools: Tools,
+    settings: RuntimeSettings,
     *,
     runtime: str,
     loader: str,
@@ -30,7 +30,7 @@ def write(
             continue
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         place(source, out / name)
-    facts = json.dumps(_facts(form, tools, runtime), indent=2)
+    facts = json.dumps(_facts(form, settings, runtime), indent=2)
     (out / "artifact.json").write_text(facts + "\n")
     (out / "load.py").write_text(loader)
 
@@ -41,13 +41,13 @@ def missing(packages: tuple[str, ...], extra: str) -> str | None:
     return install_hint(extra, absent) if absent else None
 
 
-def _facts(form: Form, tools: Tools, runtime: str) -> dict[str, Any]:
+def _facts(form: Form, settings: RuntimeSettings, runtime: str) -> dict[str, Any]:
     about = form.about
     return {
         "schema": "autotune.artifact/1",
         "runtime": runtime,
-        "threads": tools.threads,
-        "batch_size": tools.batch_size,
+        "threads": settings.threads,
+        "batch_size": settings.batch_size,
         "input_kind": about.input_kind,
         "input_names": about.input_names,
         "input_shapes": about.input_shapes,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from autotune.forms import Form
 from autotune.records.job import Context
-from autotune.runtimes import Tools, _artifact
+from autotune.runtimes import RuntimeSettings, _artifact
 from autotune.runtimes._torch import Way
 
 
@@ -32,10 +32,10 @@ def no_compiler() -> str | None:
     return None
 
 
-def write(form: Form, out: Path, tools: Tools, *, runtime: str, way: Way) -> None:
+def write(form: Form, out: Path, settings: RuntimeSettings, *, runtime: str, way: Way) -> None:
     """Write an artifact that computes on the GPU."""
     from autotune.runtimes import _torch
 
-    last = bool(tools.params.get("channels_last"))
+    last = bool(settings.params.get("channels_last"))
     loader = _torch.loader(form, way, device="cuda", channels_last=last)
-    _artifact.write(form, out, tools, runtime=runtime, loader=loader)
+    _artifact.write(form, out, settings, runtime=runtime, loader=loader)

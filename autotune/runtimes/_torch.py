@@ -4,10 +4,12 @@ The text below is put together into an artifact's ``load.py``: a model from its 
 (``model.py``), or from an exported program where the source cannot stand alone.
 """
 
+import inspect
 from typing import Literal
 
 from autotune.errors import JobError
 from autotune.forms import Form
+from autotune.runtimes import _heap
 
 _HEAD = '''"""Loads this model by itself: ``predict = load()``, then ``y = predict(x)``.
 
@@ -136,20 +138,6 @@ def _tensor(array):
 def _array(tensor):
     return {array}
 '''
-
-_HEAP = '''
-
-def _keep_freed_memory():
-    """Else glibc gives activations back, and every call faults their pages in anew."""
-    import ctypes
-    import sys
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim
-        mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped by itself
-'''
-"""As `autotune.worker.measure.malloc`; of a call at a large batch it saves a tenth to a half."""
 
 _COMPILE = """\
     torch._inductor.config.freezing = True  # weights become constants of the generated code
@@ -298,7 +286,7 @@ def loader(
     needs += ", and a CUDA device" if device == "cuda" else ""
     if device == "cpu":
         threads = "    torch.set_num_threads("
-        body = body.replace(threads, f"    _keep_freed_memory()\n{threads}") + _HEAP
+        body = body.replace(threads, f"    _keep_freed_memory()\n{threads}") + _heap_source()
     # Freezing works under no_grad only; inference_mode is the faster one for eager code.
     mode = "inference_mode" if way == "eager" else "no_grad"
     text = _HEAD.format(needs=needs) + body.format(
@@ -313,6 +301,12 @@ def loader(
     if form.about.sparse:
         text += _TWO_OF_FOUR
     return text + (_CAPTURED if way == "graphs" else "")
+
+
+def _heap_source() -> str:
+    """The function that the loader calls, as text."""
+    source = inspect.getsource(_heap.keep_freed_memory)
+    return "\n\n" + source.replace(" -> None:", ":", 1)
 
 
 def _way(form: Form, way: Way, device: str) -> str:

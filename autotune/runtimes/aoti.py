@@ -18,7 +18,7 @@ from autotune.errors import JobError
 from autotune.forms import Form
 from autotune.records.job import Context
 from autotune.records.task import Dim
-from autotune.runtimes import Tools, _artifact, compiled
+from autotune.runtimes import RuntimeSettings, _artifact, compiled
 
 DEVICE = "cpu"
 TAKES = "module"
@@ -101,7 +101,7 @@ def dims(context: Context) -> tuple[Dim, ...]:
     return ()
 
 
-def write(form: Form, out: Path, tools: Tools) -> None:
+def write(form: Form, out: Path, settings: RuntimeSettings) -> None:
     """Compile the program and write the package with a loader.
 
     Raises:
@@ -114,21 +114,21 @@ def write(form: Form, out: Path, tools: Tools) -> None:
     program = torch.export.load(form.folder / PROGRAM)
     scratch = out / "package.pt2"
     try:
-        with quiet(), torch.no_grad(), torch._inductor.config.patch(_options(tools)):
+        with quiet(), torch.no_grad(), torch._inductor.config.patch(_options(settings)):
             torch._inductor.aoti_compile_and_package(program, package_path=str(scratch))
     except Exception as error:
         why = f"AOTInductor cannot compile this model: {last_line(error)}"
         raise JobError("unsupported", why) from error
     loader = _artifact.for_its_batch(_LOADER, form)
     loader = loader.replace("SHAPES", json.dumps(_inputs(program)))
-    _artifact.write(form, out, tools, runtime="aoti", loader=loader, without=(PROGRAM,))
+    _artifact.write(form, out, settings, runtime="aoti", loader=loader, without=(PROGRAM,))
     _without_sources(scratch, out / PROGRAM)
     scratch.unlink()
 
 
-def _options(tools: Tools) -> dict[str, Any]:
+def _options(settings: RuntimeSettings) -> dict[str, Any]:
     """Of the compiler: weights become constants, loops are cut for the plan's threads."""
-    return {"freezing": True, "cpp.threads": tools.threads, "compile_threads": 1}
+    return {"freezing": True, "cpp.threads": settings.threads, "compile_threads": 1}
 
 
 def _inputs(program: Any) -> list[tuple[str, list[int | None]]]:

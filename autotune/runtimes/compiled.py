@@ -12,7 +12,7 @@ from pathlib import Path
 from autotune.forms import Form
 from autotune.records.job import Context
 from autotune.records.task import Dim
-from autotune.runtimes import Tools, _artifact
+from autotune.runtimes import RuntimeSettings, _artifact
 
 DEVICE = "cpu"
 TAKES = "module"
@@ -39,9 +39,9 @@ def dims(context: Context) -> tuple[Dim, ...]:
     return ()
 
 
-def write(form: Form, out: Path, tools: Tools) -> None:
+def write(form: Form, out: Path, settings: RuntimeSettings) -> None:
     """Write source (or exported program), weights, structure and a loader that compiles."""
     from autotune.runtimes import _torch
 
     loader = _torch.loader(form, "compiled")
-    _artifact.write(form, out, tools, runtime="compiled", loader=loader)
+    _artifact.write(form, out, settings, runtime="compiled", loader=loader)

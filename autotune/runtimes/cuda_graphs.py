@@ -10,7 +10,7 @@ from pathlib import Path
 from autotune.forms import Form
 from autotune.records.job import Context
 from autotune.records.task import Dim
-from autotune.runtimes import Tools, _cuda, eager
+from autotune.runtimes import RuntimeSettings, _cuda, eager
 
 DEVICE = "cuda"
 TAKES = "module"
@@ -26,6 +26,6 @@ def dims(context: Context) -> tuple[Dim, ...]:
     return eager.dims(context)
 
 
-def write(form: Form, out: Path, tools: Tools) -> None:
+def write(form: Form, out: Path, settings: RuntimeSettings) -> None:
     """Write source (or exported program), weights, structure and a loader."""
-    _cuda.write(form, out, tools, runtime="cuda_graphs", way="graphs")
+    _cuda.write(form, out, settings, runtime="cuda_graphs", way="graphs")

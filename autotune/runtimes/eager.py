@@ -9,7 +9,7 @@ from pathlib import Path
 from autotune.forms import Form
 from autotune.records.job import Context
 from autotune.records.task import Dim
-from autotune.runtimes import Tools, _artifact
+from autotune.runtimes import RuntimeSettings, _artifact
 
 DEVICE = "cpu"
 TAKES = "module"
@@ -28,10 +28,10 @@ def dims(context: Context) -> tuple[Dim, ...]:
     return (Dim(name="channels_last", kind="choice", choices=(False, True)),)
 
 
-def write(form: Form, out: Path, tools: Tools) -> None:
+def write(form: Form, out: Path, settings: RuntimeSettings) -> None:
     """Write source (or exported program), weights, structure and a loader."""
     from autotune.runtimes import _torch
 
-    last = bool(tools.params.get("channels_last"))
+    last = bool(settings.params.get("channels_last"))
     loader = _torch.loader(form, channels_last=last)
-    _artifact.write(form, out, tools, runtime="eager", loader=loader)
+    _artifact.write(form, out, settings, runtime="eager", loader=loader)

@@ -5,7 +5,7 @@ from pathlib import Path
 from autotune.forms import Form
 from autotune.records.job import Context
 from autotune.records.task import Dim
-from autotune.runtimes import Tools, _artifact
+from autotune.runtimes import RuntimeSettings, _artifact
 
 DEVICE = "cpu"
 TAKES = "onnx"
@@ -113,13 +113,13 @@ def dims(context: Context) -> tuple[Dim, ...]:
     return ()
 
 
-def write(form: Form, out: Path, tools: Tools) -> None:
+def write(form: Form, out: Path, settings: RuntimeSettings) -> None:
     """Write ``model.onnx`` and a loader, which fixes the batch to the plan's: shapes known
     beforehand save a small recurrent model or transformer a seventh of its time.
     """
     loader = named(LOADER, *_facts(form.folder / "model.onnx"))
     loader = _artifact.for_its_batch(loader, form)
-    _artifact.write(form, out, tools, runtime="onnxruntime", loader=loader)
+    _artifact.write(form, out, settings, runtime="onnxruntime", loader=loader)
 
 
 def named(loader: str, batch: str | None, left_out: tuple[str, ...] = ()) -> str:

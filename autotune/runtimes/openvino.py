@@ -13,7 +13,7 @@ from autotune.errors import JobError
 from autotune.forms import Form
 from autotune.records.job import Context
 from autotune.records.task import Dim
-from autotune.runtimes import Tools, _artifact
+from autotune.runtimes import RuntimeSettings, _artifact
 
 DEVICE = "cpu"
 TAKES = "openvino"
@@ -127,7 +127,7 @@ def dims(context: Context) -> tuple[Dim, ...]:
     return ()
 
 
-def write(form: Form, out: Path, tools: Tools) -> None:
+def write(form: Form, out: Path, settings: RuntimeSettings) -> None:
     """Write ``model.xml``, ``model.bin`` and a loader.
 
     Raises:
@@ -141,4 +141,4 @@ def write(form: Form, out: Path, tools: Tools) -> None:
         )
     loader = _artifact.for_its_batch(_LOADER, form)
     loader = loader.replace('"PRECISION"', f'"{_PRECISION[form.about.precision]}"')
-    _artifact.write(form, out, tools, runtime="openvino", loader=loader)
+    _artifact.write(form, out, settings, runtime="openvino", loader=loader)

@@ -14,7 +14,7 @@ from autotune.errors import DISTRIBUTION, JobError
 from autotune.forms import Form
 from autotune.records.job import Context
 from autotune.records.task import Dim
-from autotune.runtimes import Tools, _artifact, onnxruntime
+from autotune.runtimes import RuntimeSettings, _artifact, onnxruntime
 
 DEVICE = "cuda"
 TAKES = "onnx"
@@ -59,7 +59,7 @@ def dims(context: Context) -> tuple[Dim, ...]:
     return ()
 
 
-def write(form: Form, out: Path, tools: Tools) -> None:
+def write(form: Form, out: Path, settings: RuntimeSettings) -> None:
     """Write ``model.onnx`` and a loader.
 
     Raises:
@@ -76,5 +76,5 @@ def write(form: Form, out: Path, tools: Tools) -> None:
     text = text.replace('"TF32"', '"0"' if precision == "fp32" else '"1"')
     text = text.replace("Needs onnxruntime;", "Needs onnxruntime-gpu and tensorrt;")
     _artifact.write(
-        form, out, tools, runtime="tensorrt", loader=_artifact.for_its_batch(text, form)
+        form, out, settings, runtime="tensorrt", loader=_artifact.for_its_batch(text, form)
     )

@@ -292,10 +292,10 @@ def settled(call: Callable[[], object]) -> tuple[float, float]:
 def _torch(model: Any, inputs: Any, runtime: str) -> MakeCall:
     import torch
 
-    from autotune.worker.measure import malloc
+    from autotune.runtimes._heap import keep_freed_memory
 
     def make_call(threads: int, batch: int) -> Callable[[], object]:
-        malloc.keep()  # as the loaders of PyTorch's runtimes do
+        keep_freed_memory()  # as the loaders of PyTorch's runtimes do
         torch.set_num_threads(threads)
         x, run = inputs(batch), model
         mode: Callable[[], Any] = torch.inference_mode

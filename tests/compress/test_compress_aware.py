@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from autotune.compress import Tools, int8_aware
+from autotune.compress import CompressTools, int8_aware
 from autotune.compress._int8 import Rounding
 from autotune.errors import JobError
 from autotune.forms import Form, module
@@ -63,7 +63,7 @@ def test_muon_finds_the_same_matrices_within() -> None:
         assert [id(p) for p in optimizers.hidden_matrices(network)] == [id(raw)]
 
 
-def tools(workdir: Path, seen: list[torch.Tensor]) -> Tools:
+def tools(workdir: Path, seen: list[torch.Tensor]) -> CompressTools:
     def recover(network: nn.Module) -> float:
         (first, *_) = (layer for layer in network.modules() if isinstance(layer, nn.Linear))
         seen.append(first.weight.detach().clone())  # as it computes: rounded

@@ -7,16 +7,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from autotune.compress import _calibrate, _sensitive, _smooth
-from autotune.compress._int8 import Rounding
+from autotune.compress._int8 import Rounding, calibrate, sensitive, smooth
 from autotune.errors import JobError
 
 RNG = np.random.default_rng(0)
 BULK = RNG.standard_normal(200_000).astype(np.float32)
 
 
-def seen(*batches: np.ndarray) -> _calibrate.Histogram:
-    histogram = _calibrate.Histogram()
+def seen(*batches: np.ndarray) -> calibrate.Histogram:
+    histogram = calibrate.Histogram()
     for batch in batches:
         histogram.add(batch)
     return histogram
@@ -42,7 +41,7 @@ def test_a_later_batch_that_reaches_further_widens_the_bins_and_loses_no_count()
 
 def test_a_few_outliers_are_cut_by_all_rules_but_minmax():
     values = np.append(BULK, np.float32([60, -60]))
-    highs = {rule: seen(values).range(rule)[1] for rule in _calibrate._RULES}
+    highs = {rule: seen(values).range(rule)[1] for rule in calibrate._RULES}
     assert highs.pop("minmax") == 60
     assert highs["percentile"] < 5
     assert highs["mse"] < 50
@@ -57,7 +56,7 @@ def test_mse_has_the_least_error_of_the_rules():
         rounded = np.clip(np.rint((values - low) / scale), 0, 255) * scale + low
         return float(np.square(rounded - values).mean())
 
-    assert error("mse") <= min(error(rule) for rule in _calibrate._RULES) * 1.02
+    assert error("mse") <= min(error(rule) for rule in calibrate._RULES) * 1.02
 
 
 def test_an_activation_that_is_not_finite_is_a_failure_with_its_kind():
@@ -89,19 +88,19 @@ def chain(folder: Path, weights: list[np.ndarray]) -> str:
 
 
 def answers(path: str, rows: np.ndarray) -> np.ndarray:
-    found: np.ndarray = _calibrate.session_of(onnx.load(path)).run(None, {"x0": rows})[0]
+    found: np.ndarray = calibrate.session_of(onnx.load(path)).run(None, {"x0": rows})[0]
     return found
 
 
 def test_an_outlying_channel_is_scaled_and_the_product_stays_the_same(tmp_path):
     path, target = chain(tmp_path, [np.eye(8, dtype=np.float32)]), str(tmp_path / "scaled.onnx")
     rows = RNG.standard_normal((16, 8)).astype(np.float32)
-    assert not _smooth.smooth(path, target, iter([{"x0": rows}]), ())
+    assert not smooth.smooth(path, target, iter([{"x0": rows}]), ())
     rows[:, 3] *= 100
-    assert not _smooth.smooth(path, target, iter([{"x0": rows}]), ("m0",))
-    assert _smooth.smooth(path, target, iter([{"x0": rows}]), ())
+    assert not smooth.smooth(path, target, iter([{"x0": rows}]), ("m0",))
+    assert smooth.smooth(path, target, iter([{"x0": rows}]), ())
     np.testing.assert_allclose(answers(target, rows), answers(path, rows), rtol=1e-5, atol=1e-5)
-    seen = _calibrate.collect(target, iter([{"x0": rows}]), ("MatMul",))
+    seen = calibrate.collect(target, iter([{"x0": rows}]), ("MatMul",))
     low, high = seen["x0_smoothed"].range("minmax")
     assert max(-low, high) < 0.2 * np.abs(rows).max()
 
@@ -115,7 +114,7 @@ def test_before_a_relu_the_product_ahead_of_it_stays_one_that_int8_can_have(tmp_
     onnx.save(model, path)
     rows = np.abs(RNG.standard_normal((16, 8)).astype(np.float32))
     rows[:, 3] *= 100
-    assert _smooth.smooth(path, target, iter([{"x0": rows}]), ("m0",))
+    assert smooth.smooth(path, target, iter([{"x0": rows}]), ("m0",))
     nodes = onnx.load(target).graph.node
     assert [node.op_type for node in nodes] == ["MatMul", "Mul", "Relu", "MatMul"]
     np.testing.assert_allclose(answers(target, rows), answers(path, rows), rtol=1e-5, atol=1e-5)
@@ -125,12 +124,12 @@ def test_the_layer_with_an_outlier_comes_first(tmp_path):
     weights = [RNG.standard_normal((8, 8)).astype(np.float32) for _ in range(3)]
     path = chain(tmp_path, weights)
     rows = RNG.standard_normal((16, 8)).astype(np.float32)
-    histograms = _calibrate.collect(path, iter([{"x0": rows}]), ("MatMul",))
+    histograms = calibrate.collect(path, iter([{"x0": rows}]), ("MatMul",))
     ranges = {name: histogram.range("minmax") for name, histogram in histograms.items()}
     assert set(ranges) == {"x0", "x1", "x2", "x3"}
     ranges["x1"] = (-1e3, 1e3)  # as one huge value in it would make it
     names = ["m0", "m1", "m2"]
-    order = _sensitive.order(path, iter([{"x0": rows}]), names, ranges, None, Rounding())
+    order = sensitive.order(path, iter([{"x0": rows}]), names, ranges, None, Rounding())
     assert order[0] == "m1"
     assert sorted(order) == names
 
@@ -143,7 +142,7 @@ def test_one_scale_rounds_all_channels_of_a_weight_as_coarsely_as_its_largest(tm
 
     def error(per_channel: bool) -> float:
         rounding = Rounding(per_channel=per_channel)
-        found = _sensitive.rounded_weight(node, held[node.input[1]], rounding)
+        found = sensitive.rounded_weight(node, held[node.input[1]], rounding)
         return float(np.abs(found - weight)[:, :5].max())
 
     assert error(per_channel=False) > 50 * error(per_channel=True)

@@ -9,12 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from autotune.compress import Tools, bf16, fp16
+from autotune.compress import CompressTools, bf16, fp16
 from autotune.errors import JobError
 from autotune.forms import Form, module
 from autotune.records.hardware import Gpu, Leaf
-from autotune.runtimes import Tools as RuntimeTools
-from autotune.runtimes import _torch, eager, openvino
+from autotune.runtimes import RuntimeSettings, _torch, eager, openvino
 from tests.support import made, stages
 
 SOURCE = """
@@ -37,7 +36,7 @@ def form(tmp_path: Path) -> Form:
     return stages.form(tmp_path / "given", model, 6, standalone=True)
 
 
-def tools(workdir: Path) -> Tools:
+def tools(workdir: Path) -> CompressTools:
     return stages.tools(workdir, model)
 
 
@@ -57,7 +56,7 @@ def test_bf16_halves_the_file_and_the_artifact_answers_in_fp32(form: Form, tmp_p
 def loaded(form: Form, out: Path) -> Callable[[np.ndarray], np.ndarray]:
     out.mkdir()
     (form.folder / "model.py").write_text(SOURCE)
-    eager.write(form, out, RuntimeTools(threads=1, batch_size=1))
+    eager.write(form, out, RuntimeSettings(threads=1, batch_size=1))
     threads, fast = torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()
     predict: Callable[[np.ndarray], np.ndarray] = stages.loader(out).load()
     assert not torch.backends.mha.get_fastpath_enabled(), "autocast does not know its kernel"
@@ -84,7 +83,7 @@ def test_what_is_kept_in_fp32_is_stored_and_computed_so(form: Form, tmp_path: Pa
 def test_who_cannot_keep_layers_in_fp32_says_so(form: Form, tmp_path: Path) -> None:
     part = bf16.apply(form, {"keep_fp32": "0"}, tools(tmp_path / "part"))
     with pytest.raises(JobError, match="OpenVINO computes all layers in bf16"):
-        openvino.write(part, tmp_path, RuntimeTools(threads=1, batch_size=1))
+        openvino.write(part, tmp_path, RuntimeSettings(threads=1, batch_size=1))
     program = Form("program", part.folder, part.about)
     with pytest.raises(JobError, match="kept in fp32 only of a model whose source"):
         _torch.loader(program)

@@ -11,17 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from autotune.compress import (
-    Tools,
-    _bias,
-    _calibrate,
-    _int8,
-    _paths,
-    _sensitive,
-    int4_weights,
-    int8_dynamic,
-    int8_static,
-)
+from autotune.compress import CompressTools, _int8, _paths, int4_weights, int8_dynamic, int8_static
+from autotune.compress._int8 import bias, calibrate, sensitive
 from autotune.errors import JobError
 from autotune.forms import Form, onnx_file
 from autotune.forms.flat import Flat
@@ -54,7 +45,7 @@ def form(tmp_path_factory) -> Form:
     return Form("onnx", folder, ABOUT)
 
 
-def tools(workdir: Path, rows: np.ndarray = ROWS) -> Tools:
+def tools(workdir: Path, rows: np.ndarray = ROWS) -> CompressTools:
     def refuse(*_: object) -> None:
         raise AssertionError("an ONNX step needs no module")
 
@@ -62,7 +53,7 @@ def tools(workdir: Path, rows: np.ndarray = ROWS) -> Tools:
         for start in range(0, len(rows), size):
             yield {"input": rows[start : start + size]}
 
-    return Tools(
+    return CompressTools(
         seed=0,
         batch_size=1,
         workdir=workdir,
@@ -122,7 +113,7 @@ def test_the_most_sensitive_layers_go_back_to_fp32_and_are_ranked_once(form, tmp
         made = int8_static.apply(form, {"restored": restored}, given)
         errors.append(np.abs(outputs(form.folder) - outputs(made.folder)).max())
         if restored:  # what the first one found serves the others
-            monkeypatch.setattr(_sensitive, "order", lambda *_: pytest.fail("ranked again"))
+            monkeypatch.setattr(sensitive, "order", lambda *_: pytest.fail("ranked again"))
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-5
 
@@ -250,28 +241,28 @@ def test_biases_take_back_what_seven_bit_weights_lose_on_average(
     shifted = np.abs(ROWS) + 0.5  # errors of weights do not average out
     source, target = form.folder / "model.onnx", tmp_path / "corrected.onnx"
     prepared = _int8._prepare(source, tmp_path / "prepared.onnx")
-    assert _bias.correct(str(prepared), str(target), iter([{"input": shifted}]), [], SEVEN)
+    assert bias.correct(str(prepared), str(target), iter([{"input": shifted}]), [], SEVEN)
 
     def means(corrected: bool) -> np.ndarray:
         model = onnx.load(target if corrected else prepared)
         for node in model.graph.node:
             for value in model.graph.initializer:
                 if node.op_type in ("Gemm", "MatMul") and value.name == node.input[1]:
-                    rounded = _sensitive.rounded_weight(node, value, SEVEN)
+                    rounded = sensitive.rounded_weight(node, value, SEVEN)
                     value.CopyFrom(onnx.numpy_helper.from_array(rounded, value.name))
         hidden = next(n for n in model.graph.node if n.op_type == "Relu").input[0]
         model.graph.output.append(onnx.ValueInfoProto(name=hidden))
-        return _calibrate.session_of(model).run([hidden], {"input": shifted})[0].mean(0)
+        return calibrate.session_of(model).run([hidden], {"input": shifted})[0].mean(0)
 
     exact = onnx.load(prepared)
     hidden = next(n for n in exact.graph.node if n.op_type == "Relu").input[0]
     exact.graph.output.append(onnx.ValueInfoProto(name=hidden))
-    aim = _calibrate.session_of(exact).run([hidden], {"input": shifted})[0].mean(0)
+    aim = calibrate.session_of(exact).run([hidden], {"input": shifted})[0].mean(0)
     assert np.abs(means(corrected=True) - aim).max() < 0.02 * np.abs(means(False) - aim).max()
 
 
 def test_layers_that_are_kept_keep_their_bias(form: Form, tmp_path: Path) -> None:
     source = form.folder / "model.onnx"
     names = [node.name for node in onnx.load(source).graph.node]
-    assert not _bias.correct(str(source), str(tmp_path / "none"), iter([]), names, SEVEN)
+    assert not bias.correct(str(source), str(tmp_path / "none"), iter([]), names, SEVEN)
     assert not (tmp_path / "none").exists()

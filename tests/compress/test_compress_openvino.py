@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from autotune.compress import Tools, int8_openvino
+from autotune.compress import CompressTools, int8_openvino
 from autotune.errors import JobError
 from autotune.forms import Form, Interface, flat, onnx_file, openvino_ir
 
@@ -49,7 +49,7 @@ def apply(form: Form, workdir: Path, rows: np.ndarray = ROWS, **params) -> dict[
         for start in range(0, len(rows), size):
             yield {"input": rows[start : start + size]}
 
-    tools = Tools(
+    tools = CompressTools(
         seed=0,
         batch_size=1,
         workdir=workdir,

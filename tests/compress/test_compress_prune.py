@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from autotune.compress import _channels, _importance
+from autotune.compress._prune import channels, importance
 from autotune.errors import JobError
 from autotune.forms.flat import Flat, flops
 from autotune.forms.module import load, parameters, save, ties
@@ -83,7 +83,7 @@ def test_the_share_of_operations_is_met(make, kept):
     torch.manual_seed(0)
     model, inputs = make()
     before = parameters(model)
-    pruned = _channels.prune(model, inputs, kept)
+    pruned = channels.prune(model, inputs, kept)
     share = flops(lambda: pruned(*inputs)) / flops(lambda: model(*inputs))
     assert abs(share - kept) <= 0.05
     assert parameters(pruned) < before == parameters(model)
@@ -102,7 +102,7 @@ def test_dead_units_go_one_by_one():
         model[2].weight[:, :64] = model[4].weight[:, :64] = 0
     inputs = (torch.randn(2, 64),)
     flat = Flat(model.eval(), "tensor", ("input",))
-    pruned = _channels.prune(flat, inputs, 0.6)
+    pruned = channels.prune(flat, inputs, 0.6)
     assert abs(flops(lambda: pruned(*inputs)) / flops(lambda: flat(*inputs)) - 0.6) <= 0.05
     torch.testing.assert_close(pruned(*inputs), flat(*inputs))  # nothing that matters went
 
@@ -110,7 +110,7 @@ def test_dead_units_go_one_by_one():
 def test_the_same_model_is_pruned_the_same_way():
     torch.manual_seed(0)
     model, inputs = flat_cnn()
-    first, second = (_channels.prune(model, inputs, 0.4) for _ in range(2))
+    first, second = (channels.prune(model, inputs, 0.4) for _ in range(2))
     assert all(
         torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
     )
@@ -118,7 +118,7 @@ def test_the_same_model_is_pruned_the_same_way():
 
 def test_a_pruned_model_comes_back_through_its_structure(tmp_path):
     model, inputs = flat_cnn()
-    pruned = _channels.prune(model, inputs, 0.5).model
+    pruned = channels.prune(model, inputs, 0.5).model
     save(pruned, cnn(), tmp_path)
     again = load(cnn(), tmp_path)
     x = torch.randn(4, 1, 8, 8)
@@ -127,14 +127,14 @@ def test_a_pruned_model_comes_back_through_its_structure(tmp_path):
 
 def test_ties_and_token_ids_survive_pruning():
     model, inputs = flat_words()
-    pruned = _channels.prune(model, inputs, 0.7)
+    pruned = channels.prune(model, inputs, 0.7)
     assert ties(pruned) == ties(model)
     assert pruned(*inputs)[0].shape == (1, 7, 50)
 
 
 def test_attention_keeps_its_width_and_the_rest_is_pruned():
     model, inputs = flat_transformer()
-    pruned = _channels.prune(model, inputs, 0.6)
+    pruned = channels.prune(model, inputs, 0.6)
     encoder = pruned.model[0].layers[0]
     assert encoder.self_attn.embed_dim == 16
     assert encoder.linear1.out_features < 64
@@ -157,7 +157,7 @@ class Reshapes(nn.Module):
 
 def test_layers_that_a_reshape_fixes_are_left_and_the_rest_is_pruned():
     model = Flat(Reshapes().eval(), "tensor", ("input",))
-    pruned = _channels.prune(model, (torch.randn(1, 8),), 0.7)
+    pruned = channels.prune(model, (torch.randn(1, 8),), 0.7)
     assert pruned.model.inside.out_features == 32
     assert pruned.model.wide.out_features < 64
 
@@ -175,7 +175,7 @@ class OnlyFixed(nn.Module):
 def test_what_cannot_be_pruned_is_unsupported_with_a_reason(make):
     model = Flat(make().eval(), "tensor", ("input",))
     with pytest.raises(JobError, match="prun") as found:
-        _channels.prune(model, (torch.randn(1, 8),), 0.5)
+        channels.prune(model, (torch.randn(1, 8),), 0.5)
     assert found.value.kind == "unsupported"
 
 
@@ -193,13 +193,13 @@ class Bound(nn.Module):
 def test_a_level_out_of_reach_says_what_is_the_least():
     model = Flat(Bound().eval(), "tensor", ("input",))
     with pytest.raises(JobError, match=r"cannot reach macs_kept 0.3: 0.9\d is the least"):
-        _channels.prune(model, (torch.randn(1, 64),), 0.3)
+        channels.prune(model, (torch.randn(1, 64),), 0.3)
 
 
 def test_frozen_layers_are_pruned_too_and_stay_frozen():
     model, inputs = flat_cnn()
     model.model[0].requires_grad_(False)
-    pruned = _channels.prune(model, inputs, 0.5)
+    pruned = channels.prune(model, inputs, 0.5)
     assert parameters(pruned) < parameters(model)
     flags = [p.requires_grad for p in pruned.parameters()]
     assert flags == [p.requires_grad for p in model.parameters()]
@@ -232,7 +232,7 @@ def encoder() -> nn.Module:
 def test_attention_loses_whole_heads_and_comes_back_through_its_structure(tmp_path):
     torch.manual_seed(0)
     model = Flat(encoder().eval(), "tensor", ("input",))
-    pruned = _channels.prune(model, (torch.randn(1, 5, 6),), 0.4).model
+    pruned = channels.prune(model, (torch.randn(1, 5, 6),), 0.4).model
     attention = pruned[1]
     assert attention.num_attention_heads < 4
     assert attention.attention_head_size == 8
@@ -252,20 +252,20 @@ def test_what_the_outputs_do_not_need_goes_first():
         first.weight[:12] *= 50
         second.weight[:, :12] = 0
     batches = [(torch.randn(8, 1, 8, 8),) for _ in range(4)]
-    gates = _importance.gates(model, batches, 0)
+    gates = importance.gates(model, batches, 0)
     assert float(gates["model.3"][:12].max()) == 0.0 < float(gates["model.3"][12:].min())
-    costs = _importance.costs(model, inputs)
+    costs = importance.costs(model, inputs)
     assert sum(costs.values()) == pytest.approx(flops(lambda: model(*inputs)))
-    rank = _importance.Importance("taylor", costs, gates)
-    pruned = _channels.prune(model, inputs, 0.6, rank)
+    rank = importance.Importance("taylor", costs, gates)
+    pruned = channels.prune(model, inputs, 0.6, rank)
     x = torch.randn(4, 1, 8, 8)
-    by_size = _channels.prune(model, inputs, 0.6)
+    by_size = channels.prune(model, inputs, 0.6)
     with torch.no_grad():
         lost, other = ((p(x)[0] - model(x)[0]).square().mean() for p in (pruned, by_size))
     assert lost < 0.5 * other
 
 
-@pytest.mark.parametrize("kind", _importance.NAMES)
+@pytest.mark.parametrize("kind", importance.NAMES)
 def test_convolutions_in_groups_keep_like_groups(kind):
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -277,9 +277,9 @@ def test_convolutions_in_groups_keep_like_groups(kind):
         nn.Linear(32 * 16, 3),
     )
     model, inputs = Flat(net.eval(), "tensor", ("input",)), (torch.randn(2, 1, 8, 8),)
-    gates = _importance.gates(model, [inputs], 0)
-    rank = _importance.Importance(kind, _importance.costs(model, inputs), gates)
-    pruned = _channels.prune(model, inputs, 0.5, rank).model
+    gates = importance.gates(model, [inputs], 0)
+    rank = importance.Importance(kind, importance.costs(model, inputs), gates)
+    pruned = channels.prune(model, inputs, 0.5, rank).model
     assert pruned[1].out_channels % 4 == pruned[1].in_channels % 4 == 0
     assert pruned[3].groups == pruned[3].out_channels == pruned[3].in_channels
     assert parameters(pruned) < parameters(net)
@@ -303,7 +303,7 @@ class Mixer(nn.Module):
 
 def test_channels_that_there_are_not_leave_their_layer_whole():
     inputs = (torch.randn(1, 1, 8, 8),)
-    pruned = _channels.prune(Flat(Mixer().eval(), "tensor", ("input",)), inputs, 0.7)
+    pruned = channels.prune(Flat(Mixer().eval(), "tensor", ("input",)), inputs, 0.7)
     assert pruned.model.patch.out_channels == 48
     assert pruned.model.channels[0].out_features < 256
     with torch.inference_mode():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from autotune.compress import _channels, _groups, _importance, _recurrent
+from autotune.compress._prune import channels, groups, importance, recurrent
 from autotune.errors import JobError
 from autotune.forms.flat import Flat, flops
 from autotune.forms.module import load, save
@@ -31,10 +31,10 @@ X = torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(1))
 def test_hidden_units_go_to_the_level_asked(tmp_path, cell, ways, layers, kind):
     net = Tagger(cell, ways, layers).eval()
     model = Flat(net, "tensor", ("input",))
-    costs = _importance.costs(model, (X,))
+    costs = importance.costs(model, (X,))
     assert sum(costs.values()) == pytest.approx(flops(lambda: model(X)))
-    gates = _importance.gates(model, [(X.repeat(4, 1, 1),)], 0)
-    pruned = _channels.prune(model, (X,), 0.5, _importance.Importance(kind, costs, gates))
+    gates = importance.gates(model, [(X.repeat(4, 1, 1),)], 0)
+    pruned = channels.prune(model, (X,), 0.5, importance.Importance(kind, costs, gates))
     assert abs(flops(lambda: pruned(X)) / flops(lambda: model(X)) - 0.5) < 0.06
     assert pruned.model.cell.hidden_size < 24
     save(pruned.model, net, tmp_path)
@@ -49,11 +49,11 @@ def test_units_that_nobody_listens_to_go_without_a_trace():
     with torch.no_grad():
         net.head.weight[:, gone] = 0
         net.cell.weight_hh_l0[:, gone] = 0
-    gates = _importance.gates(model, [(X,)], 0)
-    rank = _importance.Importance("taylor", _importance.costs(model, (X,)), gates)
-    (group,) = [g for g in _groups.find(model, (X,), {"model.head"}, rank) if len(g.scores) == 24]
+    gates = importance.gates(model, [(X,)], 0)
+    rank = importance.Importance("taylor", importance.costs(model, (X,)), gates)
+    (group,) = [g for g in groups.find(model, (X,), {"model.head"}, rank) if len(g.scores) == 24]
     assert set(torch.argsort(group.unit_scores)[:4].tolist()) == set(gone.tolist())
-    pruned = _groups.cut(model, [(group, torch.isin(torch.arange(24), gone))])
+    pruned = groups.cut(model, [(group, torch.isin(torch.arange(24), gone))])
     assert torch.allclose(pruned(X)[0], model(X)[0], atol=1e-6)
 
 
@@ -84,9 +84,9 @@ class Mixed(States):
 @pytest.mark.parametrize("make", [States, Mixed])
 def test_a_layer_with_other_readers_is_left(make):
     model = Flat(make().eval(), "tensor", ("input",))
-    assert _recurrent.readers(model, (X,)) == {}
+    assert recurrent.readers(model, (X,)) == {}
     with pytest.raises(JobError, match="cannot be pruned"):
-        _channels.prune(model, (X,), 0.5)
+        channels.prune(model, (X,), 0.5)
 
 
 class Attentive(nn.Module):
@@ -104,7 +104,7 @@ class Attentive(nn.Module):
 
 
 def test_what_cannot_be_followed_stays_whole_and_the_rest_is_pruned():
-    pruned = _channels.prune(Flat(Attentive().eval(), "tensor", ("input",)), (X,), 0.9)
+    pruned = channels.prune(Flat(Attentive().eval(), "tensor", ("input",)), (X,), 0.9)
     assert pruned.model.head[0].out_features < 256
     assert pruned.model.ask.out_features == 24
     with torch.inference_mode():

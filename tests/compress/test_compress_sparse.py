@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from autotune.compress import Tools, sparse_fp16
+from autotune.compress import CompressTools, sparse_fp16
 from autotune.errors import JobError
 from autotune.forms import Form, module
 from autotune.records.hardware import Gpu, Leaf
 from autotune.records.job import Context
-from autotune.runtimes import Tools as RuntimeTools
-from autotune.runtimes import cuda_eager
+from autotune.runtimes import RuntimeSettings, cuda_eager
 from tests.support import made, stages
 
 SOURCE = """
@@ -43,7 +42,7 @@ def recover(network: nn.Module) -> float:
     return 2.5
 
 
-def tools(workdir: Path) -> Tools:
+def tools(workdir: Path) -> CompressTools:
     return stages.tools(workdir, model, recover)
 
 
@@ -76,7 +75,7 @@ def test_the_loader_makes_them_sparse_where_the_kernels_take_them(
     (done.folder / "model.py").write_text(SOURCE)
     out = tmp_path / "artifact"
     out.mkdir()
-    cuda_eager.write(done, out, RuntimeTools(threads=torch.get_num_threads(), batch_size=1))
+    cuda_eager.write(done, out, RuntimeSettings(threads=torch.get_num_threads(), batch_size=1))
     text = (out / "load.py").read_text()
     (out / "load.py").write_text(text.replace('"cuda"', '"cpu"'))
     seen: list[tuple[int, ...]] = []

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autotune import plugins
-from autotune.compress import Tools
+from autotune.compress import CompressTools
 from autotune.forms import ROAD, Form, Interface, flat, module, onnx_file, openvino_ir
 from autotune.records.job import Context
 from tests.support import made
@@ -65,12 +65,12 @@ def forms(tmp_path_factory) -> dict[str, Form]:
     return {kind: Form(kind, folder, about) for kind, folder in folders.items()}
 
 
-def tools(workdir: Path) -> Tools:
+def tools(workdir: Path) -> CompressTools:
     def calibration(size):
         for i in range(4):
             yield {"input": np.repeat(SAMPLE.numpy() * (1 + i), size, axis=0)}
 
-    return Tools(
+    return CompressTools(
         seed=0,
         batch_size=1,
         workdir=workdir,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autotune import meters, plugins
-from autotune.meters import Fault, Meter, Power, Tools
+from autotune.meters import Fault, Meter, MeterTools, Power
 
 NAMES = plugins.names("meters")
 
@@ -15,7 +15,9 @@ NAMES = plugins.names("meters")
 @pytest.fixture(params=NAMES)
 def meter(request: pytest.FixtureRequest, tmp_path: Path) -> Meter:
     """A meter on a machine that has nothing to read."""
-    tools = Tools(powercap=tmp_path / "none", sys=tmp_path, proc=tmp_path, devices=("GPU-none",))
+    tools = MeterTools(
+        powercap=tmp_path / "none", sys=tmp_path, proc=tmp_path, devices=("GPU-none",)
+    )
     opened: Meter = plugins.load("meters", request.param).open(tools)
     return opened
 

@@ -22,7 +22,7 @@ from autotune.forms import (
     onnx_file,
     openvino_ir,
 )
-from autotune.runtimes import Tools
+from autotune.runtimes import RuntimeSettings
 from tests.support import made, stages
 
 NAMES = plugins.names("runtimes")
@@ -70,7 +70,7 @@ def written(request, forms, tmp_path_factory) -> Path:
         pytest.skip(reason)
     out = tmp_path_factory.mktemp(request.param)
     taken = "program" if getattr(plugin, "TRACED", False) else plugin.TAKES
-    plugin.write(forms[taken], out, Tools(threads=1, batch_size=4))
+    plugin.write(forms[taken], out, RuntimeSettings(threads=1, batch_size=4))
     return out
 
 

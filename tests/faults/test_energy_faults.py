@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from autotune import meters
-from autotune.meters import Fault, Tools, _baseline, _sampling, hwmon, modelled, nvml, rapl
+from autotune.meters import Fault, MeterTools, _baseline, _sampling, hwmon, modelled, nvml, rapl
 from autotune.parallel.single import Solo
 from autotune.records import codec
 from autotune.records.hardware import Profile
@@ -288,7 +288,7 @@ def sensor(root: Path, clock: Clock) -> tuple[_sampling.Sampled, Callable[[float
         (chip / "power1_average").write_text(f"{round(watts * 1e6)}\n")
 
     show(100.0)
-    return hwmon.open(Tools(sys=root, clock=clock, background=False)), show
+    return hwmon.open(MeterTools(sys=root, clock=clock, background=False)), show
 
 
 def test_constant_sampled_power(tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_sensor_vanishing_mid_window(tmp_path: Path) -> None:
 
 EACH_ERROR = """
 import os, pynvml
-from autotune.meters import Tools, code, nvml
+from autotune.meters import MeterTools, code, nvml
 now = 0.0
 codes = sorted(v for n, v in vars(pynvml).items() if n.startswith("NVML_ERROR_"))
 for call in ("STUB_INIT", "STUB_HANDLE", "STUB_ENERGY"):
@@ -375,7 +375,7 @@ for call in ("STUB_INIT", "STUB_HANDLE", "STUB_ENERGY"):
             if late and call != "STUB_ENERGY":
                 continue  # those are asked once, at the start
             os.environ[call] = "0" if late else str(number)
-            tools = Tools(devices=("GPU-x",), clock=lambda: now, background=False)
+            tools = MeterTools(devices=("GPU-x",), clock=lambda: now, background=False)
             meter = nvml.open(tools)
             first = meter.read()
             os.environ[call], now = str(number), now + 5.0
@@ -385,9 +385,9 @@ for call in ("STUB_INIT", "STUB_HANDLE", "STUB_ENERGY"):
 """
 ONCE = """
 import os
-from autotune.meters import Tools, code, nvml
+from autotune.meters import MeterTools, code, nvml
 now = 0.0
-meter = nvml.open(Tools(devices=DEVICES, clock=lambda: now, background=False))
+meter = nvml.open(MeterTools(devices=DEVICES, clock=lambda: now, background=False))
 meter.periods_s["nvml:gpu0"] = 0.02
 first = meter.read()
 os.environ.update(LATER)
@@ -688,7 +688,7 @@ def test_whole_machine_and_parts_are_not_added() -> None:
 
 def test_wall_clock_jump(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     """The wall clock goes back a day within the window: nothing in the meters looks at it."""
-    assert Tools().clock is time.monotonic
+    assert MeterTools().clock is time.monotonic
     tree.zone("intel-rapl:0", "package-0")
     meter = tree.meter()
     before = meter.read()
@@ -744,7 +744,7 @@ def test_unknown_cpu(profile: Profile) -> None:
 def test_no_source(tmp_path: Path) -> None:
     """A guest with nothing: no joules, the reason, what helps, and no zero anywhere."""
     (tmp_path / "cpuinfo").write_text("flags : fpu hypervisor\n")
-    tools = Tools(powercap=tmp_path / "none", sys=tmp_path, proc=tmp_path, background=False)
+    tools = MeterTools(powercap=tmp_path / "none", sys=tmp_path, proc=tmp_path, background=False)
     monitor = process.EnergyMonitor(process.meters(tools, cuda=False))
     nothing_read(monitor.close(monitor.open()), "vm_guest")
     sources = {source.name: source for source in monitor.sources()}
@@ -765,7 +765,7 @@ def test_gpu_that_cannot_be_read_leaves_no_total(
     tree.zone("intel-rapl:0", "package-0")
     fake = Nvml(a=1)
     fake.errors["init"] = 9
-    board = nvml.open(Tools(nvml=fake, clock=tree.clock, background=False))
+    board = nvml.open(MeterTools(nvml=fake, clock=tree.clock, background=False))
     monitor = process.EnergyMonitor([tree.meter(), board], tree.clock)
     token = monitor.open()
     tree.clock.now = 1.0

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from autotune import meters
-from autotune.meters import Tools, amd
+from autotune.meters import MeterTools, amd
 from tests.support.energy_sim import Clock, only, record
 
 
@@ -49,7 +49,7 @@ class Smi(SimpleNamespace):
 
 def opened(smi: Any, *uuids: str) -> tuple[amd.Amd, Clock]:
     clock = Clock()
-    tools = Tools(amdsmi=smi, clock=clock, devices=uuids or None, background=False)
+    tools = MeterTools(amdsmi=smi, clock=clock, devices=uuids or None, background=False)
     return amd.open(tools), clock
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from autotune import meters
-from autotune.meters import Tools, apple
+from autotune.meters import MeterTools, apple
 from tests.support.energy_sim import Clock
 
 
@@ -27,7 +27,7 @@ class Monitor:
 
 def opened(monitor: Monitor, clock: Clock) -> apple.Apple:
     library = SimpleNamespace(AppleEnergyMonitor=lambda: monitor)
-    return apple.open(Tools(apple=library, clock=clock))
+    return apple.open(MeterTools(apple=library, clock=clock))
 
 
 def test_windows_add_up() -> None:
@@ -59,13 +59,13 @@ def test_library_that_fails_at_once() -> None:
     def broken() -> None:
         raise RuntimeError("no IOReport")
 
-    meter = apple.open(Tools(apple=SimpleNamespace(AppleEnergyMonitor=broken)))
+    meter = apple.open(MeterTools(apple=SimpleNamespace(AppleEnergyMonitor=broken)))
     assert meter.sources()[0].reason == "no_interface: no IOReport"
 
 
 def test_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
-    (source,) = apple.open(Tools()).sources()
+    (source,) = apple.open(MeterTools()).sources()
     assert source.reason == "no_interface: not an Apple machine"
     monkeypatch.setattr(sys, "platform", "darwin")
 
@@ -73,7 +73,7 @@ def test_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError(name)
 
     monkeypatch.setattr(apple, "import_module", missing)
-    (source,) = apple.open(Tools()).sources()
+    (source,) = apple.open(MeterTools()).sources()
     assert "not installed" in (source.reason or "")
     assert "pip install" in (source.remedy or "")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from autotune import meters
-from autotune.meters import Fault, Meter, Tools, _sampling, battery, hwmon, jetson
+from autotune.meters import Fault, Meter, MeterTools, _sampling, battery, hwmon, jetson
 from autotune.meters._sampling import Sampled, Sampler, Sensor
 from tests.support.energy_sim import Clock, only, record
 
@@ -19,11 +19,11 @@ def put(folder: Path, **files: object) -> Path:
 
 
 @pytest.fixture
-def tools(tmp_path: Path) -> Tools:
-    return Tools(sys=tmp_path, clock=Clock(), background=False)
+def tools(tmp_path: Path) -> MeterTools:
+    return MeterTools(sys=tmp_path, clock=Clock(), background=False)
 
 
-def joules(meter: Sampled, tools: Tools, seconds: float = 60.0) -> dict[str, float | None]:
+def joules(meter: Sampled, tools: MeterTools, seconds: float = 60.0) -> dict[str, float | None]:
     assert isinstance(tools.clock, Clock)
     readings = record(meter, meter.sampler, tools.clock, seconds)
     return {d.name: d.energy_j for d in meter.difference(*readings)}
@@ -32,7 +32,7 @@ def joules(meter: Sampled, tools: Tools, seconds: float = 60.0) -> dict[str, flo
 # -- jetson --------------------------------------------------------------------------------
 
 
-def test_jetson_input_contains_its_rails(tools: Tools) -> None:
+def test_jetson_input_contains_its_rails(tools: MeterTools) -> None:
     chip = put(tools.sys / "class/hwmon/hwmon1", name="ina3221")
     put(chip, in1_label="VDD_IN", in1_input=5000, curr1_input=2000)
     put(chip, in2_label="VDD_GPU", in2_input=5000, curr2_input=800)
@@ -49,7 +49,7 @@ def test_jetson_input_contains_its_rails(tools: Tools) -> None:
     assert found == {"jetson:VDD_GPU": pytest.approx(240), "jetson:VDD_IN": pytest.approx(600)}
 
 
-def test_jetson_without_an_input_counts_all_rails(tools: Tools) -> None:
+def test_jetson_without_an_input_counts_all_rails(tools: MeterTools) -> None:
     chip = put(tools.sys / "bus/i2c/drivers/ina3221x/1-0040/iio:device0")
     put(chip, rail_name_0="GPU", in_power0_input=1500, rail_name_1="CPU", in_power1_input=2500)
     meter = jetson.open(tools)
@@ -61,7 +61,7 @@ def test_jetson_without_an_input_counts_all_rails(tools: Tools) -> None:
 # -- hwmon ---------------------------------------------------------------------------------
 
 
-def test_hwmon_counts_only_what_sees_the_whole_machine(tools: Tools) -> None:
+def test_hwmon_counts_only_what_sees_the_whole_machine(tools: MeterTools) -> None:
     root = tools.sys / "class/hwmon"
     put(root / "hwmon0", name="power_meter", power1_average=80_000_000)
     supply = put(root / "hwmon1", name="corsairpsu", power1_label="power total")
@@ -81,7 +81,7 @@ def test_hwmon_counts_only_what_sees_the_whole_machine(tools: Tools) -> None:
     assert joules(hwmon.open(tools), tools)["hwmon:ina226/in1"] == pytest.approx(360.0)
 
 
-def test_hwmon_faults_are_told(tools: Tools) -> None:
+def test_hwmon_faults_are_told(tools: MeterTools) -> None:
     put(tools.sys / "class/hwmon/hwmon0", name="power_meter", power1_average="unknown")
     meter = hwmon.open(tools)
     (source,) = meter.sources()
@@ -92,26 +92,26 @@ def test_hwmon_faults_are_told(tools: Tools) -> None:
 # -- battery -------------------------------------------------------------------------------
 
 
-def laptop(tools: Tools, **files: object) -> Sampled:
+def laptop(tools: MeterTools, **files: object) -> Sampled:
     put(tools.sys / "class/power_supply/AC", type="Mains", online=1)
     put(tools.sys / "class/power_supply/mouse", type="Battery", scope="Device")
     put(tools.sys / "class/power_supply/BAT0", type="Battery", **files)
     return battery.open(tools)
 
 
-def test_battery_by_power(tools: Tools) -> None:
+def test_battery_by_power(tools: MeterTools) -> None:
     meter = laptop(tools, status="Discharging", power_now=12_000_000)
     assert joules(meter, tools) == {"battery:BAT0": pytest.approx(720)}
     assert meter.sources()[0].scope == "machine"
 
 
-def test_battery_by_current_and_voltage(tools: Tools) -> None:
+def test_battery_by_current_and_voltage(tools: MeterTools) -> None:
     meter = laptop(tools, status="Discharging", current_now=-1_000_000, voltage_now=12_000_000)
     assert joules(meter, tools) == {"battery:BAT0": pytest.approx(720)}
 
 
 @pytest.mark.parametrize("status", ["Charging", "Full", "Not charging", "Unknown", ""])
-def test_battery_on_mains_measures_nothing(tools: Tools, status: str) -> None:
+def test_battery_on_mains_measures_nothing(tools: MeterTools, status: str) -> None:
     meter = laptop(tools, status=status, power_now=12_000_000)
     (source,) = meter.sources()
     assert (source.label, meters.code(source.reason)) == ("unavailable", "no_interface")
@@ -119,7 +119,7 @@ def test_battery_on_mains_measures_nothing(tools: Tools, status: str) -> None:
     assert joules(meter, tools) == {"battery:BAT0": None}
 
 
-def test_charger_plugged_in_mid_window(tools: Tools) -> None:
+def test_charger_plugged_in_mid_window(tools: MeterTools) -> None:
     meter = laptop(tools, status="Discharging", power_now=12_000_000)
     assert isinstance(tools.clock, Clock)
 
@@ -131,12 +131,12 @@ def test_charger_plugged_in_mid_window(tools: Tools) -> None:
     assert only(meter.difference(*readings)).energy_j is None
 
 
-def test_battery_without_any_number(tools: Tools) -> None:
+def test_battery_without_any_number(tools: MeterTools) -> None:
     assert joules(laptop(tools, status="Discharging"), tools) == {"battery:BAT0": None}
 
 
 @pytest.mark.parametrize("module", [battery, hwmon, jetson])
-def test_machine_without(module: object, tools: Tools) -> None:
+def test_machine_without(module: object, tools: MeterTools) -> None:
     meter: Meter = module.open(tools)  # type: ignore[attr-defined]
     (source,) = meter.sources()
     assert (source.label, meters.code(source.reason)) == ("unavailable", "no_interface")
@@ -147,7 +147,7 @@ def test_machine_without(module: object, tools: Tools) -> None:
 # -- the sampler ---------------------------------------------------------------------------
 
 
-def test_no_power_at_all_is_not_zero_joules(tools: Tools) -> None:
+def test_no_power_at_all_is_not_zero_joules(tools: MeterTools) -> None:
     meter = laptop(tools, status="Discharging", power_now=0)
     (domain,) = meter.difference(*record(meter, meter.sampler, Clock(), 60.0))
     assert domain.energy_j is None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from autotune import meters
-from autotune.meters import Tools, nvml
+from autotune.meters import MeterTools, nvml
 from tests.support.energy_sim import Clock, nvml_library, record
 from tests.support.energy_sim import Nvml as Fake
 from tests.support.energy_sim import nvml_meter as meter
@@ -169,7 +169,7 @@ def test_library_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError(name)
 
     monkeypatch.setattr(nvml, "import_module", missing)
-    found = nvml.open(Tools())
+    found = nvml.open(MeterTools())
     (source,) = found.sources()
     assert (source.label, meters.code(source.reason)) == ("unavailable", "no_interface")
     (domain,) = found.difference(found.read(), found.read())
@@ -178,15 +178,15 @@ def test_library_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_real_binding_without_a_driver() -> None:
     """Where there is no library the genuine pynvml says so; where there is one it may work."""
-    (source, *_) = nvml.open(Tools()).sources()
+    (source, *_) = nvml.open(MeterTools()).sources()
     assert source.label in ("measured_counter", "unavailable")
     assert (source.reason is None) == (source.label == "measured_counter")
 
 
 ASK = """
-from autotune.meters import Tools, code, nvml
+from autotune.meters import MeterTools, code, nvml
 now = 0.0
-meter = nvml.open(Tools(devices=("GPU-x",), clock=lambda: now, background=False))
+meter = nvml.open(MeterTools(devices=("GPU-x",), clock=lambda: now, background=False))
 meter.periods_s["nvml:gpu0"] = 0.02
 first = meter.read()
 now = 1.0

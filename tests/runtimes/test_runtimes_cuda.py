@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from autotune import plugins
-from autotune.compress import Tools as CompressTools
-from autotune.compress import bf16, fp16, tf32
+from autotune.compress import CompressTools, bf16, fp16, tf32
 from autotune.errors import JobError
 from autotune.forms import Form, changed, exported, flat, module
 from autotune.records.hardware import Gpu, Leaf
-from autotune.runtimes import Tools, _torch
+from autotune.runtimes import RuntimeSettings, _torch
 from tests.support import made, stages
 
 NAMES = ("cuda_eager", "cuda_graphs", "cuda_compiled")
@@ -132,7 +131,7 @@ def tools(folder: Path) -> CompressTools:
 
 def loaded(form: Form, out: Path, name: str) -> Callable[..., np.ndarray]:
     out.mkdir()
-    plugins.load("runtimes", name).write(form, out, Tools(threads=1, batch_size=2))
+    plugins.load("runtimes", name).write(form, out, RuntimeSettings(threads=1, batch_size=2))
     return stages.loader(out).load()
 
 

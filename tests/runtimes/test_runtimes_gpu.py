@@ -12,7 +12,7 @@ import pytest
 from autotune.errors import JobError
 from autotune.forms import Form, Interface, changed
 from autotune.records.hardware import Gpu
-from autotune.runtimes import Tools, _torch, tensorrt
+from autotune.runtimes import RuntimeSettings, _torch, tensorrt
 from tests.support import made, stages
 
 ABOUT = stages.interface(6, standalone=True)
@@ -60,7 +60,7 @@ def artifact(folder: Path, about: Interface) -> Any:
     (form / "model.onnx").write_bytes(b"graph")
     out = folder / "artifact"
     out.mkdir()
-    tensorrt.write(Form("onnx", form, about), out, Tools(threads=2, batch_size=1))
+    tensorrt.write(Form("onnx", form, about), out, RuntimeSettings(threads=2, batch_size=1))
     return stages.loader(out)
 
 
@@ -95,7 +95,7 @@ def test_tensorrt_refuses_what_it_cannot_hold_to(tmp_path: Path) -> None:
     for about in (changed(ABOUT, precision="bf16"), changed(ABOUT, exact=("head",))):
         form = Form("onnx", tmp_path, about)
         with pytest.raises(JobError, match="chooses the precision of each layer by itself"):
-            tensorrt.write(form, tmp_path, Tools(threads=1, batch_size=1))
+            tensorrt.write(form, tmp_path, RuntimeSettings(threads=1, batch_size=1))
 
 
 def test_tensorrt_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +137,6 @@ def test_tensorrt_gives_the_models_outputs(tmp_path: Path) -> None:
     onnx_file.export(wrapped, [torch.ones(2, 6)], form / "model.onnx", names, dynamic=True)
     out = tmp_path / "artifact"
     out.mkdir()
-    tensorrt.write(Form("onnx", form, ABOUT), out, Tools(threads=1, batch_size=2))
+    tensorrt.write(Form("onnx", form, ABOUT), out, RuntimeSettings(threads=1, batch_size=2))
     expected = model(torch.from_numpy(ROWS)).detach().numpy()
     np.testing.assert_allclose(stages.loader(out).load()(ROWS), expected, atol=1e-4)

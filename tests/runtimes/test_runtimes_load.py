@@ -12,7 +12,15 @@ import pytest
 import torch
 
 from autotune.forms import Form, Interface, changed, exported, flat, module, onnx_file, openvino_ir
-from autotune.runtimes import Tools, _artifact, aoti, compiled, eager, onnxruntime, openvino
+from autotune.runtimes import (
+    RuntimeSettings,
+    _artifact,
+    aoti,
+    compiled,
+    eager,
+    onnxruntime,
+    openvino,
+)
 from tests.support import made
 
 CNN = """
@@ -234,7 +242,7 @@ def test_a_clean_interpreter_gives_the_modules_outputs(case, way, tmp_path):
         form = converted(form, model, rows, way, tmp_path)
     out = tmp_path / "artifact"
     out.mkdir()
-    runtime.write(form, out, Tools(threads=1, batch_size=1))
+    runtime.write(form, out, RuntimeSettings(threads=1, batch_size=1))
     found_kind, found = clean(out, rows, banned, tmp_path)
     assert found_kind == whole
     for a, b in zip(expected, found.values(), strict=True):
@@ -250,7 +258,7 @@ def test_compiled_gives_the_same_outputs_in_a_clean_interpreter(tmp_path):
     form, _, expected = task(source, args, kind, rows, tmp_path)
     out = tmp_path / "artifact"
     out.mkdir()
-    compiled.write(form, out, Tools(threads=1, batch_size=1))
+    compiled.write(form, out, RuntimeSettings(threads=1, batch_size=1))
     _, found = clean(out, rows, "autotune", tmp_path, twice=False)
     np.testing.assert_allclose(expected[0], found["only"], atol=1e-4)
 
@@ -262,7 +270,7 @@ def test_channels_last_changes_the_layout_and_not_the_outputs(tmp_path, monkeypa
     out.mkdir()
     (dim,) = eager.dims(made.context(of=made.traits(module_types={"Conv2d": 1})))
     assert dim.choices[0] is False, "the deploy baseline is the user's own layout"
-    eager.write(form, out, Tools(threads=1, batch_size=1, params={dim.name: True}))
+    eager.write(form, out, RuntimeSettings(threads=1, batch_size=1, params={dim.name: True}))
     assert "channels_last" in (out / "load.py").read_text()
     names = {"__file__": str(out / "load.py"), "__name__": "load"}
     exec(compile((out / "load.py").read_text(), "load.py", "exec"), names)
@@ -304,7 +312,7 @@ def test_a_fixed_batch_is_filled_up_and_cut_off(runtime, tmp_path):
         openvino_ir.convert(folder, folder)
         (folder / "model.onnx").unlink()
     fixed = Form(runtime.TAKES, folder, changed(form.about, batch_size=4))
-    runtime.write(fixed, out, Tools(threads=1, batch_size=4))
+    runtime.write(fixed, out, RuntimeSettings(threads=1, batch_size=4))
     _, found = clean(out, rows, "autotune,torch", tmp_path)
     for a, b in zip(expected, found.values(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -316,7 +324,7 @@ def test_the_artifact_says_how_it_is_called(tmp_path):
     form, _, _ = task(source, args, kind, rows, tmp_path)
     out = tmp_path / "artifact"
     out.mkdir()
-    eager.write(form, out, Tools(threads=2, batch_size=8))
+    eager.write(form, out, RuntimeSettings(threads=2, batch_size=8))
     assert json.loads((out / "artifact.json").read_text()) == {
         "schema": "autotune.artifact/1",
         "runtime": "eager",
@@ -356,7 +364,7 @@ def pair(tmp_path_factory) -> tuple[Form, list[np.ndarray]]:
 
 
 def loaded(form: Form, out: Path, **tools):
-    openvino.write(form, out, Tools(**{"threads": 1, "batch_size": 3} | tools))
+    openvino.write(form, out, RuntimeSettings(**{"threads": 1, "batch_size": 3} | tools))
     names: dict[str, object] = {"__file__": str(out / "load.py"), "__name__": "load"}
     exec(compile((out / "load.py").read_text(), "load.py", "exec"), names)
     return names["load"]()
@@ -393,7 +401,7 @@ def test_openvino_reads_large_inputs_where_they_are(pair, tmp_path):
 @pytest.mark.parametrize(("precision", "hint"), [("fp32", "f32"), ("bf16", "bf16")])
 def test_openvino_computes_in_what_the_form_says(pair, tmp_path, precision, hint):
     form = Form("openvino", pair[0].folder, changed(pair[0].about, precision=precision))
-    openvino.write(form, tmp_path, Tools(threads=1, batch_size=1))
+    openvino.write(form, tmp_path, RuntimeSettings(threads=1, batch_size=1))
     assert f'"INFERENCE_PRECISION_HINT": "{hint}"' in (tmp_path / "load.py").read_text()
 
 

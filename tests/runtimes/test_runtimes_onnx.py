@@ -12,7 +12,7 @@ from torch import nn
 
 from autotune.forms import Form, changed, onnx_file
 from autotune.forms.flat import Flat
-from autotune.runtimes import Tools
+from autotune.runtimes import RuntimeSettings
 from autotune.runtimes import onnxruntime as runtime
 from tests.support import stages
 
@@ -41,7 +41,7 @@ def built(tmp_path: Path) -> tuple[Any, nn.Module]:
     names = (("input",), ("output",))
     onnx_file.export(flat, [torch.randn(2, 5, 3)], folder / "model.onnx", names, dynamic=True)
     about = changed(stages.interface(3), input_shapes=((5, 3),), batch_size=None)
-    runtime.write(Form("onnx", folder, about), out, Tools(threads=1, batch_size=2))
+    runtime.write(Form("onnx", folder, about), out, RuntimeSettings(threads=1, batch_size=2))
     spec = importlib.util.spec_from_file_location("built_load", out / "load.py")
     assert spec is not None
     assert spec.loader is not None

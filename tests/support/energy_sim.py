@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from autotune import meters
-from autotune.meters import Reading, Tools, _sampling, nvml, rapl
+from autotune.meters import MeterTools, Reading, _sampling, nvml, rapl
 from autotune.records.measurement import Domain, EnergyWindow
 
 RANGE = 262_143_328_850
@@ -35,7 +35,7 @@ class Tree:
     def __init__(self, root: Path, origin: meters.Origin = "host") -> None:
         self.root = root
         self.clock = Clock()
-        self._tools = Tools(powercap=root, origin=origin, clock=self.clock)
+        self._tools = MeterTools(powercap=root, origin=origin, clock=self.clock)
 
     def zone(self, path: str, name: str, energy: object = 1_000_000, limit: object = RANGE) -> Path:
         folder = self.root / path
@@ -142,7 +142,7 @@ class Nvml(SimpleNamespace):
 
 def nvml_meter(fake: Any, clock: Callable[[], float] | None = None, *uuids: str) -> nvml.Nvml:
     """NVML's meter over ``fake``, samples taken by hand, the counters' period 20 ms."""
-    tools = Tools(nvml=fake, clock=clock or Clock(), devices=uuids or None, background=False)
+    tools = MeterTools(nvml=fake, clock=clock or Clock(), devices=uuids or None, background=False)
     found = nvml.open(tools)
     found.periods_s |= dict.fromkeys(found.read().counters, 0.02)
     return found

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autotune.compress import Tools
+from autotune.compress import CompressTools
 from autotune.forms import Form, Interface, module
 
 Make = Callable[[], nn.Module]
@@ -54,10 +54,10 @@ def tools(
     make: Make,
     recover: Callable[[nn.Module], float] = refuse,
     calibration: Callable[[int], Iterator[dict[str, Any]]] = refuse,
-) -> Tools:
+) -> CompressTools:
     """A step's tools in a new folder."""
     workdir.mkdir()
-    return Tools(
+    return CompressTools(
         seed=0,
         batch_size=1,
         workdir=workdir,

@@ -24,7 +24,7 @@ from autotune.errors import JobError
 from autotune.forms import ABOUT, OPENVINO, WORDS, Form, reaches, read_about
 from autotune.records.job import Build, Built, Stage
 from autotune.records.plan import Recipe, Step
-from autotune.runtimes import Tools as RuntimeTools
+from autotune.runtimes import RuntimeSettings
 from autotune.worker.build import context
 from autotune.worker.channel import Channel
 
@@ -184,7 +184,9 @@ class _Chain:
         out = self.root / self.job.out
         scratch = _scratch(out)
         job = self.job
-        runtime.write(form, scratch, RuntimeTools(job.threads, job.batch_size, job.runtime_params))
+        runtime.write(
+            form, scratch, RuntimeSettings(job.threads, job.batch_size, job.runtime_params)
+        )
         files = {
             path.relative_to(scratch).as_posix(): _sha256(path)
             for path in sorted(scratch.rglob("*"))

@@ -19,7 +19,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from autotune.compress import Tools
+from autotune.compress import CompressTools
 from autotune.errors import JobError
 from autotune.forms import (
     OPENVINO,
@@ -79,7 +79,7 @@ class BuildContext:
             named = dynamic_shapes.resized(named, self.loaded.info.dynamic, size)
         return tuple(value for _, value in named)
 
-    def tools(self, workdir: Path, step: Step) -> Tools:
+    def tools(self, workdir: Path, step: Step) -> CompressTools:
         """What a compress step gets.
 
         Raises:
@@ -90,7 +90,7 @@ class BuildContext:
         except msgspec.ValidationError as error:
             raise JobError("unsupported", f"{step.name}: recovery_ parameters: {error}") from None
         job = self.job
-        return Tools(
+        return CompressTools(
             seed=job.seed,
             batch_size=job.batch_size,
             workdir=workdir,

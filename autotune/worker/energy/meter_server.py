@@ -34,7 +34,17 @@ from typing import Any, NamedTuple
 import psutil
 
 from autotune import plugins
-from autotune.meters import Meter, Reading, Tools, calibrate, code, declared, edge, of_board, window
+from autotune.meters import (
+    Meter,
+    MeterTools,
+    Reading,
+    calibrate,
+    code,
+    declared,
+    edge,
+    of_board,
+    window,
+)
 from autotune.records import codec
 from autotune.records.measurement import Domain, EnergySource, EnergyWindow
 from autotune.worker.energy.meter_client import address
@@ -263,7 +273,7 @@ class _Client:
         raise ValueError(f"ask is {ask!r}, must be sources, open or close")
 
 
-def meters(tools: Tools, *, cuda: bool, everything: bool = False) -> list[Meter]:
+def meters(tools: MeterTools, *, cuda: bool, everything: bool = False) -> list[Meter]:
     """The plug-ins of ``meters/`` that this machine can use, calibrated.
 
     GPU meters only where a GPU is in use (``cuda``), and then those of the maker whose boards
@@ -304,7 +314,7 @@ def cpu_times(pid: int) -> CpuTimes | None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve as the command line says, until the owner is gone."""
     args = _parser().parse_args(argv)
-    tools = Tools()
+    tools = MeterTools()
     if args.powercap_root is not None:
         tools = tools._replace(powercap=args.powercap_root, origin=args.origin)
     if args.cuda:

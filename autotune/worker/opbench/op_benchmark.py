@@ -7,7 +7,7 @@
 
 A model's weights have been pushed out of a core's own caches by all the others' weights, so each
 call uses the next of enough copies; its input was just written, so that is reused.  The heap keeps
-its pages (`malloc`): page faults are no part of an operator.
+its pages (`runtimes._heap`): page faults are no part of an operator.
 
 What this does not know: which blocks of memory a whole model writes to, and frequency that falls
 under long load (`hardware.op_latency` corrects both by one run of the whole model).
@@ -30,11 +30,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from autotune.records.job import Replay, Replayed
 from autotune.records.measurement import OpReplay, OpTime
+from autotune.runtimes._heap import keep_freed_memory
 from autotune.worker.channel import Channel
 from autotune.worker.contract import task
 from autotune.worker.host import linux
 from autotune.worker.machine.noise import Sample, best, timed
-from autotune.worker.measure import malloc
 from autotune.worker.opbench import onednn_ops, onnx_ops
 from autotune.worker.survey import op_trace, work_bounds
 from autotune.worker.survey.op_trace import Cell, Played, Spec, Tape
@@ -139,7 +139,7 @@ def once(
 ) -> Iterator[OpReplay]:
     """One pass over every setting, but for those that would begin after ``until_s``."""
     before = torch.get_num_threads()
-    malloc.keep()
+    keep_freed_memory()
     try:
         for size in batch_sizes:
             args, kwargs = inputs(size)

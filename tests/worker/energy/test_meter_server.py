@@ -16,7 +16,7 @@ import pytest
 
 from autotune import meters
 from autotune.errors import WorkerError
-from autotune.meters import Fault, Reading, Tools
+from autotune.meters import Fault, MeterTools, Reading
 from autotune.records.measurement import Domain, EnergySource
 from autotune.worker.energy import meter_client, meter_server
 from autotune.worker.energy.meter_client import MeterClient
@@ -225,7 +225,7 @@ def test_idle_baseline_gives_dynamic_energy(
     assert found.meter_cpu_s is not None
 
 
-def rails_and_battery(tmp_path: Path) -> Tools:
+def rails_and_battery(tmp_path: Path) -> MeterTools:
     """A machine with a battery, a rail that nobody knows, and no counter."""
     for folder, files in {
         "class/hwmon/hwmon0": {"name": "ina226", "in1_input": 1, "curr1_input": 1},
@@ -239,7 +239,7 @@ def rails_and_battery(tmp_path: Path) -> Tools:
         for name, value in files.items():
             (tmp_path / folder / name).write_text(str(value))
     none = tmp_path / "none"
-    return Tools(sys=tmp_path, powercap=none, proc=none, background=False)
+    return MeterTools(sys=tmp_path, powercap=none, proc=none, background=False)
 
 
 def test_meters_that_a_machine_lacks_are_left_out(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autotune.compress import _recurrent
+from autotune.compress._prune import recurrent
 from autotune.forms.flat import Flat
 
 NAMES = ("taylor", "magnitude", "bn_scale")
@@ -64,11 +64,11 @@ class Importance:
                 return effect
         return _tensor(torch_pruning.importance.GroupMagnitudeImportance(p=2)(group))
 
-    def of_units(self, layer: Any, name: str, given: Sequence[_recurrent.Reader]) -> Tensor:
+    def of_units(self, layer: Any, name: str, given: Sequence[recurrent.Reader]) -> Tensor:
         """One number a hidden unit of a recurrent layer, by all that listens to it."""
         size = layer.hidden_size
         total = torch.zeros(size)
-        for key, weight in _recurrent.listening(layer, name, given):
+        for key, weight in recurrent.listening(layer, name, given):
             effect = weight.detach().square().sum(0)
             if self.kind == "taylor" and key in self._gates:
                 effect = self._gates[key]
@@ -117,7 +117,7 @@ def costs(model: Flat, inputs: Sequence[Tensor]) -> dict[str, float]:
     def note(name: str) -> Any:
         def hook(layer: Any, given: Any, output: Any) -> None:
             if isinstance(layer, nn.RNNBase):
-                found[name] = found.get(name, 0.0) + _recurrent.work(layer, given[0].data)
+                found[name] = found.get(name, 0.0) + recurrent.work(layer, given[0].data)
                 return
             each = layer.weight[0].numel()
             if getattr(layer, "transposed", False):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from autotune.compress._calibrate import session_of
+from autotune.compress._int8.calibrate import session_of
 
 _OUTLYING = 8.0  # largest channel over the middle one
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from autotune.compress import _int8
-from autotune.compress._calibrate import Range, session_of
+from autotune.compress._int8.calibrate import Range, session_of
 
 _ROWS = 16
 _FLOPS = 2e12  # of the whole pass: some seconds

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from autotune.compress import _recurrent
-from autotune.compress._importance import Importance
+from autotune.compress._prune import recurrent
+from autotune.compress._prune.importance import Importance
 from autotune.errors import JobError
 from autotune.forms.flat import Flat
 from autotune.forms.module import tie, ties
@@ -156,21 +156,21 @@ def _recurring(model: Flat, inputs: Sequence[Tensor], rank: Importance) -> list[
     if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
         return found
     learning = copy.deepcopy(model).requires_grad_(True)  # the graph is autograd's
-    for name, given in _recurrent.readers(learning, inputs).items():
+    for name, given in recurrent.readers(learning, inputs).items():
         layer: Any = model.get_submodule(name)
         units = torch.arange(layer.hidden_size)
-        members = [Member(name, "hidden", _recurrent.cut_hidden, None, units, units)]
+        members = [Member(name, "hidden", recurrent.cut_hidden, None, units, units)]
         for reader, module in given:
             width = getattr(module, "in_features", None) or module.input_size
             rows = torch.arange(int(width))
-            cut_in = _cut_linear if isinstance(module, nn.Linear) else _recurrent.cut_input
+            cut_in = _cut_linear if isinstance(module, nn.Linear) else recurrent.cut_input
             side = "prune_in_channels"
             members.append(Member(reader, side, cut_in, None, rows, rows % len(units)))
         group = Group(tuple(members), rank.of_units(layer, name, given), units)
         gone = units % 3 == 1
         silent = copy.deepcopy(model)
         heard = [(reader, silent.get_submodule(reader)) for reader, _ in given]
-        _recurrent.unheard(silent.get_submodule(name), name, heard, gone)
+        recurrent.unheard(silent.get_submodule(name), name, heard, gone)
         try:
             with torch.no_grad():
                 pairs = zip(cut(model, [(group, gone)])(*inputs), silent(*inputs), strict=True)

@@ -1,6 +1,6 @@
 """Which channels go: groups of them by importance, to a share of operations.
 
-    groups (`_groups`) x scores (`_importance`) --bisection--> what goes --cut--> pruned copy
+    groups (`groups`) x scores (`importance`) --bisection--> what goes --cut--> pruned copy
 
 All groups of the model compete: those that matter least go first, wherever they are.  Widths
 are rounded to multiples of 16, 8 or 4, which the kernels like, where the level can still be met
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from autotune.compress._groups import Cut, Group, by_heads, cut, find, shares, unsupported
-from autotune.compress._importance import Importance, costs
+from autotune.compress._prune.groups import Cut, Group, by_heads, cut, find, shares, unsupported
+from autotune.compress._prune.importance import Importance, costs
 from autotune.errors import JobError
 from autotune.forms.flat import Flat, flops
 

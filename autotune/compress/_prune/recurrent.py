@@ -127,7 +127,7 @@ def _rest(size: int, gone: list[int]) -> Tensor:
 
 def listening(layer: nn.Module, name: str, given: Sequence[Reader]) -> Iterator[tuple[str, Tensor]]:
     """The weights whose columns are a layer's hidden units (once or, both ways, twice): its own
-    and its readers', by the names that `_importance.gates` gives them.
+    and its readers', by the names that `importance.gates` gives them.
     """
     for key, weight in layer.named_parameters():
         inner = key.startswith("weight_ih") and not key.startswith("weight_ih_l0")

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autotune.compress import Tools, _kept, _paths
+from autotune.compress import CompressTools, _paths
+from autotune.compress._int8 import kept
 from autotune.errors import JobError
 from autotune.forms import Form
 from autotune.records.job import Context
@@ -57,7 +58,7 @@ def layers(context: Context) -> int:
 
 def run(
     form: Form,
-    tools: Tools,
+    tools: CompressTools,
     params: dict[str, Value],
     quantize: Callable[[str, str, dict[str, object]], None],
 ) -> Form:
@@ -79,7 +80,7 @@ def run(
             shared = {
                 "per_channel": rounding(params).per_channel,
                 "reduce_range": bool(params.get("reduce_range", True)),
-                "nodes_to_exclude": _kept.nodes(
+                "nodes_to_exclude": kept.nodes(
                     original, str(prepared), str(params.get("keep_fp32", ""))
                 ),
             }

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from autotune.compress import _int8
-from autotune.compress._calibrate import session_of
-from autotune.compress._sensitive import rounded_weight
+from autotune.compress._int8.calibrate import session_of
+from autotune.compress._int8.sensitive import rounded_weight
 
 
 def correct(
