@@ -25,7 +25,6 @@ from unittest import mock
 
 import msgspec
 
-import autotune
 from autotune.deployment import racing
 from autotune.deployment.metrics import FINALISTS, QUALITY_ALPHA
 from autotune.records import job as jobs
@@ -38,6 +37,8 @@ from autotune.records.task import Dim, TaskSpec
 from autotune.search import surrogate
 from autotune.stats import paired
 from autotune.stats.launch_ratio import student
+from autotune.task import Task
+from autotune.tune import tune
 from tests.support import made, simulated
 from tests.support.bridges import FunctionBridge
 
@@ -238,8 +239,8 @@ def ratio(arm: str, seed: int, noise: float, time_s: float) -> tuple[float, int]
     with tempfile.TemporaryDirectory() as folder, _without(arm):
         path = Path(folder) / "model.py"
         path.write_text("")
-        report, _ = autotune.tune(
-            autotune.Task.from_file(path),
+        report, _ = tune(
+            Task.from_file(path),
             Budget(goal="latency", max_drop=MAX_DROP, percentile=50),
             Effort(time_s=time_s, threads=1, seed=seed),
             out=Path(folder) / "out",
