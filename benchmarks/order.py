@@ -3,11 +3,10 @@
     simulated machine (random speeds, losses of quality, build times, noise)
         -> the whole of `autotune run`, on its clock -> latency of the chosen plan / the optimum's
 
-Arms, on the same machines: the search as it is; *no prediction* fails the benchmark of operators,
-so that initial configurations come in their fixed order; *no race* leaves out the further launches
-of the leading plans; *TPE alone* leaves out the race and the surrogate, so that Optuna's sampler
-proposes.  Predicted latencies are wrong by `PREDICTION_ERROR`.  Nothing is measured: the same
-arguments give the same figures.  A run takes some 3 s.
+Arms, on the same machines: the search as it is; *none deferred* takes the initial configurations
+in their fixed order, compilers last; *no race* leaves out the further launches of the leading
+plans; *TPE alone* leaves out the race and the surrogate, so that Optuna's sampler proposes.  Nothing
+is measured: the same arguments give the same figures.  A run takes some 3 s.
 """
 
 import argparse
@@ -17,7 +16,7 @@ import random
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,16 @@ from unittest import mock
 
 import msgspec
 
-from autotune.deployment import racing
+from autotune.deployment import initial_order, racing
+from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import FINALISTS, QUALITY_ALPHA
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
 from autotune.records.job import Result
-from autotune.records.measurement import OpReplay, OpTime
-from autotune.records.plan import Deployment, Recipe, Step
-from autotune.records.report import Failure
+from autotune.records.plan import Deployment, Recipe, Step, Value
 from autotune.records.task import Dim, TaskSpec
 from autotune.search import surrogate
+from autotune.search.study import Initial
 from autotune.stats import paired
 from autotune.stats.launch_ratio import student
 from autotune.task import Task
@@ -82,11 +81,7 @@ OPTIONS = (
 BUILD_S = {"compiled": 14.0, "aoti": 15.0}
 RECOVERY_S, EXPORT_S, LAUNCH_S = 7.0, 0.4, 1.0
 MAX_DROP = 0.02
-ARMS = ("as it is", "no prediction", "no race", "TPE alone")
-PREDICTION_ERROR = 0.25
-"""Standard deviation of log(predicted / true latency): a mean absolute error of 20 %, where
-``benchmarks.cost_model`` found 7 % on an idle and 18 % on a shared machine.
-"""
+ARMS = ("as it is", "none deferred", "no race", "TPE alone")
 _SPELL_S, _SLOW_SHARE, _SLOWER = 12.0, 0.2, 1.6
 """A machine is slower for a fifth of all spells of 12 s, by this factor."""
 
@@ -97,7 +92,6 @@ class Machine(simulated.Simulation):
 
     seed: int = 0
     noise: float = 0.1
-    predicts: bool = True
     clock_s: float = 0.0
     recovered: set[tuple[Any, ...]] = field(default_factory=set)
 
@@ -161,24 +155,6 @@ class Machine(simulated.Simulation):
         self.clock_s += wall_s
         return msgspec.structs.replace(result, wall_s=wall_s, work_s=wall_s)
 
-    def _replay(self, job: jobs.Replay) -> Result[Any]:
-        """One product of the speed of each runtime, but for the error of a prediction."""
-        if not self.predicts:
-            return Result(failure=Failure(kind="unsupported", message="no predictions"))
-        draw = random.Random(f"predicted{self.seed}")
-        packed, onnx = (
-            1e-3 * math.exp(self.speed[name] + draw.gauss(0.0, PREDICTION_ERROR))
-            for name in ("compiled", "onnxruntime")
-        )
-        op = OpTime(kind="matmul", calls=1, eager_s=1e-3, packed_s=packed, onnx_s=onnx)
-        replays = tuple(
-            OpReplay(batch_size=batch, threads=threads, ops=(op,))
-            for batch in job.batch_sizes
-            for threads in job.threads
-        )
-        wall_s = job.budget_s + 1.0
-        return Result(answer=jobs.Replayed(replays=replays), wall_s=wall_s, work_s=wall_s)
-
     def optimum_s(self) -> float:
         """Latency of the fastest plan whose drop of quality can be certified."""
         rows, alpha = simulated.ROWS, QUALITY_ALPHA / FINALISTS
@@ -215,8 +191,16 @@ def _steps(runtime: str) -> Iterator[tuple[Step, ...]]:
 
 @contextlib.contextmanager
 def _without(arm: str) -> Iterator[None]:
-    """The search with something left out (predictions: see `Machine.predicts`)."""
+    """The search with something left out."""
+
+    def none_deferred(
+        _: DeploymentEvaluator, initial: Sequence[Mapping[str, Value]]
+    ) -> tuple[list[Initial], list[initial_order.Predicted]]:
+        return [(values, "initial") for values in initial], []
+
     with contextlib.ExitStack() as left:
+        if arm == "none deferred":
+            left.enter_context(mock.patch.object(initial_order, "split", none_deferred))
         if arm in ("no race", "TPE alone"):
             left.enter_context(mock.patch.object(racing, "run", return_value=None))
         if arm == "TPE alone":
@@ -231,7 +215,6 @@ def ratio(arm: str, seed: int, noise: float, time_s: float) -> tuple[float, int]
 
     def make(work: Path) -> FunctionBridge:
         machine = Machine(work, made.profile(), options=OPTIONS, seed=seed, noise=noise)
-        machine.predicts = arm != "no prediction"
         machine.task = simulated.info(pretrained=True)
         machines.append(machine)
         return FunctionBridge(machines[-1].answer)

@@ -25,8 +25,8 @@ NUMBER_FORMATS = {"fp32", "tf32", "bf16", "fp16"}
 PACKAGES = {"torch", "numpy", "onnx", "optuna"}
 CLASSES = ("planning/", "records/outlook.py")
 ALLOWED = {("records/plan.py", name) for name in ("eager", "cuda_eager", "single")}
-COST_MODEL = {"hardware/bounds.py", "hardware/op_latency.py", "deployment/initial_order.py"}
-"""Predictions that know three runtimes by what was timed for them."""
+COST_MODEL = {"hardware/bounds.py"}
+"""Bounds that know three runtimes by the libraries that they call."""
 
 
 def strings(tree: ast.AST) -> Iterator[str]:

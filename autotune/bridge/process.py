@@ -34,7 +34,7 @@ from autotune.records.job import A, AnyResult, Job, Result
 from autotune.records.measurement import EnergySource
 from autotune.records.report import Failure
 
-_TIMED = (jobs.Measure, jobs.Train, jobs.Throughput, jobs.Probe, jobs.Replay)
+_TIMED = (jobs.Measure, jobs.Train, jobs.Throughput, jobs.Probe)
 """Jobs that hold the machine's lock while they run."""
 _METERED = jobs.Measure | jobs.Train | jobs.Throughput | jobs.Probe
 _OUT_OF_MEMORY = 75

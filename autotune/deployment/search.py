@@ -67,9 +67,7 @@ def explore(
     counts, fastest = _threads(evaluator, batches[0])
     searched = search_space.deploy_space(run.survey, counts, batches, run.effort)
     initial = search_space.initial_configurations(searched, run.survey.options, fastest)
-    baselines = [t.trial for t in evaluator.baselines.values()]
-    ahead = initial_order.look(run, evaluator.recipe, batches, counts, baselines)
-    ordered, deferred = ahead.apart([(v, evaluator.deployment(v)) for v in initial], batches)
+    ordered, deferred = initial_order.split(evaluator, initial)
     first = _initial(run, searched, earlier, ordered)
     study = Study(searched, seed=run.effort.seed, constraints=CONSTRAINTS, journal=run.journal)
     mixed = MixedStudy(study, first, blind=earlier is not None)
@@ -151,7 +149,7 @@ class _Exploration:
         evaluator: DeploymentEvaluator,
         searched: space.Space,
         study: MixedStudy,
-        deferred: list[initial_order.Seed],
+        deferred: list[initial_order.Predicted],
     ) -> None:
         self._evaluator = evaluator
         self._run, self._goal, self._tried = evaluator.run, evaluator.goal, evaluator.tried
@@ -268,7 +266,7 @@ class _Exploration:
         """
         tried = [t.trial for t in self._tried if t.trial.constraints.get("quality", 0.0) <= 0]
 
-        def worth_it(one: initial_order.Seed) -> bool:
+        def worth_it(one: initial_order.Predicted) -> bool:
             lossless = self._evaluator.deployment(one.values).lossless
             rivals = [t for t in tried if t.deployment.lossless or not lossless]
             times = [t.latency_s.p50 for t in rivals if t.latency_s is not None]

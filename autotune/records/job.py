@@ -9,7 +9,7 @@ from typing import Generic, Literal, TypeVar
 
 from autotune.records.base import Record
 from autotune.records.hardware import Profile
-from autotune.records.measurement import EnergySource, EnergyWindow, Launch, OpReplay, Scores
+from autotune.records.measurement import EnergySource, EnergyWindow, Launch, Scores
 from autotune.records.plan import Recipe, Step, Value
 from autotune.records.report import Failure
 from autotune.records.task import Option, TaskInfo, TaskSpec, Traits
@@ -89,22 +89,6 @@ class Probe(Job[Probed], frozen=True, kw_only=True, tag=True):
     device: str = "auto"
     budget_s: float = 10.0
     meter: str | None = None
-
-
-class Replayed(Record, frozen=True, kw_only=True, tag=True):
-    replays: tuple[OpReplay, ...]
-
-
-class Replay(Job[Replayed], frozen=True, kw_only=True, tag=True):
-    """Time each distinct operator of the model alone, at every batch size and thread count, and
-    the whole model once, within about ``budget_s``.  ``onnx``: in ONNX Runtime too.
-    """
-
-    task: TaskSpec
-    batch_sizes: tuple[int, ...]
-    threads: tuple[int, ...]
-    onnx: bool = True
-    budget_s: float = 15.0
 
 
 class Options(Record, frozen=True, kw_only=True, tag=True):
@@ -344,7 +328,6 @@ AnyJob = (
     Inspect
     | Outline
     | Probe
-    | Replay
     | Menu
     | PowerRange
     | Train
@@ -359,7 +342,6 @@ Answer = (
     Inspection
     | Outlined
     | Probed
-    | Replayed
     | Options
     | PowerLimits
     | Trained

@@ -150,36 +150,3 @@ class Verdict(Record, frozen=True, kw_only=True):
     source: str
     note: str | None = None
     at_least: bool = False
-
-
-class OpTime(Record, frozen=True, kw_only=True):
-    """One distinct operator of a model, timed alone with its own shapes and a cold cache.
-
-    ``kind``: matmul, conv, depthwise, attention, recurrent, normal (norms, softmax, sums),
-    pointwise or move.  ``calls`` counts them in one call of the model.  ``eager_s`` is one call by
-    PyTorch, its dispatch included; ``packed_s`` with weights packed as compiled models have
-    them; ``onnx_s`` by ONNX Runtime, without the overhead of a session's run.  ``fused``: a
-    runtime that fuses does it inside the operator before it.
-    """
-
-    kind: str
-    calls: int
-    eager_s: float
-    packed_s: float | None = None
-    onnx_s: float | None = None
-    bytes_moved: int = 0
-    fused: bool = False
-
-
-class OpReplay(Record, frozen=True, kw_only=True):
-    """A model's operators at one batch size and thread count; ``whole_s`` is one eager call of the
-    whole model, where that was timed.  ``apart`` is the root mean square, over pairs of passes, of
-    the log ratio of their sums, for eager or ONNX Runtime, whichever is larger; None after one
-    pass.
-    """
-
-    batch_size: int
-    threads: int
-    ops: tuple[OpTime, ...]
-    whole_s: float | None = None
-    apart: float | None = None

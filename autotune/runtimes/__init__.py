@@ -32,7 +32,8 @@ class Runtime(Protocol):
 
     It may also have (`autotune.records.task.Option` holds them): ``COMPILES``, ``build`` or
     ``first_call``, where a compiler runs; ``BUILD_S``, the least seconds that a first trial of
-    it is expected to take, before one was measured.
+    it is expected to take, before one was measured; ``TIME_LEFT``, a guess of the share of eager
+    PyTorch's latency that the dense model takes in it.
     """
 
     TAKES: str

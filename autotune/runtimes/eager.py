@@ -13,6 +13,7 @@ from autotune.runtimes import RuntimeSettings, _artifact
 
 DEVICE = "cpu"
 TAKES = "module"
+TIME_LEFT = 1.0
 
 
 def unavailable(context: Context) -> str | None:

@@ -21,8 +21,6 @@ from autotune.records.measurement import (
     EnergySource,
     EnergyWindow,
     Launch,
-    OpReplay,
-    OpTime,
     Scores,
 )
 from autotune.records.plan import Optimizer
@@ -154,28 +152,6 @@ class Simulation:
 
     def _probe(self, job: jobs.Probe) -> Result:
         return Result(answer=jobs.Probed(profile=self.profile), wall_s=2.0, work_s=2.0)
-
-    def _replay(self, job: jobs.Replay) -> Result:
-        """One product, by each runtime as long as the whole dense model takes."""
-        replays = tuple(
-            OpReplay(
-                batch_size=batch,
-                threads=threads,
-                ops=(
-                    OpTime(
-                        kind="matmul",
-                        calls=1,
-                        eager_s=whole,
-                        packed_s=RUNTIME["compiled"] * whole,
-                        onnx_s=RUNTIME["onnxruntime"] * whole,
-                    ),
-                ),
-            )
-            for batch in job.batch_sizes
-            for threads in job.threads
-            for whole in (1e-3 * (1.0 if threads == 1 else 0.9) * batch**0.7,)
-        )
-        return Result(answer=jobs.Replayed(replays=replays), wall_s=1.0, work_s=1.0)
 
     def _menu(self, job: jobs.Menu) -> Result:
         return Result(answer=jobs.Options(options=self.options), wall_s=0.1, work_s=0.1)

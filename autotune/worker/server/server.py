@@ -43,7 +43,6 @@ _HANDLERS: dict[type, str] = {
     jobs.Inspect: "survey.inspect:run",
     jobs.Outline: "survey.meta_inspect:run",
     jobs.Probe: "machine.profile:run",
-    jobs.Replay: "opbench.op_benchmark:run",
     jobs.Menu: "survey.options:run",
     jobs.Train: "training.train:run",
     jobs.Throughput: "training.train:throughput",
