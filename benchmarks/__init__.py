@@ -1,7 +1,5 @@
 """Benchmarks of autotune's claims, each run as ``python -m benchmarks.NAME``.
 
-    bounds           no lower bound of latency or memory lies above what is measured
-    cost_model       error of latency and memory estimates
     deploy           autotune's plan against eight ways to serve a model by hand
     energy_model     the power model's interval on published servers
     kills            a run that is killed and resumed gives what an undisturbed one gives

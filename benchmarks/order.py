@@ -5,8 +5,8 @@
 
 Arms, on the same machines: the search as it is; *none deferred* takes the initial configurations
 in their fixed order, compilers last; *no race* leaves out the further launches of the leading
-plans; *TPE alone* leaves out the race and the surrogate, so that Optuna's sampler proposes.  Nothing
-is measured: the same arguments give the same figures.  A run takes some 3 s.
+plans; *TPE alone* leaves out the race and the surrogate, so that Optuna's sampler proposes.
+Nothing is measured: the same arguments give the same figures.  A run takes some 3 s.
 """
 
 import argparse

@@ -25,8 +25,6 @@ NUMBER_FORMATS = {"fp32", "tf32", "bf16", "fp16"}
 PACKAGES = {"torch", "numpy", "onnx", "optuna"}
 CLASSES = ("planning/", "records/outlook.py")
 ALLOWED = {("records/plan.py", name) for name in ("eager", "cuda_eager", "single")}
-COST_MODEL = {"hardware/bounds.py"}
-"""Bounds that know three runtimes by the libraries that they call."""
 
 
 def strings(tree: ast.AST) -> Iterator[str]:
@@ -48,10 +46,7 @@ def found() -> Iterator[tuple[str, str]]:
             continue
         own = NAMES - NUMBER_FORMATS
         own -= set(get_args(RuntimeClass)) if where.startswith(CLASSES) else set()
-        if where not in COST_MODEL:
-            yield from (
-                (where, text) for text in strings(ast.parse(path.read_text())) if text in own
-            )
+        yield from ((where, text) for text in strings(ast.parse(path.read_text())) if text in own)
 
 
 def test_no_plugin_is_named_outside_its_file() -> None:

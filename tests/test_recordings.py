@@ -1,9 +1,8 @@
-"""Runs recorded before the folders were cut anew replay to the same plans, verdicts and figures.
+"""Recorded runs replay to the same plans, verdicts and figures.
 
-Recorded at 8e862b6 on two cores, each job beside its result: `examples/digits_cnn.py` with
-``--latency 0.6x --max-drop 0.02 --time 100s`` and `examples/two_towers.py` with ``--time 90s``.
-What has another name since then stands in `RENAMED` and `VALUES`; nothing else may differ but
-prose and what `NOT_COMPARED` names.
+Each job is recorded beside its result (``python -m tests.recordings.make`` records anew).  After a
+change that moves or renames, what has another name since then stands in `RENAMED` and `VALUES`;
+nothing else may differ but prose and what `NOT_COMPARED` names.
 """
 
 import gzip
@@ -19,32 +18,13 @@ from autotune.records import codec
 from autotune.records import job as jobs
 from autotune.records.base import Record
 from autotune.records.budget import Budget, Effort
-from autotune.records.task import Option
 from autotune.task import Task
 from autotune.tune import tune
-from tests.support import made
 
 FOLDER = Path(__file__).parent / "recordings"
-RENAMED = {
-    "select_rows": "validation_rows",
-    "confirm_rows": "test_rows",
-    "adapt_rows": "calibration_rows",
-    "quality_select": "validation_quality",
-    "select": "validation",
-    "confirm": "test",
-    "adapt": "calibration",
-    "splits": "layouts",
-    "Rate": "MeasuredThroughput",
-    "Found": "EnergySources",
-    "by_heart": "overfitted",
-}
+RENAMED: dict[str, str] = {}
 """Fields, and the names of jobs and answers, that have another name now."""
-VALUES = {
-    "data/select.npz": "data/validation.npz",
-    "data/confirm.npz": "data/test.npz",
-    "-select.npz": "-validation.npz",
-    "-confirm.npz": "-test.npz",
-}
+VALUES: dict[str, str] = {}
 """Parts of strings that have another name now: parts of the data, and files of them."""
 PROSE = {"text", "messages", "note", "notes", "why", "warnings", "reason", "source", "remedy"}
 NOT_COMPARED = {"created_utc", "software", "overhead_s", "overhead_median_s"}
@@ -57,8 +37,7 @@ class _Line(Record, frozen=True, kw_only=True):
 
 def _renamed(value: Any) -> Any:
     if isinstance(value, dict):
-        new = {RENAMED.get(k, k): _renamed(v) for k, v in value.items()}
-        return _declared(new) if "excluded_by_user" in new else new
+        return {RENAMED.get(k, k): _renamed(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_renamed(v) for v in value]
     if isinstance(value, str):
@@ -67,16 +46,6 @@ def _renamed(value: Any) -> Any:
         for old, new in VALUES.items():
             value = value.replace(old, new)
     return value
-
-
-def _declared(option: dict[str, Any]) -> dict[str, Any]:
-    """An option with what its plug-in declares: these fields are younger than the recordings."""
-    found = Option(kind="", name="", available=True)
-    new = {name: getattr(found, name) for name in made.DECLARED}
-    filled: dict[str, Any] = json.loads(
-        json.dumps(option | new | made.declared(option["kind"], option["name"]))
-    )
-    return filled
 
 
 def _compared(value: Any) -> Any:

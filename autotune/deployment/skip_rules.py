@@ -1,7 +1,7 @@
 """Deployments that need not be tried, and the seconds that a trial would take.
 
 trials' failures --> unbuildable          why a build would fail as one like it has
-provable bounds  --> broken_bound         the limit that it cannot keep
+a provable bound --> broken_bound         the limit that it cannot keep
 trials' seconds  --> expected_s           does it fit into the time left?
 """
 
@@ -11,7 +11,6 @@ from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import Tried
 from autotune.forms import ROAD, WORDS
 from autotune.forms import reaches as becomes
-from autotune.hardware import bounds
 from autotune.records.plan import Deployment, Step
 
 _CUT_SHORT = 3.0
@@ -100,27 +99,10 @@ def _recovery_s(tried: Tried, trains: frozenset[str]) -> float:
 
 
 def broken_bound(run: RunContext, deployment: Deployment, reference: Tried) -> str | None:
-    """The limit that a provable bound says this deployment cannot keep, in words.
-
-    A baseline faster than its own bound proves the profile wrong (measured under load, say):
-    then nothing is rejected by time.
+    """The memory limit that a deployment cannot keep, in words: the process that serves a model
+    without compression holds its weights.
     """
-    traits, device = run.survey.traits, run.survey.device(deployment.runtime)
-    least_s = bounds.latency_bound_s(deployment, traits, run.profile, device)
-    least_j = bounds.energy_bound_j(deployment, traits, run.profile, device)
-    fastest = reference.launch.latency_s if reference.launch is not None else ()
-    base = reference.trial.deployment
-    if fastest and bounds.contradicted(
-        base, min(fastest), traits, run.profile, run.survey.device(base.runtime)
-    ):
-        least_s = least_j = None
-    limit_s = metrics.resolve(run.budget.latency, metrics.at_percentile(run, reference))
-    if limit_s is not None and least_s is not None and least_s > limit_s:
-        return f"latency is at least {least_s:.3g} s, the limit is {limit_s:.3g} s"
-    limit_j = metrics.resolve(run.budget.energy, reference.trial.energy_j_per_sample)
-    if limit_j is not None and least_j is not None and least_j > limit_j:
-        return f"energy is at least {least_j:.3g} J, the limit is {limit_j:.3g} J"
-    least_bytes = bounds.memory_bound_bytes(deployment, traits)
+    least_bytes = run.survey.traits.parameter_bytes if deployment.lossless else 0
     limit_bytes = metrics.resolve(run.budget.memory, reference.trial.memory_bytes)
     if limit_bytes is not None and least_bytes > limit_bytes:
         return f"memory is at least {least_bytes:.3g} B, the limit is {limit_bytes:.3g} B"

@@ -146,41 +146,13 @@ class Transformer(Record, frozen=True, kw_only=True):
     fused_attention: bool
 
 
-class Floor(Record, frozen=True, kw_only=True):
-    """Work of one call that no runtime can avoid: it depends on the input, reaches an output, is
-    done once and touches no padding.
-
-    ``flops`` of one sample and ``more_flops`` of each further one are by kind: ``matmul``,
-    ``conv``, ``winograd`` and ``winograd_small`` (convolutions that Winograd's algorithm fits, on
-    large and on small inputs), ``attention``, ``recurrent``.  ``read_bytes`` are of the
-    parameters that this work reads; ``repeated`` lists those that a recurrence reads again in every
-    step, as (bytes, further times).  ``most_flops_per_byte`` is the most
-    work that a sample does with a byte of some parameter; None where some work has no parameter.
-    ``thin`` are the products of few rows with a parameter, a part of ``matmul``: (rows, FLOPs) of
-    a sample, both growing with the batch.
-    ``trainable_bytes`` are of those that get gradients; computing these takes
-    ``gradient_flops_per_sample``.  ``narrow``: some of it is in a type narrower than fp32.
-    """
-
-    flops: dict[str, float]
-    more_flops: dict[str, float] = {}
-    read_bytes: int
-    repeated: tuple[tuple[float, int], ...] = ()
-    most_flops_per_byte: float | None = None
-    thin: tuple[tuple[int, float], ...] = ()
-    trainable_bytes: int
-    gradient_flops_per_sample: float = 0.0
-    narrow: bool = False
-
-
 class Traits(Record, frozen=True, kw_only=True):
     """Properties of the model: parameters, FLOPs (attention included), bytes.
 
     ``flops_per_sample`` counts a multiply-add as two.  ``op_flops`` and ``op_calls`` are
     per operator class for one sample.  ``largest_op_bytes`` is the operand size of the
-    largest operator at batch 1.  ``floor`` is the basis of lower bounds (None: no bounds).
-    ``transformer`` is None where the model is none; ``hidden_matrices`` counts the weights that
-    Muon is made for.
+    largest operator at batch 1.  ``transformer`` is None where the model is none;
+    ``hidden_matrices`` counts the weights that Muon is made for.
     """
 
     parameters: int
@@ -194,7 +166,6 @@ class Traits(Record, frozen=True, kw_only=True):
     module_types: dict[str, int] = {}
     has_batch_norm: bool = False
     has_dropout: bool = False
-    floor: Floor | None = None
     transformer: Transformer | None = None
     hidden_matrices: int | None = None
 

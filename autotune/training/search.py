@@ -230,11 +230,9 @@ class _TrainSearch(NamedTuple):
         self._keep(trial)
 
     def _try(self, recipe: Recipe, proposal: Proposal) -> None:
-        """A proposed recipe: not trained where a bound rules it out, else until it pauses."""
+        """Train a proposed recipe until it pauses."""
         new = training_trial.new_trial(self.state, recipe, proposal.why)
-        trial = training_trial.skipped_by_bound(self.state, new)
-        if trial is None:
-            trial = training_trial.resume(self.state, new, self._on_report(new))
+        trial = training_trial.resume(self.state, new, self._on_report(new))
         self.values[new.number] = dict(proposal.values)
         self._record(proposal.number, trial)
         self._keep(trial)

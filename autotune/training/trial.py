@@ -15,7 +15,6 @@ import msgspec
 
 from autotune.bridge.protocol import OnReport
 from autotune.context import RunContext, train_job
-from autotune.hardware import bounds
 from autotune.records import job as jobs
 from autotune.records.plan import Recipe
 from autotune.records.report import TrainTrial
@@ -298,28 +297,6 @@ def constraints(
     if limits.train_memory_bytes:
         out["train_memory"] = memory_bytes / limits.train_memory_bytes - 1
     return out
-
-
-def skipped_by_bound(state: TrainState, new: TrainTrial) -> TrainTrial | None:
-    """A new trial as one that a provable lower bound already rules out; None where none does."""
-    run, recipe, epochs = state.run, new.recipe, state.final_epochs(new)
-    traits, limits = run.survey.traits, run.budget
-    if recipe.params != run.survey.task.params:
-        return None  # another model: these traits bound nothing
-    if run.survey.task.own_train:  # what the user's own loop does is not known
-        return None
-    bound = None
-    least_s = bounds.train_bound_s(recipe, epochs, run.survey.task.train_rows, traits, run.profile)
-    least_bytes = bounds.train_memory_bound_bytes(recipe, traits)
-    if limits.train_time_s and least_s is not None and least_s > limits.train_time_s:
-        bound = f"training needs at least {least_s:.3g} s"
-    if limits.train_memory_bytes and least_bytes > limits.train_memory_bytes:
-        bound = f"training needs at least {least_bytes:.3g} B"
-    if bound is None:
-        return None
-    return msgspec.structs.replace(
-        new, state="skipped", bound=bound, epochs=epochs, constraints={"train_time": 1.0}
-    )
 
 
 def timeout_s(run: RunContext, epochs: float) -> float:

@@ -49,13 +49,22 @@ def runtimes(report: Report) -> list[str]:
 
 
 def test_a_compiler_predicted_slower_than_what_was_measured_waits(go: Go) -> None:
-    """Predicted 0.7 ms; ONNX Runtime was measured at 0.4 ms."""
+    """Predicted 0.85 ms; ONNX Runtime was measured at 0.4 ms."""
     assert "compiled" not in runtimes(go(7))
 
 
-def test_it_is_tried_where_it_is_predicted_faster(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(simulated.RUNTIME, "compiled", 0.2)
-    first = runtimes(go(8)).index("compiled")
+@dataclass
+class FastCompiler(Simulation):
+    """Whose prior says that a compiler takes a fifth of eager's time."""
+
+    options: tuple[Option, ...] = tuple(
+        msgspec.structs.replace(o, time_left=0.2) if o.name == "compiled" else o
+        for o in simulated.OPTIONS
+    )
+
+
+def test_it_is_tried_where_it_is_predicted_faster(go: Go) -> None:
+    first = runtimes(go(8, machine=FastCompiler)).index("compiled")
     assert first <= 6
 
 
@@ -88,8 +97,8 @@ def test_what_compresses_for_a_compiler_waits_beside_faster_int8(go: Go) -> None
 def test_what_compresses_for_a_compiler_goes_ahead_of_it_where_it_is_predicted_faster(
     go: Go, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In bf16 predicted at half of 0.7 ms: worth it beside int8 in ONNX Runtime at 0.6 ms."""
-    monkeypatch.setitem(simulated.RUNTIME, "onnxruntime", 1.2)
+    """In bf16 predicted at half of 0.85 ms: worth it beside int8 in ONNX Runtime at 0.75 ms."""
+    monkeypatch.setitem(simulated.RUNTIME, "onnxruntime", 1.5)
     report = go(8, machine=Halved)
     tried = [t.deployment for t in report.deploy_trials if t.deployment.runtime == "compiled"]
     assert [step.name for step in tried[0].compress] == ["bf16"]

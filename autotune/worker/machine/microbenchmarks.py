@@ -200,12 +200,8 @@ class Timer:
         call: Callable[[], object],
         work: float,
         counts: Sequence[int],
-        *,
-        may_slow: bool = False,
     ) -> dict[str, Leaf]:
-        """The same call at several thread counts; more threads must not be slower, unless
-        ``may_slow``.
-        """
+        """The same call at several thread counts; more threads must not be slower."""
         import torch
 
         found: dict[str, Leaf] = {}
@@ -213,7 +209,7 @@ class Timer:
         for threads in counts:
             torch.set_num_threads(threads)
             full_name = name.format(threads)
-            found |= self.leaf(full_name, unit, call, work, None if may_slow else floor)
+            found |= self.leaf(full_name, unit, call, work, floor)
             value = _value(found.get(full_name))
             if floor and value and value < _SCALES * floor and full_name not in self._uncertain:
                 self._flat[full_name] = (threads, call, work)

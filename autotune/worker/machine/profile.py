@@ -100,13 +100,7 @@ def _measured(job: Probe, cpu: Cpu, usable: int, timer: microbenchmarks.Timer) -
     with _metered(job, timer) as power, _threads():
         power.idle(0 if job.device == "cpu" else machine_gpus.count())
         gpus = machine_gpus.with_power(_devices(job, timer), power)
-        found |= kernel_paths.cpu(
-            timer,
-            size,
-            thorough=job.thorough,
-            own_cache_bytes=cpu.l2_bytes,
-            last_cache_bytes=cpu.l3_bytes,
-        )
+        found |= kernel_paths.cpu(timer, size, thorough=job.thorough)
         timer.loaded(power)
     with _threads():
         found = noise.pooled(found, timer.anchors(size)) | power.figures

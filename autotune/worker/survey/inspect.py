@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from autotune import module_locator
 from autotune.errors import ContractError
 from autotune.records.job import Inspect, Inspection
-from autotune.records.task import Floor, TaskInfo, TaskSpec
+from autotune.records.task import TaskInfo, TaskSpec
 from autotune.worker.channel import Channel
 from autotune.worker.contract import agreement, default_metrics, dynamic_shapes, frameworks
 from autotune.worker.contract.task import LoadedTask, load
@@ -62,10 +62,6 @@ def run(job: Inspect, root: Path, channel: Channel) -> Inspection:
     info = _with_weights(checked, loaded)
     arguments, named = loaded.model_inputs(loaded.collate([loaded.sample("validation", 0)])[0])
     traits = count(model, arguments, named)
-    if (
-        not info.ragged and not info.dynamic
-    ):  # else the work of a longer row would bound that of a shorter one
-        traits = msgspec.structs.replace(traits, floor=_floor(loaded, model))
     weights = None
     if info.pretrained:
         from safetensors.torch import save_model
@@ -89,22 +85,6 @@ def _outputs(loaded: LoadedTask, model: nn.Module) -> Iterator[tuple[Any, Tensor
             with guard(loaded.where, "the model's forward", loaded.path), evaluating(model):
                 output = loaded.call(model, inputs)
             yield output, target
-
-
-def _floor(loaded: LoadedTask, model: nn.Module) -> Floor | None:
-    """The needed work of one sample and of two; None for a model that cannot be traced."""
-    from autotune.worker.survey import op_trace, work_bounds
-
-    traces: list[op_trace.Tape | None] = []
-    for size in (1, 2):
-        sample = loaded.sample("validation", 0)
-        arguments, named = loaded.model_inputs(loaded.collate([sample] * size)[0])
-        try:
-            traces.append(op_trace.record(model, arguments, named))
-        except Exception:  # without bounds the search only takes longer
-            traces.append(None)
-    one, two = traces
-    return work_bounds.floor(one, two) if one is not None else None
 
 
 def _with_weights(info: TaskInfo, loaded: LoadedTask) -> TaskInfo:

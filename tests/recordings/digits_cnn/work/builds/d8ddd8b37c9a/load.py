@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 HERE = Path(__file__).resolve().parent
 FREE = 'batch'  # the batch's name in the model, which takes any; None: nothing is fixed
-LEFT_OUT = ['MatMulAddFusion']
+LEFT_OUT = []
 
 
 def load():

@@ -1,7 +1,7 @@
-"""Two inputs: a tumour's average cell and its worst cell, each with a tower of its own.
+"""Two inputs: a tumour's average cell and its worst cell, each with layers of its own.
 
-Shows a dataset whose input is a tuple (the model is called with its items), and a `score` of
-one's own: a missed malignant tumour costs more than a false alarm.
+Shows a dataset whose input is a tuple (the model is called with its items), and a custom `score`: a
+missed malignant tumour costs more than a false alarm.
 
     autotune run examples/two_towers.py --time 3min
 """
