@@ -6,30 +6,18 @@
 Names are imported when they are first used, so that ``import autotune`` costs nothing.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from autotune.faces import lazy
 
 if TYPE_CHECKING:
+    from autotune.api import execute, resume, tune
     from autotune.records.budget import Budget, Effort, Limit
     from autotune.records.hardware import Profile
     from autotune.records.plan import Deployment, Plan, Recipe
     from autotune.records.report import Report
     from autotune.task import Task
-    from autotune.tune import execute, resume, tune
 
-_WHERE = {
-    "Budget": "records.budget",
-    "Effort": "records.budget",
-    "Limit": "records.budget",
-    "Profile": "records.hardware",
-    "Deployment": "records.plan",
-    "Plan": "records.plan",
-    "Recipe": "records.plan",
-    "Report": "records.report",
-    "Task": "task",
-    "execute": "tune",
-    "resume": "tune",
-    "tune": "tune",
-}
 
 __all__ = [
     "Budget",
@@ -46,12 +34,20 @@ __all__ = [
     "tune",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'autotune' has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(f"autotune.{_WHERE[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy(
+    __name__,
+    {
+        "Budget": "records.budget",
+        "Effort": "records.budget",
+        "Limit": "records.budget",
+        "Profile": "records.hardware",
+        "Deployment": "records.plan",
+        "Plan": "records.plan",
+        "Recipe": "records.plan",
+        "Report": "records.report",
+        "Task": "task",
+        "execute": "api",
+        "resume": "api",
+        "tune": "api",
+    },
+)

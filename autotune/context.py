@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from autotune.bridge.protocol import Bridge
+from autotune.bridge import Bridge
 from autotune.errors import ContractError, WorkerError
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile

@@ -24,6 +24,7 @@ from unittest import mock
 
 import msgspec
 
+from autotune.api import tune
 from autotune.deployment import initial_order, racing
 from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import FINALISTS, QUALITY_ALPHA
@@ -37,7 +38,6 @@ from autotune.search.study import Initial
 from autotune.stats import paired
 from autotune.stats.launch_ratio import student
 from autotune.task import Task
-from autotune.tune import tune
 from tests.support import made, simulated
 from tests.support.bridges import FunctionBridge
 

@@ -98,7 +98,7 @@ from autotune.records.budget import Budget, Effort, Limit
 from autotune.records.job import Menu
 from autotune.report import text
 from autotune.task import Task
-from autotune.tune import tune
+from autotune.api import tune
 from autotune.worker.channel import NullChannel
 from autotune.worker.survey import options
 from tests.support import made, simulated

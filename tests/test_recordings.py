@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from autotune.api import tune
 from autotune.bridge.recording import Recorded, ReplayBridge, key
 from autotune.records import codec
 from autotune.records import job as jobs
 from autotune.records.base import Record
 from autotune.records.budget import Budget, Effort
 from autotune.task import Task
-from autotune.tune import tune
 
 FOLDER = Path(__file__).parent / "recordings"
 RENAMED: dict[str, str] = {}

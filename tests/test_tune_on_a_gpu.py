@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from autotune.api import Task, tune
 from autotune.records.budget import Budget, Effort, Limit
 from autotune.records.hardware import Gpu, Leaf, Profile
 from autotune.records.report import Failure, Report
 from autotune.report.view import figures
-from autotune.tune import Task, tune
 from tests.support.bridges import FunctionBridge
 from tests.support.simulated import GPU_OPTIONS, OPTIONS, Simulation
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from autotune.api import Task, tune
 from autotune.bridge.recording import Recorded, Recorder, ReplayBridge, key, load_recording
 from autotune.errors import UsageError, WorkerError
 from autotune.records import job as jobs
@@ -17,7 +18,6 @@ from autotune.records.hardware import Profile
 from autotune.records.measurement import LOOKS
 from autotune.records.report import Failure, Report
 from autotune.report.run_folder import load_plan
-from autotune.tune import Task, tune
 from tests.support import simulated
 from tests.support.bridges import FunctionBridge
 from tests.support.simulated import AWARE, OPTIONS, Simulation, info
@@ -401,7 +401,7 @@ def test_a_replayed_run_imports_no_torch(tmp_path: Path) -> None:
         "from tests.support import made\n"
         "from tests.support.bridges import FunctionBridge\n"
         "from autotune.records.budget import Effort\n"
-        "from autotune.tune import Task, tune\n"
+        "from autotune.api import Task, tune\n"
         "from tests.support.simulated import Simulation\n"
         "profile = made.profile()\n"
         "root = pathlib.Path(sys.argv[1])\n"

@@ -1,0 +1,3 @@
+"""The command line: arguments in, text out."""
+
+__all__ = ["main"]

@@ -81,10 +81,10 @@ def run(
     MODEL is a Python file that defines a model and its data, or a module's dotted name.
     Arguments after -- reach it.
     """
+    from autotune.api import dry_run as estimate
+    from autotune.api import resume, tune
     from autotune.hardware import profiles as hardware_profiles
     from autotune.task import Task
-    from autotune.tune import dry_run as estimate
-    from autotune.tune import resume, tune
 
     budget, effort = options.budget_and_effort(given)
     with progress.listener(as_json) as listener:
@@ -127,9 +127,9 @@ def execute(
     **given: Any,
 ) -> None:
     """Replay a PLAN on this machine: train, compress, build, verify, report."""
+    from autotune.api import execute as replay
     from autotune.report import run_folder
     from autotune.task import Task
-    from autotune.tune import execute as replay
 
     loaded = run_folder.load_plan(plan)
     budget, effort = options.budget_and_effort(given | {"batch": loaded.deployment.batch_size})
@@ -154,9 +154,9 @@ def verify(
     A limit that is given replaces the report's own; the others stay.
     Without MODEL quality is NOT_MEASURED, and the recorded one is shown with its date.
     """
+    from autotune.api import verify as measure
     from autotune.records import codec
     from autotune.report import text as report_text
-    from autotune.tune import verify as measure
 
     _, effort = options.budget_and_effort(given)
     changes = options.given_fields(Budget, given)

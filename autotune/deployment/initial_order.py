@@ -17,7 +17,7 @@ from autotune import units
 from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.records.plan import Deployment, Value
 from autotune.records.task import Option
-from autotune.search.study import Initial
+from autotune.search import Initial
 
 
 class Predicted(NamedTuple):

@@ -22,9 +22,8 @@ from autotune.records.measurement import LOOKS
 from autotune.records.plan import Deployment
 from autotune.records.report import DeployTrial
 from autotune.report.describe import describe
-from autotune.search import space, surrogate, warm_start
+from autotune.search import Initial, MixedStudy, Proposal, Study, space, surrogate, warm_start
 from autotune.search.space import Values
-from autotune.search.study import Initial, MixedStudy, Proposal, Study
 from autotune.search.warm_start import WarmStart
 
 _MOST_REPEATS = 40

@@ -1,0 +1,3 @@
+"""Hardware profiles, and what a machine can measure and run."""
+
+__all__ = ["doctor", "profiles", "text"]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from autotune import meters, plugins, units
-from autotune.bridge.process import ProcessBridge, meter_arguments
+from autotune.bridge import ProcessBridge, meter_arguments
 from autotune.context import ask
 from autotune.hardware import profiles
 from autotune.records import job as jobs

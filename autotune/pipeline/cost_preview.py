@@ -21,7 +21,7 @@ import msgspec
 
 from autotune import units
 from autotune.context import DEPLOY_SHARE, HARDWARE_SHARE, TRAIN_SHARE, RunContext, thread_counts
-from autotune.deployment.evaluator import DeploymentEvaluator
+from autotune.deployment import DeploymentEvaluator
 from autotune.meters import modelled
 from autotune.records.base import Record
 from autotune.records.hardware import Leaf

@@ -17,13 +17,17 @@ from typing import Any
 
 import msgspec
 
-from autotune.bridge.process import ProcessBridge, meter_arguments
-from autotune.bridge.protocol import Bridge
-from autotune.bridge.recording import Recorder, ReplayBridge, load_recording
+from autotune.bridge import (
+    Bridge,
+    ProcessBridge,
+    Recorder,
+    ReplayBridge,
+    load_recording,
+    meter_arguments,
+)
 from autotune.context import DEPLOY_SHARE, HARDWARE_SHARE, TRAIN_SHARE, Listener
-from autotune.deployment import finalists, racing, search
+from autotune.deployment import DeploymentEvaluator, finalists, racing, search
 from autotune.deployment.artifact_jobs import DenseCall
-from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.pipeline import cost_preview, earlier_reports, report_builder, survey
 from autotune.pipeline.report_builder import RunState
 from autotune.processes import interrupts
@@ -37,6 +41,7 @@ from autotune.report import run_folder
 from autotune.report import text as report_text
 from autotune.search.warm_start import WarmStart
 from autotune.training import (
+    TrainState,
     final,
     lengths,
     parallelism,
@@ -46,7 +51,6 @@ from autotune.training import (
     width,
 )
 from autotune.training import search as training_search
-from autotune.training.trial import TrainState
 from autotune.verification import (
     explain,
     launches,
@@ -96,7 +100,7 @@ def run_pipeline(
         request: limits, effort, and the plan where one is executed.
         folder: where report and plan are written as they come to be.
         listener: is told what happens, as it happens.
-        make_bridge: as for `autotune.tune.tune`.
+        make_bridge: as for `autotune.api.tune`.
 
     Returns:
         The report and its folder.

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from autotune.context import RunContext
-from autotune.deployment import ranking
-from autotune.deployment.evaluator import DeploymentEvaluator
+from autotune.deployment import DeploymentEvaluator, ranking
 from autotune.errors import DISTRIBUTION
 from autotune.records.measurement import Verdict
 from autotune.records.plan import Deployment, Plan, Recipe
@@ -24,7 +23,7 @@ from autotune.records.report import (
 )
 from autotune.report import run_folder
 from autotune.stats import limit_tests
-from autotune.training.trial import TrainState
+from autotune.training import TrainState
 
 
 @dataclass

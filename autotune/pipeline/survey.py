@@ -3,7 +3,7 @@
 import math
 
 from autotune import patterns
-from autotune.bridge.protocol import Bridge
+from autotune.bridge import Bridge
 from autotune.context import INSPECT_S, Listener, RunContext, ask, thread_counts
 from autotune.deployment import search_space
 from autotune.errors import UsageError

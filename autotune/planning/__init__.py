@@ -1,0 +1,3 @@
+"""Predicted plans for machines that are not here."""
+
+__all__ = ["plan", "text"]

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from autotune.bridge.process import ProcessBridge
+from autotune.bridge import ProcessBridge
 from autotune.context import ask
 from autotune.errors import UsageError
 from autotune.planning import compare_machines, machine_outlook, machines, validation

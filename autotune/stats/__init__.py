@@ -1,0 +1,3 @@
+"""Tests and intervals; pure functions of samples."""
+
+__all__ = ["launch_ratio", "limit_tests", "non_inferiority", "paired", "quantile"]

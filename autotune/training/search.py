@@ -17,15 +17,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from autotune.bridge.protocol import OnReport
+from autotune.bridge import OnReport
 from autotune.context import RunContext
 from autotune.errors import ContractError
 from autotune.records.plan import Recipe, Value
 from autotune.records.report import Failure, TrainTrial
-from autotune.search import space, warm_start
+from autotune.search import Initial, MixedStudy, Proposal, Study, space, warm_start
 from autotune.search.halving import Halving
 from autotune.search.space import Space
-from autotune.search.study import Initial, MixedStudy, Proposal, Study
 from autotune.search.warm_start import WarmStart
 from autotune.training import lengths, search_space, seed_repeats, target_quality, throughput, width
 from autotune.training import trial as training_trial

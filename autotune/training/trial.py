@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from autotune.bridge.protocol import OnReport
+from autotune.bridge import OnReport
 from autotune.context import RunContext, train_job
 from autotune.records import job as jobs
 from autotune.records.plan import Recipe

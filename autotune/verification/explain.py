@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from autotune import units
-from autotune.deployment import ranking
-from autotune.deployment.evaluator import DeploymentEvaluator
+from autotune.deployment import DeploymentEvaluator, ranking
 from autotune.deployment.goal import Goal
 from autotune.meters import modelled
 from autotune.records.measurement import Verdict

@@ -17,9 +17,8 @@ from statistics import median
 from typing import NamedTuple
 
 from autotune.context import RunContext
-from autotune.deployment import metrics
+from autotune.deployment import DeploymentEvaluator, metrics
 from autotune.deployment.artifact_jobs import interleaved, measure_job, outputs_of
-from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.deployment.metrics import QUALITY_ALPHA
 from autotune.records import job as jobs
 from autotune.records.measurement import LOOKS, Launch, Verdict

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from autotune import units
 from autotune.context import RunContext
-from autotune.deployment.evaluator import DeploymentEvaluator
+from autotune.deployment import DeploymentEvaluator
 from autotune.errors import UsageError
 from autotune.records import job as jobs
 from autotune.records.report import PlanResult, Report

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from autotune import units
-from autotune.bridge.protocol import Bridge
+from autotune.bridge import Bridge
 from autotune.context import INSPECT_S, RunContext, Silent, ask
 from autotune.deployment import metrics
 from autotune.deployment.artifact_jobs import interleaved, measure_job

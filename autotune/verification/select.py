@@ -11,8 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from autotune.context import RunContext
-from autotune.deployment import metrics
-from autotune.deployment.evaluator import DeploymentEvaluator
+from autotune.deployment import DeploymentEvaluator, metrics
 from autotune.records.measurement import LOOKS, Verdict
 from autotune.records.plan import Deployment
 from autotune.records.report import Execution

@@ -5,7 +5,7 @@
 The share that is set aside beforehand (`context`) suits the slowest models; most need less.
 """
 
-from autotune.deployment.evaluator import DeploymentEvaluator
+from autotune.deployment import DeploymentEvaluator
 from autotune.deployment.metrics import Tried
 from autotune.deployment.racing import launch_s
 from autotune.records.measurement import LOOKS

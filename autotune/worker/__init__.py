@@ -1,0 +1,1 @@
+"""All that imports torch: jobs in, answers out."""

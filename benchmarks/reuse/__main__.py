@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from autotune.api import tune
 from autotune.hardware import doctor
 from autotune.hardware import profiles as hardware_profiles
 from autotune.records.budget import Budget, Effort
@@ -35,7 +36,6 @@ from autotune.records.report import DeployTrial, Report
 from autotune.report import run_folder
 from autotune.search.space import canonical
 from autotune.task import Task
-from autotune.tune import tune
 from benchmarks._common.rows import CACHE
 
 MODEL = Path(__file__).with_name("model.py")

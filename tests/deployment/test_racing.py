@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from autotune.api import Task, tune
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
 from autotune.records.report import DeployTrial, Report
-from autotune.tune import Task, tune
 from tests.support.bridges import FunctionBridge
 from tests.support.simulated import Simulation
 

@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from autotune.api import Task, tune
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
 from autotune.records.report import Failure, Report
 from autotune.records.task import Option
-from autotune.tune import Task, tune
 from tests.support import simulated
 from tests.support.bridges import FunctionBridge
 from tests.support.simulated import Simulation

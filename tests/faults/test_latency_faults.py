@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from autotune.api import Task, tune
 from autotune.deployment.metrics import QUALITY_ALPHA
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort, Limit
@@ -21,7 +22,6 @@ from autotune.records.hardware import Profile
 from autotune.records.measurement import LOOKS, Launch
 from autotune.records.report import Execution, Failure
 from autotune.stats import launch_ratio, limit_tests, quantile
-from autotune.tune import Task, tune
 from autotune.verification import launches as verification_launches
 from autotune.verification import verdicts
 from autotune.worker.data import rows

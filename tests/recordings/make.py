@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from autotune.api import tune
 from autotune.bridge.process import ProcessBridge
 from autotune.bridge.protocol import OnReport
 from autotune.pipeline.pipeline import meter_args
@@ -18,7 +19,6 @@ from autotune.records import codec
 from autotune.records.budget import Budget, Effort, Limit
 from autotune.records.job import A, Built, Job, Result
 from autotune.task import Task
-from autotune.tune import tune
 
 HERE = Path(__file__).parent
 RUNS = {

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from autotune.api import Task, tune
 from autotune.deployment import search_space
 from autotune.errors import UsageError
 from autotune.records.budget import Budget, Effort
@@ -18,7 +19,6 @@ from autotune.records.task import Survey, TaskInfo
 from autotune.search import space, warm_start
 from autotune.search.study import MixedStudy, Study
 from autotune.training import search_space as training_search_space
-from autotune.tune import Task, tune
 from tests.support import made
 from tests.support.bridges import FunctionBridge
 from tests.support.simulated import OPTIONS, Simulation, info

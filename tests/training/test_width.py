@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from autotune.api import Task, tune
 from autotune.records import job as jobs
 from autotune.records.budget import Budget, Effort
 from autotune.records.hardware import Profile
@@ -16,7 +17,6 @@ from autotune.report.run_folder import load_plan
 from autotune.training import search, search_space
 from autotune.training import width as training_width
 from autotune.training.trial import objective
-from autotune.tune import Task, tune
 from tests.support import made
 from tests.support.bridges import FunctionBridge
 from tests.support.simulated import OPTIONS, Simulation, info

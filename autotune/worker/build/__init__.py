@@ -1,0 +1,3 @@
+"""Build an artifact: compress, export, write."""
+
+__all__ = ["build"]

@@ -40,8 +40,7 @@ from autotune.records.task import Dynamic
 from autotune.runtimes import _torch as torch_loader
 from autotune.worker.build.recovery import recover
 from autotune.worker.channel import Channel
-from autotune.worker.contract import dynamic_shapes
-from autotune.worker.contract import task as contract_task
+from autotune.worker.contract import LoadedTask, dynamic_shapes, load
 from autotune.worker.data import rows
 from autotune.worker.data.batch_tree import fields
 
@@ -58,8 +57,8 @@ class BuildContext:
         self.channel = channel
 
     @functools.cached_property
-    def loaded(self) -> contract_task.LoadedTask:
-        return contract_task.load(self.job.task).read_inspected(self.root)
+    def loaded(self) -> LoadedTask:
+        return load(self.job.task).read_inspected(self.root)
 
     def fresh(self) -> nn.Module:
         """A dense model of the task's code, seeded."""
@@ -310,7 +309,7 @@ def _as_the_loader_does(form: Form) -> nn.Module:
     return model
 
 
-def contract_names(loaded: contract_task.LoadedTask) -> tuple[str, ...]:
+def contract_names(loaded: LoadedTask) -> tuple[str, ...]:
     """Names of the input's fields; positional ones are made up where the task has none."""
     names = loaded.info.input_names
     return tuple(name or f"input_{i}" for i, name in enumerate(names))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from autotune.forms.flat import tensors
-from autotune.worker.contract.task import LoadedTask
+from autotune.worker.contract import LoadedTask
 from autotune.worker.data import batch_indexing, batch_tree, batches, samples
 from autotune.worker.data.samples import LABELS
 from autotune.worker.data.streams import Stream, rows_of

@@ -20,8 +20,7 @@ from torch.nn import functional
 from autotune.errors import ContractError, JobError
 from autotune.records.plan import Recovery
 from autotune.worker.build.distillation_data import Lesson, outputs, unlabelled
-from autotune.worker.contract import default_metrics, frameworks
-from autotune.worker.contract.task import LoadedTask
+from autotune.worker.contract import LoadedTask, default_metrics, frameworks
 
 _TINY = 1e-8
 

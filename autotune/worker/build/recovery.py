@@ -26,7 +26,7 @@ from torch.utils.data import Subset
 from autotune.errors import JobError
 from autotune.records.plan import Recipe, Recovery
 from autotune.worker.channel import Channel
-from autotune.worker.contract.task import LoadedTask
+from autotune.worker.contract import LoadedTask
 from autotune.worker.data.batch_tree import to
 from autotune.worker.data.streams import Stream
 from autotune.worker.training.evaluation import lay_out

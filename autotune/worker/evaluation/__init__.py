@@ -1,0 +1,3 @@
+"""Quality of a model or of recorded outputs."""
+
+__all__ = ["evaluate"]

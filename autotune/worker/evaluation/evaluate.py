@@ -24,7 +24,7 @@ from autotune.errors import ContractError, JobError
 from autotune.records.job import Score, Scored
 from autotune.records.measurement import Scores
 from autotune.worker.channel import Channel
-from autotune.worker.contract.task import LoadedTask, load
+from autotune.worker.contract import LoadedTask, load
 from autotune.worker.data import rows as row_files
 from autotune.worker.data.batch_tree import AttrDict, join, size_of, to
 from autotune.worker.data.streams import rows_of

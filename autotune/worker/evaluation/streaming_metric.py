@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.worker.contract.functions import Functions
+from autotune.worker.contract import Functions
 from autotune.worker.data.batch_tree import join, size_of, take
 from autotune.worker.data.streams import rows_of
 

@@ -1,0 +1,3 @@
+"""Profile this machine: rates, GPUs, interconnect, power."""
+
+__all__ = ["profile"]

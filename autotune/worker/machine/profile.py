@@ -133,7 +133,7 @@ def _metered(job: Probe, timer: microbenchmarks.Timer) -> Iterator[power_draw.Po
     if job.meter is None:
         yield power_draw.PowerProbe(None)
         return
-    from autotune.worker.energy.meter_client import MeterClient
+    from autotune.worker.energy import MeterClient
 
     with MeterClient(job.meter) as meter:
         yield power_draw.PowerProbe(meter, over=timer.over, windows=_WINDOWS if job.thorough else 1)

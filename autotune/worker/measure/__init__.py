@@ -1,0 +1,3 @@
+"""Time one artifact in a new interpreter; torch-free but for torch artifacts."""
+
+__all__ = ["measure"]

@@ -30,7 +30,7 @@ from autotune.worker.measure import open_loop, outputs, timing
 from autotune.worker.measure.timing import Call, Clock, Predict
 
 if TYPE_CHECKING:
-    from autotune.worker.energy.meter_client import MeterClient
+    from autotune.worker.energy import MeterClient
 
 OUT_OF_MEMORY = 75
 """Exit status for the bridge: memory ran out."""
@@ -215,7 +215,7 @@ def _metered(region: TimedRegion) -> Timed:
     """The timed region, with an energy window around it where there is a meter."""
     if region.job.meter is None:
         return _timed(region, None, 0.0)
-    from autotune.worker.energy.meter_client import MeterClient
+    from autotune.worker.energy import MeterClient
 
     try:
         with MeterClient(region.job.meter) as meter:

@@ -173,7 +173,7 @@ def _load(task: Any) -> str | None:
     """Load it for all later forks; returns why they cannot share it, or None."""
     import torch
 
-    from autotune.worker.contract import task as contract_task
+    from autotune.worker.contract import preload
 
     spec = codec.decode(json.dumps({"task": task}).encode(), _Envelope).task
     record_modules()
@@ -181,7 +181,7 @@ def _load(task: Any) -> str | None:
     torch.set_num_threads(1)  # a pool of threads cannot be forked
     # else `torch.cuda.is_available()` in the user's file would bar all forks from the device
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    contract_task.preload(spec)
+    preload(spec)
     torch.set_num_threads(threads)
     if len(list(Path("/proc/self/task").iterdir())) > 1:
         return "loading it leaves a thread running"

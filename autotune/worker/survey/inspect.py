@@ -25,8 +25,14 @@ from autotune.errors import ContractError
 from autotune.records.job import Inspect, Inspection
 from autotune.records.task import TaskInfo, TaskSpec
 from autotune.worker.channel import Channel
-from autotune.worker.contract import agreement, default_metrics, dynamic_shapes, frameworks
-from autotune.worker.contract.task import LoadedTask, load
+from autotune.worker.contract import (
+    LoadedTask,
+    agreement,
+    default_metrics,
+    dynamic_shapes,
+    frameworks,
+    load,
+)
 from autotune.worker.data import rows, samples
 from autotune.worker.data.batch_tree import fields, kind_of, size_of
 from autotune.worker.data.streams import Stream

@@ -20,7 +20,7 @@ from autotune.errors import ContractError, JobError
 from autotune.records.job import Outline, Outlined
 from autotune.records.task import Traits
 from autotune.worker.channel import Channel
-from autotune.worker.contract.task import LoadedTask, load
+from autotune.worker.contract import LoadedTask, load
 from autotune.worker.survey.model_stats import count
 
 _SHARE = 0.7  # of the free memory that a model made in full may take

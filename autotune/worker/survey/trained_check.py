@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from autotune.errors import ContractError
-from autotune.worker.contract.model_factory import reinitialise
-from autotune.worker.contract.task import LoadedTask
+from autotune.worker.contract import LoadedTask, reinitialise
 from autotune.worker.data.batch_tree import size_of
 from autotune.worker.evaluation.evaluate import evaluating, fitting
 

@@ -1,0 +1,3 @@
+"""Train a recipe."""
+
+__all__ = ["evaluation", "lr_schedule", "optimizers", "train"]

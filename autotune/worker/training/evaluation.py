@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autotune.parallel import Group
 from autotune.records.measurement import EnergyWindow
 from autotune.worker.channel import Channel
-from autotune.worker.contract.task import LoadedTask
+from autotune.worker.contract import LoadedTask
 from autotune.worker.evaluation import evaluate
 from autotune.worker.host import linux
 
@@ -154,7 +154,7 @@ class EnergyMonitor:
     def __init__(self, path: str | None, stack: contextlib.ExitStack) -> None:
         self._client = None
         if path is not None:
-            from autotune.worker.energy.meter_client import MeterClient
+            from autotune.worker.energy import MeterClient
 
             self._client = stack.enter_context(MeterClient(path))
             self._token = self._client.open()

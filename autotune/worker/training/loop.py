@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from autotune.errors import JobError
 from autotune.parallel import Group
 from autotune.records.plan import Recipe
-from autotune.worker.contract.task import LoadedTask
+from autotune.worker.contract import LoadedTask
 from autotune.worker.data.batches import Batch, RankShare, batches_of, microbatches
 from autotune.worker.training import (
     activation_checkpoint,

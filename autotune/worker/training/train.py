@@ -32,7 +32,7 @@ from autotune.errors import JobError
 from autotune.parallel import Group
 from autotune.records.job import MeasuredThroughput, Throughput, Train, Trained
 from autotune.worker.channel import Channel
-from autotune.worker.contract import task
+from autotune.worker.contract import load
 from autotune.worker.training import checkpoint, compile, user_loop
 from autotune.worker.training.evaluation import EnergyMonitor, Validator, peak_memory_bytes, save
 from autotune.worker.training.loop import NO_STEP, Loop
@@ -64,7 +64,7 @@ def fit(job: Train, root: Path, channel: Channel, group: Group) -> Trained:
         raise JobError("unsupported", f"epochs is {job.epochs}; training needs more than 0")
     if group.rank == 0:
         checkpoint.drop(root, job.drop)
-    loaded = task.load(job.task)
+    loaded = load(job.task)
     if loaded.own_train is not None:
         return user_loop.fit(job, root, channel, group, loaded)
     if job.recipe.compile:
@@ -143,7 +143,7 @@ def rate(job: Throughput, root: Path, channel: Channel, group: Group) -> Measure
 
     A loss that is not finite does not matter here.
     """
-    loaded = task.load(job.task)
+    loaded = load(job.task)
     if loaded.own_train is not None:
         return user_loop.rate(job, group, loaded)
     if job.recipe.compile:

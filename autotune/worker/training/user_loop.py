@@ -28,7 +28,7 @@ from autotune.records import codec
 from autotune.records.job import MeasuredThroughput, Throughput, Train, Trained
 from autotune.records.plan import Recipe
 from autotune.worker.channel import Channel, NullChannel
-from autotune.worker.contract.task import LoadedTask
+from autotune.worker.contract import LoadedTask
 from autotune.worker.data.samples import LABELS, Part
 from autotune.worker.data.streams import Stream
 from autotune.worker.training import evaluation

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from autotune.api import Task, tune
 from autotune.records.budget import Effort
 from autotune.report import run_folder
-from autotune.tune import Task, tune
 from benchmarks.reuse import __main__ as reuse
 from tests.support import made
 from tests.support.bridges import FunctionBridge

@@ -10,8 +10,7 @@ from typing import Any
 
 import msgspec
 
-from autotune.bridge.process import ProcessBridge
-from autotune.bridge.protocol import Bridge
+from autotune.bridge import Bridge, ProcessBridge
 from autotune.context import Listener, Silent
 from autotune.pipeline import cost_preview, survey
 from autotune.pipeline.cost_preview import CostPreview
