@@ -1,6 +1,7 @@
 """Foreign load while probing: counted on a hand-written /proc/stat; two rounds pooled."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,17 @@ def test_two_rounds_are_one_leaf_with_both_ends() -> None:
     a = pooled["a"]
     assert (a.value, a.low, a.high, a.samples) == (11.0, 9.0, 12.5, 14)
     assert noise.pooled(first, {"a": rate(None)})["a"] == first["a"]
+
+
+def test_clean_samples_are_preferred_and_the_fastest_half_is_the_remedy() -> None:
+    clean, slow = noise.Sample(1.0, True), noise.Sample(5.0, False)
+    assert noise.best([clean, slow, clean, slow, clean]) == [1.0, 1.0, 1.0]
+    assert noise.best([clean, slow, slow, slow]) == [1.0, 5.0]
+
+
+def test_a_call_that_waits_is_not_clean() -> None:
+    assert not noise.timed(lambda: time.sleep(0.005)).clean
+
+
+def test_a_call_has_a_positive_time() -> None:
+    assert noise.timed(lambda: None).seconds > 0
