@@ -3,11 +3,12 @@
     task + weights -> dense -> step -> ... --export--> onnx -> step ... --convert--> ... -> write
                       `----------------- cached under cache/<key>, by content -----------------'
 
-Each step says the form that it takes; what lies between (`forms.ROAD`) is a stage of its own.
+Each step declares the form that it takes; each conversion between forms (`forms.ROAD`) is a stage
+of its own.
 
-A stage's key hashes all that it depends on and nothing else: a pruning level is recovered
-once, exported once, and int8, threads and runtimes branch off it.  Stages appear whole or
-not at all (written aside, then renamed).  Nothing here measures.
+A stage's key hashes exactly what it depends on, so that plans share stages: a pruned model is
+recovered and exported once for all its int8 variants, thread counts and runtimes.  A stage is
+written to a temporary folder and renamed, so it is complete or absent.  Nothing here measures.
 """
 
 import hashlib
@@ -43,35 +44,36 @@ def run(job: Build, root: Path, channel: Channel) -> Built:
 
     Raises:
         JobError: unsupported, nan (recovery), or what a plug-in raises.
-        PluginError: a step or runtime that is not there.
+        PluginError: there is no such step or runtime.
     """
     return _Chain(job, root, channel).build()
 
 
 class _Chain:
-    """One build: the stages in order, each found in the cache or made."""
+    """One build: its stages in order, each taken from the cache or made."""
 
     def __init__(self, job: Build, root: Path, channel: Channel) -> None:
         self.job = job
         self.root = root
-        self.bench = context.BuildContext(job, root, channel)
+        self.context = context.BuildContext(job, root, channel)
         self.stages: list[Stage] = []
         self.key = ""
 
     def build(self) -> Built:
         runtime = plugins.load("runtimes", self.job.runtime)
         self._check(runtime)
-        form = self._stage("dense", self._origin(), self.bench.dense)
+        form = self._stage("dense", self._origin(), self.context.dense)
         for step in self.job.compress:
-            form = self._become(form, plugins.load("compress", step.name).TAKES)
+            form = self._convert_to(form, plugins.load("compress", step.name).TAKES)
             form = self._step(form, step)
-        form = self._become(form, runtime.TAKES)
+        form = self._convert_to(form, runtime.TAKES)
         if form.kind == "module":
-            form = self._traced(form, runtime)
+            form = self._as_program(form, runtime)
         return self._write(form, runtime)
 
     def _check(self, runtime: Any) -> None:
-        """Refuse a chain with a step that would need the way back, before anything is made.
+        """Refuse, before anything is built, a step whose input form cannot be made from the form
+        before it.
 
         Raises:
             JobError: unsupported.
@@ -94,27 +96,27 @@ class _Chain:
                 )
             have, by = getattr(plugin, "GIVES", have), name
 
-    def _become(self, form: Form, wanted: str) -> Form:
-        """The form, brought to the ``wanted`` one along `forms.ROAD`."""
+    def _convert_to(self, form: Form, wanted: str) -> Form:
+        """The form, converted to the ``wanted`` kind along `forms.ROAD`."""
         if form.kind == "module" and wanted != "module":
             form = self._export(form)
         if form.kind == "onnx" and wanted == OPENVINO:
             source = form
-            form = self._stage("convert", (), lambda out: self.bench.convert(source, out))
+            form = self._stage("convert", (), lambda out: self.context.convert(source, out))
         return form
 
-    def _traced(self, form: Form, runtime: Any) -> Form:
-        """The module as an exported program, where its source cannot stand alone or the runtime
-        takes nothing else; then with this plan's batch, which compiles to faster code.
+    def _as_program(self, form: Form, runtime: Any) -> Form:
+        """The module as an exported program, where its source cannot be shipped or the runtime
+        takes programs only: then traced at this plan's batch size, which compiles to faster code.
         """
         if getattr(runtime, "TRACED", False) and not form.about.ragged:
             size = self.job.batch_size
             return self._stage(
-                "program_fixed", (size,), lambda out: self.bench.program(form, out, fixed=size)
+                "program_fixed", (size,), lambda out: self.context.program(form, out, fixed=size)
             )
         if form.about.standalone and not getattr(runtime, "TRACED", False):
             return form
-        return self._stage("program", (), lambda out: self.bench.program(form, out))
+        return self._stage("program", (), lambda out: self.context.program(form, out))
 
     def _origin(self) -> tuple[Any, ...]:
         task = self.job.task
@@ -127,10 +129,10 @@ class _Chain:
         )
 
     def _training(self) -> tuple[Any, ...]:
-        """What recovery depends on; nothing when there is none."""
+        """What recovery training depends on; empty when there is none."""
         if self.job.recovery_epochs <= 0:
             return ()
-        fields = {name: getattr(self.job.recipe, name) for name in _LEARNING}
+        fields = {name: getattr(self.job.recipe, name) for name in _TRAINING_FIELDS}
         return (self.job.recovery_epochs, fields, self.job.seed)
 
     def _step(self, form: Form, step: Step) -> Form:
@@ -139,7 +141,7 @@ class _Chain:
         params = {k: _canonical(v) for k, v in sorted(step.params.items())}
 
         def make(out: Path) -> Form:
-            made: Form = plugin.apply(form, params, self.bench.tools(out, step))
+            made: Form = plugin.apply(form, params, self.context.tools(out, step))
             if made.kind == "module":
                 context.carry_source(form.folder, out)
             return made
@@ -148,13 +150,13 @@ class _Chain:
         return made
 
     def _export(self, form: Form) -> Form:
-        """With a free batch dimension, or failing that with this plan's batch."""
-        exported = self._stage("export", (), lambda out: self.bench.export(form, out))
+        """Export with a dynamic batch dimension or, where that fails, at this plan's batch size."""
+        exported = self._stage("export", (), lambda out: self.context.export(form, out))
         if exported.about.batch_size is None:
             return exported
         size = self.job.batch_size
         return self._stage(
-            "export_fixed", (size,), lambda out: self.bench.export(form, out, fixed=size)
+            "export_fixed", (size,), lambda out: self.context.export(form, out, fixed=size)
         )
 
     def _stage(
@@ -174,7 +176,7 @@ class _Chain:
             scratch = _scratch(folder)
             form = make(scratch)
             form.save_about()
-            _rename(scratch, folder)
+            _publish(scratch, folder)
         wall = time.perf_counter() - started
         self.stages.append(Stage(name=name, key=self.key, cached=cached, wall_s=wall))
         return Form(kind or _KIND[name], folder, read_about(folder))
@@ -195,7 +197,7 @@ class _Chain:
         text = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
         (scratch / "checksums").write_text(text)
         sizes = {name: (scratch / name).stat().st_size for name in files}
-        _rename(scratch, out)
+        _publish(scratch, out)
         wall = time.perf_counter() - started
         served = (
             job.threads,
@@ -210,7 +212,7 @@ class _Chain:
             artifact=self.job.out,
             sha256=hashlib.sha256(text.encode()).hexdigest(),
             files=files,
-            size_bytes=sum(size for name, size in sizes.items() if name not in _OURS),
+            size_bytes=sum(size for name, size in sizes.items() if name not in _OWN_FILES),
             stages=tuple(self.stages),
             parameters=form.about.parameters,
             flops_per_sample=form.about.flops_per_sample,
@@ -218,13 +220,21 @@ class _Chain:
         )
 
 
-_OURS = ("load.py", "artifact.json")
-_HARDWARE = ("parallel", "ranks", "threads", "compile", "recompute", "channels_last", "clock_hz")
-_LEARNING = tuple(name for name in Recipe.__struct_fields__ if name not in _HARDWARE)
+_OWN_FILES = ("load.py", "artifact.json")
+_HARDWARE_FIELDS = (
+    "parallel",
+    "ranks",
+    "threads",
+    "compile",
+    "recompute",
+    "channels_last",
+    "clock_hz",
+)
+_TRAINING_FIELDS = tuple(name for name in Recipe.__struct_fields__ if name not in _HARDWARE_FIELDS)
 
 
 def _canonical(value: Any) -> Any:
-    """0.30000000000000004 and 0.3 are one level."""
+    """Floats rounded, so that 0.30000000000000004 and 0.3 are one cache key."""
     return round(value, 6) if isinstance(value, float) else value
 
 
@@ -239,15 +249,15 @@ def _sha256(path: Path) -> str:
 
 
 def _scratch(target: Path) -> Path:
-    """An empty folder beside ``target``, whose name no other process uses."""
+    """An empty folder beside ``target``, with a name of this process's own."""
     scratch = target.with_name(f".{target.name}.{os.getpid()}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     return scratch
 
 
-def _rename(scratch: Path, target: Path) -> None:
-    """Put a finished folder in its place; what stood there is gone."""
+def _publish(scratch: Path, target: Path) -> None:
+    """Move a finished folder to ``target``, replacing what is there."""
     if target.exists():
         shutil.rmtree(target)
     scratch.rename(target)

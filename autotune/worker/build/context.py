@@ -1,5 +1,5 @@
-"""What a build works with: the loaded task (only when something must be made), models from
-forms and back, calibration rows, and the first and last steps of a module's way.
+"""What the stages of a build need: the loaded task, its model, examples and calibration rows, and
+the conversions between forms.
 
 The task is loaded at most once a build, and not at all when every stage is in the cache.
 """
@@ -45,11 +45,14 @@ from autotune.worker.data import rows
 from autotune.worker.data.batch_tree import fields
 
 SOURCE = "model.py"
-_TAKEN = (SOURCE, "load.py")  # names in an artifact that no sibling of the source may have
+_RESERVED = (
+    SOURCE,
+    "load.py",
+)  # names in an artifact that no module beside the user's source may have
 
 
 class BuildContext:
-    """The hands of one build."""
+    """What the stages of one build share."""
 
     def __init__(self, job: Build, root: Path, channel: Channel) -> None:
         self.job = job
@@ -61,7 +64,7 @@ class BuildContext:
         return load(self.job.task).read_inspected(self.root)
 
     def fresh(self) -> nn.Module:
-        """A dense model of the task's code, seeded."""
+        """A new model from the task's code, initialized with the job's seed."""
         torch.manual_seed(self.job.seed)
         return self.loaded.make_model()
 
@@ -70,7 +73,9 @@ class BuildContext:
         return module.load(self.fresh(), form.folder)
 
     def example(self, rows_: int, size: Mapping[str, int] | None = None) -> tuple[Tensor, ...]:
-        """One sample repeated to a batch, as positional tensors; ``size`` of free dimensions."""
+        """One sample repeated ``rows_`` times, as positional tensors; ``size``: of the dynamic
+        dimensions, by name.
+        """
         sample = self.loaded.validation[0]
         inputs, _ = self.loaded.collate([sample] * rows_)
         named = [(n, torch.as_tensor(value)) for n, value in fields(inputs)]
@@ -79,13 +84,13 @@ class BuildContext:
         return tuple(value for _, value in named)
 
     def tools(self, workdir: Path, step: Step) -> CompressTools:
-        """What a compress step gets.
+        """What a compression step may use.
 
         Raises:
-            JobError: unsupported: its parameters ask for a recovery that there is not.
+            JobError: unsupported: its ``recovery_`` parameters are invalid.
         """
         try:
-            manner = step.recovery
+            settings = step.recovery
         except msgspec.ValidationError as error:
             raise JobError("unsupported", f"{step.name}: recovery_ parameters: {error}") from None
         job = self.job
@@ -96,13 +101,13 @@ class BuildContext:
             module=self.module,
             fresh=self.fresh,
             example=self.example,
-            recover=lambda model: self.recover(model, manner),
+            recover=lambda model: self.recover(model, settings),
             calibration=self.calibration,
             shared=self.root / "cache",
         )
 
-    def recover(self, model: nn.Module, manner: Recovery) -> float:
-        """Train a model in place as the job and its step say, with the dense one as its teacher."""
+    def recover(self, model: nn.Module, settings: Recovery) -> float:
+        """Train a compressed model in place, the dense one its teacher; the seconds it took."""
         job = self.job
         path = self.root / "cache" / f"teacher-{self._teacher_key()}.safetensors"
         return recover(
@@ -114,7 +119,7 @@ class BuildContext:
             self.channel,
             self.dense_model,
             path,
-            manner,
+            settings,
             "cuda" if job.device != "cpu" and torch.cuda.is_available() else "cpu",
         )
 
@@ -122,7 +127,7 @@ class BuildContext:
         """The task's model with the trained weights, in eval mode.
 
         Raises:
-            JobError: unsupported: the weights are another model's.
+            JobError: unsupported: the weights do not fit the model.
         """
         model = self.fresh()
         try:
@@ -132,7 +137,7 @@ class BuildContext:
         return model.eval()
 
     def _teacher_key(self) -> str:
-        """Of all that the dense model's outputs for the training rows depend on."""
+        """A hash of all that the dense model's outputs for the training rows depend on."""
         with (self.root / self.job.weights).open("rb") as file:
             weights = hashlib.file_digest(file, "sha256").hexdigest()
         task = self.job.task
@@ -140,7 +145,7 @@ class BuildContext:
         return hashlib.sha256(repr((about, task.params)).encode()).hexdigest()[:24]
 
     def calibration(self, size: int) -> Iterator[dict[str, Any]]:
-        """Calibration rows in full batches of ``size`` (one row each where they are ragged).
+        """Calibration rows in full batches of ``size`` (of one row where row shapes differ).
 
         Raises:
             JobError: unsupported: there are none.
@@ -160,7 +165,7 @@ class BuildContext:
         model = self.dense_model()
         module.save(model, model, out)
         about = self._interface(model)
-        alone = self.loaded.source is not None and self._stands_alone(about, model, out)
+        alone = self.loaded.source is not None and self._ship_source(about, model, out)
         return Form("module", out, changed(about, standalone=alone))
 
     def _interface(self, model: nn.Module) -> Interface:
@@ -187,15 +192,15 @@ class BuildContext:
             flops_per_sample=flat.flops(lambda: run(*inputs)),
         )
 
-    def _stands_alone(self, about: Interface, model: nn.Module, out: Path) -> bool:
-        """Write the source beside the weights and try it as the artifact's loader will: in
-        another folder, without the user's.  What cannot stand alone is removed again.
+    def _ship_source(self, about: Interface, model: nn.Module, out: Path) -> bool:
+        """Copy the user's source files beside the weights; whether the model loads from there, in
+        another working folder and with the user's not importable.  If not, they are removed.
         """
         (out / SOURCE).write_text(self.loaded.source or "")
         origin = self.loaded.root or Path(self.job.task.path).resolve().parent
         siblings = {path.relative_to(origin).as_posix(): path for path in _siblings(origin)}
         for name, path in siblings.items():
-            if name not in _TAKEN:
+            if name not in _RESERVED:
                 (out / name).parent.mkdir(parents=True, exist_ok=True)
                 (out / name).write_bytes(path.read_bytes())
         form = Form("module", out, changed(about, standalone=True))
@@ -203,16 +208,16 @@ class BuildContext:
         with torch.no_grad():
             expected = Flat(model, about.input_kind, about.input_names)(*inputs)
         try:
-            with _elsewhere(origin):
-                twin = _as_the_loader_does(form)
+            with _without_project(origin):
+                twin = _loaded_from(form)
                 with torch.no_grad():
                     found = Flat(twin, about.input_kind, about.input_names)(*inputs)
             same = [_close(a, b) for a, b in zip(expected, found, strict=True)]
             why = "" if all(same) else "it gives other outputs there"
-        except (Exception, SystemExit) as error:  # whatever the user's code does not find there
+        except (Exception, SystemExit) as error:  # the user's code may fail in any way there
             why = f"{type(error).__name__}: {error}"
-        if taken := set(siblings) & set(_TAKEN):
-            why = f"its module {min(taken)} has the name of a file of the artifact"
+        if clashing := set(siblings) & set(_RESERVED):
+            why = f"its module {min(clashing)} has the name of a file of the artifact"
         if not why:
             return True
         print(f"the source does not stand alone, so a program is shipped: {why}", file=sys.stderr)
@@ -221,13 +226,15 @@ class BuildContext:
         return False
 
     def program(self, form: Form, out: Path, *, fixed: int | None = None) -> Form:
-        """An exported program, with a free batch unless one is ``fixed`` or the model has none."""
+        """An exported program with a dynamic batch, or of batch size ``fixed`` or, where no dynamic
+        one can be traced, the plan's.
+        """
         model, about = self._flat(form)
 
         def trace(size: int, dynamic: bool) -> Any:
             return exported.trace(
                 model,
-                self.example(size, self._middle()),
+                self.example(size, self._trace_sizes()),
                 dynamic=dynamic,
                 ragged=about.ragged,
                 free=self._free(),
@@ -244,14 +251,14 @@ class BuildContext:
         return Form("program", out, changed(about, batch_size=fixed))
 
     def export(self, form: Form, out: Path, *, fixed: int | None = None) -> Form:
-        """An ONNX file.  Where a free batch fails and none is ``fixed``: an empty form whose
-        batch_size says that one must be.
+        """An ONNX file.  Where a dynamic batch fails and none is ``fixed``: a form without a file,
+        whose ``batch_size`` is the one to export at.
         """
         model, about = self._flat(form)
-        size = fixed or 2  # 2: a traced batch of 1 or 0 would be taken for a constant
+        size = fixed or 2  # torch.export specializes a batch of 0 or 1
         names = about.input_names, _distinct(about.output_names, about.input_names)
         path = out / onnx_file.MODEL
-        inputs, free = self.example(size, self._middle()), self._free()
+        inputs, free = self.example(size, self._trace_sizes()), self._free()
         try:
             onnx_file.export(
                 model, inputs, path, names, dynamic=fixed is None, ragged=about.ragged, free=free
@@ -276,11 +283,11 @@ class BuildContext:
         return Form(OPENVINO, out, form.about)
 
     def _free(self) -> tuple[Dynamic, ...]:
-        """Free dimensions besides the batch."""
+        """Dynamic dimensions besides the batch."""
         return self.loaded.info.dynamic
 
-    def _middle(self) -> dict[str, int] | None:
-        """Sizes to trace at: those in the middle, as 0 and 1 would be taken for constants."""
+    def _trace_sizes(self) -> dict[str, int] | None:
+        """Sizes of the dynamic dimensions to trace at, not 0 or 1, which are specialized."""
         free = self._free()
         return dynamic_shapes.sizes(free)[1] if free else None
 
@@ -291,8 +298,8 @@ class BuildContext:
 
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """To 1e-4 of the largest magnitude: kernels add up in another order when memory is aligned
-    otherwise, which shows most in the numbers near zero.
+    """Equal to 1e-4 of the largest magnitude: kernels sum in another order when memory is aligned
+    differently, which shows most in values near zero.
     """
     if a.shape != b.shape or not a.numel():
         return a.shape == b.shape
@@ -300,8 +307,8 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool(torch.allclose(a, b, rtol=1e-4, atol=1e-4 * max(scale, 1e-3)))
 
 
-def _as_the_loader_does(form: Form) -> nn.Module:
-    """Run the artifact's loader up to its model."""
+def _loaded_from(form: Form) -> nn.Module:
+    """The model as the artifact's ``load.py`` restores it."""
     text = torch_loader.loader(form)
     names: dict[str, Any] = {"__file__": str(form.folder / "load.py"), "__name__": "load"}
     exec(compile(text, "load.py", "exec"), names)
@@ -310,13 +317,13 @@ def _as_the_loader_does(form: Form) -> nn.Module:
 
 
 def contract_names(loaded: LoadedTask) -> tuple[str, ...]:
-    """Names of the input's fields; positional ones are made up where the task has none."""
+    """Names of the input's fields: the task's, else ``input_0``, ``input_1``, ..."""
     names = loaded.info.input_names
     return tuple(name or f"input_{i}" for i, name in enumerate(names))
 
 
 def carry_source(before: Path, after: Path) -> None:
-    """Take the source along from one module form to the next."""
+    """Copy the source files from one module form to the next."""
     for path in sorted(before.rglob("*.py")):
         target = after / path.relative_to(before)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -324,12 +331,12 @@ def carry_source(before: Path, after: Path) -> None:
 
 
 def _distinct(outputs: tuple[str, ...], inputs: tuple[str, ...]) -> tuple[str, ...]:
-    """In an ONNX graph inputs and outputs share one set of names."""
+    """Output names, made different from those of inputs: an ONNX graph has one namespace."""
     return tuple(f"{name}_out" if name in inputs else name for name in outputs)
 
 
 def _siblings(folder: Path) -> list[Path]:
-    """Files of the user's folder that the task imported (not what is installed)."""
+    """Imported modules whose files lie in the user's folder, without installed packages."""
     found = []
     for name, loaded in list(sys.modules.items()):
         file = getattr(loaded, "__file__", None)
@@ -342,14 +349,14 @@ def _siblings(folder: Path) -> list[Path]:
 
 
 def _installed(path: Path | str) -> bool:
-    """Whether a path belongs to what is installed rather than to the user's project."""
+    """Whether a path is in the standard library or site-packages."""
     roots = [Path(sysconfig.get_path(key)) for key in ("stdlib", "purelib", "platlib")]
     return any(Path(path).is_relative_to(root) for root in roots)
 
 
 @contextlib.contextmanager
-def _elsewhere(folder: Path) -> Iterator[None]:
-    """Another working folder, and nothing of ``folder`` importable or imported."""
+def _without_project(folder: Path) -> Iterator[None]:
+    """Within: a temporary working folder, and no module of ``folder`` importable or imported."""
     path, cwd = list(sys.path), Path.cwd()
     imported = dict(sys.modules)
     inside = {"", ".", *(p for p in path if Path(p).is_relative_to(folder) and not _installed(p))}

@@ -1,13 +1,13 @@
-"""What recovery learns from: the rows, and what the dense model says to each.
+"""Training data of recovery: batches of rows and the dense model's outputs for them.
 
-    training rows ─┬─ held back   judge each epoch, never trained on
-                   └─ the rest    shuffled by seed, batch after batch ─┐
-    dense model ── its outputs, once a build where rows stay as they are ┴─ Lesson
+    training rows ─┬─ held back   the loss after each epoch, never trained on
+                   └─ the rest    shuffled by seed, in batches ─┐
+    dense model ── its outputs, cached where rows are constant ┴─ DistillationBatch
 
-Rows that come out the same when read twice are stacked once and then drawn by number, so that
-neither the user's ``__getitem__`` nor the dense model runs again in each epoch.  Rows that
-change (augmentation), a ``collate`` of the user's or a stream are read anew, and the dense
-model answers along the way.  Not known: a dataset that changes later than in its first rows.
+Rows that are equal when read twice are stacked once and then indexed, so that neither the user's
+``__getitem__`` nor the dense model runs again in each epoch.  Rows that change (augmentation),
+rows of the user's own ``collate`` and streams are read in each epoch, and the dense model runs on
+each batch.  Does not notice a dataset whose first rows are constant and later ones are not.
 """
 
 import functools
@@ -27,29 +27,29 @@ from autotune.worker.data.streams import Stream, rows_of
 
 KEPT_BYTES = 1 << 30
 """Stacked rows, or outputs of the dense model, that are kept in memory."""
-_LOOKED_AT = 16  # rows read twice: a coin of 1/2 a row hides in 1 of 65,000 cases
+_LOOKED_AT = 16  # rows read twice: misses an augmentation of probability 1/2 once in 65,000
 _MOST_HELD = 1024
-_FEW = 100  # rows; with fewer nothing is held back
+_FEW = 100  # rows; of fewer none are held back
 _CHUNK = 256
 
-Answer = tuple[Tensor, ...]
+Outputs = tuple[Tensor, ...]
 
 
-class Lesson(NamedTuple):
-    """One batch and the dense model's outputs for it (None where there is no such model)."""
+class DistillationBatch(NamedTuple):
+    """One batch, and the dense model's outputs for it (None without a teacher)."""
 
     input: Any
     target: Any
-    answer: Answer | None
+    teacher_outputs: Outputs | None
     rows: int
 
 
 class Teacher:
-    """The dense model's outputs.
+    """The dense model, whose outputs the compressed one learns to give.
 
     Args:
-        model: it, in eval mode.
-        path: a safetensors file to keep them in, for the next level of the same model.
+        model: makes the dense model.
+        path: a safetensors file that caches its outputs for other builds of the same model.
         call: runs a model on a batch.
     """
 
@@ -62,45 +62,45 @@ class Teacher:
     def _model(self) -> nn.Module:
         return self._make().eval().requires_grad_(False)
 
-    def answers(self, inputs: Any) -> Answer:
-        """Its floating outputs for one batch."""
+    def outputs(self, inputs: Any) -> Outputs:
+        """Its floating-point outputs for one batch."""
         with torch.no_grad():
             return outputs(self._call(self._model, inputs))
 
-    def all(self, inputs: Callable[[Tensor], Any], rows: int) -> Answer | None:
-        """Its outputs for rows 0 to ``rows``, from the file where they are; None where they are
-        too many to keep.
+    def all(self, inputs: Callable[[Tensor], Any], rows: int) -> Outputs | None:
+        """Its outputs for rows 0 to ``rows``, read from the file where that exists; None where they
+        are larger than `KEPT_BYTES` or have no batch dimension.
         """
         if self._path is not None and self._path.is_file():
             return _read(self._path, rows)
-        pieces: list[Answer] = []
+        pieces: list[Outputs] = []
         for chunk in torch.split(torch.arange(rows), _CHUNK):
-            pieces.append(tuple(tensor.cpu() for tensor in self.answers(inputs(chunk))))
+            pieces.append(tuple(tensor.cpu() for tensor in self.outputs(inputs(chunk))))
             if sum(map(batch_tree.size_of, pieces[0])) / len(chunk) * rows > KEPT_BYTES:
                 return None
             if any(len(tensor) != len(chunk) for tensor in pieces[-1]):
-                return None  # outputs that are not one a row
-        found: Answer = tuple(torch.cat(column) for column in zip(*pieces, strict=True))
+                return None  # no batch dimension
+        found: Outputs = tuple(torch.cat(column) for column in zip(*pieces, strict=True))
         if self._path is not None:
             _write(self._path, found)
         return found
 
 
-def outputs(output: Any) -> Answer:
-    """The floating tensors of an output that have a batch dimension."""
+def outputs(output: Any) -> Outputs:
+    """The floating-point tensors of an output that have a batch dimension."""
     return tuple(o for o in tensors(output) if o.is_floating_point() and o.dim())
 
 
-class Lessons:
-    """Batches of the training rows with the dense model's answers.
+class DistillationData:
+    """Batches of the training rows with the dense model's outputs.
 
     Args:
         loaded: the task.
         data: its *train* or *calibration* part.
         size: rows of a batch.
-        seed: of the order, and of what is held back.
+        seed: of the order, and of the choice of held-back rows.
         teacher: the dense model, or None.
-        paired: the model has batch norm, which a batch of one row is no use to.
+        paired: the model has batch norm, which cannot train on a batch of one row.
     """
 
     def __init__(
@@ -122,9 +122,11 @@ class Lessons:
             self._epochs = batches.batches_of(loaded, data, share, seed)
             return
         self._gather, kept = gatherer(loaded, data)
-        self._answers: Answer | None = None
+        self._teacher_outputs: Outputs | None = None
         if kept and teacher is not None:
-            self._answers = teacher.all(lambda rows: unlabelled(self._gather(rows)[0]), len(data))
+            self._teacher_outputs = teacher.all(
+                lambda rows: unlabelled(self._gather(rows)[0]), len(data)
+            )
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
         held = min(_MOST_HELD, len(data) // 10) if len(data) >= _FEW else 0
         self._held, self._train = (order[:held] if held else order), order[held:]
@@ -137,44 +139,44 @@ class Lessons:
             return self._epochs.steps
         return len(self._chunks(self._train))
 
-    def epoch(self, number: int) -> Iterator[Lesson]:
+    def epoch(self, number: int) -> Iterator[DistillationBatch]:
         """The batches of epoch ``number``, from 1."""
         if self._epochs is not None:
             for batch in self._epochs.epoch(number):
-                yield self._lesson(batch.input, batch.target, None)
+                yield self._with_teacher(batch.input, batch.target, None)
             return
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
         order = self._train[torch.randperm(len(self._train), generator=generator)]
         for rows in self._chunks(order):
-            yield self._lesson(*self._gather(rows), rows)
+            yield self._with_teacher(*self._gather(rows), rows)
 
-    def held(self) -> Iterator[Lesson]:
-        """What is held back; of streams and tiny sets, which have no rows to spare, the first
-        or all of those that are trained on.
+    def held(self) -> Iterator[DistillationBatch]:
+        """Batches of the held-back rows; of a stream its first rows, and of fewer than `_FEW` rows
+        all of them, though they are trained on too.
         """
         if self._epochs is not None:
             batch = self._epochs.first(_CHUNK)
-            yield self._lesson(batch.input, batch.target, None)
+            yield self._with_teacher(batch.input, batch.target, None)
             return
         for rows in self._chunks(self._held, _CHUNK):
-            yield self._lesson(*self._gather(rows), rows)
+            yield self._with_teacher(*self._gather(rows), rows)
 
-    def _lesson(self, inputs: Any, target: Any, rows: Tensor | None) -> Lesson:
-        answer: Answer | None = None
-        if rows is not None and self._answers is not None:
-            answer = tuple(tensor[rows] for tensor in self._answers)
+    def _with_teacher(self, inputs: Any, target: Any, rows: Tensor | None) -> DistillationBatch:
+        expected: Outputs | None = None
+        if rows is not None and self._teacher_outputs is not None:
+            expected = tuple(tensor[rows] for tensor in self._teacher_outputs)
         elif self._teacher is not None:
-            answer = self._teacher.answers(unlabelled(inputs))
-        return Lesson(inputs, target, answer, rows_of(target))
+            expected = self._teacher.outputs(unlabelled(inputs))
+        return DistillationBatch(inputs, target, expected, rows_of(target))
 
     def _chunks(self, order: Tensor, size: int | None = None) -> list[Tensor]:
-        """Batches of rows that can be stacked, each of one shape where shapes differ."""
+        """Row numbers in batches, each of one shape where shapes differ between rows."""
         groups = [order]
         if self._shapes is not None:
             shapes = self._shapes[order]
             groups = [order[shapes == shape] for shape in torch.unique(shapes)]
         chunks = [c for group in groups for c in torch.split(group, size or self._size)]
-        if self._shapes is not None:  # mixed again, in an order that the rows' own decides
+        if self._shapes is not None:  # shapes mixed, deterministically
             chunks.sort(key=lambda chunk: int(chunk[0]) * 2_654_435_761 % 2**32)
         whole = [c for c in chunks if len(c) > 1 or self._size == 1]
         return whole if self._paired and whole and size is None else chunks
@@ -188,9 +190,7 @@ def unlabelled(inputs: Any) -> Any:
 
 
 def gatherer(loaded: LoadedTask, data: Any) -> tuple[batch_indexing.Gather, bool]:
-    """From row numbers to a batch, and whether rows stay as they are from one reading to the
-    next.
-    """
+    """A function from row numbers to a batch, and whether rows are constant between epochs."""
     slow = batch_indexing.reader(data, loaded.collate)
     if loaded.has_own_collate or loaded.info.ragged:
         return slow, False
@@ -204,16 +204,16 @@ def gatherer(loaded: LoadedTask, data: Any) -> tuple[batch_indexing.Gather, bool
         return fast, True
     pieces = [slow(chunk) for chunk in torch.split(torch.arange(len(data)), _CHUNK)]
     stacked = batch_tree.join(pieces)
-    return (lambda rows: _taken(stacked, rows)), True
+    return (lambda rows: _indexed(stacked, rows)), True
 
 
-def _taken(stacked: Any, rows: Tensor) -> tuple[Any, Any]:
+def _indexed(stacked: Any, rows: Tensor) -> tuple[Any, Any]:
     found: tuple[Any, Any] = batch_tree.take(stacked, rows.numpy().astype(np.int64))
     return found
 
 
 def _shapes(loaded: LoadedTask, data: Any) -> Tensor | None:
-    """A number a row, the same for rows of one shape; None where collate takes any."""
+    """One id per row, equal for rows of one shape; None where the user's collate takes any."""
     if loaded.has_own_collate:
         return None
     seen: dict[str, int] = {}
@@ -221,7 +221,7 @@ def _shapes(loaded: LoadedTask, data: Any) -> Tensor | None:
     return torch.tensor([seen.setdefault(text, len(seen)) for text in texts])
 
 
-def _read(path: Path, rows: int) -> Answer | None:
+def _read(path: Path, rows: int) -> Outputs | None:
     from safetensors.torch import load_file
 
     found = load_file(str(path))
@@ -229,7 +229,7 @@ def _read(path: Path, rows: int) -> Answer | None:
     return answer if all(len(tensor) == rows for tensor in answer) else None
 
 
-def _write(path: Path, answer: Answer) -> None:
+def _write(path: Path, answer: Outputs) -> None:
     from safetensors.torch import save_file
 
     scratch = path.with_name(f"{path.name}.part")

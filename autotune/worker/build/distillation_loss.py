@@ -1,14 +1,14 @@
-"""How far a student's outputs are from its teacher's, beside the task's own loss.
+"""The distance between a student's outputs and its teacher's, mixed with the task's own loss.
 
-    outputs that are classes' scores   T^2 KL(softmax(teacher/T) || softmax(student/T))
+    outputs that are class scores      T^2 KL(softmax(teacher/T) || softmax(student/T))
     any other floating output          squared error / variance of the teacher's output
 
     loss = share * distance + (1 - share) * task loss
 
-Hinton et al., arXiv 1503.02531.  Outputs count as scores of classes where the task's default
-loss for them would be the cross-entropy.  Where the loss is the user's own, nobody knows the
-units of it, so the distance is scaled to the task loss that the student begins with.  Does not
-look at features inside the models: their widths differ once one of them is pruned.
+Hinton et al., arXiv 1503.02531.  Outputs count as class scores (logits) where the task's default
+loss for them would be the cross-entropy.  A loss of the user's own has unknown units, so there the
+distance is scaled to the student's initial task loss.  Does not compare features inside the
+models: their widths differ once one of them is pruned.
 """
 
 from typing import Any
@@ -19,30 +19,30 @@ from torch.nn import functional
 
 from autotune.errors import ContractError, JobError
 from autotune.records.plan import Recovery
-from autotune.worker.build.distillation_data import Lesson, outputs, unlabelled
+from autotune.worker.build.distillation_data import DistillationBatch, outputs, unlabelled
 from autotune.worker.contract import LoadedTask, default_metrics, frameworks
 
 _TINY = 1e-8
 
 
 class Distillation:
-    """The loss of a lesson.
+    """The loss of one batch.
 
     Args:
         loaded: the task.
         student: the model at its start.
-        first: a lesson to look at: whether there is a teacher's answer, whether the task's loss
-            can be used, and how large it is.
-        manner: the teacher's share, and the temperature.
+        first: a batch that shows whether there are teacher outputs, whether the task's loss can be
+            computed, and how large it is.
+        settings: the teacher's share of the loss, and the temperature.
     """
 
     def __init__(
-        self, loaded: LoadedTask, student: nn.Module, first: Lesson, manner: Recovery
+        self, loaded: LoadedTask, student: nn.Module, first: DistillationBatch, settings: Recovery
     ) -> None:
-        self._loaded, self._temperature = loaded, manner.temperature
+        self._loaded, self._temperature = loaded, settings.temperature
         self._own = frameworks.has_training_step(student)
         self._scale = 1.0
-        self._share = 0.0 if first.answer is None else manner.teacher
+        self._share = 0.0 if first.teacher_outputs is None else settings.teacher
         if not self._share:
             return
         with torch.no_grad():
@@ -52,36 +52,36 @@ class Distillation:
         elif loaded.has_own_loss:
             self._scale = float(task.abs() / distance.clamp(min=_TINY))
 
-    def __call__(self, student: nn.Module, lesson: Lesson) -> Tensor:
-        """A scalar, the mean over the batch."""
+    def __call__(self, student: nn.Module, batch: DistillationBatch) -> Tensor:
+        """The scalar loss, a mean over the batch."""
         if not self._share:
             loaded = self._loaded
             stepped = loaded.stepped(student)
-            return loaded.training_loss(stepped, lesson.input, lesson.target)
-        task, distance = self._parts(student, lesson)
+            return loaded.training_loss(stepped, batch.input, batch.target)
+        task, distance = self._parts(student, batch)
         if task is None or self._share == 1.0:
             return distance
         return self._share * self._scale * distance + (1 - self._share) * task
 
-    def _parts(self, student: nn.Module, lesson: Lesson) -> tuple[Tensor | None, Tensor]:
-        """The task's loss, where there is one for these outputs, and the distance."""
-        assert lesson.answer is not None
+    def _parts(self, student: nn.Module, batch: DistillationBatch) -> tuple[Tensor | None, Tensor]:
+        """The task's loss (None if these outputs have none) and the distance to the teacher."""
+        assert batch.teacher_outputs is not None
         loaded = self._loaded
         labelled = loaded.info.has_loss and not self._own
-        output = loaded.call(student, lesson.input if labelled else unlabelled(lesson.input))
+        output = loaded.call(student, batch.input if labelled else unlabelled(batch.input))
         task: Tensor | None = None
         if labelled and (loaded.own_train is None or loaded.has_own_loss):
             try:
-                task = loaded.loss(output, lesson.target)
+                task = loaded.loss(output, batch.target)
             except ContractError:
                 if loaded.has_own_loss:
                     raise
-        said = [o for o in outputs(output) if o.dim()]
+        given = [o for o in outputs(output) if o.dim()]
         main = default_metrics.main_output(output)
-        parts = [  # in training some models give more outputs, behind those that they give in use
-            self._classes(o, a, lesson.target) if o is main else _error(o, a)
-            for o, a in zip(said, lesson.answer, strict=False)
-            if o.shape == a.shape
+        parts = [  # some models return further outputs in training mode, after those of eval mode
+            self._classes(o, t, batch.target) if o is main else _error(o, t)
+            for o, t in zip(given, batch.teacher_outputs, strict=False)
+            if o.shape == t.shape
         ]
         if parts:
             return task, torch.stack(parts).mean()
@@ -89,34 +89,37 @@ class Distillation:
             raise JobError(
                 "unsupported",
                 "recovery has nothing to learn from: the model's outputs in training have other "
-                "shapes than in use, and there is no loss; define loss(output, target)",
+                "shapes than in eval mode, and there is no loss; define loss(output, target)",
             )
         return task, task
 
-    def _classes(self, said: Tensor, answer: Tensor, target: Any) -> Tensor:
-        """The divergence, where the output scores classes; else the squared error."""
-        whole = isinstance(target, Tensor) and not target.is_floating_point()
-        if not whole or said.dim() < 2:
-            return _error(said, answer)
+    def _classes(self, output: Tensor, wanted: Tensor, target: Any) -> Tensor:
+        """The KL divergence where the output is class scores; else the squared error."""
+        integer = isinstance(target, Tensor) and not target.is_floating_point()
+        if not integer or output.dim() < 2:
+            return _error(output, wanted)
         try:
-            student = default_metrics.classes_second(said, target)
-            teacher = default_metrics.classes_second(answer, target)
+            student = default_metrics.classes_second(output, target)
+            teacher = default_metrics.classes_second(wanted, target)
         except ContractError:
-            return _error(said, answer)
+            return _error(output, wanted)
         if student.shape[1] < 2:
-            return _error(said, answer)
+            return _error(output, wanted)
         t = self._temperature
-        soft = functional.log_softmax(student.float() / t, 1)
-        aim = functional.log_softmax(teacher.float() / t, 1)
-        each = functional.kl_div(soft, aim, reduction="none", log_target=True).sum(1)
+        log_student = functional.log_softmax(student.float() / t, 1)
+        log_teacher = functional.log_softmax(teacher.float() / t, 1)
+        each = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1)
         counted = (target != default_metrics.IGNORED).float()
         mean: Tensor = (each * counted).sum() / counted.sum().clamp(min=1)
         return mean * t * t
 
 
-def _error(said: Tensor, answer: Tensor) -> Tensor:
-    """Squared error in variances of the answer, or hundredths of its size if it hardly varies."""
-    said, answer = said.float(), answer.float()
-    size = answer.square().mean()
-    spread = size - answer.mean().square()
-    return functional.mse_loss(said, answer) / torch.maximum(spread, size / 100).clamp(min=_TINY)
+def _error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared error over the variance of the teacher's output, or over 1 % of its mean square
+    where it hardly varies.
+    """
+    student, teacher = student.float(), teacher.float()
+    size = teacher.square().mean()
+    spread = size - teacher.mean().square()
+    error = functional.mse_loss(student, teacher)
+    return error / torch.maximum(spread, size / 100).clamp(min=_TINY)

@@ -1,12 +1,14 @@
-"""Recovery training: a pruned model learns again, from the dense one and from the labels.
+"""Recovery training: a compressed model is fine-tuned by distillation from the dense one and on
+the labels.
 
-    start ── epoch ── held back ── epoch ── held back ── ... ── the best of them is kept
-             loss: `distilling`, rows: `lessons`, learning rate: warm-up, then a cosine to 0
+    start ── epoch ── held-back loss ── epoch ── held-back loss ── ... ── the best is kept
+             loss: `distillation_loss`, rows: `distillation_data`, lr: warm-up, then cosine to 0
 
-The recipe's optimizer, batch and precision; its schedule, clipping, smoothing and averaging
-are for training from scratch.  Ends early where the loss on what is held back hardly falls any
-more, measured by what pruning did to it: shallow levels are cheap.
-A loss that is not a number goes back to the best so far, at a tenth of the learning rate.
+Uses the recipe's optimizer, batch size and precision, not its schedule, gradient clipping, label
+smoothing and weight averaging, which are for training from scratch.  Ends early once the held-back
+loss falls by less than a fraction of its initial value, so light compression is cheap to recover.
+A loss that is not finite restores the best state so far and continues at a tenth of the learning
+rate.
 """
 
 import contextlib
@@ -34,15 +36,15 @@ from autotune.worker.training.evaluation import lay_out
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from autotune.worker.build.distillation_data import Lesson, Lessons
+    from autotune.worker.build.distillation_data import DistillationBatch, DistillationData
 
-_RISE = 0.1  # of all steps
-_GAIN = 0.005  # of the loss that pruning left: less is no gain
-_PATIENCE = 2  # epochs without one
+_WARMUP = 0.1  # of all steps
+_MIN_GAIN = 0.005  # of the initial held-back loss: a smaller decrease does not count
+_PATIENCE = 2  # epochs without such a decrease
 _RETRIES = 2
-_FEWEST = 256  # rows of a share
-_USUAL = Recovery()
-_DENSE = 2000.0  # FLOPs of a batch a parameter: bf16 pays from here (see `_fast`)
+_FEWEST = 256  # rows of a partial epoch
+_DEFAULT = Recovery()
+_BF16_FLOPS = 2000.0  # FLOPs per batch and parameter from which bf16 is used (see `_use_bf16`)
 
 
 def recover(
@@ -54,34 +56,34 @@ def recover(
     channel: Channel,
     teacher: "Callable[[], nn.Module] | None" = None,
     path: Path | None = None,
-    manner: Recovery = _USUAL,
+    settings: Recovery = _DEFAULT,
     device: str = "cpu",
 ) -> float:
-    """Train ``model`` in place on *train* (or *calibration*); reports each epoch's held-back loss.
+    """Train ``model`` in place on the training rows, or the calibration rows where there are none.
 
     Args:
-        model: what was pruned.
+        model: the compressed model.
         loaded: the task.
         recipe: how the dense model was trained.
-        epochs: at most so many; under 1, one pass over that share of the rows.
-        seed: of the order of rows and of dropout.
-        channel: told each epoch's loss on what is held back.
-        teacher: makes the dense model; without it there is the task's loss alone.
-        path: where the teacher's outputs are kept between builds.
-        manner: what of it may be searched (``--joint``): without that the recipe's own learning
-            rate, as at 0.3 and 0.5 of it the same few epochs end further from the teacher.
-        device: where it trains; the model comes back to the processor.
+        epochs: the most epochs; under 1, one pass over that share of the rows.
+        seed: of the row order and of dropout.
+        channel: receives each epoch's held-back loss.
+        teacher: makes the dense model; without it only the task's loss is used.
+        path: file that caches the teacher's outputs between builds.
+        settings: what ``--joint`` searches.  The default is the recipe's own learning rate: at 0.3
+            and 0.5 of it the same number of epochs ended further from the teacher.
+        device: where it trains; the model is moved back to the CPU afterwards.
 
     Returns:
-        The seconds it took.
+        Seconds of wall time.
 
     Raises:
-        JobError: unsupported where there is nothing to train on, nan for such a loss.
+        JobError: unsupported: there are no rows to train on; nan: the loss stays not finite.
     """
-    epochs *= manner.epochs
+    epochs *= settings.epochs
     if epochs <= 0:
         return 0.0
-    from autotune.worker.build.distillation_data import Lessons, Teacher
+    from autotune.worker.build.distillation_data import DistillationData, Teacher
 
     data = _rows(loaded, epochs)
     if epochs < 1 and not isinstance(data, Stream):
@@ -91,7 +93,7 @@ def recover(
     with _threads(max(recipe.threads * recipe.ranks, _cores())):
         first = loaded.collate([data[0]])
         fast = recipe.precision == "bf16" or (
-            device == "cpu" and _fast(model, loaded, first[0], recipe.batch_size)
+            device == "cpu" and _use_bf16(model, loaded, first[0], recipe.batch_size)
         )
         with _on(model, device), _layout(model, first[0], fast=fast) as laid_out:
 
@@ -102,14 +104,14 @@ def recover(
                 with _precision(device, fast=fast):
                     return loaded.call(run.to(device), arranged(inputs))
 
-            known = Teacher(teacher, path, call) if teacher and manner.teacher else None
-            lessons = Lessons(
+            known = Teacher(teacher, path, call) if teacher and settings.teacher else None
+            distillation = DistillationData(
                 loaded, data, recipe.batch_size, seed, known, paired=_has_batch_norm(model)
             )
-            course = _Course(
-                model, loaded, recipe, lessons, arranged, manner, device=device, fast=fast
+            recovery = _RecoveryRun(
+                model, loaded, recipe, distillation, arranged, settings, device=device, fast=fast
             )
-            course.run(max(1, round(epochs)), channel)
+            recovery.run(max(1, round(epochs)), channel)
     model.eval()
     return time.perf_counter() - started
 
@@ -126,7 +128,7 @@ def _rows(loaded: LoadedTask, epochs: float) -> Any:
 
 
 def _share_of(data: Any, share: float, seed: int, path: Path | None) -> tuple[Any, Path | None]:
-    """So large a part of the rows, by seed, and where the teacher's outputs for it are kept."""
+    """A random ``share`` of the rows, and the cache file of the teacher's outputs for it."""
     count = min(len(data), max(_FEWEST, math.ceil(share * len(data))))
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     own = path.with_name(f"{path.stem}-{count}{path.suffix}") if path is not None else None
@@ -143,43 +145,43 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Course:
-    """One model's recovery."""
+class _RecoveryRun:
+    """Recovery of one model."""
 
     def __init__(
         self,
         model: nn.Module,
         loaded: LoadedTask,
         recipe: Recipe,
-        lessons: "Lessons",
+        data: "DistillationData",
         arranged: "Callable[[Any], Any]",
-        manner: Recovery,
+        settings: Recovery,
         *,
         device: str,
         fast: bool,
     ) -> None:
         from autotune.worker.build.distillation_loss import Distillation
 
-        self._model, self._recipe, self._lessons = model, recipe, lessons
+        self._model, self._recipe, self._data = model, recipe, data
         self._arranged, self._fast, self._gain = arranged, fast, 0.0
-        self._lr_share, self._device = manner.lr, device
-        first = next(iter(lessons.held()))
-        self._loss = Distillation(loaded, model, self._placed(first), manner)
+        self._lr_share, self._device = settings.lr, device
+        first = next(iter(data.held()))
+        self._loss = Distillation(loaded, model, self._placed(first), settings)
 
     def run(self, epochs: int, channel: Channel) -> None:
-        """Train, and leave the best state in the model.
+        """Train, and load the best state into the model.
 
         Raises:
-            JobError: nan, at every learning rate tried.
+            JobError: nan: the loss was not finite at any learning rate.
         """
         share = self._lr_share
         best = self._held(), copy.deepcopy(self._model.state_dict())
-        self._gain = _GAIN * best[0]
+        self._gain = _MIN_GAIN * best[0]
         for _ in range(1 + _RETRIES):
             with _trainable(self._model):
-                best, whole = self._attempt(epochs, share, best, channel)
+                best, finite = self._attempt(epochs, share, best, channel)
             self._model.load_state_dict(best[1])
-            if whole:
+            if finite:
                 return
             share /= 10
         raise JobError("nan", "recovery training gave a loss that is not a number")
@@ -187,22 +189,22 @@ class _Course:
     def _attempt(
         self, epochs: int, share: float, best: tuple[float, dict[str, Any]], channel: Channel
     ) -> tuple[tuple[float, dict[str, Any]], bool]:
-        """The best loss and state, and whether all losses were numbers."""
+        """The best loss and state, and whether all losses were finite."""
         from autotune.worker.training import optimizers
 
         slower = msgspec.structs.replace(self._recipe, lr=self._recipe.lr * share)
         rule = optimizers.build(slower, self._model)
-        steps = max(1, epochs * self._lessons.steps)
+        steps = max(1, epochs * self._data.steps)
         done = stale = 0
         for epoch in range(1, epochs + 1):
             self._model.train()
-            for lesson in self._lessons.epoch(epoch):
+            for batch in self._data.epoch(epoch):
                 rule.zero_grad()
-                loss = self._of(lesson)
+                loss = self._of(batch)
                 if not math.isfinite(float(loss.detach())):
                     return best, False
                 loss.backward()  # type: ignore[no-untyped-call]
-                rule.step(_share(done, steps))
+                rule.step(_lr_factor(done, steps))
                 done += 1
             held = self._held()
             if not math.isfinite(held):
@@ -215,35 +217,35 @@ class _Course:
         return best, True
 
     def _held(self) -> float:
-        """The mean loss on what is held back."""
+        """The mean loss on the held-back rows."""
         self._model.eval()
         total, count = 0.0, 0
         with torch.no_grad():
-            for lesson in self._lessons.held():
-                total += float(self._of(lesson)) * lesson.rows
-                count += lesson.rows
+            for batch in self._data.held():
+                total += float(self._of(batch)) * batch.rows
+                count += batch.rows
         return total / max(1, count)
 
-    def _of(self, lesson: "Lesson") -> Tensor:
+    def _of(self, batch: "DistillationBatch") -> Tensor:
         with _precision(self._device, fast=self._fast):
-            return self._loss(self._model, self._placed(lesson))
+            return self._loss(self._model, self._placed(batch))
 
-    def _placed(self, lesson: "Lesson") -> "Lesson":
-        return lesson._replace(
-            input=self._arranged(lesson.input),
-            target=_moved(lesson.target, self._device),
-            answer=_moved(lesson.answer, self._device),
+    def _placed(self, batch: "DistillationBatch") -> "DistillationBatch":
+        return batch._replace(
+            input=self._arranged(batch.input),
+            target=_moved(batch.target, self._device),
+            teacher_outputs=_moved(batch.teacher_outputs, self._device),
         )
 
 
-def _share(step: int, steps: int) -> float:
-    """A linear rise over the first tenth of the steps, then a cosine towards 0."""
+def _lr_factor(step: int, steps: int) -> float:
+    """The learning rate's factor: linear warm-up over a tenth of the steps, then cosine to 0."""
     from autotune.worker.training import lr_schedule
 
-    rise = max(1, round(_RISE * steps))
-    if step < rise:
-        return (step + 1) / rise
-    return lr_schedule.cosine(min(step, steps) - rise, max(1, steps - rise))
+    warmup = max(1, round(_WARMUP * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return lr_schedule.cosine(min(step, steps) - warmup, max(1, steps - warmup))
 
 
 def _precision(device: str, *, fast: bool) -> contextlib.AbstractContextManager[Any]:
@@ -265,7 +267,7 @@ def _on(model: nn.Module, device: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _trainable(model: nn.Module) -> Iterator[None]:
-    """What the user froze for training was pruned like the rest, so it learns too."""
+    """Within, all floating-point parameters are trainable: frozen ones were compressed too."""
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -279,7 +281,7 @@ def _trainable(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _layout(model: nn.Module, inputs: Any, *, fast: bool) -> "Iterator[Callable[[Any], Any]]":
-    """Images with their channels last, which bf16 convolutions take as they are."""
+    """Within, images are channels_last in bf16, which its convolutions take without a copy."""
     images = fast and isinstance(inputs, Tensor) and inputs.dim() == 4
     if not images:
         yield lambda batch: batch
@@ -291,9 +293,9 @@ def _layout(model: nn.Module, inputs: Any, *, fast: bool) -> "Iterator[Callable[
         lay_out(model, torch.contiguous_format)
 
 
-def _fast(model: nn.Module, loaded: LoadedTask, inputs: Any, batch_size: int) -> bool:
-    """Whether to train in bf16: where the processor has matrix units for it and a step's
-    arithmetic outweighs its optimizer and its casts of the weights.
+def _use_bf16(model: nn.Module, loaded: LoadedTask, inputs: Any, batch_size: int) -> bool:
+    """Whether to train in bf16 on the CPU: it has AMX for it, and the FLOPs of a step outweigh its
+    optimizer and the casts of its weights.
     """
     from autotune.forms import flat, module
     from autotune.worker.build.distillation_data import unlabelled
@@ -303,7 +305,7 @@ def _fast(model: nn.Module, loaded: LoadedTask, inputs: Any, batch_size: int) ->
         return False
     with evaluating(model):
         work = flat.flops(lambda: loaded.call(model, unlabelled(inputs)))
-    return work * batch_size >= _DENSE * module.parameters(model)
+    return work * batch_size >= _BF16_FLOPS * module.parameters(model)
 
 
 def _cores() -> int:

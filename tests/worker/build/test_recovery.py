@@ -168,8 +168,8 @@ def _process(monkeypatch):
     ],
 )
 def test_every_form_of_task_comes_nearer_to_its_teacher(tmp_path, monkeypatch, text, fast):
-    monkeypatch.setattr(recovery, "_fast", lambda *_: fast)
-    manner = Recovery(teacher=0.99)  # this teacher is untrained: labels disagree
+    monkeypatch.setattr(recovery, "_use_bf16", lambda *_: fast)
+    settings = Recovery(teacher=0.99)  # this teacher is untrained: labels disagree
     loaded = task(tmp_path, text)
     teacher, student = pair(loaded)
     rows = range(1 if loaded.info.ragged else 100)
@@ -178,13 +178,13 @@ def test_every_form_of_task_comes_nearer_to_its_teacher(tmp_path, monkeypatch, t
     def distance() -> float:
         student.eval()
         said = distillation_data.outputs(loaded.call(student, inputs))
-        told = distillation_data.outputs(loaded.call(teacher, inputs))
-        pairs = zip(said, told, strict=True)
+        taught = distillation_data.outputs(loaded.call(teacher, inputs))
+        pairs = zip(said, taught, strict=True)
         return sum(float((a - b).detach().square().mean()) for a, b in pairs)
 
     before, channel = distance(), NullChannel()
     seconds = recovery.recover(
-        student, loaded, RECIPE, 4, 0, channel, lambda: teacher, manner=manner
+        student, loaded, RECIPE, 4, 0, channel, lambda: teacher, settings=settings
     )
     assert seconds > 0
     assert channel.reports[-1][1] < channel.reports[0][1]
@@ -249,9 +249,9 @@ def test_rows_that_change_are_answered_as_they_come(tmp_path):
 
 def test_what_is_held_back_is_never_trained_on(tmp_path):
     loaded = task(tmp_path, TENSOR)
-    made = distillation_data.Lessons(loaded, loaded.train, 24, 0)
-    held = {tuple(row.tolist()) for lesson in made.held() for row in lesson.input}
-    trained = {tuple(row.tolist()) for lesson in made.epoch(1) for row in lesson.input}
+    made = distillation_data.DistillationData(loaded, loaded.train, 24, 0)
+    held = {tuple(row.tolist()) for batch in made.held() for row in batch.input}
+    trained = {tuple(row.tolist()) for batch in made.epoch(1) for row in batch.input}
     assert len(held) == 24
     assert len(trained) == 216 == 24 * made.steps
     assert not held & trained
@@ -298,8 +298,8 @@ def test_what_is_searched_changes_the_recovery(tmp_path, monkeypatch):
 
     def recovered(**fields) -> tuple[torch.Tensor, int]:
         _, student = pair(loaded)
-        manner, channel = Recovery(**fields), NullChannel()
-        recovery.recover(student, loaded, RECIPE, 4, 0, channel, lambda: teacher, None, manner)
+        settings, channel = Recovery(**fields), NullChannel()
+        recovery.recover(student, loaded, RECIPE, 4, 0, channel, lambda: teacher, None, settings)
         return student[0].weight.detach(), len(channel.reports)
 
     usual, epochs = recovered()
@@ -318,5 +318,5 @@ def test_without_a_share_the_teacher_is_never_asked(tmp_path):
     def never():
         raise AssertionError
 
-    manner = Recovery(teacher=0.0)
-    assert recovery.recover(student, loaded, RECIPE, 1, 0, NullChannel(), never, None, manner) > 0
+    settings = Recovery(teacher=0.0)
+    assert recovery.recover(student, loaded, RECIPE, 1, 0, NullChannel(), never, None, settings) > 0
