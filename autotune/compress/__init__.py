@@ -4,8 +4,8 @@
                          `--export (worker.build)--> onnx --int8_static|int8_dynamic--> onnx
                                                        `--convert--> openvino --int8_openvino-->
 
-A plug-in's top-level imports are the standard library and records; `Compressor` is what it
-must hold, `CompressTools` what it may use.
+A plug-in imports only the standard library and records at its top level; `Compressor` is what it
+must define, `CompressTools` what it may use.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,9 +25,9 @@ class CompressTools:
 
     ``module(form)`` is the ``nn.Module`` of a module form, in eval mode; ``fresh()`` a dense
     one of the same code.  ``example(n)`` is one batch of n rows as positional tensors.
-    ``recover(model)`` trains a model in place as long as the job says, with the dense one as
-    its teacher, and returns the seconds.  ``calibration(n)`` yields batches of at most n rows,
-    input name to array.  ``shared`` is a folder for what several levels of a step have in common.
+    ``recover(model)`` trains a model in place for the job's recovery epochs, by distillation from
+    the dense one, and returns the seconds.  ``calibration(n)`` yields batches of at most n rows,
+    input name to array.  ``shared`` is a folder that caches what several builds have in common.
     """
 
     seed: int
@@ -48,12 +48,12 @@ class Compressor(Protocol):
 
     It may also have (`autotune.records.task.Option` holds them):
 
-    - ``RUNTIMES``, or a function ``runtimes(context)``: names of those that can serve what it
-      gives; without it each can that takes the form, or one that the form can become.
+    - ``RUNTIMES``, or a function ``runtimes(context)``: names of the runtimes that can serve
+      its output; without it, all that take its form or one that the form can be converted to.
     - ``TRAINS = True``: it calls ``CompressTools.recover``.
-    - ``TIME_LEFT``: a guess of the share of the dense model's latency that it leaves.
-    - ``SEARCHED = False`` and ``PREPARES``, names of other compressors: it is no choice of its own,
-      and tried before one of those where that would be chosen but for its quality.
+    - ``TIME_LEFT``: a prior for the compressed model's latency over the dense one's.
+    - ``SEARCHED = False`` and ``PREPARES``, names of other compressors: it is not searched by
+      itself, but tried ahead of one of those that would be chosen if its quality were better.
     """
 
     TAKES: str
@@ -62,7 +62,7 @@ class Compressor(Protocol):
     DTYPE: str | None
 
     def unavailable(self, context: Context) -> str | None:
-        """None, or why it cannot be used, in words that a person can act on."""
+        """None, or why it cannot be used and what would help."""
         ...
 
     def dims(self, context: Context) -> tuple[Dim, ...]:

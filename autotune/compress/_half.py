@@ -1,7 +1,7 @@
-"""What the 16-bit steps share: weights stored in 16 bits, and word to the runtime.
+"""What the 16-bit steps share: weights stored in 16 bits, and the precision to compute in.
 
-Matrices and kernels are rounded on disk, which halves the file; biases, norms and statistics
-stay as they are.  The loader brings them back, and the runtime computes in `Interface.precision`.
+Weights of two or more dimensions are stored in 16 bits, which halves the file; biases, norms and
+statistics stay in fp32.  The loader and the runtime read `Interface.precision`.
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ def halve(
     precision: Literal["bf16", "fp16"],
     params: Mapping[str, Value],
 ) -> Form:
-    """The same module, its weights in 16 bits, to be computed in ``precision``; modules named by
-    ``keep_fp32`` stay as they are.
+    """The same module, stored and computed in ``precision``; modules named by ``keep_fp32`` stay
+    in fp32.
 
     Raises:
-        JobError: unsupported: a weight is too large for fp16.
+        JobError: unsupported: a weight overflows fp16.
     """
     model = tools.module(form)
     return store(model, form, tools, precision, outermost(model, str(params.get("keep_fp32", ""))))
@@ -39,7 +39,7 @@ def store(
     """Write ``model`` with its weights in 16 bits, but for those of the modules in ``exact``.
 
     Raises:
-        JobError: unsupported: a weight is too large for fp16.
+        JobError: unsupported: a weight overflows fp16.
     """
     import torch
 
@@ -54,18 +54,20 @@ def store(
                 continue
             parameter.data = parameter.data.to(dtype)
             if not bool(parameter.isfinite().all()):
-                raise JobError("unsupported", f"{name} holds values that {precision} cannot")
+                raise JobError(
+                    "unsupported", f"{name} holds values outside the range of {precision}"
+                )
     module.save(model, tools.fresh(), tools.workdir)
     return Form("module", tools.workdir, changed(form.about, precision=precision, exact=exact))
 
 
 def outermost(model: Any, kept: str) -> tuple[str, ...]:
-    """Names of the modules that are meant, those within them left out."""
+    """Names of the modules that ``kept`` matches (comma-separated), without their submodules."""
     wanted = kept.split(",") if kept else []
     found = [name for name, _ in model.named_modules() if patterns.matches(name, wanted)]
     return tuple(name for name in found if not patterns.matches(name.rpartition(".")[0], wanted))
 
 
 def within(model: Any, names: tuple[str, ...]) -> set[Any]:
-    """The modules of these names, and those within them."""
+    """The modules of these names and their submodules."""
     return {layer for name in names for layer in model.get_submodule(name).modules()}

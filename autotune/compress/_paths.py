@@ -1,7 +1,7 @@
-"""What the profile measured of a narrower type's own path here: a refusal with its figure.
+"""Whether a narrower type is faster than fp32 on this machine, by the profile's measurements.
 
-That a processor "supports" bf16 or int8 says nothing: without instructions for it, it is many
-times slower than fp32.  So a path is used where it was measured to be the faster one.
+A CPU without instructions for bf16 or int8 still runs them, many times slower than fp32, so a type
+is used only where its matrix product was measured to be faster.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ INT8_ONNXRUNTIME = "gemm_int8_onnxruntime_1t_op_per_s"
 
 
 def slower(profile: Profile, name: str, what: str) -> str | None:
-    """Why the path of leaf ``name`` does not pay; None where it does, or was not measured."""
+    """Why the product measured as ``name`` is not used: no faster than fp32; else None."""
     narrow, full = _measured(profile, name), _measured(profile, FP32)
     if narrow is None or full is None or narrow > full:
         return None
@@ -22,21 +22,21 @@ def slower(profile: Profile, name: str, what: str) -> str | None:
 
 
 def bf16(profile: Profile) -> str | None:
-    """Why bf16 does not pay on the processor; one that was not measured does not."""
+    """Why bf16 is not used on the CPU: no faster than fp32, or not measured."""
     if _measured(profile, BF16) is None or _measured(profile, FP32) is None:
         return "not measured here: profile this machine again (`autotune profile`)"
     return slower(profile, BF16, "bf16 GEMM")
 
 
 def fp16(profile: Profile) -> str | None:
-    """Why fp16 does not pay: there is no GPU, or none on which it was measured as faster."""
+    """Why fp16 is not used: no GPU, or no faster than fp32 on it."""
     if not profile.gpus:
-        return "needs a GPU: PyTorch computes fp16 on a processor by way of fp32"
+        return "needs a GPU: PyTorch converts fp16 to fp32 on a CPU"
     return on_gpu(profile, "fp16")
 
 
 def on_gpu(profile: Profile, kind: str) -> str | None:
-    """Why a type does not pay on the GPU; one that was not measured does not."""
+    """Why a type is not used on the GPU: no faster than fp32, or not measured."""
     if not profile.gpus:
         return f"needs a GPU on which {kind} is faster than fp32"
     figures = profile.gpus[0].figures

@@ -1,6 +1,6 @@
-"""bf16: the module computes in bfloat16 where processor or GPU has instructions for it.
+"""bf16: the module computes in bfloat16 where the CPU or GPU has instructions for it.
 
-Half of fp32's bits with all of its range: nothing to calibrate, and quality hardly moves.
+Half the bits of fp32 with all of its range: needs no calibration and hardly changes quality.
 Inputs and outputs stay in fp32.
 """
 
@@ -28,7 +28,7 @@ def unavailable(context: Context) -> str | None:
 
 
 def runtimes(context: Context) -> tuple[str, ...]:
-    """Those of the device on which it pays."""
+    """The runtimes of each device on which bf16 is faster."""
     profile = context.profile
     found = () if _paths.bf16(profile) else _ON_PROCESSOR
     return found if _paths.on_gpu(profile, "bf16") else (*found, *_ON_GPU)
@@ -41,5 +41,5 @@ def dims(context: Context) -> tuple[Dim, ...]:
 
 
 def apply(form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
-    """Store the weights in bf16 and tell the runtime."""
+    """Store the weights in bf16, and have the runtime compute in it."""
     return _half.halve(form, tools, "bf16", params)

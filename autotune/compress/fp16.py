@@ -1,7 +1,7 @@
 """fp16: the module computes in half precision on a GPU.
 
-A processor has no use for it: PyTorch's CPU kernels convert to fp32 and back.  Values over
-65,504 overflow, so that bf16 is the safer one where both are fast.
+Not for CPUs: PyTorch's CPU kernels convert to fp32 and back.  Values over 65,504 overflow, so bf16
+is safer where both are fast.
 """
 
 from autotune.compress import CompressTools, _half, _paths
@@ -29,9 +29,9 @@ def dims(context: Context) -> tuple[Dim, ...]:
 
 
 def apply(form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
-    """Store the weights in fp16 and tell the runtime.
+    """Store the weights in fp16, and have the runtime compute in it.
 
     Raises:
-        JobError: unsupported: a weight is too large for fp16.
+        JobError: unsupported: a weight overflows fp16.
     """
     return _half.halve(form, tools, "fp16", params)

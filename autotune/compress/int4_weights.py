@@ -2,8 +2,8 @@
 
     Gemm -> MatMul + Add, then MatMul -> MatMulNBits: blocks along the depth, a scale each
 
-Activations are quantized call by call inside the kernel, to 8 bits.  What it buys is size: an
-eighth of fp32 and half of int8, and so the time of products that wait for their weights.
+The kernel quantizes activations to 8 bits in each call.  The gain is size, an eighth of fp32 and
+half of int8, and with it the time of products that are bound by reading their weights.
 Needs no calibration; reaches Linear layers only.
 """
 
@@ -38,7 +38,7 @@ def unavailable(context: Context) -> str | None:
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """``block``: weights that share a scale; fewer are more exact and a little larger."""
+    """``block``: weights per scale; smaller blocks are more accurate and a little larger."""
     del context
     return (Dim(name="block", kind="choice", choices=(32, 128)),)
 

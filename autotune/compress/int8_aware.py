@@ -1,16 +1,14 @@
-"""Quantization-aware recovery: the model learns with its weights and activations rounded.
+"""Quantization-aware training (QAT): recovery with weights and activations fake-quantized.
 
-    calibration rows --> ranges --> layer(round(x), round(w)) --recovery--> fp32 that bears it
+    calibration rows --> ranges --> layer(round(x), round(w)) --recovery--> fp32 model
                                                               `--then: int8_static, int8_openvino
 
-Rounding has no slope, so its gradient is passed straight through where nothing was clipped
-(Bengio et al., arXiv 1308.3432; Jacob et al., arXiv 1712.05877).  Weights have a scale for each
-output channel or one, activations one range each, as the quantizers after it have.  It gives the
-module back in fp32, so it is of no use alone: the search tries it where static int8 would be the
-best plan but for its quality (`deployment.qat_fallback`).
-Does not know layers that are called by name of
-their weights alone, such as those inside an ``nn.MultiheadAttention``: their inputs are not
-rounded.
+The gradient of rounding is the straight-through estimator: 1 inside the clipping range, else 0
+(Bengio et al., arXiv 1308.3432; Jacob et al., arXiv 1712.05877).  Weights have one scale per output
+channel or per tensor, activations one range per tensor, like those of the quantizers after it.  Its
+result is in fp32, so it is of no use alone: the search tries it where static int8 would be the best
+plan if its quality were better (`deployment.qat_fallback`).  Does not fake-quantize the inputs of
+layers whose weights are used without calling them, such as those in ``nn.MultiheadAttention``.
 """
 
 from collections.abc import Iterator
@@ -39,7 +37,7 @@ _ROWS, _BATCHES = 16, 16
 
 
 def unavailable(context: Context) -> str | None:
-    """Needs a quantizer to prepare for, layers that it rounds, and rows to learn from."""
+    """Needs a quantizer to prepare for, layers to quantize, and rows to train on."""
     if find_spec("onnxruntime") is None or find_spec("onnx") is None:
         return install_hint("onnx")
     if not _int8.layers(context):
@@ -50,17 +48,17 @@ def unavailable(context: Context) -> str | None:
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """``reduce_range``: 7-bit weights, as the quantizer that follows.  Where that has a
-    ``per_tensor``, the plan gives this step the same (`deployment.qat_fallback`).
+    """``reduce_range``: 7-bit weights, as in the quantizer after it.  The plan also copies that
+    quantizer's ``per_tensor``, if any (`deployment.qat_fallback`).
     """
     return (_int8.reduce_range(context),)
 
 
 def apply(form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
-    """Recover with fake quantization.
+    """Train with fake quantization.
 
     Raises:
-        JobError: unsupported: there are no calibration rows, or nothing that would be rounded.
+        JobError: unsupported: there are no calibration rows, or no layer to quantize.
     """
     from autotune.forms import module
     from autotune.forms.flat import Flat
@@ -71,7 +69,7 @@ def apply(form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
     spared = _half.within(model, kept)
     layers = [layer for layer in model.modules() if _rounded(layer) and layer not in spared]
     if not layers:
-        raise JobError("unsupported", "no linear or convolutional layer is left to round")
+        raise JobError("unsupported", "no linear or convolutional layer is left to quantize")
     spans = _spans(Flat(model, about.input_kind, about.input_names), layers, tools)
     with rounding(layers, spans, _int8.rounding(params)):
         seconds = tools.recover(model)
@@ -87,7 +85,7 @@ def _rounded(layer: Any) -> bool:
 
 
 def _spans(flat: Any, layers: list[Any], tools: CompressTools) -> dict[int, tuple[float, float]]:
-    """Lowest and highest input of each layer over the calibration rows; both sides of 0."""
+    """Lowest and highest input of each layer over the calibration rows, extended to contain 0."""
     import torch
 
     found: dict[int, tuple[float, float]] = {}
@@ -112,7 +110,7 @@ def _spans(flat: Any, layers: list[Any], tools: CompressTools) -> dict[int, tupl
 def rounding(
     layers: list[Any], spans: dict[int, tuple[float, float]], how: _int8.Rounding
 ) -> Iterator[None]:
-    """Within, weights are rounded as ``how`` says and inputs to 8 bits of their span."""
+    """Within, weights are rounded as ``how`` says, and inputs to 8 bits of their range."""
     from torch import nn
     from torch.nn.utils import parametrize
 
@@ -120,8 +118,8 @@ def rounding(
         def forward(self, weight: Any) -> Any:
             axes = tuple(range(1 if how.per_channel else 0, weight.dim()))
             largest = weight.detach().abs().amax(axes, keepdim=True)
-            ends = (-how.levels, how.levels)
-            return _straight(weight, largest.clamp(min=1e-8) / how.levels, 0, ends)
+            limits = (-how.levels, how.levels)
+            return _straight(weight, largest.clamp(min=1e-8) / how.levels, 0, limits)
 
     def enter(layer: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
         low, high = spans[id(layer)]
@@ -142,10 +140,10 @@ def rounding(
             assert layer.weight is raw
 
 
-def _straight(value: Any, scale: Any, zero: int, ends: tuple[int, int]) -> Any:
-    """Rounded, with the gradient of the clipped value."""
+def _straight(value: Any, scale: Any, zero: int, limits: tuple[int, int]) -> Any:
+    """Fake-quantized, with the straight-through gradient of the clipped value."""
     import torch
 
     exact = value / scale + zero
-    clipped = exact.clamp(*ends)
+    clipped = exact.clamp(*limits)
     return (clipped + (torch.round(clipped) - clipped).detach() - zero) * scale

@@ -1,4 +1,4 @@
-"""Dynamic int8: weights of matrix products in 8 bits, activations quantized call by call.
+"""Dynamic int8: weights of matrix products in 8 bits, activations quantized in each call.
 
 Needs no calibration; reaches Linear layers only.
 """
@@ -18,7 +18,7 @@ GIVES = "onnx"
 GROUP = "quantize"
 DTYPE = "int8"
 TIME_LEFT = 0.55
-"""It reaches Linear layers alone, and looks for the ranges of activations at each call."""
+"""Only Linear layers are quantized, and activation ranges are found in each call."""
 RUNTIMES = ("onnxruntime",)
 
 
@@ -32,8 +32,8 @@ def unavailable(context: Context) -> str | None:
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """``per_tensor``: one scale for a weight, in place of one for each output channel.  The
-    processor decides ``reduce_range``, and it stands in the plan.
+    """``per_tensor``: one scale per weight tensor instead of per output channel.
+    ``reduce_range`` has one choice, which the CPU decides.
     """
     return (*_int8.per_tensor(context), _int8.reduce_range(context))
 

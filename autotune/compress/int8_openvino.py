@@ -3,9 +3,9 @@
     model.xml --NNCF--> fake quantizers --rank layers by their error--> the worst ``restored`` ones
                                                                         stay in fp32
 
-A layer's error is what rounding its inputs does to its own output, on a calibration batch,
-relative to that output: one run for all layers, no labels.  It does not know how errors of
-several layers add up, nor those of the weights (which have a range for each channel).
+A layer's error is the change of its output when its inputs are quantized, relative to that output,
+on one calibration batch: one run for all layers, without labels.  Does not see how the errors of
+several layers add up, nor those of weights (which have one range per channel).
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,9 +28,9 @@ DTYPE = "int8"
 RUNTIMES = ("openvino",)
 
 _NEEDS = ("openvino", "nncf")
-_HEAVY = ("Convolution", "GroupConvolution", "MatMul")
-_ATTENTION, _REACH = "ScaledDotProductAttention", 4
-_ROWS = 128  # each is a run of the instrumented model; how few would do was not measured
+_PRODUCTS = ("Convolution", "GroupConvolution", "MatMul")
+_ATTENTION, _MAX_STEPS = "ScaledDotProductAttention", 4
+_ROWS = 128  # calibration rows; fewer were not tried
 
 
 def unavailable(context: Context) -> str | None:
@@ -41,8 +41,8 @@ def unavailable(context: Context) -> str | None:
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """``mixed`` has asymmetric ranges for activations.  ``restored`` layers stay in fp32.  What the
-    processor decides has one choice, and stands in the plan; attention is found in the graph.
+    """``preset``: ``mixed`` has asymmetric activation ranges.  ``restored``: how many of the most
+    sensitive layers stay in fp32.  ``reduce_range`` has one choice, which the CPU decides.
     """
     return (
         Dim(name="preset", kind="choice", choices=("mixed", "performance")),
@@ -87,7 +87,7 @@ def apply(form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
 
 
 def _kept(model: Any, modules: str) -> set[str]:
-    """Names of the heavy nodes of modules that the user keeps in fp32."""
+    """Names of the nodes of modules that the user keeps in fp32."""
     from autotune.forms.openvino_ir import module_of
 
     wanted = tuple(modules.split(",")) if modules else ()
@@ -104,7 +104,7 @@ def _kept(model: Any, modules: str) -> set[str]:
 
 
 def _owners(node: Any) -> Iterable[str]:
-    """Modules whose weights a node reads: ``head.0`` for ``model.head.0.weight``."""
+    """Names of the modules whose weights a node reads: ``head.0`` for ``model.head.0.weight``."""
     for value in node.input_values():
         source = value.get_node()
         if source.get_type_name() == "Constant":
@@ -138,14 +138,14 @@ def _quantize(
 
 
 def _attends(model: Any) -> bool:
-    """Whether it has attention, by its operations, as modules may be named anything: a softmax that
-    reaches a product of two activations.
+    """Whether the graph has attention: a fused operator, or a softmax followed within a few nodes
+    by a product of two activations.
     """
     ops = model.get_ordered_ops()
     if any(node.get_type_name() == _ATTENTION for node in ops):
         return True
     near = [node for node in ops if node.get_type_name() == "Softmax"]
-    for _ in range(_REACH):
+    for _ in range(_MAX_STEPS):
         near = [t.get_node() for n in near for out in n.outputs() for t in out.get_target_inputs()]
         products = [n.input_values() for n in near if n.get_type_name() == "MatMul"]
         if any(not any(v.get_node().get_type_name() == "Constant" for v in p) for p in products):
@@ -154,7 +154,7 @@ def _attends(model: Any) -> bool:
 
 
 def _worst(model: Any, batch: Mapping[str, Any], count: int) -> list[str]:
-    """Names of the ``count`` heavy nodes whose rounded inputs change their output the most."""
+    """Names of the ``count`` products whose output changes most when their inputs are quantized."""
     import numpy as np
     import openvino
     from openvino.utils.node_factory import NodeFactory
@@ -165,7 +165,7 @@ def _worst(model: Any, batch: Mapping[str, Any], count: int) -> list[str]:
     for node in model.get_ordered_ops():
         inputs = node.input_values()
         given = [_unrounded(value) for value in inputs]
-        if node.get_type_name() in _HEAVY and any(raw is not None for raw in given):
+        if node.get_type_name() in _PRODUCTS and any(raw is not None for raw in given):
             attributes = {k: v for k, v in node.get_attributes().items() if v is not None}
             whole = [raw or value for raw, value in zip(given, inputs, strict=True)]
             exact = NodeFactory().create(node.get_type_name(), whole, attributes)
@@ -180,6 +180,6 @@ def _worst(model: Any, batch: Mapping[str, Any], count: int) -> list[str]:
 
 
 def _unrounded(value: Any) -> Any:
-    """What a fake quantizer rounds; None where the value is none's."""
+    """The input of the fake quantizer that made a value; None where none did."""
     node = value.get_node()
     return node.input_value(0) if node.get_type_name() == "FakeQuantize" else None

@@ -3,9 +3,9 @@
     graph --outlying channels scaled--> graph --rows--> histograms --rule--> ranges
           --most sensitive layers left out, biases corrected for 7-bit weights--> QDQ graph
 
-Activations are unsigned, weights signed and scaled a channel: signed activations are 2 to 4
-times slower in ONNX Runtime on x86, as its kernels multiply unsigned by signed.  Only what pays is
-quantized: products, and what passes values on between them.
+Activations are uint8, weights int8 with one scale per channel: signed activations are 2 to 4 times
+slower in ONNX Runtime on x86, whose kernels multiply unsigned by signed.  Only products, and the
+operators that pass values between them, are quantized.
 """
 
 import functools
@@ -29,7 +29,7 @@ GROUP = "quantize"
 DTYPE = "int8"
 RUNTIMES = ("onnxruntime",)
 
-_BATCH = 16  # rows a calibration call: bounds the memory that recording activations takes
+_BATCH = 16  # rows per calibration call: bounds the memory of the recorded activations
 _PRODUCTS = ("MatMul", "Gemm")
 _PASSING = ("MaxPool", "Relu", "Clip", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
 _RULES = ("minmax", "mse", "percentile")
@@ -44,10 +44,9 @@ def unavailable(context: Context) -> str | None:
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """``method``: how ranges are found.  ``restored``: how many of the most sensitive layers
-    stay in fp32.  ``per_tensor``: one scale for a weight, in place of one for each output channel,
-    where no layer is a convolution.  The processor decides ``reduce_range``, and it stands in the
-    plan.
+    """``method``: how activation ranges are chosen.  ``restored``: how many of the most
+    sensitive layers stay in fp32.  ``per_tensor``: one scale per weight tensor instead of per
+    output channel, for models without convolutions.  ``reduce_range`` is set by the CPU.
     """
     layers = _int8.layers(context)
     restored = tuple(n for n in _RESTORED if n == 0 or n < layers)
@@ -88,7 +87,7 @@ def apply(form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
             ask = functools.partial(sensitive.order, source, rows(), nodes, spans, flops, rounding)
             kept |= set(_ranked(form, tools, sorted(kept), rounding, ask)[:restored])
         corrected = tools.workdir / "corrected.onnx"
-        # at 8 bits biases are moved by less than what else is rounded (docs/decisions.md, 22)
+        # 8-bit weights: the correction is below the other errors (docs/decisions.md, 22)
         if shared["reduce_range"] and bias.correct(source, str(corrected), rows(), kept, rounding):
             source = str(corrected)
         _quantize(source, target, ranges, sorted(kept), shared)
@@ -105,8 +104,8 @@ def _ranked(
     rounding: _int8.Rounding,
     rank: Callable[[], list[str]],
 ) -> list[str]:
-    """The layers by sensitivity, under one rule: others ask for the same, so it is kept beside the
-    forms, one order for each rounding of weights.
+    """The layers by sensitivity, cached: the order depends on the rounding of weights, not on
+    ``method``.
     """
     if tools.shared is None:
         return rank()
@@ -148,9 +147,9 @@ def _quantize(
         kept,
         [*_int8.HEAVY, *_PASSING],
         {
-            # what a product gives stays as it is: less than half of the error, and no slower
+            # outputs of products stay in fp32: less than half the error, and no slower
             "OpTypesToExcludeOutputQuantization": list(_PRODUCTS),
-            "MatMulConstBOnly": True,  # attention's own products gain nothing
+            "MatMulConstBOnly": True,  # attention's products of two activations gain nothing
         },
     )
     quantizer.quantize_model()

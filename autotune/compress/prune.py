@@ -1,13 +1,14 @@
-"""Structured pruning: whole channels go, and whole heads, those that matter least first.
+"""Structured pruning: removes whole channels and attention heads, the least important first.
 
-    macs_kept, importance --groups that compete--> pruned model --recovery--> form
+    macs_kept, importance --global ranking of groups--> pruned model --recovery--> form
 
-Based on the dependency graph of torch-pruning (Fang et al., DepGraph, arXiv 2301.12900).  A
-channel ratio is no measure of cost (0.3 leaves half of a ResNet's operations), so the level is
-the share of operations that stays.  Attention loses whole heads where its module keeps their
-number in an attribute, as those of transformers do; an ``nn.MultiheadAttention``, whose width
-is its input's, keeps all.  Recurrent layers lose hidden units.  Layers that make the output are
-never pruned.  Does not know layers that the model hides from autograd.
+Based on the dependency graph of torch-pruning (Fang et al., DepGraph, arXiv 2301.12900).
+The level is the share of multiply-adds that is kept, not a channel ratio, which says little of cost
+(pruning 0.3 of the channels leaves half of a ResNet's operations).  Attention loses whole heads
+where its module keeps their number in an attribute, as those of transformers do; an
+``nn.MultiheadAttention``, whose width is its input's, keeps all.  Recurrent layers lose hidden
+units.  Layers that produce the output are never pruned.  Does not find layers that are outside the
+autograd graph.
 """
 
 import itertools
@@ -39,11 +40,11 @@ _PRUNABLE = (
     "RNN",
 )
 
-_ROWS, _BATCHES = 16, 16  # of calibration, for the effect of each channel
+_ROWS, _BATCHES = 16, 16  # of calibration rows, for the importance of each channel
 
 
 def unavailable(context: Context) -> str | None:
-    """Needs torch-pruning, and a layer that is not the output's."""
+    """Needs torch-pruning, and a prunable layer besides the output's."""
     if find_spec("torch_pruning") is None:
         return install_hint("prune")
     types = context.traits.module_types
@@ -54,8 +55,8 @@ def unavailable(context: Context) -> str | None:
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """``macs_kept``: the share of multiply-adds that stays, on a ladder, so that each level is
-    recovered once and shared by all runtimes and quantizers; ``importance``: what matters least
+    """``macs_kept``: the share of multiply-adds that is kept, in steps of 0.05 so that all
+    runtimes and quantizers share the recovered model of a level.  ``importance``: the criterion
     (`_prune.importance`).
     """
     kinds = ("taylor", "magnitude", *(("bn_scale",) if context.traits.has_batch_norm else ()))
@@ -94,7 +95,7 @@ def apply(form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
 
 
 def _rank(flat: Any, inputs: tuple[Any, ...], kind: str, tools: CompressTools) -> Any:
-    """The order in which channels go; what ``taylor`` needs comes from calibration rows."""
+    """The importance criterion; ``taylor`` runs the calibration rows."""
     import torch
 
     from autotune.compress._prune import importance
@@ -102,7 +103,7 @@ def _rank(flat: Any, inputs: tuple[Any, ...], kind: str, tools: CompressTools) -
     if kind not in importance.NAMES:
         raise JobError(
             "unsupported",
-            f"importance {kind!r} is none of {', '.join(importance.NAMES)}: choose one of these",
+            f"importance {kind!r} is unknown: choose one of {', '.join(importance.NAMES)}",
         )
     if kind != "taylor":
         return importance.Importance(kind, {})

@@ -1,11 +1,11 @@
-"""fp16 with 2:4 sparsity: of each four weights in a row the two smallest go.
+"""fp16 with 2:4 sparsity: the two smallest of each four adjacent weights become 0.
 
-    weights x mask (two of four) --recovery under the mask--> fp16, zeros kept
+    weights x mask (two of four) --recovery with the mask--> fp16, zeros kept
            `--loader: to_sparse_semi_structured--> half the products on tensor cores
 
 GPUs since compute capability 8.0 multiply such matrices up to twice as fast (Mishra et al., arXiv
-2104.08378); a processor gains nothing from them.  Only Linear layers whose sizes their kernels take
-are cut.
+2104.08378); CPUs gain nothing.  Only Linear layers of sizes that the kernels support
+are made sparse.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ _ROWS, _COLUMNS = 32, 64
 
 
 def unavailable(context: Context) -> str | None:
-    """Only on a GPU with sparse tensor cores where fp16 pays, for a model of Linear layers."""
+    """Only on a GPU with sparse tensor cores and faster fp16, for a model with Linear layers."""
     found = [gpu.compute_capability for gpu in context.profile.gpus]
     versions = [tuple(int(part) for part in text.split(".")) for text in found if text]
     if not versions or min(versions) < _LEAST:
@@ -42,16 +42,16 @@ def unavailable(context: Context) -> str | None:
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """None: two of four is what the hardware takes."""
+    """None: the hardware supports this pattern only."""
     del context
     return ()
 
 
 def apply(form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
-    """Mask, recover under the mask, and store in fp16.
+    """Mask, recover with the mask, and store in fp16.
 
     Raises:
-        JobError: unsupported: no layer has sizes that the kernels take, or a weight is too large.
+        JobError: unsupported: no layer has supported sizes, or a weight overflows fp16.
     """
     model = tools.module(form)
     exact = _half.outermost(model, str(params.get("keep_fp32", "")))
@@ -81,7 +81,7 @@ def _fitting(model: Any) -> list[Any]:
 
 
 def _recovered(model: Any, layers: list[Any], tools: CompressTools) -> float:
-    """Train with the masks on, and leave their zeros in the weights; the seconds it took."""
+    """Train with the masks applied, and leave their zeros in the weights; the seconds it took."""
     from torch import nn
     from torch.nn.utils import parametrize
 
@@ -103,7 +103,7 @@ def _recovered(model: Any, layers: list[Any], tools: CompressTools) -> float:
 
 
 def two_of_four(weight: Any) -> Any:
-    """1 for the two largest of each four neighbours in a row, else 0; the shape of ``weight``."""
+    """A mask of ``weight``'s shape: 1 for the two largest of each four adjacent weights, else 0."""
     import torch
 
     fours = weight.detach().abs().reshape(-1, 4)

@@ -1,7 +1,7 @@
-"""tf32: a GPU multiplies fp32 numbers with ten bits of mantissa (NVIDIA, since Ampere).
+"""tf32: a GPU multiplies fp32 numbers with a 10-bit mantissa (NVIDIA, since Ampere).
 
-Nothing is stored otherwise: the loader switches it on.  PyTorch convolves in tf32 by itself and
-multiplies matrices in fp32, so that this step is about matrix products.
+Weights stay in fp32; the loader enables tf32.  PyTorch uses it for convolutions by default and not
+for matrix products, which are what this step changes.
 """
 
 from autotune.compress import CompressTools, _paths
@@ -29,7 +29,7 @@ def dims(context: Context) -> tuple[Dim, ...]:
 
 
 def apply(form: Form, params: dict[str, Value], tools: CompressTools) -> Form:
-    """The same weights, and word to the runtime.
+    """Store the same weights, and have the runtime compute in tf32.
 
     Raises:
         JobError: unsupported: layers are to be kept in fp32.

@@ -2,8 +2,8 @@
 
     form --write--> model files + load.py + artifact.json
 
-A plug-in's top-level imports are the standard library and records; `Runtime` is what it
-must hold, `RuntimeSettings` what it may use.  ``load.py`` never needs autotune and never unpickles.
+A plug-in imports only the standard library and records at its top level; `Runtime` is what it must
+define, `RuntimeSettings` what it may use.  ``load.py`` never needs autotune and never unpickles.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from autotune.records.task import Dim
 
 @dataclass(frozen=True)
 class RuntimeSettings:
-    """What the plan says about serving: CPU threads, rows a call, the runtime's own parameters."""
+    """How the plan serves: CPU threads, rows per call, the runtime's own parameters."""
 
     threads: int
     batch_size: int
@@ -27,24 +27,24 @@ class RuntimeSettings:
 
 class Runtime(Protocol):
     """A module under ``runtimes/``.  ``TAKES`` is the form that it serves (`forms.ROAD`): one that
-    takes ``module`` also takes ``program``, and takes nothing else where it says ``TRACED = True``.
-    ``DEVICE`` is where it computes.
+    takes ``module`` also takes ``program``, and only that with ``TRACED = True``.  ``DEVICE`` is
+    where it computes.
 
     It may also have (`autotune.records.task.Option` holds them): ``COMPILES``, ``build`` or
-    ``first_call``, where a compiler runs; ``BUILD_S``, the least seconds that a first trial of
-    it is expected to take, before one was measured; ``TIME_LEFT``, a guess of the share of eager
-    PyTorch's latency that the dense model takes in it.
+    ``first_call``, when it compiles; ``BUILD_S``, the least seconds that its first trial is
+    expected to take; ``TIME_LEFT``, a prior for its latency over that of eager PyTorch, for the
+    dense model.
     """
 
     TAKES: str
     DEVICE: Device
 
     def unavailable(self, context: Context) -> str | None:
-        """None, or why it cannot be used, in words that a person can act on."""
+        """None, or why it cannot be used and what would help."""
         ...
 
     def dims(self, context: Context) -> tuple[Dim, ...]:
-        """Its own parameters as dimensions of the search; the first choice is its usual one."""
+        """Its own parameters as dimensions of the search; the first choice is the default."""
         ...
 
     def write(self, form: Form, out: Path, settings: RuntimeSettings) -> None:

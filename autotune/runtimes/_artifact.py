@@ -1,4 +1,4 @@
-"""What every artifact folder has: ``artifact.json`` and a ``load.py`` put together from text."""
+"""What every artifact folder has: ``artifact.json`` and ``load.py``, generated from templates."""
 
 import json
 from importlib.util import find_spec
@@ -21,9 +21,7 @@ def write(
     loader: str,
     without: tuple[str, ...] = (),
 ) -> None:
-    """Place the form's files, but those that are not needed, beside ``artifact.json`` and
-    ``load.py``.
-    """
+    """Write ``artifact.json``, ``load.py`` and the form's files except those in ``without``."""
     for source in sorted(path for path in form.folder.rglob("*") if path.is_file()):
         name = source.relative_to(form.folder)
         if str(name) in (ABOUT, *without):
@@ -62,7 +60,7 @@ def _facts(form: Form, settings: RuntimeSettings, runtime: str) -> dict[str, Any
 _FIXED = '''
 
 def _padded(predict, size):
-    """This model takes exactly ``size`` rows: fewer are filled up, and cut off again."""
+    """This model takes exactly ``size`` rows: fewer are padded, and their outputs cut."""
 
     def call(*arrays, **named):
         rows = len((*arrays, *named.values())[0])
@@ -86,8 +84,8 @@ def _padded(predict, size):
 '''
 
 
-def for_its_batch(loader: str, form: Form) -> str:
-    """A loader whose ``load`` ends in ``return PREDICT``, for a free or a fixed batch."""
+def for_batch_size(loader: str, form: Form) -> str:
+    """A loader whose ``load`` ends in ``return PREDICT``, made for a dynamic or a fixed batch."""
     size = form.about.batch_size
     if size is None:
         return loader.replace("PREDICT", "predict")

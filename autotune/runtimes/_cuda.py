@@ -1,4 +1,4 @@
-"""What the runtimes on a GPU share: when they can be used, and how they are written."""
+"""What the GPU runtimes share: when they can be used, and how their artifacts are written."""
 
 import importlib.util
 import shutil
@@ -11,7 +11,7 @@ from autotune.runtimes._torch import Way
 
 
 def unavailable(context: Context | None) -> str | None:
-    """Why there is no GPU to compute on."""
+    """Why the GPU cannot be used; None if it can."""
     if context is None:
         import torch
 
@@ -24,7 +24,7 @@ def unavailable(context: Context | None) -> str | None:
 
 
 def no_compiler() -> str | None:
-    """Why no kernels can be generated."""
+    """Why Triton cannot generate kernels; None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "Inductor writes a GPU's kernels in Triton: `pip install triton`"
     if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):

@@ -1,7 +1,7 @@
-"""The loader of the runtimes that run the module itself in PyTorch, on a processor or a GPU.
+"""The loader of the runtimes that run the module in PyTorch, on a CPU or a GPU.
 
-The text below is put together into an artifact's ``load.py``: a model from its source
-(``model.py``), or from an exported program where the source cannot stand alone.
+The templates below make an artifact's ``load.py``: the model comes from its source (``model.py``),
+or from an exported program where the source does not run outside the user's folder.
 """
 
 import inspect
@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def _module(args):
-    """Runs model.py, as it stands, with the arguments it was tuned with."""
+    """Runs model.py with the arguments that it was tuned with."""
     argv, path = sys.argv, sys.path
     sys.argv, sys.path = [str(HERE / "model.py"), *args], [str(HERE), *path]
     try:
@@ -44,7 +44,7 @@ def _module(args):
 
 
 def _restored(args):
-    """The model with the shapes that pruning left, and its weights."""
+    """The model with its pruned shapes and its weights."""
     model = _module(args)
     changes = json.loads((HERE / "structure.json").read_text())
     for name, values in changes["modules"].items():
@@ -56,7 +56,7 @@ def _restored(args):
     for name, shape in changes["tensors"].items():
         tensors[name].data = tensors[name].new_empty(shape)
     weights = load_file(HERE / "weights.safetensors")
-    model.load_state_dict(weights, strict=False)  # of tied weights one name is stored
+    model.load_state_dict(weights, strict=False)  # tied weights are stored once
     return model.eval()
 
 
@@ -93,7 +93,7 @@ def _numpy(output):
 
 
 def _leaves(items):
-    """Tensors as arrays, those of tuples within too."""
+    """Tensors as arrays, those in nested tuples too."""
     for key, value in items:
         if isinstance(value, torch.Tensor):
             yield key, _array(value)
@@ -180,7 +180,7 @@ def _capture(model, count, names, given):
     tensors, named = held[:count], dict(zip(names, held[count:]))
     beside = torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):  # what a first call sets up must not be captured
+    with torch.cuda.stream(beside):  # lazy initialization must not be captured
         for _ in range(3):
             model(*tensors, **named)
     torch.cuda.current_stream().wait_stream(beside)
@@ -189,7 +189,7 @@ def _capture(model, count, names, given):
         output = model(*tensors, **named)
     return graph, held, output
 '''
-"""Their inputs and outputs stay where they are; outputs are copied before the next call."""
+"""A CUDA graph has fixed input and output buffers; outputs are copied before the next call."""
 
 _NARROW = """\
     for layer in model.modules():  # once, not at every call
@@ -218,7 +218,7 @@ _NO_FAST_PATH = """\
 _TWO_OF_FOUR = '''
 
 def _two_of_four(weight):
-    """Whether the GPU's kernels for 2:4 sparsity take it."""
+    """Whether the GPU's 2:4 sparse kernels support it."""
     if weight.dtype != torch.float16 or weight.shape[0] % 32 or weight.shape[1] % 64:
         return False
     return bool(((weight.reshape(-1, 4) != 0).sum(1) <= 2).all())
@@ -226,7 +226,7 @@ def _two_of_four(weight):
 _IN_FULL = '''
 
 def _in_full(forward):
-    """Computes in fp32 whatever it is fed, and whatever is computed around it."""
+    """Computes in fp32 whatever its inputs are, also within autocast."""
 
     def full(value):
         return value.float() if torch.is_tensor(value) and value.is_floating_point() else value
@@ -238,14 +238,14 @@ def _in_full(forward):
     return call
 '''
 _TF32 = """\
-    torch.set_float32_matmul_precision("high")  # products in tf32
+    torch.set_float32_matmul_precision("high")  # matrix products in tf32
     torch.backends.cudnn.allow_tf32 = True
 """
 _MOVED = """\
     model = model.to("cuda")
 """
 _MOVED_PROGRAM = """\
-    from torch.export.passes import move_to_device_pass  # what the program makes moves too
+    from torch.export.passes import move_to_device_pass  # constants and created tensors too
 
     program = move_to_device_pass(program, "cuda")
 """
@@ -264,17 +264,19 @@ def loader(
 
     Args:
         form: a module or a program.
-        way: each operator by itself, ``torch.compile``, or captured into CUDA graphs.
+        way: eager, ``torch.compile``, or captured into CUDA graphs.
         device: cpu or cuda.
-        channels_last: of images in memory.
+        channels_last: memory format of images.
 
     Raises:
-        JobError: unsupported: what the form asks for cannot be had this way.
+        JobError: unsupported: the form needs what this way cannot do.
     """
     if form.kind == "module" and not form.about.standalone:
-        raise JobError("unsupported", "the model's source cannot stand alone: export it first")
+        raise JobError(
+            "unsupported", "the model's source does not run outside its folder: export it first"
+        )
     if device == "cpu" and form.about.precision in ("fp16", "tf32"):
-        raise JobError("unsupported", f"{form.about.precision} is computed on a GPU alone")
+        raise JobError("unsupported", f"{form.about.precision} is computed on GPUs only")
     if way == "graphs" and form.about.ragged:
         raise JobError("unsupported", "inputs of many shapes would need a CUDA graph for each")
     body, needs = _PROGRAM, "PyTorch"
@@ -304,7 +306,7 @@ def loader(
 
 
 def _heap_source() -> str:
-    """The function that the loader calls, as text."""
+    """The source of the function that the loader calls."""
     source = inspect.getsource(_heap.keep_freed_memory)
     return "\n\n" + source.replace(" -> None:", ":", 1)
 
@@ -316,11 +318,11 @@ def _way(form: Form, way: Way, device: str) -> str:
 
 
 def _moved(form: Form, device: str) -> str:
-    """Weights in the type that they are multiplied in, on the device."""
+    """Code that converts the weights to the precision and moves them to the device."""
     about = form.about
     dtype = _DTYPES.get(about.precision)
     if about.exact and dtype and form.kind == "program":
-        why = "layers can be kept in fp32 only of a model whose source can stand alone"
+        why = "layers can be kept in fp32 only if the model's source runs outside its folder"
         raise JobError("unsupported", why)
     text = _TF32 if about.precision == "tf32" else ""
     if form.kind == "program":
@@ -333,10 +335,10 @@ def _moved(form: Form, device: str) -> str:
 
 
 def _computed(form: Form, way: Way, device: str) -> dict[str, str]:
-    """What a precision and a device add to a call.
+    """Code that a precision and a device add to a call.
 
-    Autocast knows which operations bear 16 bits; norms and sums stay in fp32.  Outputs come
-    back in fp32.  A cast that a warm-up cached would be missing in a graph.
+    Autocast keeps norms and sums in fp32.  Outputs are returned in fp32.  Autocast's cache is off
+    for CUDA graphs: a cast that was cached in the warm-up would not be captured.
     """
     dtype = _DTYPES.get(form.about.precision)
     back = ".cpu().numpy()" if device == "cuda" else ".numpy()"

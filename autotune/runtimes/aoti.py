@@ -1,11 +1,10 @@
-"""Runtime ``aoti``: what `compiled` does at its first call, done once at build time.
+"""Runtime ``aoti``: what `compiled` does at its first call, done at build time.
 
     program --AOTInductor, frozen weights, C++ compiler--> model.pt2 (a library in a zip)
 
-Its artifact needs PyTorch to run but neither a compiler nor the user's source, and starts as fast
-as eager code.  The batch is fixed to the plan's: a free one took up to 1.5 times as long here.
-The library is machine code for the processor that it was built on: it does not know others, and
-does not check what it is fed, so the loader does.
+Its artifact needs PyTorch but neither a compiler nor the user's source, and starts as fast as eager
+code.  The batch is fixed to the plan's: a dynamic one took up to 1.5 times as long.  The library is
+machine code for the CPU that it was built on and does not check its inputs, so the loader does.
 """
 
 import json
@@ -26,7 +25,7 @@ TIME_LEFT = 0.85  # as `compiled`
 COMPILES = "build"
 BUILD_S = 20.0
 TRACED = True
-"""It takes the exported ``program`` even of a module whose source could stand alone."""
+"""It always takes the exported ``program``."""
 _RECURRENT = ("GRU", "LSTM", "RNN")
 
 _LOADER = '''"""Loads this model by itself: ``predict = load()``, then ``y = predict(x)``.
@@ -73,7 +72,7 @@ def _runner(path):
 
 
 def _tensor(array, dtype, sizes):
-    """Compiled code reads what it was compiled for: anything else must not reach it."""
+    """Compiled code does not check its inputs, so they are checked here."""
     array = np.require(array, requirements=("C", "W"))
     if array.dtype != dtype or array.ndim != len(sizes) or not all(
         size is None or size == found for size, found in zip(sizes, array.shape)
@@ -84,7 +83,7 @@ def _tensor(array, dtype, sizes):
 
 
 def unavailable(context: Context) -> str | None:
-    """Needs what `compiled` needs; recurrent layers are left to others."""
+    """Needs what `compiled` needs, and a model without recurrent layers."""
     if reason := compiled.unavailable(context):
         return reason
     found = [n for n in _RECURRENT if context and n in context.traits.module_types]
@@ -120,7 +119,7 @@ def write(form: Form, out: Path, settings: RuntimeSettings) -> None:
     except Exception as error:
         why = f"AOTInductor cannot compile this model: {last_line(error)}"
         raise JobError("unsupported", why) from error
-    loader = _artifact.for_its_batch(_LOADER, form)
+    loader = _artifact.for_batch_size(_LOADER, form)
     loader = loader.replace("SHAPES", json.dumps(_inputs(program)))
     _artifact.write(form, out, settings, runtime="aoti", loader=loader, without=(PROGRAM,))
     _without_sources(scratch, out / PROGRAM)
@@ -128,12 +127,12 @@ def write(form: Form, out: Path, settings: RuntimeSettings) -> None:
 
 
 def _options(settings: RuntimeSettings) -> dict[str, Any]:
-    """Of the compiler: weights become constants, loops are cut for the plan's threads."""
+    """The compiler's options: weights become constants, loops are split for the plan's threads."""
     return {"freezing": True, "cpp.threads": settings.threads, "compile_threads": 1}
 
 
 def _inputs(program: Any) -> list[tuple[str, list[int | None]]]:
-    """Type and sizes of each input, None where a size is free."""
+    """Dtype and shape of each input, None for dynamic sizes."""
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     values = [nodes[name].meta["val"] for name in program.graph_signature.user_inputs]
     return [
@@ -146,7 +145,7 @@ def _inputs(program: Any) -> list[tuple[str, list[int | None]]]:
 
 
 def _without_sources(package: Path, out: Path) -> None:
-    """The package without the generated C++, which names this machine's folders and is not
+    """Copy the package without the generated C++, which contains paths of this machine and is not
     needed to run it.
     """
     with zipfile.ZipFile(package) as old, zipfile.ZipFile(out, "w") as new:

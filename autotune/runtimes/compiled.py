@@ -1,6 +1,6 @@
 """Runtime ``compiled``: the module through ``torch.compile`` with frozen weights.
 
-It compiles at its first call in every process (2.5 to 7.4 s here, less with Inductor's cache).
+It compiles at the first call in every process (2.5 to 7.4 s, less with Inductor's cache).
 """
 
 import os
@@ -18,7 +18,7 @@ DEVICE = "cpu"
 TAKES = "module"
 TIME_LEFT = 0.85  # beside eager PyTorch: 0.65 (with freezing) to 1.3 on four models
 COMPILES = "first_call"
-BUILD_S = 20.0  # a first trial: compiling takes 2.5 to 7.4 s in each of several processes
+BUILD_S = 20.0  # a trial has several processes, each of which compiles
 
 
 def unavailable(context: Context) -> str | None:
@@ -35,7 +35,7 @@ def unavailable(context: Context) -> str | None:
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """None so far."""
+    """None."""
     del context
     return ()
 

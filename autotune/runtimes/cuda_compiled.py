@@ -1,7 +1,7 @@
-"""Runtime ``cuda_compiled``: the module on a GPU through ``torch.compile``, its calls CUDA graphs.
+"""Runtime ``cuda_compiled``: the module on a GPU through ``torch.compile`` with CUDA graphs.
 
-Inductor fuses what `cuda_graphs` launches kernel by kernel; it compiles at the first call in every
-process, a minute for a large model.
+Inductor fuses kernels that `cuda_graphs` runs one by one.  It compiles at the first call in every
+process, which takes a minute for a large model.
 """
 
 from pathlib import Path
@@ -17,12 +17,12 @@ COMPILES = "first_call"
 
 
 def unavailable(context: Context) -> str | None:
-    """Needs a GPU, and Triton with a C compiler to write kernels for it."""
+    """Needs a GPU, Triton and a C compiler."""
     return _cuda.unavailable(context) or _cuda.no_compiler()
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """The layout of images in memory, for a model that convolves them."""
+    """``channels_last``: the memory format of images, for a model with Conv2d layers."""
     return eager.dims(context)
 
 

@@ -1,7 +1,7 @@
-"""Runtime ``cuda_eager``: the user's own module, run by PyTorch on a GPU as it stands.
+"""Runtime ``cuda_eager``: the user's own module, run eagerly by PyTorch on a GPU.
 
-A call is from arrays in the host's memory to arrays in the host's memory: both copies count.
-"cuda" is PyTorch's word for ROCm's devices too.  The deploy baseline where there is a GPU.
+Inputs and outputs are arrays in host memory, so a call includes both copies.  PyTorch calls ROCm
+devices "cuda" too.  The deploy baseline where there is a GPU.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ def unavailable(context: Context) -> str | None:
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """The layout of images in memory, for a model that convolves them."""
+    """``channels_last``: the memory format of images, for a model with Conv2d layers."""
     return eager.dims(context)
 
 

@@ -1,8 +1,8 @@
-"""Runtime ``cuda_graphs``: the module on a GPU, each shape of input captured into one CUDA graph.
+"""Runtime ``cuda_graphs``: the module on a GPU, captured into one CUDA graph per input shape.
 
-What eager code launches one by one, some 6 us each, is launched at once: the smaller the batch, the
-more it gains.  Capturing takes a few calls and no compiler.  Not for code that looks at values
-(`.item()`, branches on data): its capture fails, and the failure says so.
+Kernels that eager code launches one by one, some 6 us each, are launched at once, which gains most
+at small batches.  Capturing takes a few calls and no compiler.  It fails, with CUDA's message, for
+code that depends on values (`.item()`, branches on data).
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ def unavailable(context: Context) -> str | None:
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """The layout of images in memory, for a model that convolves them."""
+    """``channels_last``: the memory format of images, for a model with Conv2d layers."""
     return eager.dims(context)
 
 

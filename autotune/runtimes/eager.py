@@ -1,7 +1,7 @@
-"""Runtime ``eager``: the user's own module, run by PyTorch as it stands.
+"""Runtime ``eager``: the user's own module, run eagerly by PyTorch on the CPU.
 
-``channels_last`` keeps images and weights as [batch, height, width, channel] in memory: here 1.2
-to 1.5 times as fast on a CNN of depthwise convolutions, and no faster on a ResNet.
+``channels_last`` stores images and weights as [batch, height, width, channel]: 1.2 to 1.5 times as
+fast for a CNN of depthwise convolutions, no faster for a ResNet.
 """
 
 from pathlib import Path
@@ -17,13 +17,13 @@ TIME_LEFT = 1.0
 
 
 def unavailable(context: Context) -> str | None:
-    """Always there: it is what the model was trained in."""
+    """Always available."""
     del context
     return None
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """The layout of images in memory, for a model that convolves them."""
+    """``channels_last``: the memory format of images, for a model with Conv2d layers."""
     if "Conv2d" not in context.traits.module_types:
         return ()
     return (Dim(name="channels_last", kind="choice", choices=(False, True)),)

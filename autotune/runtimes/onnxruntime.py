@@ -21,8 +21,8 @@ SESSION = """\
     )
 """
 _HIDES = ("MatMulAddFusion",)
-"""Fusions that hide a product from int8: with shapes known beforehand its weights would be made
-floats again in each call, and a small BERT took 20 ms in place of 3.
+"""Fusions that keep a product from running in int8: with static shapes its weights would be
+dequantized in each call (20 ms instead of 3 for a small BERT).
 """
 LOADER = (
     '''"""Loads this model by itself: ``predict = load()``, then ``y = predict(x)``.
@@ -37,7 +37,7 @@ import numpy as np
 import onnxruntime as ort
 
 HERE = Path(__file__).resolve().parent
-FREE = NAME_OF_BATCH  # the batch's name in the model, which takes any; None: nothing is fixed
+FREE = NAME_OF_BATCH  # name of the dynamic batch dimension; None: it is not overridden
 LEFT_OUT = NAMES_OF_FUSIONS
 
 
@@ -47,12 +47,12 @@ def load():
     names, kind, keys = info["input_names"], info["output_kind"], info["output_names"]
     size = info["batch_size"] if FREE else None
     session = _session(info, size)
-    used = {i.name for i in session.get_inputs()}  # an input the model ignores is not there
+    used = {i.name for i in session.get_inputs()}  # without inputs that the model ignores
     results = [o.name for o in session.get_outputs()]
     run, others = _run(session), []
 
     def other():
-        """Another batch than the plan's: made on first need."""
+        """A session for other batch sizes than the plan's, made when first needed."""
         if not others:
             others.append(_run(_session(info, None)))
         return others[0]
@@ -75,12 +75,12 @@ def load():
         return (run if fits else other())(results, feed, None)[0]
 
     if kind == "tensor" and used == set(names) == {name}:
-        predict = single  # the same, with less to do around the model
+        predict = single  # the same with less overhead in Python
     return PREDICT
 
 
 def _session(info, size):
-    """The model for exactly ``size`` rows, whose shapes are then known beforehand, or for any."""
+    """A session for exactly ``size`` rows, with static shapes, or (None) for any."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = info["threads"]
     options.inter_op_num_threads = 1
@@ -96,7 +96,7 @@ def _session(info, size):
 
 
 def _run(session):
-    """Its run(): what that checks in Python takes as long as a small model does."""
+    """Its run() without the checks in Python, which take as long as a small model."""
     return getattr(session, "_sess", session).run
 '''
 )
@@ -109,29 +109,29 @@ def unavailable(context: Context) -> str | None:
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """None so far."""
+    """None."""
     del context
     return ()
 
 
 def write(form: Form, out: Path, settings: RuntimeSettings) -> None:
-    """Write ``model.onnx`` and a loader, which fixes the batch to the plan's: shapes known
-    beforehand save a small recurrent model or transformer a seventh of its time.
+    """Write ``model.onnx`` and a loader, which fixes the batch to the plan's: static shapes save a
+    small recurrent model or transformer a seventh of its time.
     """
     loader = named(LOADER, *_facts(form.folder / "model.onnx"))
-    loader = _artifact.for_its_batch(loader, form)
+    loader = _artifact.for_batch_size(loader, form)
     _artifact.write(form, out, settings, runtime="onnxruntime", loader=loader)
 
 
 def named(loader: str, batch: str | None, left_out: tuple[str, ...] = ()) -> str:
-    """The loader, told the name of the free batch and what fusions to leave out."""
+    """The loader with the name of the batch dimension and the fusions to disable filled in."""
     loader = loader.replace("NAME_OF_BATCH", repr(batch))
     return loader.replace("NAMES_OF_FUSIONS", repr(list(left_out)))
 
 
 def _facts(path: Path) -> tuple[str | None, tuple[str, ...]]:
-    """The name of the inputs' free first dimension (None where they have none or several), and the
-    fusions that a model with quantized weights does without.
+    """The name of the inputs' dynamic first dimension (None where they have none or several), and
+    the fusions to disable for a model with quantized weights.
     """
     import onnx
 

@@ -1,10 +1,10 @@
 """Runtime ``openvino``: OpenVINO on the CPU, with no PyTorch in the process.
 
     model.xml --reshape to the plan's batch--> compiled ---one request, its own input memory---> y
-        `--as it is, on first need---> compiled for any batch
+        `--as it is, when first needed---> compiled for any batch
 
-What computes is pinned down: OpenVINO would choose bf16 by itself where a processor has it, and
-a plan that says fp32 must not.  It does not know a load of several calls at once: calls queue.
+The precision is set explicitly, as OpenVINO would choose bf16 for an fp32 plan on a CPU that has
+it.  Concurrent calls are not parallel: they queue.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
-_SENDS = "openvino_telemetry"  # importing openvino would tell its maker; hidden, it cannot
+_SENDS = "openvino_telemetry"  # hidden, so that importing openvino sends no telemetry
 _hidden = sys.modules.setdefault(_SENDS, None) is None
 import openvino as ov  # noqa: E402
 
@@ -41,7 +41,7 @@ if _hidden:
     del sys.modules[_SENDS]
 
 HERE = Path(__file__).resolve().parent
-COPIED = 1 << 16  # bytes; larger inputs are read where they are
+COPIED = 1 << 16  # bytes; larger inputs are shared, not copied
 
 
 def load():
@@ -57,7 +57,7 @@ def load():
             arrays = [named[name] for name in names]
         with lock:
             outputs = ready[0](arrays)
-            if outputs is None:  # not the plan's batch
+            if outputs is None:  # not the plan's batch size
                 if len(ready) == 1:
                     ready.append(_ready(info))
                 outputs = ready[1](arrays)
@@ -71,7 +71,7 @@ def load():
 def _ready(info, size=None):
     """call(arrays) -> outputs, for exactly ``size`` rows (any shapes where that is None).
 
-    None where ``size`` leaves other sizes free; a call gives None where the shapes are not its.
+    None where other dimensions than the batch are dynamic; a call returns None for other shapes.
     """
     core = ov.Core()
     model = core.read_model(HERE / "model.xml")
@@ -87,12 +87,12 @@ def _ready(info, size=None):
         "INFERENCE_PRECISION_HINT": "PRECISION",
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,  # else workers of two processes get the same core
+        "ENABLE_CPU_PINNING": False,  # else two processes pin their threads to the same cores
     }
     request = core.compile_model(model, "CPU", options).create_infer_request()
     infer = super(ov.InferRequest, request).infer  # without the wrapper's checks
     nothing = {}
-    places = []  # of inputs that the model does not ignore
+    places = []  # of the inputs that the model reads
     for i, port in enumerate(model.inputs):
         dtype = port.get_element_type().to_dtype()
         held = request.get_input_tensor(i).data if size else None
@@ -100,7 +100,7 @@ def _ready(info, size=None):
         places.append((i, place, dtype, held, held is not None and held.nbytes <= COPIED))
 
     def call(arrays):
-        alive = []  # a shared tensor does not hold its array
+        alive = []  # a shared tensor holds no reference to its array
         for i, place, dtype, held, small in places:
             a = arrays[place]
             if size and a.shape != held.shape:
@@ -140,6 +140,6 @@ def write(form: Form, out: Path, settings: RuntimeSettings) -> None:
             f"OpenVINO computes all layers in {form.about.precision}, those of --keep-fp32 too: "
             "eager and compiled keep them",
         )
-    loader = _artifact.for_its_batch(_LOADER, form)
+    loader = _artifact.for_batch_size(_LOADER, form)
     loader = loader.replace('"PRECISION"', f'"{_PRECISION[form.about.precision]}"')
     _artifact.write(form, out, settings, runtime="openvino", loader=loader)

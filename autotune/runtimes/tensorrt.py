@@ -1,11 +1,11 @@
-"""Runtime ``tensorrt``: NVIDIA's TensorRT on a GPU, by way of ONNX Runtime's provider.
+"""Runtime ``tensorrt``: NVIDIA's TensorRT on a GPU, as an execution provider of ONNX Runtime.
 
-    model.onnx --engine, built when it is loaded--> TensorRT; what that has no layer for: CUDA
+    model.onnx --engine, built when loaded--> TensorRT; unsupported operators: CUDA
 
-ONNX Runtime falls back to the processor without a word where a provider cannot be loaded; the
-loader does not.  It keeps no engine between starts: each builds its own, which takes seconds to
-minutes.  Int8 is not offered: our graphs have unsigned activations, TensorRT takes signed ones.
-Written against the two libraries' documents; nothing here has run on a GPU.
+ONNX Runtime silently falls back to the CPU where a provider cannot be loaded; the loader raises
+instead.  Engines are not cached: each start builds one, which takes seconds to minutes.  Int8 is
+not offered: our graphs have unsigned activations, TensorRT needs signed ones.  Written from the
+documentation of both libraries and not yet run on a GPU.
 """
 
 from pathlib import Path
@@ -21,10 +21,10 @@ TAKES = "onnx"
 _PROVIDER = "TensorrtExecutionProvider"
 _NEEDS = ("onnx", "onnxscript")
 _INSTALL = f"`pip uninstall onnxruntime && pip install {DISTRIBUTION}[tensorrt]`"
-"""The two packages of ONNX Runtime hide each other."""
+"""onnxruntime and onnxruntime-gpu overwrite each other, so one is removed first."""
 
 _SESSION = """\
-    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "TF32")  # 0: fp32 means all of its bits
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "TF32")  # 0: fp32 without tf32
     engine = {"trt_fp16_enable": FP16}
     providers = [("TensorrtExecutionProvider", engine), "CUDAExecutionProvider"]
     session = ort.InferenceSession(str(HERE / "model.onnx"), options, providers=providers)
@@ -44,7 +44,7 @@ def unavailable(context: Context | None) -> str | None:
 
 
 def providers() -> list[str]:
-    """What the installed ONNX Runtime was built with; none where it is missing."""
+    """The execution providers of the installed ONNX Runtime; empty without it."""
     try:
         import onnxruntime as ort
     except ImportError:
@@ -54,7 +54,7 @@ def providers() -> list[str]:
 
 
 def dims(context: Context) -> tuple[Dim, ...]:
-    """None: the engine's builder tries its kernels by itself."""
+    """None: the engine's builder chooses kernels by itself."""
     del context
     return ()
 
@@ -76,5 +76,5 @@ def write(form: Form, out: Path, settings: RuntimeSettings) -> None:
     text = text.replace('"TF32"', '"0"' if precision == "fp32" else '"1"')
     text = text.replace("Needs onnxruntime;", "Needs onnxruntime-gpu and tensorrt;")
     _artifact.write(
-        form, out, settings, runtime="tensorrt", loader=_artifact.for_its_batch(text, form)
+        form, out, settings, runtime="tensorrt", loader=_artifact.for_batch_size(text, form)
     )

@@ -121,7 +121,7 @@ def test_what_cannot_be_had_is_refused() -> None:
     ragged = Form("module", Path(), changed(ABOUT, ragged=True))
     with pytest.raises(JobError, match="many shapes would need a CUDA graph for each"):
         _torch.loader(ragged, "graphs", device="cuda")
-    with pytest.raises(JobError, match="tf32 is computed on a GPU alone"):
+    with pytest.raises(JobError, match="tf32 is computed on GPUs only"):
         _torch.loader(Form("module", Path(), changed(ABOUT, precision="tf32")))
 
 

@@ -1,4 +1,4 @@
-"""What the int8 steps share: the reduced range, preparation of the graph, silence."""
+"""What the int8 steps share: their parameters, and the preparation of an ONNX graph."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,10 +18,10 @@ _PER_TENSOR = "per_tensor"
 
 
 def reduce_range(context: Context) -> Dim:
-    """7-bit weights where the processor has no VNNI.
+    """7-bit weights where an x86 CPU has no VNNI.
 
-    Without it the u8s8 product saturates in 16 bits and accuracy is lost silently; the
-    reduced range cut the error 3 to 14 times.
+    Without VNNI the u8s8 product saturates in 16 bits, which silently costs accuracy; 7-bit
+    weights cut the error by a factor of 3 to 14.
     """
     cpu = context.profile.cpu
     x86 = (cpu.architecture or "").lower() in ("x86_64", "amd64", "i386", "i686")
@@ -30,28 +30,28 @@ def reduce_range(context: Context) -> Dim:
 
 
 def per_tensor(context: Context) -> tuple[Dim, ...]:
-    """Whether a weight has one scale, in place of one for each output channel.
+    """Whether a weight has one scale instead of one per output channel.
 
-    One scale loses more, and makes the products of a few rows faster: at batch 1 of an MLP 0.70 of
-    the time, of a small BERT 0.94 (AVX-512 with VNNI).  Convolutions gain 2 % and lose more, so
-    a model that has any keeps its channels.
+    Per-tensor scales are less accurate and faster at small batches: 0.70 of the time for an MLP at
+    batch 1, 0.94 for a small BERT (AVX-512 with VNNI).  Convolutions gain only 2 % and lose more
+    accuracy, so a model with convolutions has per-channel scales.
     """
     convolves = any("Conv" in name and name not in _MATRIX for name in context.traits.module_types)
     return () if convolves else (Dim(name=_PER_TENSOR, kind="choice", choices=(False, True)),)
 
 
 def slower(context: Context) -> str | None:
-    """Why ONNX Runtime's int8 does not pay here: its own product was measured as slower."""
+    """Why ONNX Runtime's int8 is not used here: its product was measured to be no faster."""
     return _paths.slower(context.profile, _paths.INT8_ONNXRUNTIME, "ONNX Runtime's int8 product")
 
 
 def linear(context: Context) -> bool:
-    """Whether the model has a layer that is one matrix product."""
+    """Whether the model has a layer that is a matrix product."""
     return any(name.endswith("Linear") or name in _MATRIX for name in context.traits.module_types)
 
 
 def layers(context: Context) -> int:
-    """How many layers of the model int8 reaches, about."""
+    """About how many layers of the model int8 reaches."""
     types = context.traits.module_types
     return sum(count for name, count in types.items() if name.endswith(_LAYERS))
 
@@ -64,8 +64,8 @@ def run(
 ) -> Form:
     """Prepare the graph (shapes inferred, batch norm folded), quantize it, check it.
 
-    ``quantize(source, target, shared)`` gets the options that every quantizer takes: the step's
-    ``reduce_range`` and ``per_tensor``, and, by ``keep_fp32``, the modules that stay as they are.
+    ``quantize(source, target, shared)`` gets the options that every quantizer has: the step's
+    ``reduce_range`` and ``per_tensor``, and the nodes that ``keep_fp32`` leaves in fp32.
 
     Raises:
         JobError: unsupported, with the quantizer's last line.
@@ -98,7 +98,7 @@ def _prepare(source: Path, target: Path) -> Path:
 
     try:
         quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
-    except Exception:  # a help, not a need: the quantizer takes the plain graph too
+    except Exception:  # optional: the quantizer accepts the graph without it
         return target if _untie(source, target) else source
     _untie(target, target)
     return target
@@ -107,18 +107,18 @@ def _prepare(source: Path, target: Path) -> Path:
 HEAVY = ("Conv", "MatMul", "Gemm")
 """Kinds of nodes that multiply by a weight."""
 _LEVELS = {True: 64, False: 127}
-"""Of a weight on either side of 0, with and without ``reduce_range``: ONNX Runtime's."""
+"""Levels of a weight on either side of 0, by ``reduce_range``, as in ONNX Runtime."""
 
 
 class Rounding(NamedTuple):
-    """Of weights: ``levels`` on either side of 0, in a scale for each output channel or one."""
+    """How weights are rounded: ``levels`` on either side of 0, a scale per channel or tensor."""
 
     levels: int = _LEVELS[False]
     per_channel: bool = True
 
 
 def rounding(params: Mapping[str, Value]) -> Rounding:
-    """As a step's parameters say."""
+    """The rounding that a step's parameters ask for."""
     return Rounding(_LEVELS[bool(params.get("reduce_range", True))], not params.get(_PER_TENSOR))
 
 
@@ -149,7 +149,7 @@ def _untie(source: Path, target: Path) -> bool:
 
 
 def _by_axis(read: dict[str, list[tuple[int, Any]]]) -> dict[str, list[tuple[int, list[Any]]]]:
-    """Of each weight, its readers by the axis of their output channels."""
+    """The nodes that read each weight, by the axis of their output channels."""
     found: dict[str, list[tuple[int, list[Any]]]] = {}
     for name, uses in read.items():
         axes = dict.fromkeys(axis for axis, _ in uses)

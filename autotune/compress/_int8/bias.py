@@ -1,10 +1,10 @@
-"""Bias correction: the mean of what rounding a layer's weights does to its output, taken back.
+"""Bias correction: a layer's bias is shifted by the mean error that rounding its weights causes.
 
     mean over calibration rows of (w - rounded w) x  --added to-->  the layer's bias
 
 Rounding errors of weights do not average out over inputs that are all positive (Nagel et al., arXiv
-1906.04721).  Each layer is corrected for its own weights, with exact inputs: it does not know what
-rounded inputs and earlier layers do.  Layers without a constant bias are left as they are.
+1906.04721).  Each layer is corrected for its own weights with exact inputs: does not see the errors
+of rounded inputs and of earlier layers.  Layers without a constant bias are left as they are.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -53,8 +53,8 @@ def correct(
 
 
 def _places(graph: Any, kept: Collection[str]) -> dict[str, tuple[Any, int]]:
-    """By layer, the node that adds its bias and which input that is: its own, or of an Add that
-    alone reads it.
+    """By layer, the node that adds its bias and the index of that input: the layer itself, or an
+    Add that is the only reader of its output.
     """
     held = {value.name: len(value.dims) for value in graph.initializer}
     readers: dict[str, list[Any]] = {}
@@ -76,14 +76,14 @@ def _places(graph: Any, kept: Collection[str]) -> dict[str, tuple[Any, int]]:
 
 
 def _plain(node: Any) -> bool:
-    """A Gemm adds its bias as it is."""
+    """Whether a Gemm adds its bias unscaled."""
     return all(a.f == 1.0 for a in node.attribute if a.name in ("alpha", "beta"))
 
 
 def _means(
     model: Any, names: list[str], batches: Iterator[Mapping[str, Any]], rounding: _int8.Rounding
 ) -> dict[str, Any]:
-    """By layer, the mean of what the weights lose by rounding, a channel of the output each."""
+    """By layer, the mean output error of rounding its weights, per output channel."""
     import onnx
 
     watched = type(model).FromString(model.SerializeToString())

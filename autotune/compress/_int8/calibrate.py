@@ -1,14 +1,14 @@
-"""Ranges of activations: one pass over the calibration rows, and every rule from its histograms.
+"""Ranges of activations: histograms from one pass over the calibration rows, and a rule on them.
 
-    graph, its tensors made outputs --rows--> a histogram a tensor --rule--> (lowest, highest)
+    graph, its tensors made outputs --rows--> one histogram per tensor --rule--> (lowest, highest)
 
-    minmax      all that was seen
+    minmax      the whole range seen
     percentile  without the outermost 1 in 10,000 at either end
     mse         the range with the least squared error at 8 bits
 
-A histogram begins with the first batch and doubles its bins' width when a later one reaches
-further, so that rows are run once and not kept.  Ends are exact; of a large activation every
-so manieth value is counted.  Does not know ranges of rows that were not shown.
+A histogram's range is that of the first batch, and its bin width doubles when a later batch exceeds
+it, so that rows are run once and not kept.  Minimum and maximum are exact; of a large activation
+every n-th value is counted.  Does not know ranges beyond those of the calibration rows.
 """
 
 import math
@@ -20,16 +20,16 @@ import numpy as np
 from autotune.errors import JobError
 
 _BINS = 2048
-_COUNTED = 100_000  # values of one tensor and batch
+_COUNTED = 100_000  # values per tensor and batch
 _OUTSIDE = 1e-4
 _LEVELS = 255
-_SHARES = np.linspace(1.0, 0.2, 33)  # of the range seen, that a rule may keep
+_SHARES = np.linspace(1.0, 0.2, 33)  # of the range seen, which the rule mse tries
 
 Range = tuple[float, float]
 
 
 class Histogram:
-    """How often each value of a tensor was seen; even bins from ``-edge`` to ``edge``."""
+    """Counts of a tensor's values, in equal bins from ``-edge`` to ``edge``."""
 
     def __init__(self) -> None:
         self.lowest, self.highest, self.edge = math.inf, -math.inf, 0.0
@@ -58,7 +58,7 @@ class Histogram:
             self.edge *= 2
 
     def range(self, rule: str) -> Range:
-        """What 8 bits shall span; it holds 0, as they must."""
+        """The range to quantize to 8 bits; contains 0, which must be exact."""
         low, high = _RULES[rule](self)
         return min(0.0, low), max(0.0, high)
 
@@ -88,7 +88,7 @@ def _mse(seen: Histogram) -> Range:
 
 
 def _least(seen: Histogram, error: Any) -> Range:
-    """The share of the range seen with the least error, either end cut alike."""
+    """The range seen, both ends scaled by the factor with the least error."""
     low, high = min(0.0, seen.lowest), max(0.0, seen.highest)
     share = min(_SHARES, key=lambda s: (error(low * s, high * s), -s))
     return float(low * share), float(high * share)
@@ -109,7 +109,7 @@ _RULES = {"minmax": _minmax, "percentile": _percentile, "mse": _mse}
 def collect(
     path: str, batches: Iterator[Mapping[str, Any]], kinds: Collection[str]
 ) -> dict[str, Histogram]:
-    """Histograms of all that goes into and comes out of nodes of these ``kinds``.
+    """Histograms of the inputs and outputs of all nodes of these ``kinds``.
 
     Raises:
         JobError: unsupported: there are no calibration rows; nan: an activation is not finite.
@@ -146,7 +146,7 @@ def collect(
 
 
 def session_of(model: Any) -> Any:
-    """A session that keeps the graph's own operations apart."""
+    """A session that does not fuse nodes."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()

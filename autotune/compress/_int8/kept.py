@@ -1,8 +1,8 @@
 """Which nodes of a graph belong to modules that the user keeps in fp32 (``--keep-fp32``).
 
-A node belongs to the module that its note names (`forms.MODULE`), or whose weights
-it reads: a convolution that a batch norm was folded into bears the norm's name.  Preparing the
-graph may fuse nodes and lose the notes, but keeps the names of what they compute.
+A node belongs to the module named in its metadata (`forms.MODULE`), or whose weights it reads: a
+convolution with a batch norm folded into it is named after the norm.  Preparing the graph may fuse
+nodes and drop the metadata, but keeps the names of their outputs.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ def nodes(original: str, prepared: str, kept: str) -> list[str]:
     """Names of the prepared graph's nodes that stay as they are.
 
     Args:
-        original: the exported file, with notes.
+        original: the exported file, with metadata.
         prepared: the file that is quantized.
         kept: names of modules, separated by commas, as `patterns.matches` reads them.
     """

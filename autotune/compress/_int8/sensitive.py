@@ -1,11 +1,11 @@
-"""Which layers lose the most in int8: the order in which they go back to fp32.
+"""The sensitivity of layers to int8: the order in which they are restored to fp32.
 
-    graph + a switch a layer --rows, one switch on at a time--> error of the outputs, a layer
+    graph + one switch per layer --rows, one switch on at a time--> output error per layer
 
 One session serves all layers: where its switch is on, a layer sees its input and its weights
-rounded to 8 bits, in fp32 arithmetic.  The error is the squared difference of the outputs from
-those of the exact model, over their squared size.  Does not know errors that add up: each
-layer is rounded alone.
+rounded to 8 bits, in fp32 arithmetic.  The error is the squared difference from the exact
+model's outputs over their squared norm.  Does not see how errors add up: each layer is rounded
+alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from autotune.compress import _int8
 from autotune.compress._int8.calibrate import Range, session_of
 
 _ROWS = 16
-_FLOPS = 2e12  # of the whole pass: some seconds
+_FLOPS = 2e12  # FLOPs of the whole pass: some seconds
 _SWITCHES = "autotune_switches"
 
 
@@ -29,14 +29,14 @@ def order(
     flops_per_row: float | None,
     rounding: _int8.Rounding,
 ) -> list[str]:
-    """``nodes`` by name, the most sensitive first; ties in the graph's order.
+    """The names in ``nodes``, the most sensitive first; ties in the graph's order.
 
     Args:
         path: the prepared graph.
         batches: calibration rows.
         nodes: layers that are to be quantized.
         ranges: of their activations.
-        flops_per_row: bounds the rows that are run.
+        flops_per_row: limits the number of rows.
         rounding: of the weights.
     """
     import onnx
@@ -62,7 +62,7 @@ def order(
 
 
 def _rows(batches: Iterator[Mapping[str, Any]], rows: int, used: set[str]) -> dict[str, Any]:
-    """The first rows, of one batch: ragged ones come one by one."""
+    """The first rows, of one batch (which is one row where their shapes differ)."""
     first = next(batches)
     return {name: array[:rows] for name, array in first.items() if name in used}
 
@@ -114,7 +114,7 @@ def _hold(graph: Any, name: str, array: Any) -> None:
 
 
 def _rounding(graph: Any, name: str, out: str, span: Range) -> list[Any]:
-    """To 8 bits and back."""
+    """Nodes that quantize a value to 8 bits and back."""
     from onnx import helper
 
     low, high = span
@@ -129,7 +129,7 @@ def _rounding(graph: Any, name: str, out: str, span: Range) -> list[Any]:
 
 
 def rounded_weight(node: Any, value: Any, rounding: _int8.Rounding) -> Any:
-    """A node's weight as int8 has it, in fp32."""
+    """A node's weight rounded to int8 levels, in fp32."""
     from onnx import numpy_helper
 
     weight = numpy_helper.to_array(value)

@@ -1,15 +1,15 @@
-"""Outlying channels: scaled down before they are rounded, and their weights up (SmoothQuant).
+"""SmoothQuant: outlier channels of activations are scaled down, and their weights up.
 
     x ──────────── MatMul w        x ── Mul 1/s ── MatMul s*w
-    one channel 80 times the rest  all channels about alike; the product is the same
+    one channel 80 times the rest  all channels of similar size; the product is the same
 
-One range serves all channels of an activation, so that a few large ones leave the others few
-of its 256 steps.  Transformers have such channels (Xiao et al., arXiv 2211.10438).  The scale
-is ``sqrt(largest activation / largest weight)`` a channel.  Only inputs whose largest channel
-is many times the middle one are scaled: the Mul costs some microseconds a call.  (A scale a
-channel in QuantizeLinear needs no Mul, but ran 50 to 100 times slower.)  It goes before a Relu,
-which keeps positive factors: behind one, ONNX Runtime fuses Relu and the product ahead of it in
-fp32, and that product is none in int8 (400 us in place of 80 for an MLP).
+All channels of an activation share one range, so a few large ones leave the others few of its 256
+levels, as in transformers (Xiao et al., arXiv 2211.10438).  The scale of a channel is
+``sqrt(largest activation / largest weight)``.  Only inputs whose largest channel is many times the
+median are scaled, as the Mul costs some microseconds per call.  (A per-channel scale in
+QuantizeLinear needs no Mul but ran 50 to 100 times slower.)  The Mul goes before a Relu, which
+commutes with positive factors: after it, ONNX Runtime would fuse the Relu with the product before
+it in fp32 and not run that product in int8 (400 us instead of 80 for an MLP).
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -19,13 +19,13 @@ import numpy as np
 
 from autotune.compress._int8.calibrate import session_of
 
-_OUTLYING = 8.0  # largest channel over the middle one
+_OUTLIER = 8.0  # largest channel over the median
 
 
 def smooth(
     source: str, target: str, batches: Iterator[Mapping[str, Any]], kept: Collection[str]
 ) -> bool:
-    """Write the scaled graph to ``target``; False, and nothing written, where none outlies.
+    """Write the scaled graph to ``target``; False, and nothing written, without outliers.
 
     Args:
         source: the prepared graph.
@@ -43,7 +43,7 @@ def smooth(
     before: dict[str, Any] = {}
     for name, nodes in groups.items():
         channels = largest.get(name)
-        if channels is None or not _outlies(channels):
+        if channels is None or not _has_outliers(channels):
             continue
         weights = [_weight(model.graph, node) for node in nodes]
         if any(len(weight) != len(channels) for weight in weights):
@@ -74,13 +74,13 @@ def _groups(graph: Any, kept: Collection[str]) -> dict[str, list[Any]]:
         if (
             held.get(node.input[1]) == 2
             and node.input[0] not in held
-            and not _turned(node, "transA")
+            and not _transposed(node, "transA")
         ):
             found.setdefault(node.input[0], []).append(node)
     return found
 
 
-def _turned(node: Any, name: str) -> bool:
+def _transposed(node: Any, name: str) -> bool:
     return any(a.name == name and a.i for a in node.attribute)
 
 
@@ -105,23 +105,23 @@ def _largest(model: Any, names: list[str], batches: Iterator[Mapping[str, Any]])
     return found
 
 
-def _outlies(channels: Any) -> bool:
+def _has_outliers(channels: Any) -> bool:
     middle = float(np.median(channels))
-    return middle > 0 and float(channels.max()) > _OUTLYING * middle
+    return middle > 0 and float(channels.max()) > _OUTLIER * middle
 
 
 def _weight(graph: Any, node: Any) -> Any:
-    """Weights as ``[channels in, out]``."""
+    """The weight as ``[input channels, output channels]``."""
     from onnx import numpy_helper
 
     held = next(value for value in graph.initializer if value.name == node.input[1])
     weight = numpy_helper.to_array(held)
-    return weight.T if _turned(node, "transB") else weight
+    return weight.T if _transposed(node, "transB") else weight
 
 
 def _scale(graph: Any, name: str, nodes: list[Any], weights: list[Any], scale: Any) -> Any:
-    """Point the nodes at the scaled activation and weights; returns the node that scales, and
-    before which node it belongs.
+    """Point the nodes at the scaled activation and weights; returns the Mul node, and the name of
+    the node that it goes before.
     """
     from onnx import helper, numpy_helper
 
@@ -132,7 +132,7 @@ def _scale(graph: Any, name: str, nodes: list[Any], weights: list[Any], scale: A
     graph.initializer.append(numpy_helper.from_array(1 / scale, by))
     for node, weight in zip(nodes, weights, strict=True):
         scaled = weight * scale[:, None]
-        scaled = np.ascontiguousarray(scaled.T if _turned(node, "transB") else scaled)
+        scaled = np.ascontiguousarray(scaled.T if _transposed(node, "transB") else scaled)
         held = f"{node.input[1]}_{node.name}_smoothed"
         graph.initializer.append(numpy_helper.from_array(scaled, held))
         node.input[1] = held
@@ -150,7 +150,7 @@ def _scale(graph: Any, name: str, nodes: list[Any], weights: list[Any], scale: A
 
 
 def _relu(graph: Any, name: str, nodes: list[Any]) -> Any:
-    """The Relu that gives an activation to these nodes alone."""
+    """The Relu that makes an activation which only these nodes read; else None."""
     own = {node.name for node in nodes}
     shown = {value.name for value in graph.output}
     others = [n for n in graph.node if name in n.input and n.name not in own]

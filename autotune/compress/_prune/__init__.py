@@ -1,1 +1,1 @@
-"""What ``prune`` is made of: groups of channels that go together, which matter least, the cut."""
+"""Parts of ``prune``: groups of coupled channels, their importance, and the removal."""

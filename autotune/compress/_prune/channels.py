@@ -1,10 +1,10 @@
-"""Which channels go: groups of them by importance, to a share of operations.
+"""Removes groups of channels by importance until a share of the operations is left.
 
-    groups (`groups`) x scores (`importance`) --bisection--> what goes --cut--> pruned copy
+    groups (`groups`) x scores (`importance`) --bisection--> channels to remove --cut--> pruned copy
 
-All groups of the model compete: those that matter least go first, wherever they are.  Widths
-are rounded to multiples of 16, 8 or 4, which the kernels like, where the level can still be met
-to 3 points; small layers are too coarse for it.
+All groups of the model are ranked together, and the least important go first.  Widths are rounded
+to multiples of 16, 8 or 4, which kernels run faster, if the level can still be met to 3 percentage
+points; small layers are too coarse for that.
 """
 
 import copy
@@ -22,21 +22,20 @@ from autotune.errors import JobError
 from autotune.forms.flat import Flat, flops
 
 _CORRECTIONS = 5
-_NEAR = 0.005  # of the dense operations: near enough not to correct it again
+_NEAR = 0.005  # of the dense operations: no further correction
 _ROUNDED = (16, 8, 4, 1)
 _CLOSE = 0.03  # of the dense operations
-TOLERANCE = 0.1
-"""A level further off is refused: bounds on pruned plans rest on it (control.cost)."""
+_TOLERANCE = 0.1  # the most that the kept share may differ from macs_kept
 _MOST = 0.95  # of a layer's channels
-_ODD = (0.29, 0.37)  # leave widths that no fixed head width or head count divides
+_ODD = (0.29, 0.37)  # lead to widths that no fixed head width or head count divides
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.LSTM, nn.Embedding)
 
 Reached = tuple[float, Flat]
 
 
-class Goal(NamedTuple):
-    """A level: the share of operations, those of the dense model, what widths are a multiple of
-    and each layer's operations.
+class Level(NamedTuple):
+    """A level: the share of operations to keep, the dense model's operations, what widths are a
+    multiple of, and each layer's operations.
     """
 
     kept: float
@@ -64,67 +63,67 @@ def prune(
     best: Reached | None = None
     dense, layers = flops(lambda: model(*inputs)), costs(model, inputs)
     for rounded in _ROUNDED:
-        share, pruned = _search(model, inputs, groups, Goal(kept, dense, rounded, layers))
+        share, pruned = _search(model, inputs, groups, Level(kept, dense, rounded, layers))
         if best is None or abs(share - kept) < abs(best[0] - kept):
             best = share, pruned
         if abs(best[0] - kept) <= _CLOSE:
             break
     assert best is not None
-    if abs(best[0] - kept) > TOLERANCE or best[0] > 0.999:
+    if abs(best[0] - kept) > _TOLERANCE or best[0] > 0.999:
         end = "least it leaves" if best[0] > kept else "nearest it comes"
         raise JobError(
             "unsupported",
             f"pruning cannot reach macs_kept {kept:g}: {best[0]:.2f} is the {end} "
             "(the rest is in layers that make the output or that cannot be pruned)",
-            least={"prune.macs_kept": best[0] - TOLERANCE} if best[0] > kept else None,
+            least={"prune.macs_kept": best[0] - _TOLERANCE} if best[0] > kept else None,
         )
     return _checked(best[1], inputs, shapes)
 
 
-def _search(model: Flat, inputs: Sequence[Tensor], groups: list[Group], goal: Goal) -> Reached:
-    """The nearest copy to the goal: the level is predicted layer by layer, and corrected by what
-    a copy was found to keep.
+def _search(model: Flat, inputs: Sequence[Tensor], groups: list[Group], level: Level) -> Reached:
+    """The copy nearest to the level: its operations are predicted layer by layer, and the
+    prediction is corrected by those counted in a copy.
     """
     best: Reached | None = None
-    wanted = goal.kept
+    wanted = level.kept
     for _ in range(_CORRECTIONS):
-        pruned = cut(model, _chosen(model, groups, wanted, goal))
-        share = flops(functools.partial(pruned, *inputs)) / goal.dense if goal.dense else 1.0
-        if best is None or abs(share - goal.kept) < abs(best[0] - goal.kept):
+        pruned = cut(model, _chosen(model, groups, wanted, level))
+        share = flops(functools.partial(pruned, *inputs)) / level.dense if level.dense else 1.0
+        if best is None or abs(share - level.kept) < abs(best[0] - level.kept):
             best = share, pruned
-        if abs(share - goal.kept) < _NEAR:
+        if abs(share - level.kept) < _NEAR:
             break
-        wanted += goal.kept - share
+        wanted += level.kept - share
     assert best is not None
     return best
 
 
-def _chosen(model: Flat, groups: list[Group], wanted: float, goal: Goal) -> Cut:
-    """What goes, so that the share ``wanted`` of all operations is left: bisection over the
-    first rank that stays.
+def _chosen(model: Flat, groups: list[Group], wanted: float, level: Level) -> Cut:
+    """The channels to remove, so that the share ``wanted`` of all operations is left: bisection
+    over the lowest rank that is kept.
     """
     ranked = _ranked(groups)
     units = sum(len(ranks) for _, ranks in ranked)
-    other = goal.dense - sum(goal.costs.values())
+    other = level.dense - sum(level.costs.values())
     low, high = 0, units
     found: Cut = []
     while low < high:
         middle = (low + high) // 2
-        found = [(g, g.without(_kept(g, ranks, middle, goal.rounded))) for g, ranks in ranked]
+        found = [(g, g.without(_kept(g, ranks, middle, level.rounded))) for g, ranks in ranked]
         left = shares(found, model)
-        share = (other + sum(c * left[n] for n, c in goal.costs.items())) / max(goal.dense, 1.0)
+        share = (other + sum(c * left[n] for n, c in level.costs.items())) / max(level.dense, 1.0)
         if share <= wanted:
             high = middle
         else:
             low = middle + 1
     if low < units:
-        found = [(g, g.without(_kept(g, ranks, low, goal.rounded))) for g, ranks in ranked]
+        found = [(g, g.without(_kept(g, ranks, low, level.rounded))) for g, ranks in ranked]
     return found
 
 
 def _ranked(groups: list[Group]) -> list[tuple[Group, Tensor]]:
-    """Each group's units by their places in the order of all scores: units of one score, as dead
-    ones of 0 are, go one by one.
+    """The rank of each group's units among all units by score; equal scores, such as those of dead
+    units, get different ranks.
     """
     scores = [group.unit_scores for group in groups]
     order = torch.cat(scores).argsort(stable=True)
@@ -134,8 +133,8 @@ def _ranked(groups: list[Group]) -> list[tuple[Group, Tensor]]:
 
 
 def _kept(group: Group, ranks: Tensor, last: int, rounded: int) -> Tensor:
-    """Units that stay: those after the rank ``last``, some of the best, a width that kernels
-    like.
+    """Units that are kept: those of a rank over ``last``, at least some of each group, rounded to a
+    width that kernels run faster.
     """
     units = len(ranks)
     count = max(int((ranks > last).sum()), math.ceil((1 - _MOST) * units), 1)
@@ -147,7 +146,7 @@ def _kept(group: Group, ranks: Tensor, last: int, rounded: int) -> Tensor:
 
 
 def _ignored(model: Flat, inputs: Sequence[Tensor]) -> set[str]:
-    """Names of layers that make the output, and attention blocks: their heads fix their width."""
+    """Names of layers that produce the output, and of attention blocks (heads fix their width)."""
     model = copy.deepcopy(model).requires_grad_(True)
     names = {module: name for name, module in model.named_modules()}
     made: dict[Any, nn.Module] = {}
@@ -185,7 +184,7 @@ def _usable(
     model: Flat, inputs: Sequence[Tensor], groups: list[Group], shapes: list[torch.Size]
 ) -> list[Group]:
     """The groups with which the pruned model still runs: all of them, or else one by one (a
-    reshape with a fixed width forbids some); attention by heads where not by channels.
+    reshape with a fixed width forbids some); attention by heads where it cannot be by channels.
 
     Raises:
         JobError: unsupported: none is left.
@@ -207,7 +206,7 @@ def _usable(
 def _trial(
     model: Flat, inputs: Sequence[Tensor], groups: list[Group], shapes: list[torch.Size]
 ) -> Exception | None:
-    """Cut some of every group from a copy and run it: what went wrong, or None."""
+    """Remove some units of every group from a copy and run it: the error, or None."""
     try:
         for ratio in _ODD:
             removals = []
@@ -216,13 +215,13 @@ def _trial(
                 kept = torch.arange(units) >= min(units - 1, max(1, round(ratio * units)))
                 removals.append((group, group.without(kept)))
             _checked(cut(model, removals), inputs, shapes)
-    except Exception as error:  # whatever the user's forward and torch-pruning's slices meet
+    except Exception as error:  # the user's forward and torch-pruning may raise anything
         return error
     return None
 
 
 def _checked(pruned: Flat, inputs: Sequence[Tensor], shapes: list[torch.Size]) -> Flat:
-    """The pruned model, after one forward pass of the right shapes."""
+    """The pruned model, after a forward pass that gave the expected shapes."""
     with torch.no_grad():
         found = [output.shape for output in pruned(*inputs)]
     if found != shapes:

@@ -1,11 +1,11 @@
-"""Channels that go together, as torch-pruning's dependency graph finds them, known by names.
+"""Groups of coupled channels, found by torch-pruning's dependency graph and stored by name.
 
     one trace --> groups of members (layer, side, rows) --> cut from any copy of the model
 
-The graph is built once; trying a group or a level is then a copy, some slices and a forward.
-Members are cut all at once, so that two groups which meet in one layer do not shift each
-other's rows.  A unit is what goes together within a group: one channel, the like channels of
-each of a convolution's groups, or the channels of one attention head.
+The graph is built once; trying a group or a level then takes a copy, slices and a forward pass.
+All members are cut at once, so that two groups that share a layer do not shift each other's rows.
+A unit is the least part of a group that can be removed: one channel, the same channel of each of a
+convolution's groups, or all channels of an attention head.
 """
 
 import copy
@@ -66,10 +66,10 @@ Cut = Sequence[tuple[Group, Tensor]]
 def find(
     model: Flat, inputs: Sequence[Tensor], ignored: set[str], importance: Importance
 ) -> list[Group]:
-    """The groups of a model that hold no output side of an ignored layer.
+    """The groups of a model without output channels of an ignored layer.
 
     Raises:
-        JobError: unsupported: torch-pruning cannot follow the model, and nothing in it recurs.
+        JobError: unsupported: torch-pruning cannot follow the model, and it has no recurrent layer.
     """
     recurring = _recurring(model, inputs, importance)
     try:
@@ -81,16 +81,16 @@ def find(
 
 
 def unsupported(error: Exception) -> JobError:
-    """What a model that cannot be pruned is refused with."""
+    """The error for a model that cannot be pruned."""
     text = (str(error).strip().splitlines() or [""])[0]
-    told = f"this model cannot be pruned: {type(error).__name__}: {text}"
-    return JobError("unsupported", told, never="prune")
+    why = f"this model cannot be pruned: {type(error).__name__}: {text}"
+    return JobError("unsupported", why, never="prune")
 
 
 def _traced(
     model: Flat, inputs: Sequence[Tensor], ignored: set[str], importance: Importance
 ) -> list[Group]:
-    """Groups by torch-pruning's graph."""
+    """Groups found by torch-pruning's graph."""
     import torch_pruning
 
     model = copy.deepcopy(model).requires_grad_(True)  # the graph is autograd's
@@ -117,12 +117,12 @@ def _traced(
 def _followed(
     graph: Any, ignored: Sequence[nn.Module], rank: Callable[[Any], Tensor | None]
 ) -> Iterator[tuple[Any, Tensor]]:
-    """The groups that begin at each layer's output, each once, with their channels' scores, but
-    those with an ignored layer.  A layer from which the walk fails, or finds channels that there
-    are not, stays whole: elsewhere the model can be pruned all the same.
+    """The groups that start at each layer's output, each once, with their channels' scores; not
+    those with an ignored layer.  A layer for which torch-pruning fails is not pruned; the others
+    still are.
 
     Raises:
-        Exception: what torch-pruning raised, where it could follow nothing at all.
+        Exception: what torch-pruning raised, if it failed for every layer.
     """
     seen: set[nn.Module] = set()
     whole = {*ignored, *graph.IGNORED_LAYERS_IN_TRACING}
@@ -151,7 +151,7 @@ def _followed(
 
 
 def _recurring(model: Flat, inputs: Sequence[Tensor], rank: Importance) -> list[Group]:
-    """Hidden units of recurrent layers, where cutting them out is the same as not listening."""
+    """Hidden units of recurrent layers, where removal equals zeroing the weights that read them."""
     found: list[Group] = []
     if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
         return found
@@ -169,13 +169,13 @@ def _recurring(model: Flat, inputs: Sequence[Tensor], rank: Importance) -> list[
         group = Group(tuple(members), rank.of_units(layer, name, given), units)
         gone = units % 3 == 1
         silent = copy.deepcopy(model)
-        heard = [(reader, silent.get_submodule(reader)) for reader, _ in given]
-        recurrent.unheard(silent.get_submodule(name), name, heard, gone)
+        readers = [(reader, silent.get_submodule(reader)) for reader, _ in given]
+        recurrent.silence(silent.get_submodule(name), name, readers, gone)
         try:
             with torch.no_grad():
                 pairs = zip(cut(model, [(group, gone)])(*inputs), silent(*inputs), strict=True)
                 same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in pairs)
-        except Exception:  # a forward that knows the width
+        except Exception:  # the user's forward depends on the width
             continue
         if same and bool(gone.any()):
             found.append(group)
@@ -203,7 +203,7 @@ def _member(item: Any, names: dict[Any, str], parameters: dict[int, str]) -> Mem
 
 
 def _grouped(model: nn.Module, members: Sequence[Member]) -> int:
-    """Into how many like parts the channels fall: those of convolutions and norms in groups."""
+    """The largest number of groups of the members' grouped convolutions and group norms."""
     most = 1
     modules = dict(model.named_modules())
     for member in members:
@@ -216,7 +216,7 @@ def _grouped(model: nn.Module, members: Sequence[Member]) -> int:
 
 
 def cut(model: Flat, removals: Cut) -> Flat:
-    """A copy without the channels that are True, in every member of their groups.
+    """A copy without the channels marked True, in every member of their groups.
 
     Raises:
         JobError: unsupported: tied weights would differ.
@@ -247,7 +247,7 @@ def _slice(model: nn.Module, name: str, member: Member, rows: list[int]) -> None
     holder = model.get_submodule(owner)
     target = getattr(holder, leaf)
     pruner = getattr(member.cut, "__self__", None)
-    if pruner is not None:  # torch-pruning's, which is told the dimension so
+    if pruner is not None:  # torch-pruning's, which reads the dimension from here
         pruner.pruning_dim = member.dim
     made = member.cut(target, rows)
     if isinstance(target, nn.Parameter):
@@ -255,7 +255,7 @@ def _slice(model: nn.Module, name: str, member: Member, rows: list[int]) -> None
 
 
 def shares(removals: Cut, model: nn.Module) -> dict[str, float]:
-    """By layer, the share of its operations that stays: outputs times inputs."""
+    """By layer, the share of its operations that is kept: of its outputs times of its inputs."""
     gone: dict[tuple[str, str], int] = defaultdict(int)
     for group, lost in removals:
         for member in group.members:
@@ -282,8 +282,8 @@ def shares(removals: Cut, model: nn.Module) -> dict[str, float]:
 
 
 def by_heads(model: nn.Module, group: Group) -> list[Group]:
-    """The group in units of attention heads, for each way in which the modules around its layers
-    could count them: integer attributes about heads that divide the width.
+    """The group with whole attention heads as units, for each head size that the integer attributes
+    with "head" in their names in the surrounding modules suggest.
     """
     width = len(group.scores)
     owners = {m.name.rpartition(".")[0] for m in group.members if m.side == "prune_out_channels"}

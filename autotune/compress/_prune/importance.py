@@ -1,15 +1,14 @@
-"""How much each channel matters, and what it costs: the order in which pruning takes them.
+"""The importance of each channel and its operations: the order in which pruning removes them.
 
     magnitude   norm of the group's weights / the layer's mean
-    taylor      E[(d output / d gate)^2] / operations that the channel costs
+    taylor      E[(d output / d gate)^2] / operations of the channel
     bn_scale    |scale| of the group's batch norms, like magnitude where there is none
 
-``taylor`` is the first-order effect of closing a gate on the channel (Molchanov et al.,
-arXiv 1906.10771), here on the outputs themselves, projected on random signs: it needs inputs
-and no labels, and does not vanish where the training loss does.  As gate * d/d gate is
-weight * d/d weight summed over what reads the channel, one backward pass of some batches
-gives all of them.  Divided by the operations saved it is the greedy answer to "which channels
-cost the output least, for so many operations" - so no layer needs a ratio of its own.
+``taylor`` is the first-order effect of closing a gate on the channel (Molchanov et al., arXiv
+1906.10771), on the outputs (projected on random signs) rather than on the loss: it needs no labels
+and does not vanish with the training loss.  As gate * d/d gate is weight * d/d weight summed over
+the readers of the channel, one backward pass per batch gives all channels.  Dividing by the
+operations saved makes channels of all layers comparable, so no layer needs a ratio of its own.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ from autotune.forms.flat import Flat
 
 NAMES = ("taylor", "magnitude", "bn_scale")
 _READS = (nn.modules.conv._ConvNd, nn.Linear)
-_GROWTH = 1.5  # a unit's share of a recurrent layer's operations, which are half quadratic
+_GROWTH = 1.5  # half of a recurrent layer's operations are quadratic in its width
 
 
 class Importance:
@@ -32,7 +31,7 @@ class Importance:
 
     Args:
         kind: one of `NAMES`.
-        model: the dense model; the pruner works on copies, so modules are known by name.
+        model: the dense model; pruning works on copies, so modules are identified by name.
         costs: operations of each layer, by name.
         gates: for ``taylor``: by layer, the squared effect of each input channel.
     """
@@ -44,14 +43,14 @@ class Importance:
         self.names: dict[nn.Module, str] = {}
 
     def of(self, model: Flat) -> "Importance":
-        """The same for a copy of the model."""
+        """The same importance for a copy of the model."""
         found = Importance(self.kind, self._costs, self._gates)
         found.names = {module: name for name, module in model.named_modules()}
         return found
 
     @torch.no_grad()
     def __call__(self, group: Any) -> Tensor | None:
-        """One number a channel of the group's root; None where the group has no weights."""
+        """One score per channel of the group's root; None where the group has no weights."""
         import torch_pruning
 
         if self.kind == "bn_scale":
@@ -65,10 +64,10 @@ class Importance:
         return _tensor(torch_pruning.importance.GroupMagnitudeImportance(p=2)(group))
 
     def of_units(self, layer: Any, name: str, given: Sequence[recurrent.Reader]) -> Tensor:
-        """One number a hidden unit of a recurrent layer, by all that listens to it."""
+        """One score per hidden unit of a recurrent layer, by the weights that read it."""
         size = layer.hidden_size
         total = torch.zeros(size)
-        for key, weight in recurrent.listening(layer, name, given):
+        for key, weight in recurrent.reading_weights(layer, name, given):
             effect = weight.detach().square().sum(0)
             if self.kind == "taylor" and key in self._gates:
                 effect = self._gates[key]
@@ -100,7 +99,7 @@ def _tensor(found: Any) -> Tensor | None:
 
 
 def _roots(group: Any) -> list[list[int]]:
-    """For each member of a group, which channel of the root each of its own belongs to."""
+    """For each member of a group, the channel of the root that each of its own is coupled to."""
     return [[r for r in item.root_idxs if r is not None] for item in group]
 
 
@@ -182,7 +181,7 @@ def gates(model: Flat, batches: Sequence[Sequence[Tensor]], seed: int) -> dict[s
 
 
 def _projected(outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-    """Outputs in units of their spread, on random signs."""
+    """The outputs over their standard deviation, summed with random signs."""
     parts = []
     for output in outputs:
         if output.is_floating_point() and output.requires_grad:
@@ -198,8 +197,8 @@ def _spread(output: Tensor) -> Tensor:
 
 
 def _by_input(layer: nn.Module | None, product: Tensor) -> Tensor:
-    """Sums over all but the input channels: [out, in, ...] or, transposed, [in, out, ...]; of a
-    convolution in groups each channel stands once.
+    """Sums over all but the input channels of [out, in, ...] or, for transposed convolutions,
+    [in, out, ...]; of a grouped convolution one sum per input channel.
     """
     if getattr(layer, "transposed", False):
         return product.flatten(1).sum(1)

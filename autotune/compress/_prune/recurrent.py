@@ -1,12 +1,12 @@
-"""Groups of hidden units: recurrent layers, which torch-pruning cannot cut.
+"""Groups of hidden units of recurrent layers, which torch-pruning does not support.
 
     GRU, LSTM, RNN: unit i of every layer and direction --read by--> linear or recurrent layers
 
-Who reads a recurrent layer is found by walking autograd's graph backwards from the inputs of
-all other layers.  A unit that is cut out gives the very outputs of a model in which nobody
-listens to it; whoever finds a group here compares the two (`unheard`), so that a reader which was
-overlooked costs the group and never the model.  Layers of one module lose the same units, as it
-has one ``hidden_size``.  Does not know projections (``proj_size``).
+The readers of a recurrent layer are found by walking the autograd graph backwards from the inputs
+of all other layers.  Removing a unit must give the same outputs as zeroing all weights that read it
+(`silence`); callers compare the two, so that an overlooked reader makes the group unprunable and
+never the model wrong.  All layers of one module lose the same units, as it has one ``hidden_size``.
+Does not support projections (``proj_size``).
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,8 +22,8 @@ Reader = tuple[str, Any]
 
 
 def readers(model: Flat, inputs: Sequence[Tensor]) -> dict[str, list[Reader]]:
-    """By recurrent layer, the layers that read its output and nothing in between; left out where
-    one of them is of a kind that cannot lose inputs, or the model's output holds it.
+    """By recurrent layer, the layers that read its output directly; without recurrent layers whose
+    readers cannot lose inputs or whose output is part of the model's.
     """
     layers = {m: name for name, m in model.named_modules() if _listed(m)}
     made: dict[Any, str] = {}
@@ -73,7 +73,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _sources(function: Any, made: dict[Any, str]) -> set[str]:
-    """The layers whose outputs a tensor comes from directly."""
+    """The layers whose outputs a tensor is computed from without a layer in between."""
     stack, seen, found = [function], set(), set()
     while stack:
         node = stack.pop()
@@ -96,7 +96,7 @@ def _fits(reader: Any, source: Any) -> bool:
 
 
 def cut_hidden(layer: Any, gone: list[int]) -> None:
-    """Take hidden units out of a recurrent layer, in place."""
+    """Remove hidden units of a recurrent layer, in place."""
     size, kept = layer.hidden_size, _rest(layer.hidden_size, gone)
     gates = layer.weight_hh_l0.shape[0] // size
     ways = 2 if layer.bidirectional else 1
@@ -113,7 +113,7 @@ def cut_hidden(layer: Any, gone: list[int]) -> None:
 
 
 def cut_input(layer: Any, gone: list[int]) -> None:
-    """Take inputs out of a recurrent layer, in place."""
+    """Remove inputs of a recurrent layer, in place."""
     kept = _rest(layer.input_size, gone)
     for name, parameter in layer.named_parameters():
         if name.startswith("weight_ih_l0"):
@@ -125,9 +125,11 @@ def _rest(size: int, gone: list[int]) -> Tensor:
     return torch.tensor(sorted(set(range(size)) - set(gone)))
 
 
-def listening(layer: nn.Module, name: str, given: Sequence[Reader]) -> Iterator[tuple[str, Tensor]]:
-    """The weights whose columns are a layer's hidden units (once or, both ways, twice): its own
-    and its readers', by the names that `importance.gates` gives them.
+def reading_weights(
+    layer: nn.Module, name: str, given: Sequence[Reader]
+) -> Iterator[tuple[str, Tensor]]:
+    """The weights whose columns are a layer's hidden units (twice where it is bidirectional): its
+    own and its readers', by the names that `importance.gates` gives them.
     """
     for key, weight in layer.named_parameters():
         inner = key.startswith("weight_ih") and not key.startswith("weight_ih_l0")
@@ -142,10 +144,10 @@ def listening(layer: nn.Module, name: str, given: Sequence[Reader]) -> Iterator[
                 yield f"{reader}.{key}", weight
 
 
-def unheard(layer: Any, name: str, given: Sequence[Reader], gone: Tensor) -> None:
-    """Let nobody listen to some hidden units of a layer, in place."""
+def silence(layer: Any, name: str, given: Sequence[Reader], gone: Tensor) -> None:
+    """Zero the weights that read some hidden units of a layer, in place."""
     with torch.no_grad():
-        for _, weight in listening(layer, name, given):
+        for _, weight in reading_weights(layer, name, given):
             weight[:, gone.repeat(weight.shape[1] // layer.hidden_size)] = 0
 
 
