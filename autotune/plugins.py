@@ -1,7 +1,7 @@
 """Plug-ins: one file each, and its file name is its name.
 
 Listing a folder imports nothing; `load` imports one file.  A plug-in's own top-level
-imports are the standard library and records only.
+imports are the standard library and autotune's floors below it, never torch or another library.
 """
 
 from functools import cache

@@ -1,5 +1,6 @@
-"""Recordings of a run's jobs: written by `Recorder`, answered from by `ReplayBridge`.
+"""The recording of a run's jobs, from which an interrupted run is resumed (``--resume``).
 
+`Recorder` writes it; `ReplayBridge` answers from it until it ends, then hands jobs to real workers.
 One line of JSON per result (`Recorded`), in the order of the jobs.
 """
 

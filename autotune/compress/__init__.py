@@ -4,8 +4,8 @@
                          `--export (worker.build)--> onnx --int8_static|int8_dynamic--> onnx
                                                        `--convert--> openvino --int8_openvino-->
 
-A plug-in imports only the standard library and records at its top level; `Compressor` is what it
-must define, `CompressTools` what it may use.
+At its top level a plug-in imports only the standard library, records, errors and forms;
+`Compressor` is what it must define, `CompressTools` what it may use.
 """
 
 from collections.abc import Callable, Iterator

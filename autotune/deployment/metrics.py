@@ -22,7 +22,7 @@ QUALITY_ALPHA = 0.05
 """One-sided error rate of the test of quality, shared by the finalists that may be tested."""
 FINALISTS = 3
 _SHARES = ((0.6, 0.25, 0.15), (1 / 3,) * 3, (0.7, 0.3), (0.5, 0.5), (1.0,))
-"""Of it, for each finalist in turn: most for the first, as the others are seldom needed."""
+"""Shares of `QUALITY_ALPHA` by finalist: most for the first, as the others are rarely tested."""
 
 
 class Tried(NamedTuple):

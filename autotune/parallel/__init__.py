@@ -1,11 +1,11 @@
 """Layouts of training over processes: one file each, and its file name is its name.
 
-    worker.train.run --launch--> single: body(job, root, channel, one-rank group)
-                     --launch--> ddp:    N ranks, each body(job, root, channel, its group)
+    worker.training.train --launch--> single: body(job, root, channel, one-rank group)
+                               --launch--> ddp:    N ranks, each body(job, root, channel, its group)
 
-A plug-in has `RANKS`, `unavailable` and `launch` (see `Plugin`); a file dropped into this folder
-joins the survey's options and the conformance suite by itself.  This floor knows nothing of the
-worker's: the training loop comes in as `body` and sees the ranks only through a `Group`.
+A plug-in has `RANKS` or `ranks(context)`, `unavailable` and `launch` (see `Plugin`); a file dropped
+into this folder joins the survey's options and the conformance suite by itself.  Nothing here
+imports the worker: the training loop comes in as `body` and sees the ranks only through a `Group`.
 """
 
 from pathlib import Path

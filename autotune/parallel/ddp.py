@@ -1,6 +1,6 @@
 """Data parallel: N ranks, each with a copy of the model and its share of every batch.
 
-    launcher --exec--> torch.distributed.run --exec--> rank 0 .. N-1  (worker.rank)
+    launcher --exec--> torch.distributed.run --exec--> rank 0 .. N-1  (worker.server.rank)
         ^------------------ Unix socket: hello, report / go / stop, answer, failure ------|
 
 gloo over the loopback on CPUs, NCCL with one device a rank on GPUs.  Once all ranks are done

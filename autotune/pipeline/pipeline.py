@@ -99,7 +99,7 @@ def run_pipeline(
         spec: the task, for the workers.
         request: limits, effort, and the plan where one is executed.
         folder: where report and plan are written as they come to be.
-        listener: is told what happens, as it happens.
+        listener: its methods are called as the run proceeds (progress).
         make_bridge: as for `autotune.api.tune`.
 
     Returns:

@@ -30,7 +30,7 @@ class Job(Record, Generic[A], frozen=True, kw_only=True):
 
 
 class Inspection(Record, frozen=True, kw_only=True, tag=True):
-    """Rows files are ``data/validation``, ``data/test`` and ``data/calibration`` (see worker.rows).
+    """Rows files (worker.data.rows) are ``data/validation``, ``data/test``, ``data/calibration``.
 
     ``imports`` are the packages that loading the task imported: the server imports them
     once so that later jobs do not pay for them.  ``weights`` is a safetensors file,

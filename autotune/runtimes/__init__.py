@@ -2,8 +2,9 @@
 
     form --write--> model files + load.py + artifact.json
 
-A plug-in imports only the standard library and records at its top level; `Runtime` is what it must
-define, `RuntimeSettings` what it may use.  ``load.py`` never needs autotune and never unpickles.
+At its top level a plug-in imports only the standard library, records, errors and forms;
+`Runtime` is what it must define, `RuntimeSettings` what it may use.  ``load.py`` never needs
+autotune and never unpickles.
 """
 
 from dataclasses import dataclass, field

@@ -2,10 +2,10 @@
 
     train_data ──────────────────────────── train
         └─ no eval_data: a fifth ─┐
-    eval_data ────────────────────┴─ half ─ validation      (what the search sees)
-        │                          └ half ─ test     (verification alone)
+    eval_data ────────────────────┴─ half ─ validation   (what the search sees)
+        │                          └ half ─ test         (verification alone)
         └─ no train_data: thirds ─ calibration, validation, test
-    test_data ────────────────────────── test     (then all of eval is validation)
+    test_data ────────────────────────── test         (then all of eval is validation)
 
 Classes are kept in proportion.  The same seed and labels give the same rows.
 """
