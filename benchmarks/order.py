@@ -104,7 +104,7 @@ class Machine(simulated.Simulation):
         self.loss = {name: own(0.0, 7.0) for name in STEPS}
         self.fixed, self.knee, self.steep = own(0.05, 0.4), own(0.05, 0.95), own(10, 90)
         self.magnitude = own(-2.0, 3.0)
-        self.luck = self._luck
+        self.latency_factor = self._noise
 
     def _own(self, *what: object) -> float:
         """A number in -1..1, fixed for this machine and ``what``."""
@@ -135,7 +135,7 @@ class Machine(simulated.Simulation):
                 lost += sum(self._own("lost", *pair) for pair in step.params.items())
         return max(0, round(lost))
 
-    def _luck(self, build: jobs.Build, job: jobs.Measure) -> float:
+    def _noise(self, build: jobs.Build, job: jobs.Measure) -> float:
         draw = random.Random(f"{self.seed}{build.out}{job.seed}{self.clock_s:.3f}")
         spell = random.Random(f"{self.seed}{self.clock_s // _SPELL_S}")
         slow = _SLOWER if spell.random() < _SLOW_SHARE else 1.0

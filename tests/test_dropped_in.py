@@ -145,8 +145,8 @@ plan = report.chosen.plan
 assert plan.deployment.runtime == "madeup", plan
 assert "halved" in [step.name for step in plan.deployment.compress], plan
 assert plan.recipe.parallel == "pairs", plan
-told = text.markdown(report)
-assert all(name in told for name in ("madeup", "halved", "pairs"))
+rendered = text.markdown(report)
+assert all(name in rendered for name in ("madeup", "halved", "pairs"))
 """
 
 READ = """

@@ -1,4 +1,4 @@
-"""The whole story on a simulated machine that has a GPU."""
+"""A whole run on a simulated machine that has a GPU."""
 
 from collections.abc import Callable
 from pathlib import Path

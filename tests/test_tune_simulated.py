@@ -1,4 +1,4 @@
-"""The whole story on a simulated machine: what is chosen, and what the verdicts say."""
+"""A whole run on a simulated machine: what is chosen, and what the verdicts say."""
 
 import json
 import signal
@@ -105,8 +105,8 @@ def test_a_plan_whose_quality_was_luck_gives_way_to_one_that_compresses_nothing(
     assert chosen(report).lossless
     assert report.chosen is not None
     assert report.chosen.launches == LOOKS[0]
-    told = "Verification turned down "
-    turned = [line.removeprefix(told) for line in report.why.text if line.startswith(told)]
+    prefix = "Verification turned down "
+    turned = [line.removeprefix(prefix) for line in report.why.text if line.startswith(prefix)]
     assert turned
     assert all("(upper bound) of 0.02 allowed." in line for line in turned)
     rival = report.why.runner_up  # what verification turned down is none
@@ -119,18 +119,18 @@ def test_a_compressed_plan_gives_way_to_one_that_turns_out_faster_without(
     go: Go, goal: GoalName
 ) -> None:
     budget = Budget(latency=Limit(value=0.8, relative=True), goal=goal, max_drop=0.02)
-    report = go(budget, luck=_slow_when_verified(5.0))
+    report = go(budget, latency_factor=_slow_when_verified(5.0))
     assert report.exit_code == 0
     assert chosen(report).runtime == "onnxruntime"
     assert chosen(report).lossless
     assert report.lossless == report.chosen
-    told = next(line for line in report.why.text if "It compresses nothing" in line)
-    assert "the time of the search's choice, prune" in told
+    prefix = next(line for line in report.why.text if "It compresses nothing" in line)
+    assert "the time of the search's choice, prune" in prefix
 
 
 def test_a_compressed_plan_that_is_slower_than_it_was_but_the_fastest_stays(go: Go) -> None:
     budget = Budget(latency=Limit(value=0.8, relative=True), goal="latency", max_drop=0.02)
-    assert chosen(go(budget, luck=_slow_when_verified(3.0))).compress
+    assert chosen(go(budget, latency_factor=_slow_when_verified(3.0))).compress
 
 
 def _slow_when_verified(factor: float) -> Callable[[jobs.Build, jobs.Measure], float]:

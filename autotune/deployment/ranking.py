@@ -35,7 +35,7 @@ def order(
 ) -> tuple[DeployTrial, ...]:
     """Completed trials, best first: feasible ones by the goal, then the rest by violation.
 
-    Under the goal *quality* the plans that ``indistinguishable`` cannot tell from the best
+    Under the goal *quality* the plans that are ``indistinguishable`` from the best
     come first, by latency at the budget's percentile and then energy.  A lossless plan within
     `CLOSE` of the first comes before it: what compression gains there is noise, what it risks
     is not.

@@ -1,6 +1,6 @@
-"""Energy meters: what a counter said, twice, and what may be concluded from it.
+"""Energy meters: two readings of a counter, and the energy that they prove.
 
-    open(tools) -> Meter        sources()   what can be read here, and if not why and what helps
+    open(tools) -> Meter        sources()   what can be read here; if not, why and what helps
                                 read()      raw cumulative counters, or a fault for each;
                                             where there is only power, its integral so far
                                 difference(first, ..., last)   pure: joules between two readings
@@ -13,7 +13,7 @@ Readings between the first and the last (the meter process's slow guard reads) k
 gaps short enough that at most one wrap can hide in each.  All times are of one monotonic
 clock: a jump of the wall clock changes nothing.
 
-What this does not know: the share of one process in a package's or a board's energy.
+What it cannot measure: the share of one process in a package's or a board's energy.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,9 +44,9 @@ UNKNOWN_PERIOD_S = 0.3
 _RESOLVED = 3.0
 """An energy below this many half-widths is below resolution."""
 QUICK_S = 0.005
-"""A counter that moves at least this often is waited for at the ends of a window."""
+"""A counter that updates at least this often is waited for at both ends of a window."""
 FOREIGN_WARN, FOREIGN_INVALID = 0.05, 0.20
-"""Share of the machine's CPU time that others used: noted, and the end of attribution."""
+"""Shares of the CPU time used by other processes that add a note, and that void the energy."""
 _LABELS: tuple[EnergyLabel, ...] = (
     "measured_counter",
     "measured_sampled",
@@ -70,7 +70,7 @@ class Power(NamedTuple):
     """The integral of sampled power so far.
 
     ``rough_j`` bounds the trapezoids' error if power moved one way between two samples;
-    ``breaks`` counts the holes in the samples, ``why`` tells of the last one.
+    ``breaks`` counts the gaps in the samples, ``why`` explains the last one.
     """
 
     joules: float
@@ -94,7 +94,7 @@ class Reading(NamedTuple):
 
 
 class MeterTools(NamedTuple):
-    """Everything a meter takes from outside, so that tests can put their own in its place.
+    """Everything that a meter accesses, so that tests can replace it.
 
     ``devices`` are the UUIDs of the GPUs that the plan uses, in torch's order; None means
     none were named, and ``("all",)`` every board there is.  ``nvml``, ``amdsmi`` and
@@ -263,7 +263,7 @@ def calibrate(
     changes: int = 20,
     polls: int = 100_000,
 ) -> None:
-    """Watch the counters for at most ``limit_s`` and note how often each of them moves.
+    """Watch the counters for at most ``limit_s`` and set ``periods_s`` from how often they move.
 
     A counter that moves fewer than twice gets no period: `conclude` then assumes
     `UNKNOWN_PERIOD_S`.
@@ -291,7 +291,7 @@ def edge(meter: Meter, *, closing: bool, polls: int = 1000) -> Reading:
     """Read each quick counter just as it moves; slower ones as they stand.
 
     Waits for two update periods at most.  ``at_s`` is where the window really begins (the
-    return of this function) or ends (its call); ``edges`` tell when each counter moved.
+    return of this function) or ends (its call); ``edges`` are the times at which counters moved.
     """
     first = last = meter.read()
     waiting = {

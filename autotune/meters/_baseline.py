@@ -3,8 +3,8 @@
     idle window | window of the work | idle window
       P_before          E, T             P_after        E_dynamic = E - T (P_before + P_after) / 2
 
-Budgets are on the total; the dynamic part tells what the work added.  It may come out
-negative (the baseline was no idle) and is then reported as such, never as 0.
+Budgets are on the total; the dynamic part is what the work added.  It may be negative
+(the machine was not idle before or after) and is then reported as such, never as 0.
 """
 
 from itertools import chain

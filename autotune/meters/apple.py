@@ -1,7 +1,7 @@
 """Apple silicon by ``zeus-apple-silicon`` (optional): processor, GPU, neural engine, memory.
 
-The library answers windows and not a counter: each reading ends one and begins the next,
-and their sum is the counter.
+The library measures windows and has no counter: each reading ends one window and begins the next,
+and their sum is used as the counter.
 
 What this does not know: the rest of the machine, and which process used the energy.
 """
@@ -35,7 +35,7 @@ class Apple:
         self._clock = tools.clock
         self._totals_mj: dict[str, int | Fault] = {}
         self._monitor, self._fault = _start(tools)
-        self.read()  # finds the parts that this chip tells
+        self.read()  # finds the parts that this chip reports
         self.periods_s = dict.fromkeys(self._totals_mj, _PERIOD_S)
 
     def sources(self) -> tuple[EnergySource, ...]:
@@ -43,7 +43,7 @@ class Apple:
         domains = tuple(self._totals_mj)
         fault = self._fault
         if fault is None and not domains:
-            fault = Fault("no_interface", "this chip tells the energy of no part")
+            fault = Fault("no_interface", "this chip reports no energy of any part")
         return (
             EnergySource(
                 name="apple",

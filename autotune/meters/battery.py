@@ -44,7 +44,7 @@ def open(tools: MeterTools) -> _sampling.Sampled:
             "none needed: a machine on mains is measured otherwise",
         ),
         remedies={
-            "no_interface": "unplug the charger: a battery tells the machine's power only "
+            "no_interface": "unplug the charger: a battery shows the machine's power only "
             "while it discharges"
         },
         note="the whole machine, screen included",

@@ -16,7 +16,7 @@ Without both wattages a prior per core stands in, g = 1, the range is a factor o
 way and the label ``modelled_tdp``.  The prior: 8 W for a busy core and 0.17 of that for an
 idle one.  Server parts with many cores lie near 4 W a core (280 W / 64), desktop parts near
 16 W (125 W / 8): the geometric middle, and the factor of two reaches both ends.  No
-processor's name is looked up: a fuzzy match would be a wrong number with a good excuse.
+processor's name is looked up: a fuzzy match could be wrong without notice.
 
 What this does not know: the GPU, the memory, the disks, the fans and the other tenants.
 """
@@ -72,7 +72,7 @@ class Shape(NamedTuple):
 
 
 class Use(NamedTuple):
-    """What one plan used: CPU seconds within a window of so many seconds, for its samples."""
+    """CPU seconds that one plan used in a window of time, and the samples it processed."""
 
     cpu_s: float
     window_s: float
@@ -80,7 +80,7 @@ class Use(NamedTuple):
 
 
 class Modelled:
-    """A meter without counters: it tells that a model exists, and reads nothing."""
+    """A meter without counters: lists the power model as a source, and reads nothing."""
 
     def __init__(self) -> None:
         self.periods_s: dict[str, float] = {}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Reporter(Protocol):
-    """Who asked for the job: answers each report with go (True) or stop (False)."""
+    """Where a job reports to: each report is answered with go (True) or stop (False)."""
 
     def report(self, step: float, value: float) -> bool: ...
 
@@ -80,7 +80,7 @@ class Group(Protocol):
 class Body(Protocol):
     """What one rank does.  A module-level function: another interpreter imports it by name.
 
-    The answer of rank 0 is the answer of the job; the channel of the others says nothing.
+    The answer of rank 0 is the answer of the job; the other ranks' channels do nothing.
     """
 
     def __call__(self, job: Any, root: Path, channel: Reporter, group: Group, /) -> Answer: ...
@@ -93,7 +93,7 @@ class Plugin(Protocol):
     """
 
     def unavailable(self, context: Context) -> str | None:
-        """Why this machine or task cannot use it, and what would mend that; None if it can."""
+        """Why this machine or task cannot use it, and what would help; None if it can."""
         ...
 
     def launch(self, job: Train | Throughput, root: Path, channel: Reporter, body: Body) -> Answer:

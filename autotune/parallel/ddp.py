@@ -4,15 +4,15 @@
         ^------------------ Unix socket: hello, report / go / stop, answer, failure ------|
 
 gloo over the loopback on CPUs, NCCL with one device a rank on GPUs.  Once all ranks are done
-the whole tree is killed, because an orderly end of N interpreters and their agent costs
-another second and has nothing to say.
+the whole tree is killed, because an orderly exit of N interpreters and their agent costs
+another second and gives nothing.
 
 Start-up (2 quiet cores, torch 2.13): the agent imports torch 0.9 s, each rank imports torch
 0.7 s and torch.compile's front end 0.9 s (the DDP constructor asks for it), the rendezvous
-0.1 s.  ``--local-addr`` spares the look-up of this host's name, which can take seconds.
+0.1 s.  ``--local-addr`` avoids a look-up of this host's name, which can take seconds.
 
-What ends what: a rank dies with the agent, the agent with the launcher (parent-death
-signals); whatever way the launcher goes on, it kills the agent's tree first.
+Clean-up: a rank dies with the agent, the agent with the launcher (parent-death signals), and
+the launcher kills the agent's process tree before it returns or raises.
 """
 
 import contextlib
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from autotune.parallel import Body, Reporter
 
 _COLLECTIVE_LIMIT_S = 600.0  # ranks wait this long for rank 0's evaluation and report
-_TAIL = 8000  # torch.distributed.run's own obituary takes half of it
-_GRACE_S = 3.0  # after a first sign of death: time for its cause to be told
+_TAIL = 8000  # bytes of output kept; torch.distributed.run's own error report takes half of it
+_GRACE_S = 3.0  # after a first failure: time for its cause to arrive
 _TICK_S = 0.5
 
 
@@ -140,7 +140,7 @@ def _start(job: Train | Throughput, root: Path, folder: Path) -> "subprocess.Pop
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """The ranks import what this process can, and nothing by the accident of their folder."""
+    """The ranks' environment: they can import what this process can, and nothing else."""
     loopback = "lo" if sys.platform == "linux" else "lo0"
     return {
         **os.environ,
@@ -164,7 +164,7 @@ class _Peer:
         return self.connection.fileno()
 
     def messages(self) -> list[dict[str, Any]] | None:
-        """What has come; None when the rank has closed its end."""
+        """Messages received; None when the rank has closed its end."""
         try:
             data = self.connection.recv(1 << 16)
         except ConnectionError:
@@ -176,7 +176,7 @@ class _Peer:
 
 
 class _Relay:
-    """Listens to the ranks and to their output until there is an answer or a failure."""
+    """Receives the ranks' messages and output until there is an answer or a failure."""
 
     def __init__(
         self,
@@ -218,7 +218,7 @@ class _Relay:
         while len(self._done) < self._ranks:
             for key, _ in self._selector.select(_TICK_S):
                 self._serve(key.fileobj)
-            if self._silent or self._told() or (deadline and time.monotonic() > deadline):
+            if self._silent or self._cause_known() or (deadline and time.monotonic() > deadline):
                 break
             if deadline is None and (self._failures or self._lost or 0 in self._done):
                 deadline = time.monotonic() + _GRACE_S
@@ -231,12 +231,12 @@ class _Relay:
             self._peers.append(peer)
             self._selector.register(peer, selectors.EVENT_READ)
         elif isinstance(source, _Peer):
-            self._hear(source)
+            self._handle(source)
         else:
             self._copy()
 
     def _copy(self) -> None:
-        """What ranks print goes to this process's stderr; the end of it is kept."""
+        """Copy the ranks' output to this process's stderr, and keep its end."""
         data = os.read(self._output.fileno(), 1 << 16)
         if not data:
             self._selector.unregister(self._output)
@@ -245,7 +245,7 @@ class _Relay:
             os.write(2, data)
         self._tail = (self._tail + data)[-_TAIL:]
 
-    def _hear(self, peer: _Peer) -> None:
+    def _handle(self, peer: _Peer) -> None:
         messages = peer.messages()
         if messages is None:
             self._selector.unregister(peer)
@@ -267,8 +267,8 @@ class _Relay:
                     peer.over = True
                     self._done.add(message["rank"])
 
-    def _told(self) -> bool:
-        """Whether a rank has said why: the others' complaints follow from it."""
+    def _cause_known(self) -> bool:
+        """Whether a rank has reported the cause; other ranks' errors follow from it."""
         return any(not f["secondary"] for f in self._failures)
 
     def _fail(self) -> None:
@@ -278,12 +278,12 @@ class _Relay:
             if "timed out" in first["message"].lower():
                 first = {**first, "kind": "hang"}
         if first is None:
-            raise JobError("crash", self._obituary())
+            raise JobError("crash", self._exit_report())
         if first["kind"] == "contract":
             raise ContractError(first["message"])
         raise JobError(first["kind"], first["message"])
 
-    def _obituary(self) -> str:
+    def _exit_report(self) -> str:
         text = self._tail.decode(errors="replace")
         who = f"rank {self._lost[0]}" if self._lost and self._lost[0] >= 0 else "a rank"
         # the lost rank's own status: the survivors of a broken group exit with 1 and may be

@@ -1,4 +1,4 @@
-"""One process, one rank: the body runs right here."""
+"""One process, one rank: the body runs in this process."""
 
 import time
 from pathlib import Path
@@ -49,7 +49,7 @@ class Solo:
 
 
 def unavailable(context: Context) -> str | None:
-    """Always there."""
+    """Always available."""
     return None
 
 

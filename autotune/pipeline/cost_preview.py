@@ -233,7 +233,7 @@ def round_up(seconds: float) -> str:
 
 
 def step_cost(run: RunContext, epochs: float) -> StepCost | None:
-    """A step of a training of so many epochs; None where no layout could be measured."""
+    """A step of a training of ``epochs`` epochs; None where no layout could be measured."""
     epoch_s, rows = lengths.one_epoch_s(run), run.survey.task.train_rows
     if epoch_s is None or not epochs:
         return None

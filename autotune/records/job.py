@@ -164,7 +164,7 @@ class Train(Job[Trained], frozen=True, kw_only=True, tag=True):
 
     ``checkpoint`` is a file of the training's whole state: where it is there the training goes
     on from it, and where the training pauses or ends it is written, with ``save_s`` also after
-    an epoch when so many seconds have passed.  Those named in ``drop`` are deleted first.
+    an epoch when that many seconds have passed.  Those named in ``drop`` are deleted first.
     ``watch`` cuts a training whose loss climbs far above where it began, ``least_samples_per_s``
     one that in its first seconds trains on fewer.
 

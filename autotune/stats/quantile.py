@@ -84,7 +84,7 @@ class Tail:
         return _supports(k / f, n / f, self.over, alpha)
 
     def refuted(self, limit: float, alpha: float) -> bool:
-        """Whether so many calls are over the limit that it is broken, at level ``alpha``."""
+        """Whether enough calls exceed the limit to reject it at level ``alpha``."""
         k, n, f = self.count_over(limit), len(self), self.inflation(limit)
         return _refutes(k / f, n / f, self.over, alpha)
 

@@ -41,7 +41,7 @@ from benchmarks.train.report import ARMS, Row, Rows, report
 
 BUDGETS_S = {"digits": 40.0, "fashion": 60.0, "diamonds": 40.0, "snippets": 40.0, "bikes": 40.0}
 QUICK = ("digits", "snippets")
-_PATIENCE = 4.0  # a process is killed after so many times its budget
+_PATIENCE = 4.0  # a process is killed after this multiple of its budget
 
 
 def main() -> int:

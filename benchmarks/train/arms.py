@@ -38,7 +38,7 @@ _LAST_S = 0.6  # seconds of the budget kept for the last evaluation
 _FULL = 5  # full trainings of the plain recipe that fit into a search
 _MOST = 0.7  # share of a search for the last training, where a full one is only a few epochs
 _LOOKS = 20  # evaluations of *reach*
-_FINAL = 1.1  # the final training may take so many times its planned length
+_FINAL = 1.1  # the final training may take this multiple of its planned length
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""16-bit steps: half the bytes, the runtime is told, outputs stay fp32; refused with figures."""
+"""16-bit steps: half the bytes, the runtime's precision, fp32 outputs; refused with figures."""
 
 from collections.abc import Callable
 from pathlib import Path

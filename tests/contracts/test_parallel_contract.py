@@ -18,7 +18,7 @@ from autotune.worker.survey.options import declared
 from tests.support import made
 
 NAMES = plugins.names("parallel")
-SEED, REFUSED = 11, 12  # jobs' seeds, which tell the body below what to do
+SEED, REFUSED = 11, 12  # jobs' seeds, which select what the body below does
 
 
 class Asker:

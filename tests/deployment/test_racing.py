@@ -23,9 +23,9 @@ def go(tmp_path: Path, profile: Profile) -> Go:
     model = tmp_path / "model.py"
     model.write_text("raise SystemExit('never loaded here')\n")
 
-    def run(luck: Callable[..., float], time_s: float = 240, **effort: Any) -> Report:
+    def run(latency_factor: Callable[..., float], time_s: float = 240, **effort: Any) -> Report:
         def make(work: Path) -> FunctionBridge:
-            return FunctionBridge(Simulation(work, profile, luck=luck).answer)
+            return FunctionBridge(Simulation(work, profile, latency_factor=latency_factor).answer)
 
         report, _ = tune(
             Task.from_file(model),
@@ -44,7 +44,7 @@ def screening(job: jobs.Measure) -> bool:
     return job.outputs is not None and job.score_rows == "data/validation.npz"
 
 
-def lucky(build: jobs.Build, job: jobs.Measure) -> float:
+def fast_candidate(build: jobs.Build, job: jobs.Measure) -> float:
     """Once, in its screening, the model as it is looks twice as fast in ONNX Runtime."""
     plain = build.runtime == "onnxruntime" and not build.compress
     return 0.45 if plain and screening(job) else 1.0
@@ -63,7 +63,7 @@ ONLY = {"without": ("prune", "compiled")}
 
 
 def test_whoever_led_by_one_launch_falls_back(go: Go) -> None:
-    report = go(lucky, **ONLY)
+    report = go(fast_candidate, **ONLY)
     assert [s.name for s in chosen(report).compress] == ["int8_static"]
     assert len(again(report)) >= 2
     assert all(t.launches == 5 for t in again(report))
@@ -79,7 +79,7 @@ def test_the_best_stays_first_where_its_launch_was_no_luck(go: Go) -> None:
 
 
 def test_figures_of_the_screening_do_not_count(go: Go) -> None:
-    report = go(lucky, **ONLY)
+    report = go(fast_candidate, **ONLY)
     plain = next(
         t
         for t in report.deploy_trials
@@ -96,13 +96,13 @@ def test_one_plan_near_the_best_is_not_raced(go: Go) -> None:
     assert not [m for m in report.messages if "measured again" in m]
 
 
-def test_a_plan_that_only_looked_slow_is_found_once_the_lucky_one_falls(go: Go) -> None:
+def test_a_plan_that_only_looked_slow_is_found_once_the_fast_one_falls(go: Go) -> None:
     """Who leads after the first group without launches of its own has them too."""
 
-    def luck(build: jobs.Build, job: jobs.Measure) -> float:
+    def latency_factor(build: jobs.Build, job: jobs.Measure) -> float:
         if not screening(job) or build.runtime != "onnxruntime":
             return 1.0
         return 0.25 if not build.compress else 1.0
 
-    report = go(luck, **ONLY)
+    report = go(latency_factor, **ONLY)
     assert [s.name for s in chosen(report).compress] == ["int8_static"]

@@ -1,4 +1,4 @@
-"""A candidate whose evaluation is dear is judged on growing parts of *validation*."""
+"""A candidate whose evaluation is expensive is judged on growing parts of *validation*."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ ROWS = 1600
 DENSE = Deployment()
 
 
-class Bench:
+class FakeEvaluator:
     """Answers an attempt; ``wrong`` says which rows the candidate gets wrong."""
 
     def __init__(self, wrong: Any, seconds: float = 0.01, fail: str = "") -> None:
@@ -62,30 +62,30 @@ def baseline(seconds: float = 0.01, work_s: float = 20.0) -> Tried:
 
 
 def test_rows_that_are_scored_faster_than_a_process_starts_are_taken_at_once() -> None:
-    bench = Bench(lambda row: row % 32 < 16)
-    Attempt(bench, 0, DENSE, "test").run(baseline(work_s=2.5))
-    assert bench.asked == [("build", 1), ("measure", 1), ("score", 1)]
+    evaluator = FakeEvaluator(lambda row: row % 32 < 16)
+    Attempt(evaluator, 0, DENSE, "test").run(baseline(work_s=2.5))
+    assert evaluator.asked == [("build", 1), ("measure", 1), ("score", 1)]
 
 
 def test_a_hopeless_one_is_stopped_on_a_sixteenth() -> None:
-    bench = Bench(lambda row: row % 32 < 16)
-    tried = Attempt(bench, 0, DENSE, "test").run(baseline())
-    assert bench.asked == [("build", 1), ("measure", 16), ("score", 16)]
+    evaluator = FakeEvaluator(lambda row: row % 32 < 16)
+    tried = Attempt(evaluator, 0, DENSE, "test").run(baseline())
+    assert evaluator.asked == [("build", 1), ("measure", 16), ("score", 16)]
     assert tried.trial.state == "pruned"
     assert tried.trial.stopped is not None
     assert "already on 100 of 1600 rows" in tried.trial.stopped
-    assert Goal().objective(bench.run, tried, baseline()) is None
-    found = metrics.constraints(bench.run, tried, part_of(baseline(), tried))
+    assert Goal().objective(evaluator.run, tried, baseline()) is None
+    found = metrics.constraints(evaluator.run, tried, part_of(baseline(), tried))
     assert isinstance(found["constraints"], dict)
     assert found["constraints"]["quality"] > 0
 
 
 def test_one_that_is_not_clearly_worse_goes_on_to_all_rows() -> None:
-    bench = Bench(lambda row: row % 50 == 0)
-    tried = Attempt(bench, 0, DENSE, "test").run(baseline())
-    looks = [every for name, every in bench.asked if name == "score"]
+    evaluator = FakeEvaluator(lambda row: row % 50 == 0)
+    tried = Attempt(evaluator, 0, DENSE, "test").run(baseline())
+    looks = [every for name, every in evaluator.asked if name == "score"]
     assert looks == [16, 4, 1]
-    assert [name for name, _ in bench.asked].count("measure") == 1
+    assert [name for name, _ in evaluator.asked].count("measure") == 1
     assert tried.trial.state == "complete"
     assert tried.scores is not None
     assert tried.scores.rows == ROWS
@@ -95,14 +95,14 @@ def test_one_that_is_not_clearly_worse_goes_on_to_all_rows() -> None:
 
 @pytest.mark.parametrize("seconds", [1e-3])
 def test_a_cheap_evaluation_is_done_at_once(seconds: float) -> None:
-    bench = Bench(lambda row: True, seconds)
-    Attempt(bench, 0, DENSE, "test").run(baseline(seconds))
-    assert bench.asked == [("build", 1), ("measure", 1), ("score", 1)]
+    evaluator = FakeEvaluator(lambda row: True, seconds)
+    Attempt(evaluator, 0, DENSE, "test").run(baseline(seconds))
+    assert evaluator.asked == [("build", 1), ("measure", 1), ("score", 1)]
 
 
 def test_a_failure_is_data() -> None:
-    bench = Bench(lambda row: False, fail="measure")
-    tried = Attempt(bench, 0, DENSE, "test").run(baseline())
+    evaluator = FakeEvaluator(lambda row: False, fail="measure")
+    tried = Attempt(evaluator, 0, DENSE, "test").run(baseline())
     assert tried.trial.state == "failed"
     assert tried.trial.failure == Failure(kind="oom", message="too large")
     assert tried.trial.constraints == {"failed": 1.0}

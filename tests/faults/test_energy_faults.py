@@ -548,9 +548,9 @@ def test_50_percent_foreign_load() -> None:
 
 
 def test_10_percent_foreign_load_is_noted_and_3_percent_is_not() -> None:
-    noted = with_load(Steady(), 0.10)
-    assert noted.total_j == pytest.approx(500.0)
-    assert any("10%" in note for note in noted.notes)
+    found_window = with_load(Steady(), 0.10)
+    assert found_window.total_j == pytest.approx(500.0)
+    assert any("10%" in note for note in found_window.notes)
     assert with_load(Steady(), 0.03).notes == ()
 
 
@@ -578,7 +578,7 @@ def test_idle_baseline_before_and_after() -> None:
 
 
 def test_drifting_idle() -> None:
-    """20 W before and 30 W after: noted, and half of the drift is in the half-width."""
+    """20 W before and 30 W after: found_window, and half of the drift is in the half-width."""
     before, work, after = windows(Steady(), 20.0, 50.0, 30.0)
     found = _baseline.dynamic(work, before, after)
     assert found.dynamic_j == pytest.approx(250.0)

@@ -69,8 +69,8 @@ def test_what_became_of_a_paused_trial_is_told_as_one_more() -> None:
     number = search.add(values, "seed")
     search.report(number, 1, 0.5)
     search.tell(number, 0.4, {"limit": 0.0})
-    told = search._study.trials[number]
-    assert (told.value, told.params, told.intermediate_values) == (0.4, values, {1: 0.5})
+    stored = search._study.trials[number]
+    assert (stored.value, stored.params, stored.intermediate_values) == (0.4, values, {1: 0.5})
     assert search.ask().why == "waits its turn"
 
 

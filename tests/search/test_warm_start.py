@@ -1,4 +1,4 @@
-"""Reuse: what counts as like, what a donor gives, and a share that never saw it."""
+"""Reuse: what counts as like, what an earlier report gives, and a share that never saw it."""
 
 import math
 from collections.abc import Callable
@@ -98,9 +98,9 @@ def test_the_donors_plans_are_measured_anew_and_a_share_is_blind(go: Go) -> None
     _, folder, _ = go("first", trials=40)
     second, _, _ = go("second", trials=40, seed=5, like=str(folder))
     why = [t.why for t in second.deploy_trials]
-    donors = [t for t in second.deploy_trials if t.why == "an earlier report"]
-    assert 1 <= len(donors) <= 4
-    assert all(t.state == "complete" and t.wall_s > 0 for t in donors)
+    reused = [t for t in second.deploy_trials if t.why == "an earlier report"]
+    assert 1 <= len(reused) <= 4
+    assert all(t.state == "complete" and t.wall_s > 0 for t in reused)
     assert why.index("an earlier report") < min(
         i for i, text in enumerate(why) if text.startswith("initial")
     )
@@ -136,9 +136,9 @@ def test_the_train_search_starts_from_the_donors_recipes(go: Go) -> None:
     first, _, _ = go("first", far, trials=3, train_trials=18, epochs=5)
     second, _, heard = go("second", far, trials=3, train_trials=18, epochs=5, seed=3, like="auto")
     assert trained(second, top(first)) <= len(first.train_trials) / 2
-    donors = [t for t in second.train_trials if t.why == "an earlier report"]
-    assert 1 <= len(donors) <= 3
-    assert all(t.state == "complete" and t.wall_s > 0 for t in donors)
+    reused = [t for t in second.train_trials if t.why == "an earlier report"]
+    assert 1 <= len(reused) <= 3
+    assert all(t.state == "complete" and t.wall_s > 0 for t in reused)
     why = [t.why for t in second.train_trials]
     assert why[:2] == ["the baseline recipe", "the default recipe"]
     assert why[2] == "an earlier report"

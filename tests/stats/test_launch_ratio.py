@@ -29,7 +29,7 @@ def test_launches_of_unequal_length_are_paired_within_themselves() -> None:
     rng = np.random.default_rng(0)
     levels = [rng.normal(level, 0.1, size) for level, size in ((1, 3), (5, 400), (9, 1), (2, 900))]
     found = quantile.Tail(levels, 95)
-    assert found.rank_inflation == 1.0  # launches differ, which each launch's own quantile tells
+    assert found.rank_inflation == 1.0  # launches differ, which each launch's own quantile shows
     assert len(found) == 1304
     assert (
         quantile.Tail([], 95).rank_inflation

@@ -124,7 +124,7 @@ def test_the_verdict_agrees_with_its_bounds(values: list[float], limit: float) -
 
 
 def test_coverage_of_the_quantile_bounds() -> None:
-    """The true quantile lies outside each bound in at most alpha of the runs (plus luck)."""
+    """The true quantile is outside each bound in at most alpha of the runs (+ sampling error)."""
     rng = np.random.default_rng(1)
     truth = math.exp(0.4 * 1.2815515655446004)  # p90 of lognormal(0, 0.4)
     misses = 0

@@ -1,7 +1,7 @@
 """A simulated machine: answers every job from formulas, in no time, without torch.
 
 Latency, quality, memory and energy are simple functions of the plan, so that a test knows
-which plan is best.  It writes the small files that the story ships and records.
+which plan is best.  It writes the small files that the pipeline ships and records.
 """
 
 import math
@@ -108,7 +108,7 @@ class Simulation:
 
     ``fail`` maps a predicate's name (``train:3`` the third training, ``runtime:compiled``) to a
     failure.  ``power_w`` None means that the processor's energy cannot be measured, ``board_w``
-    that there is no board.  ``luck`` is a factor of one launch's latency: for whom, and when.
+    that there is no board.  ``latency_factor(build, job)`` multiplies one launch's latency.
     """
 
     root: Path
@@ -122,7 +122,7 @@ class Simulation:
     prune_floor: float = 0.0
     int8_lost: int = 1
     test_lost: int = 0  # rows of *test* that a compressed plan loses beyond those of *validation*
-    luck: Callable[[jobs.Build, jobs.Measure], float] = lambda build, job: 1.0
+    latency_factor: Callable[[jobs.Build, jobs.Measure], float] = lambda build, job: 1.0
     seen: dict[str, int] = field(default_factory=dict)
     built: dict[str, jobs.Build] = field(default_factory=dict)
 
@@ -247,12 +247,12 @@ class Simulation:
 
     def _measure(self, job: jobs.Measure) -> Result:
         build = self.built[job.artifact]
-        center = self.latency_s(build) * self.luck(build, job)
+        center = self.latency_s(build) * self.latency_factor(build, job)
         noise = np.random.default_rng(job.seed).uniform(-self.spread, self.spread, job.min_calls)
         latency = tuple(float(x) for x in center * (1 + noise))
         if job.outputs and job.score_rows:
-            lucky = job.score_rows == "data/test.npz" and build.compress
-            wrong = self.wrong(build) + (self.test_lost if lucky else 0)
+            worse_on_test = job.score_rows == "data/test.npz" and build.compress
+            wrong = self.wrong(build) + (self.test_lost if worse_on_test else 0)
             self._rows(job.outputs, np.full((ROWS, 1), wrong, np.float32))
         launch = Launch(
             latency_s=latency,

@@ -120,8 +120,8 @@ class Trainer:
         if job.checkpoint:
             self.states[job.checkpoint] = whole
         answer = self._answer(job, whole, start, reports)
-        told = tuple((rung, loss) for rung, loss, _ in reports)
-        return Result(answer=answer, wall_s=seconds + 0.1, work_s=seconds, reports=told)
+        reported = tuple((rung, loss) for rung, loss, _ in reports)
+        return Result(answer=answer, wall_s=seconds + 0.1, work_s=seconds, reports=reported)
 
     def _answer(
         self,

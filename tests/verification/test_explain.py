@@ -92,8 +92,10 @@ def test_why() -> None:
 def test_a_rival_that_is_faster_by_fewer_launches_says_so() -> None:
     picked = msgspec.structs.replace(trial(0, 0.0015), launches=3)
     rival = trial(1, 0.0014)
-    told = "1.07x faster in 1 launch, while the plan was measured in 3 (1.40 ms against 1.50 ms)"
-    assert describe.margin(picked, rival) == f"{told}, quality 0.9 against 0.9"
+    expected = (
+        "1.07x faster in 1 launch, while the plan was measured in 3 (1.40 ms against 1.50 ms)"
+    )
+    assert describe.margin(picked, rival) == f"{expected}, quality 0.9 against 0.9"
     level = msgspec.structs.replace(rival, launches=3)
     assert describe.margin(picked, level).startswith("1.07x faster (1.40 ms")
 

@@ -49,7 +49,7 @@ def timed(call: Callable[[], object]) -> Sample:
 
 
 def enough(samples: Sequence[Sample]) -> bool:
-    """Whether so many were clean that the others can be dropped."""
+    """Whether enough were clean that the others can be dropped."""
     return sum(s.clean for s in samples) >= _CLEAN_SAMPLES
 
 

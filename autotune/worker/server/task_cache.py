@@ -28,7 +28,7 @@ from autotune.records.base import Record
 from autotune.records.task import TaskSpec
 
 _SHARE, _MOST_S = 0.5, 60.0
-"""Loading may take this share of the first job's time limit, and at most so many seconds."""
+"""Loading may take this share of the first job's time limit, and at most this many seconds."""
 _RELAYED = ("Build", "Inspect", "Score", "Throughput", "Train")
 _before: set[str] = set()
 Loop = Callable[[Lines, TextIO], None]

@@ -21,7 +21,7 @@ from autotune.worker.evaluation import evaluate
 from autotune.worker.host import linux
 
 _LOSS_WEIGHT = 1e-4  # of the loss between trials of equal error rate
-# Overfitting: in so many validations one after the other the validation loss is up by this share
+# Overfitting: in this many consecutive validations the validation loss is up by this share
 # since the best one while the training loss is down by that share.  No schedule mends that.
 _OVERFIT_VALIDATIONS, _VALIDATION_RISE, _TRAINING_FALL = 2, 0.2, 0.3
 

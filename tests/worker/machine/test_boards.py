@@ -1,4 +1,4 @@
-"""Makers' interfaces on fakes and hand-written trees: what is told, what is not, and why."""
+"""Makers' interfaces on fakes and hand-written trees: what is reported, what is not, and why."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,8 +106,8 @@ def test_nvidia_is_matched_by_uuid_not_by_index(tmp_path: Path) -> None:
     assert facts.keys == (boards.bare(UUID),)
     gpu = boards.described(Gpu(index=0, name="H", memory_bytes=80), facts)
     assert (gpu.power_limit_w, gpu.mig, gpu.topology) == (500.0, False, {"nvlink": 1})
-    told = {name: leaf.value for name, leaf in gpu.figures.items()}
-    assert told == {
+    properties = {name: leaf.value for name, leaf in gpu.figures.items()}
+    assert properties == {
         "link_bytes_per_s": 450e9,
         "max_clock_hz": 1980e6,
         "memory_clock_hz": 2619e6,
@@ -202,9 +202,13 @@ def test_intel_by_torch_and_its_only_card(tmp_path: Path) -> None:
         f"{device}/max_link_width": "16",
     })  # fmt: skip
     assert "XPU build" in boards.lacking(nowhere(tmp_path))["intel"]
-    told = SimpleNamespace(name="Intel Max 1550", total_memory=64 << 30, gpu_subslice_count=128)
+    properties = SimpleNamespace(
+        name="Intel Max 1550", total_memory=64 << 30, gpu_subslice_count=128
+    )
     xpu = SimpleNamespace(
-        is_available=lambda: True, device_count=lambda: 1, get_device_properties=lambda index: told
+        is_available=lambda: True,
+        device_count=lambda: 1,
+        get_device_properties=lambda index: properties,
     )
     (gpu,) = boards.others(nowhere(tmp_path, torch=SimpleNamespace(xpu=xpu)))
     assert (gpu.name, gpu.memory_bytes, gpu.multiprocessors) == ("Intel Max 1550", 64 << 30, 128)

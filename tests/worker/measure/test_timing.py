@@ -39,7 +39,7 @@ def closed(
     [
         (0.001, 0.0, 104),
         (0.001, 0.7, 700),
-        (0.055, 0.7, 73),  # hopeless: 4 s
+        (0.055, 0.7, 73),  # cannot meet the limit: 4 s
         (0.2, 0.7, 30),  # very: the least
         (3.0, 0.7, 7),  # beyond hope: 20 s
         (0.0001, 9.0, 5000),

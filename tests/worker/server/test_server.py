@@ -153,10 +153,10 @@ def test_the_server_starts_again_after_it_was_killed(bridge: ProcessBridge, tmp_
 
 
 def test_what_the_file_imports_is_there_when_it_is_loaded_for_all_jobs(tmp_path: Path) -> None:
-    told = tmp_path / "told"
+    written = tmp_path / "written"
     path = tmp_path / "model.py"
     path.write_text(
-        f"import sys\nopen({str(told)!r}, 'a').write(f'{{\"sklearn\" in sys.modules}} ')\n"
+        f"import sys\nopen({str(written)!r}, 'a').write(f'{{\"sklearn\" in sys.modules}} ')\n"
         "import sklearn\n" + HEAD
     )
     bridge = ProcessBridge(tmp_path / "work")
@@ -168,4 +168,4 @@ def test_what_the_file_imports_is_there_when_it_is_loaded_for_all_jobs(tmp_path:
             assert "sklearn" in answer.imports  # for a server that has to start again
     finally:
         bridge.close()
-    assert told.read_text().split() == ["True"]
+    assert written.read_text().split() == ["True"]

@@ -1,4 +1,4 @@
-"""What the makers' interfaces tell of accelerators, beyond what torch does: one module a maker.
+"""What the vendors' interfaces report of accelerators, beyond what torch does: one module each.
 
     nvidia  NVML              amd    /sys/class/drm        intel  torch.xpu and /sys/class/drm
     apple   torch.mps, sysctl jetson nvpmodel and devfreq
@@ -41,7 +41,7 @@ class Sources(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """One accelerator as its maker's interface tells it; None where it does not.
+    """One accelerator as its vendor's interface reports it; None where it does not.
 
     ``keys`` are what torch may call it (its UUID, bare); they are compared and forgotten.
     ``topology`` counts the machine's other boards by how this one reaches them.  ``only``: it has
@@ -67,7 +67,7 @@ class Boards(Protocol):
     """One maker's accelerators on this machine."""
 
     def unavailable(self) -> str | None:
-        """Why there are none to tell of, in words a person can act on; None where there are."""
+        """Why there are none, and what would help; None where there are."""
 
     def found(self) -> tuple[Facts, ...]:
         """The boards, in the interface's own order; none where they are unavailable."""
@@ -110,7 +110,7 @@ def _found(maker: str, sources: Sources) -> tuple[Facts, ...]:
 
 
 def lacking(sources: Sources | None = None) -> dict[str, str]:
-    """Why each maker's interface tells of no board, for those that do not."""
+    """Why a vendor's interface reports no board, for each that reports none."""
     reasons = {maker: open(maker, sources or Sources()).unavailable() for maker in MAKERS}
     return {maker: reason for maker, reason in reasons.items() if reason is not None}
 

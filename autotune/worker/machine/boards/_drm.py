@@ -1,4 +1,4 @@
-"""Graphics cards in /sys/class/drm: what Linux drivers tell of them without a library."""
+"""Graphics cards in /sys/class/drm: what Linux drivers report of them without a library."""
 
 import re
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Apple's GPU by torch.mps; its memory is the machine's own.
 
-What this does not know: its clock and power limit, which no public interface tells.
+What this does not know: its clock and power limit, which no public interface reports.
 """
 
 import subprocess

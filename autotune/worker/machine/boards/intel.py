@@ -37,11 +37,11 @@ class Intel:
         return tuple(self._facts(index, card) for index in range(self._count))
 
     def _facts(self, index: int, card: Any) -> Facts:
-        told = self._xpu.get_device_properties(index)
+        properties = self._xpu.get_device_properties(index)
         return Facts(
-            name=told.name,
-            memory_bytes=int(told.total_memory),
-            multiprocessors=getattr(told, "gpu_subslice_count", None),
+            name=properties.name,
+            memory_bytes=int(properties.total_memory),
+            multiprocessors=getattr(properties, "gpu_subslice_count", None),
             power_limit_w=_drm.watts(card, "power1_max") if card else None,
             pcie_bytes_per_s=_drm.link(card) if card else None,
         )

@@ -27,7 +27,7 @@ class Jetson:
         return None if "Jetson" in self._model else "not a Jetson"
 
     def found(self) -> tuple[Facts, ...]:
-        """The GPU; its power limit is the mode's, where the mode's name tells one."""
+        """The GPU; its power limit is the mode's, where the mode's name contains one."""
         if self.unavailable() is not None:
             return ()
         mode = self._mode()

@@ -84,8 +84,8 @@ class Nvidia:
         return (bare(uuid),) if uuid else ()
 
     def _memory(self, handle: Any) -> int | None:
-        told = self._ask("GetMemoryInfo", handle)
-        return int(told.total) if told is not None else None
+        memory = self._ask("GetMemoryInfo", handle)
+        return int(memory.total) if memory is not None else None
 
     def _links(self, handle: Any) -> float | None:
         """All active links together; None where there is none."""
