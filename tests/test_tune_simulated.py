@@ -460,7 +460,7 @@ def test_int8_is_trained_for_once_where_only_its_quality_keeps_it_from_winning(
         names = [step.name for step in trial.deployment.compress]
         assert names == ["int8_aware", "int8_static"]
         assert trial.deployment.recovery_epochs > 0
-        assert trial.why == "static int8 trained for"
+        assert trial.why == "quantization-aware training"
         assert any(s.name == "int8_aware" for s in chosen(report).compress)
     assert len(report.deploy_trials) <= 8
 

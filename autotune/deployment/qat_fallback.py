@@ -16,7 +16,7 @@ from autotune.deployment.evaluator import DeploymentEvaluator
 from autotune.records.plan import Deployment, Step
 from autotune.records.report import DeployTrial
 
-WHY = "static int8 trained for"
+WHY = "quantization-aware training"
 
 
 def candidate(evaluator: DeploymentEvaluator) -> Deployment | None:

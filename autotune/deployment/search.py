@@ -346,16 +346,16 @@ class _Exploration:
 
     def _try(self, proposal: Proposal, deployment: Deployment) -> Tried:
         """The trial; a skipped one where it is known that it would fail or break a limit."""
-        bound = skip_rules.unbuildable(self._evaluator, deployment)
-        if self._late and not bound:
+        reason = skip_rules.unbuildable(self._evaluator, deployment)
+        if self._late and not reason:
             baseline = self._evaluator.baseline(deployment)
-            bound = skip_rules.broken_bound(self._run, deployment, baseline)
-        if bound:
+            reason = skip_rules.broken_bound(self._run, deployment, baseline)
+        if reason:
             trial = DeployTrial(
                 number=len(self._tried),
                 deployment=deployment,
                 state="skipped",
-                bound=bound,
+                bound=reason,
                 constraints={"bound": 1.0},
             )
             return Tried(trial, values=proposal.values)

@@ -1,7 +1,7 @@
 """Deployments that need not be tried, and the seconds that a trial would take.
 
 trials' failures --> unbuildable          why a build would fail as one like it has
-a provable bound --> broken_bound         the limit that it cannot keep
+weights' bytes   --> broken_bound         the memory limit that it cannot keep
 trials' seconds  --> expected_s           does it fit into the time left?
 """
 
