@@ -1,12 +1,12 @@
-"""What a model can be on its way to the artifact: one folder on disk a form.
+"""The forms that a model takes between training and artifact: each is one folder on disk.
 
     module    weights.safetensors, structure.json[, model.py]
       |--export--> onnx      model.onnx
       |              `--convert--> openvino   model.xml, model.bin
-      `--export--> program   model.pt2 (for a module whose source cannot stand alone)
+      `--export--> program   model.pt2 (for a module whose source cannot be shipped)
 
-Each folder also holds ``about.json``, an `Interface`: how the model is called and what it
-gives.  Whoever has the folder needs neither the task nor the user's file to ship it.
+Each folder also holds ``about.json``, an `Interface`: the model's inputs and outputs.  Later stages
+need neither the task nor the user's file.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from autotune.records import codec
 from autotune.records.base import Record
 
 ROAD = ("module", "onnx", "openvino")
-"""Each can become the ones after it, none the ones before.  A ``program`` stands for a module."""
+"""Metadata key of a graph node: the module it comes from, as ``named_modules`` names it."""
 WORDS = dict(zip(ROAD, ("the module", "an ONNX model", "an OpenVINO model"), strict=True))
 OPENVINO = ROAD[2]
 MODULE = "module"
-"""A graph node's note of the module that it comes from, as ``named_modules`` names it."""
+"""Metadata key of a graph node: the module that it comes from, as ``named_modules`` names it."""
 ABOUT = "about.json"
 
 
@@ -80,7 +80,7 @@ def read_about(folder: Path) -> Interface:
 
 
 def place(source: Path, target: Path) -> None:
-    """Put a file into another folder without copying its bytes where the disk allows it."""
+    """Hard-link a file into another folder, or copy it where links are not supported."""
     with contextlib.suppress(OSError):
         os.link(source, target)
         return
@@ -95,5 +95,5 @@ def changed(about: Interface, **fields: Any) -> Interface:
 
 
 def reaches(have: str, wanted: str) -> bool:
-    """Whether a form is, or can become, the ``wanted`` one."""
+    """Whether a form is, or can be converted to, the ``wanted`` one."""
     return ROAD.index(have) <= ROAD.index(wanted)

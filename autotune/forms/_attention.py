@@ -1,4 +1,4 @@
-"""Makes attention plain in an exported graph, so that runtimes recognise it and fuse it.
+"""Simplifies attention in an exported graph, so that runtimes recognise and fuse it.
 
     Where(IsNaN(p), 0, p),  p = Softmax(scores + mask)               -->   p
     Reshape(Transpose(Reshape(k, [-1, s, d]), [0, 2, 1]), [.., d, s])  -->   Transpose(k)
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 _MOVES = ("Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
-"""What only moves the numbers of its first input."""
+"""Operators that only rearrange the elements of their first input."""
 _PRODUCTS = ("MatMul", "Gemm", "Einsum")
 _ROWS_TO_COLUMNS = [0, 2, 1]
 Size = int | tuple[str, int]
@@ -33,7 +33,7 @@ def make_plain(graph: Any) -> None:
 
 
 def drop_guards(graph: Any) -> int:
-    """Pass by the guards that cannot act; how many there were."""
+    """Remove NaN guards that can never act; returns how many."""
     known = _Known(graph)
     outputs = {value.name for value in graph.output}
     passed = {
@@ -66,7 +66,7 @@ def join_turns(graph: Any) -> int:
 
 
 def _drop_unused(graph: Any) -> None:
-    """Remove nodes whose outputs nothing takes."""
+    """Remove nodes whose outputs are not used."""
     used = {value.name for value in graph.output}
     kept = []
     for node in reversed(graph.node):
@@ -78,7 +78,7 @@ def _drop_unused(graph: Any) -> None:
 
 
 def _taken(node: Any) -> Iterator[str]:
-    """Names that a node takes, or a graph within it."""
+    """Names that a node or a subgraph of it reads."""
     yield from node.input
     for attribute in node.attribute:
         for inner in (attribute.g, *attribute.graphs):
@@ -88,7 +88,7 @@ def _taken(node: Any) -> Iterator[str]:
 
 
 class _Known:
-    """What a graph's values are made by, and what is known of them."""
+    """The producers of a graph's values, and what is known of the values."""
 
     def __init__(self, graph: Any) -> None:
         self._made = {name: node for node in graph.node for name in node.output}
@@ -129,7 +129,7 @@ class _Known:
         return given if last and self._open(softmax.input[0]) else None
 
     def _open(self, name: str) -> bool:
-        """Whether each row surely has a finite number."""
+        """Whether each row provably has a finite element."""
         if self._finite(name):
             return True
         values = self._constant(name)
@@ -144,7 +144,7 @@ class _Known:
         )
 
     def _finite(self, name: str) -> bool:
-        """Whether all of it surely is finite, where products are."""
+        """Whether all elements are provably finite, if products are."""
         values = self._constant(name)
         if values is not None:
             return bool(np.isfinite(values).all())

@@ -1,7 +1,7 @@
 """Through ``torch.export``: the ``program`` form (``model.pt2``) and what ONNX export starts from.
 
-A program is for a model whose source cannot stand alone, as a Task from a notebook: eager
-code is faster (a ``.pt2`` run eagerly took 45 % longer here), so it is the second choice.
+A program is for a model whose source cannot be shipped, such as a Task from a notebook.  It is the
+second choice, as a ``.pt2`` run eagerly took 45 % longer than eager code.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ PROGRAM = "model.pt2"
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Exporters print, log and warn about what is theirs to mend, not the user's."""
+    """Within, exporters neither print, log nor warn: their messages are not for the user."""
     previous = logging.root.manager.disable
     logging.disable(logging.ERROR)
     sink = io.StringIO()
@@ -51,7 +51,7 @@ def dynamic_shapes(
     ragged: bool = False,
     free: Sequence[Dynamic] = (),
 ) -> tuple[tuple[Any, ...], ...] | None:
-    """What of the inputs is free, as torch.export takes it; None where nothing is.
+    """The inputs' dynamic dimensions, as torch.export takes them; None where there are none.
 
     Args:
         inputs: positional tensors.
@@ -105,7 +105,7 @@ _PLAIN = (
         "operations there, or a runtime that goes without (eager, compiled, onnxruntime)",
     ),
 )
-"""What exporters say, and what a person can do about it."""
+"""Patterns of exporters' errors, and what the user can do about them."""
 
 
 def _causes(error: BaseException) -> list[BaseException]:

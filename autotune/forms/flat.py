@@ -1,4 +1,4 @@
-"""A model seen as positional tensors in, a tuple of tensors out; and what its output is called.
+"""A view of a model as positional tensors in, a tuple of tensors out; and the names of its outputs.
 
 Exporters and pruners work on this view, so that tensor, tuple and dict models are one case.
 """
@@ -70,8 +70,8 @@ def _items(output: Any) -> list[tuple[str, Tensor]]:
 
 
 def _leaves(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, Tensor]]:
-    """Tensors and, in order, those of tuples (a recurrent state is one).  All else is left, lists
-    too: they are what models keep caches in.
+    """Tensors and, in order, those in tuples (such as recurrent states).  Anything else is ignored,
+    also lists, in which models return caches.
     """
     found: list[tuple[str, Tensor]] = []
     for name, value in pairs:
@@ -84,8 +84,8 @@ def _leaves(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, Tensor]]:
 
 @contextlib.contextmanager
 def plain_attention() -> Iterator[None]:
-    """Switch the fused transformer layers off: they hide their operators from counters and
-    exporters.
+    """Within, the fused transformer layers are off: they hide their operators from FLOP counters
+    and exporters.
     """
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

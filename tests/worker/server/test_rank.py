@@ -35,7 +35,7 @@ def loses_its_group(job: Any, root: Path, channel: Reporter, group: Group) -> Me
 
 @pytest.fixture
 def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a body as rank 0; returns its exit status and what it told the launcher."""
+    """Runs a body as rank 0; returns its exit status and what it sent to the launcher."""
     monkeypatch.setattr(processes, "die_with_parent", lambda: None)
     solo = SimpleNamespace(join=lambda job, started_s: Solo("cpu", started_s))
     monkeypatch.setattr(plugins, "load", lambda folder, name: solo)
