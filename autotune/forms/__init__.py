@@ -20,7 +20,7 @@ from autotune.records import codec
 from autotune.records.base import Record
 
 ROAD = ("module", "onnx", "openvino")
-"""Metadata key of a graph node: the module it comes from, as ``named_modules`` names it."""
+"""Each can be converted to those after it, not to those before.  A ``program`` is a module."""
 WORDS = dict(zip(ROAD, ("the module", "an ONNX model", "an OpenVINO model"), strict=True))
 OPENVINO = ROAD[2]
 MODULE = "module"
