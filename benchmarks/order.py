@@ -200,7 +200,7 @@ def _without(arm: str) -> Iterator[None]:
 
     with contextlib.ExitStack() as left:
         if arm == "none deferred":
-            left.enter_context(mock.patch.object(initial_order, "split", none_deferred))
+            left.enter_context(mock.patch.object(initial_order, "arrange", none_deferred))
         if arm in ("no race", "TPE alone"):
             left.enter_context(mock.patch.object(racing, "run", return_value=None))
         if arm == "TPE alone":

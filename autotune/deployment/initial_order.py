@@ -28,7 +28,7 @@ class Predicted(NamedTuple):
     predicted_s: float
 
 
-def split(
+def arrange(
     evaluator: DeploymentEvaluator, initial: Sequence[Mapping[str, Value]]
 ) -> tuple[list[Initial], list[Predicted]]:
     """The initial configurations in their order, and those that are deferred, the fastest first.

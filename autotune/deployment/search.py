@@ -66,7 +66,7 @@ def explore(
     counts, fastest = _threads(evaluator, batches[0])
     searched = search_space.deploy_space(run.survey, counts, batches, run.effort)
     initial = search_space.initial_configurations(searched, run.survey.options, fastest)
-    ordered, deferred = initial_order.split(evaluator, initial)
+    ordered, deferred = initial_order.arrange(evaluator, initial)
     first = _initial(run, searched, earlier, ordered)
     study = Study(searched, seed=run.effort.seed, constraints=CONSTRAINTS, journal=run.journal)
     mixed = MixedStudy(study, first, blind=earlier is not None)
