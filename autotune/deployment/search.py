@@ -22,7 +22,7 @@ from autotune.records.measurement import LOOKS
 from autotune.records.plan import Deployment
 from autotune.records.report import DeployTrial
 from autotune.report.describe import describe
-from autotune.search import Initial, MixedStudy, Proposal, Study, space, surrogate, warm_start
+from autotune.search import Initial, MixedStudy, Proposal, Study, space, surrogate
 from autotune.search.space import Values
 from autotune.search.warm_start import WarmStart
 
@@ -84,13 +84,9 @@ def _initial(
         return list(usual)
     options = run.survey.options
     known = (search_space.values_of(d, space, options) for d in earlier.deployments)
-    given = [values for values in known if values is not None]
-    run.listener.note(
-        f"Starts from {len(given)} plans of {earlier.folder} ({earlier.model}), "
-        "measured anew; every third of the sampler's trials has not seen them."
-    )
-    first: list[Initial] = [(values, warm_start.WHY) for values in given]
-    return first + [(values, why) for values, why in usual if values not in given]
+    first, note = earlier.first(known, usual, "plans, measured anew")
+    run.listener.note(note)
+    return first
 
 
 def _batches(evaluator: DeploymentEvaluator) -> tuple[int, ...]:

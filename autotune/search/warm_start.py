@@ -12,13 +12,14 @@ another model need not be for this one.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from autotune.records.base import Record
 from autotune.records.hardware import Profile
-from autotune.records.plan import Deployment, Recipe
+from autotune.records.plan import Deployment, Recipe, Value
 from autotune.records.task import Traits
+from autotune.search.study import Initial
 
 WHY = "an earlier report"
 """Who proposed a configuration of a warm start."""
@@ -47,6 +48,28 @@ class WarmStart(Record, frozen=True, kw_only=True):
     def similar_machine(self, profile: Profile) -> bool:
         """Whether its machine is near enough to this one."""
         return machine_distance(profile, self.profile) <= _SIMILAR_MACHINE
+
+    def first(
+        self, known: Iterable[Mapping[str, Value] | None], usual: Sequence[Initial], what: str
+    ) -> tuple[list[Initial], str]:
+        """What a search tries first, and a note that says so.
+
+        Args:
+            known: this run's configurations in the values of the new space, None where outside.
+            usual: what would be tried first without it; it comes after.
+            what: for the note, e.g. ``"plans, measured anew"``.
+        """
+        given: list[Mapping[str, Value]] = []
+        for values in known:
+            if values and values not in given:
+                given.append(values)
+        kind, _, done = what.partition(", ")
+        note = (
+            f"Starts from {len(given)} {kind} of {self.folder} ({self.model}), {done}; every "
+            "third of the sampler's trials has not seen them."
+        )
+        first = [(values, WHY) for values in given]
+        return [*first, *((values, why) for values, why in usual if values not in given)], note
 
 
 def nearest(

@@ -90,14 +90,10 @@ def _initial(
     """What is tried first: an earlier run's recipes, as this space has them, then the usual."""
     if earlier is None:
         return list(usual)
-    near = [search_space.values_near(recipe, space) for recipe in earlier.recipes]
-    given = [values for i, values in enumerate(near) if values and values not in near[:i]]
-    run.listener.note(
-        f"Starts from {len(given)} recipes of {earlier.folder} ({earlier.model}), trained anew; "
-        "every third of the sampler's trials has not seen them."
-    )
-    known: list[Initial] = [(values, warm_start.WHY) for values in given]
-    return known + [(values, why) for values, why in usual if values not in given]
+    known = (search_space.values_near(recipe, space) for recipe in earlier.recipes)
+    first, note = earlier.first(known, usual, "recipes, trained anew")
+    run.listener.note(note)
+    return first
 
 
 class _TrainSearch(NamedTuple):
