@@ -465,7 +465,7 @@ def test_int8_is_trained_for_once_where_only_its_quality_keeps_it_from_winning(
     assert len(report.deploy_trials) <= 8
 
 
-def test_a_build_that_takes_too_much_of_the_search_is_cut_and_told(
+def test_a_build_that_takes_too_much_of_the_search_is_cut_and_reported(
     tmp_path: Path, model: Path, profile: Profile
 ) -> None:
     limits: list[float] = []

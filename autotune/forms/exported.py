@@ -56,9 +56,9 @@ def dynamic_shapes(
     Args:
         inputs: positional tensors.
         names: their names; needed with ``free``.
-        batch: the first dimension of every input is one and the same free batch.
-        ragged: the others are free too, as far as the model lets them.
-        free: those that the user named, which must be free.
+        batch: the first dimension of every input is one shared dynamic batch dimension.
+        ragged: the others are dynamic too where the model allows it (``Dim.AUTO``).
+        free: dimensions that the user named; export fails if one cannot be dynamic.
     """
     if not batch and not free:
         return None
@@ -74,8 +74,8 @@ def dynamic_shapes(
 
 
 def last_line(error: BaseException) -> str:
-    """One line that says what an exporter could not do: in plain words where the kind is known
-    (what in the model, where, what to do), else the exporter's own last one.
+    """An exporter's error in one line: for a known kind the cause, the line of the user's code
+    and a remedy, else the last line of the exporter's message.
     """
     causes = _causes(error)
     for cause in causes:
@@ -92,7 +92,7 @@ _PLAIN = (
     (
         r"[Dd]ata-dependent|DataDependent",
         "a branch, loop or size depends on the values of a tensor{where}, which a graph cannot "
-        "hold: write it with torch.where or torch.cond, or " + _KEEP,
+        "express: write it with torch.where or torch.cond, or " + _KEEP,
     ),
     (
         r"No ONNX function found for .*?op='([\w.:]+)'",
@@ -101,7 +101,7 @@ _PLAIN = (
     ),
     (
         r"\.numpy\(\)|numpy\(\) is not supported|convert.*numpy",
-        "the model leaves PyTorch for numpy{where}, where torch.export cannot follow: use torch "
+        "the model converts tensors to numpy{where}, which torch.export cannot trace: use torch "
         "operations there, or a runtime that goes without (eager, compiled, onnxruntime)",
     ),
 )

@@ -115,12 +115,12 @@ def flops(run: Callable[[], Any]) -> float:
 def _attention(
     query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
 ) -> int:
-    """QK^T, then times V; shapes ``[batch, heads, rows, width]``."""
+    """FLOPs of QK^T and of the product with V; shapes ``[batch, heads, rows, width]``."""
     return 2 * math.prod(query[:3]) * key[-2] * (query[-1] + value[-1])
 
 
 def _rnn_layer(
     inputs: Sequence[int], gates: Sequence[int], state: Sequence[int], *_: Any, **__: Any
 ) -> int:
-    """One direction: ``[time, batch, in]`` against ``[4h, in]``, the state against ``[4h, h]``."""
+    """One direction: ``[time, batch, in]`` times ``[4h, in]``, and the state times ``[4h, h]``."""
     return 2 * inputs[0] * inputs[1] * (math.prod(gates) + math.prod(state))

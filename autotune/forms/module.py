@@ -4,7 +4,7 @@
 
 ``structure.json`` is ``{"modules": {name: {attribute: value}}, "tensors": {name: shape}}``:
 the integer attributes (``out_channels``, ``in_features``, ...) and tensor shapes that differ
-from a fresh model's.  Nothing is pickled.  It does not know layers that were added or removed.
+from a fresh model's.  Nothing is pickled.  Layers that were added or removed are not stored.
 """
 
 import json
@@ -39,14 +39,14 @@ def structure(model: nn.Module, dense: nn.Module) -> Structure:
 
 
 def _plain(value: Any) -> bool:
-    """Integers and tuples of them: what layers keep their widths in."""
+    """Integers and tuples of them, as layers' sizes are (``out_features``, ``kernel_size``)."""
     if isinstance(value, tuple):
         return all(_plain(item) for item in value)
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def restore(model: nn.Module, changes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give a fresh model the pruned shapes; the values come with the weights.
+    """Set a fresh model's attributes and tensor shapes; values are uninitialized until loaded.
 
     Tensors change in place, so that tied ones stay tied.
     """
@@ -65,7 +65,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def ties(model: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """Names of parameters that are one and the same, in groups."""
+    """Tied parameters: groups of the names that share one."""
     groups: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
@@ -73,7 +73,7 @@ def ties(model: nn.Module) -> tuple[tuple[str, ...], ...]:
 
 
 def tie(model: nn.Module, groups: tuple[tuple[str, ...], ...]) -> bool:
-    """Make each group one parameter again; False where the group's tensors differ by now."""
+    """Make each group one parameter again; False where the group's tensors differ."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for first, *others in groups:
         kept = parameters[first]

@@ -1,7 +1,7 @@
 """The ``onnx`` form: one ``model.onnx``, exported through torch.export.
 
-The batch dimension is free where the model allows it.  The file says nothing about the
-machine that it was made on: the exporter's stack traces, which name its paths, are removed.
+The batch dimension is dynamic where the model allows it.  The exporter's stack traces, which
+contain paths of the machine that it ran on, are removed.
 Each node keeps the name of the module that it comes from (`MODULE`).
 """
 
@@ -61,7 +61,7 @@ def export(
         logging.getLogger(__name__).debug("onnx export failed", exc_info=True)
         raise JobError(
             "unsupported",
-            f"ONNX export cannot take this model: {last_line(error)}",
+            f"ONNX export does not support this model: {last_line(error)}",
             never="onnx",
         ) from error
 
@@ -72,8 +72,8 @@ def check(
     samples: Sequence[Sequence[Tensor]],
     names: tuple[Sequence[str], Sequence[str]],
 ) -> None:
-    """Compare the file with the model at several sizes of its free dimensions; nothing where
-    ONNX Runtime is not installed.
+    """Compare the file with the model at several sizes of its dynamic dimensions (rtol 1e-2,
+    atol 1e-3); skipped where ONNX Runtime is not installed.
 
     Raises:
         JobError: unsupported: it fails or differs at one of them.
@@ -106,7 +106,7 @@ def check(
 
 
 def _clean(path: Path, big: bool) -> None:
-    """Drop the exporter's notes, make attention plain, and check the model."""
+    """Remove the exporter's metadata, simplify attention, and run ONNX's checker."""
     import onnx
 
     model = onnx.load(str(path), load_external_data=not big)
@@ -119,7 +119,7 @@ def _clean(path: Path, big: bool) -> None:
 
 
 def _forget(graph: Any) -> None:
-    """Remove notes from a graph or function and all graphs within."""
+    """Remove the metadata (except `MODULE`) of a graph or function and its subgraphs."""
     del graph.metadata_props[:]
     graph.doc_string = ""
     for field in ("input", "output", "value_info", "initializer"):

@@ -1,8 +1,8 @@
 """The ``openvino`` form: ``model.xml`` and ``model.bin``, converted from the ONNX file.
 
-Weights stay in fp32 as they are; what a machine computes in is the runtime's affair.  The
-files say nothing about the machine that they were made on.  OpenVINO's own converter is passed
-by: importing it sends messages to its maker.
+Weights stay in fp32; the runtime chooses the precision to compute in.  Metadata about the
+machine that made the files is removed.  OpenVINO's own converter is not used: importing it
+sends telemetry.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _NOTES = {"fused_names_0", "can_be_folded"}
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Import openvino or nncf within: neither sends anything, writes into the home or prints."""
+    """Import openvino or nncf in this context: no telemetry, files in the home folder or output."""
     hidden = sys.modules.setdefault(_SENDS, None) is None  # type: ignore[arg-type]
     try:
         with quiet():
@@ -60,7 +60,7 @@ def convert(source: Path, out: Path) -> None:
 
 
 def check(source: Path, out: Path, samples: Sequence[Sequence[Any]], names: Sequence[str]) -> None:
-    """Compare the OpenVINO model with the ONNX one; nothing where ONNX Runtime is not installed.
+    """Compare the OpenVINO model with the ONNX one; skipped where ONNX Runtime is not installed.
 
     Args:
         source: the ONNX form's folder.
@@ -113,7 +113,7 @@ def runner(model: Any) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
 
 def save(model: Any, path: Path) -> None:
     """Write a model of OpenVINO's with its weights as they are, without notes on how and where
-    it was made.  Names that a counter made are counted anew, so that the bytes are the same.
+    it was made.  Numbered names (``Add_12``) are renumbered, so that equal models give equal files.
     """
     import openvino
 
@@ -135,7 +135,7 @@ def module_of(name: str) -> str:
 
 
 def _note_modules(model: Any, source: Path) -> None:
-    """OpenVINO drops a node's notes, so the name carries the module: ``head.0:node_linear``."""
+    """OpenVINO drops a node's metadata, so the name carries the module: ``head.0:node_linear``."""
     import onnx
 
     graph = onnx.load(str(source), load_external_data=False).graph

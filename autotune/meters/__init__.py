@@ -1,16 +1,16 @@
-"""Energy meters: two readings of a counter, and the energy that they prove.
+"""Energy meters: the joules between two readings of a counter, or why they are not known.
 
     open(tools) -> Meter        sources()   what can be read here; if not, why and what helps
                                 read()      raw cumulative counters, or a fault for each;
                                             where there is only power, its integral so far
                                 difference(first, ..., last)   pure: joules between two readings
 
-A meter never guesses: a domain whose two readings do not prove an energy gets
+A meter does not estimate: a domain whose readings do not determine an energy gets
 ``energy_j=None`` and a reason, never 0 J.  A reason is one of `REASONS`, or such a word
-followed by ``": "`` and a detail (`code` takes the word).
+followed by ``": "`` and a detail (`code` returns the word).
 
 Readings between the first and the last (the meter process's slow guard reads) keep the
-gaps short enough that at most one wrap can hide in each.  All times are of one monotonic
+gaps short enough that at most one wrap can occur in each.  All times are of one monotonic
 clock: a jump of the wall clock changes nothing.
 
 What it cannot measure: the share of one process in a package's or a board's energy.
@@ -69,7 +69,7 @@ class Fault(NamedTuple):
 class Power(NamedTuple):
     """The integral of sampled power so far.
 
-    ``rough_j`` bounds the trapezoids' error if power moved one way between two samples;
+    ``rough_j`` bounds the trapezoids' error if power was monotonic between two samples;
     ``breaks`` counts the gaps in the samples, ``why`` explains the last one.
     """
 
@@ -84,7 +84,7 @@ class Reading(NamedTuple):
     """Raw counters (in the meter's own unit) or faults by domain, at ``at_s`` on its clock.
 
     ``power`` holds sampled power by domain.  ``edges`` are the times at which counters were
-    seen to move (`edge`): those values are of that moment and not of ``at_s``.
+    seen to change (`edge`): those values are of that moment and not of ``at_s``.
     """
 
     at_s: float
@@ -120,9 +120,9 @@ class Meter(Protocol):
     Its module has ``open(tools)``, which never raises, and ``NOUN``, what it measures in a word or
     two.  It may have
 
-    - ``OPTIONAL = True``: a machine that lacks it says nothing of it.
+    - ``OPTIONAL = True``: its absence is not reported.
     - ``BOARDS``: it measures accelerators with these words in their names; empty: all others.
-    - ``WHOLE``: it sees the whole machine; of several such sensors the lowest number counts.
+    - ``WHOLE``: it measures the whole machine; of several such meters the lowest number is used.
     - ``REMEDIES``: what helps, line by line, by reason.
     """
 
@@ -155,8 +155,8 @@ def declared(name: str, constant: str, default: Any = None) -> Any:
 
 
 def of_board(name: str) -> bool:
-    """Whether a meter, source or domain is of accelerator boards: what others run on the processor
-    is not in its energy.
+    """Whether a meter, source or domain measures accelerator boards: their energy does not include
+    what other processes use on the CPU.
     """
     return declared(name, "BOARDS") is not None
 
@@ -188,7 +188,7 @@ def conclude(
 
     Each edge of the window may lie one update period away from the counter's own, so the
     half-width is ``2 * period * mean power`` plus one quantum (and ``rough_j``).  Where the
-    counter's own edges were awaited, ``edge_s`` is all that may be amiss at both ends.  An
+    counter's own edges were awaited, ``edge_s`` is the error of both ends together.  An
     energy under three half-widths is below resolution: ``window_too_short``, or
     ``stale_counter`` where a window that is long enough saw no advance at all.
     """
@@ -221,8 +221,8 @@ def window(
     nothing: str | None = None,
     meter_cpu_s: float | None = None,
 ) -> EnergyWindow:
-    """Add the domains up.  The total exists only if every one of them was read, and
-    only if others used at most a fifth of the processor that it counts.
+    """Add the domains up.  The total is None if a domain was not read or, where the CPU is
+    in it, if other processes used more than 20 % of the CPU time.
 
     ``nothing`` is the reason given where there is no domain at all.
     """
@@ -288,7 +288,7 @@ def calibrate(
 
 
 def edge(meter: Meter, *, closing: bool, polls: int = 1000) -> Reading:
-    """Read each quick counter just as it moves; slower ones as they stand.
+    """Read each quick counter when it changes, slower ones at once.
 
     Waits for two update periods at most.  ``at_s`` is where the window really begins (the
     return of this function) or ends (its call); ``edges`` are the times at which counters moved.
@@ -316,7 +316,7 @@ def edge(meter: Meter, *, closing: bool, polls: int = 1000) -> Reading:
 
 
 def span(name: str, first: Reading, last: Reading) -> tuple[float, float | None]:
-    """Seconds between two readings of a counter, and how far they may be off the window.
+    """Seconds between two readings of a counter, and their error against the window's.
 
     The second is None where the counter's own edges were not awaited: then it is unknown
     by one update period at each end.
@@ -343,8 +343,8 @@ def shortest_window(period_s: float, relative: float, *, aligned: bool = False) 
 
 
 def _shared(domains: Sequence[Domain]) -> bool:
-    """Whether what others run on the processor is in these joules.  A simulated tree's are
-    not of this machine.
+    """Whether other processes' use of the CPU is in these joules; it is not in those of
+    simulated counters.
     """
     return any(d.origin != "simulated" and not of_board(d.name) for d in domains)
 

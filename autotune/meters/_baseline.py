@@ -18,9 +18,9 @@ _RESOLVED = 3.0
 
 
 def dynamic(work: EnergyWindow, before: EnergyWindow, after: EnergyWindow) -> EnergyWindow:
-    """The window of the work with its dynamic energy, or with a note that says why not.
+    """The window of the work with its dynamic energy, or with a note why there is none.
 
-    The half-width adds those of all three windows and half of the idle power's drift.
+    Its half-width: the work's, plus T times the mean of the idle ones' (W) and half their drift.
     """
     for name, idle in (("before", before), ("after", after)):
         if idle.total_j is None:

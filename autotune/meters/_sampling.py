@@ -1,13 +1,13 @@
 """Energy from sampled power, for sensors without a counter: the trapezoid integral.
 
     sensor --watts--> Sampler (a thread of its own) --adds to--> Trace: joules so far
-    read() takes one more sample, so that the integral reaches to the very edge
+    read() takes one more sample, so that the integral ends at the time of the reading
 
-The thread sleeps while nobody reads.  A hole between two samples (the thread stalled or
-died, the sensor failed) breaks the trace: a window across a break has no energy, since what
-happened in the hole is not known.  The steps between samples bound the integral's error.
+The thread pauses after 15 s without a reading.  A gap between two samples (the thread stalled
+or died, the sensor failed) is a break: a window that contains one has no energy, since the
+power in the gap is unknown.  The differences between samples bound the integral's error.
 
-What this does not know: what the sensor averages inside itself, beyond the update period
+What this does not know: any averaging inside the sensor over more than the update period
 that its plug-in states.
 """
 
@@ -19,7 +19,7 @@ from autotune.meters import Fault, MeterTools, Origin, Power, Reading, conclude,
 from autotune.records.measurement import Domain, EnergySource
 
 _ASLEEP_S = 15.0
-"""Without a reading for so long no window is open (an open one is read every `GUARD_S`)."""
+"""After this time without a reading no window is open: an open one is read every `GUARD_S`."""
 GUARD_S = 5.0
 _HOLE_S = 0.5
 _HOLE_PERIODS = 5
@@ -27,9 +27,9 @@ _PATIENCE_S = 1.0
 
 
 class Sensor(NamedTuple):
-    """One source of power.  ``watts`` answers now, or a fault; more than ``max_w`` is one.
+    """One power sensor.  ``watts()`` is its power now or a fault; above ``max_w`` is a fault too.
 
-    ``period_s`` is how old its answer may be.
+    ``period_s`` is the greatest age of a value; ``counted``: the sensor is part of the total.
     """
 
     domain: str
@@ -50,7 +50,7 @@ class Trace:
         self._power = Power(0.0, 0.0, 0)
 
     def add(self, at_s: float) -> None:
-        """Take a sample now."""
+        """Add the sensor's present power as the sample of time ``at_s``."""
         value = self._checked()
         if isinstance(value, Fault):
             self._fault = value
@@ -63,7 +63,7 @@ class Trace:
         self._last = at_s, value
 
     def tear(self, why: Fault) -> None:
-        """No window may reach across this point."""
+        """Record a break: a window that contains it has no energy."""
         self._last = None
         self._power = self._power._replace(breaks=self._power.breaks + 1, why=why)
 
@@ -83,7 +83,7 @@ class Trace:
         value = self._sensor.watts()
         if isinstance(value, Fault) or 0 <= value <= self._sensor.max_w:
             return value
-        return Fault("implausible", f"{value:.0f} W where 0 to {self._sensor.max_w:.0f} are")
+        return Fault("implausible", f"{value:.0f} W is outside 0 to {self._sensor.max_w:.0f} W")
 
 
 class Sampler:
@@ -112,7 +112,7 @@ class Sampler:
         if not self._traces:
             return {}
         if not self._lock.acquire(timeout=_PATIENCE_S):
-            hangs = Fault("stale_counter", "the power sampler hangs in its sensor")
+            hangs = Fault("stale_counter", f"a power sensor did not return in {_PATIENCE_S:g} s")
             return dict.fromkeys(self._traces, hangs)
         try:
             self._read_s = self._clock()
@@ -125,7 +125,7 @@ class Sampler:
         return states
 
     def sample(self) -> None:
-        """What the thread does each period."""
+        """One sample of each sensor; the thread calls it each period."""
         with self._lock:
             self._take()
 
@@ -150,11 +150,11 @@ class Sampler:
             self._wanted.clear()
             with self._lock:
                 for trace in self._traces.values():
-                    trace.tear(Fault("stale_counter", "the power sampler slept: nobody read it"))
+                    trace.tear(Fault("stale_counter", "power sampling paused: no readings"))
 
 
 class Sampled:
-    """A meter of sensors alone.  One source for those that count, one for those that do not."""
+    """A meter of power sensors only: one source of those in the total, one of the other rails."""
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class Sampled:
         return tuple(domain(sensor, readings) for sensor in self._sensors)
 
     def max_gap_s(self) -> float | None:
-        """Often enough that the sampler does not fall asleep."""
+        """Seconds between readings that keep the sampler's thread running; None without sensors."""
         return GUARD_S if self._sensors else None
 
     def _source(self, name: str, sensors: Sequence[Sensor]) -> EnergySource:
@@ -202,7 +202,7 @@ class Sampled:
             value = sensor.watts()
             if isinstance(value, Fault) and fault is None:
                 fault = value
-                remedy = self._remedies.get(value.reason) or f"look at the sensor {sensor.domain}"
+                remedy = self._remedies.get(value.reason) or f"check the sensor {sensor.domain}"
         return EnergySource(
             name=name,
             domains=tuple(sensor.domain for sensor in sensors),

@@ -13,7 +13,7 @@ Watts = Callable[[], float | Fault]
 
 
 def text(path: Path) -> str | Fault:
-    """What a file holds, without surrounding space."""
+    """A file's text without surrounding white space, or a fault with the errno."""
     try:
         return path.read_bytes().decode("ascii", errors="replace").strip()
     except OSError as error:
@@ -24,7 +24,7 @@ def text(path: Path) -> str | Fault:
 
 
 def number(path: Path) -> int | Fault:
-    """The whole number in a file."""
+    """The integer in a file."""
     found = text(path)
     if isinstance(found, Fault):
         return found
@@ -35,13 +35,13 @@ def number(path: Path) -> int | Fault:
 
 
 def scaled(path: Path, unit: float) -> float | Fault:
-    """A file's number in units of ``unit``."""
+    """A file's integer times ``unit``."""
     value = number(path)
     return value if isinstance(value, Fault) else value * unit
 
 
 def product(first: Path, second: Path, unit: float) -> float | Fault:
-    """Two files' numbers, multiplied: a voltage and a current."""
+    """The product of two files' integers (a voltage and a current) and ``unit``."""
     one, other = number(first), number(second)
     if isinstance(one, Fault):
         return one
@@ -49,7 +49,7 @@ def product(first: Path, second: Path, unit: float) -> float | Fault:
 
 
 def folders(root: Path, pattern: str) -> list[Path]:
-    """Folders below ``root``, sorted; none where there is no such root."""
+    """Folders below ``root`` that match ``pattern``, sorted; none where it cannot be read."""
     try:
         return sorted(path for path in root.glob(pattern) if path.is_dir())
     except OSError:
@@ -57,7 +57,7 @@ def folders(root: Path, pattern: str) -> list[Path]:
 
 
 def rails(chip: Path) -> Iterator[tuple[str, Watts]]:
-    """Label and reader of each power, or of each voltage that has a current beside it."""
+    """Label and reader (in W) of each power file; without any, of each voltage with a current."""
     powers = sorted({*chip.glob("power*_input"), *chip.glob("power*_average")})
     taken: set[str] = set()
     for path in sorted(powers, key=lambda p: (not p.name.endswith("_input"), p.name)):

@@ -1,6 +1,6 @@
 """AMD GPUs by amdsmi (comes with ROCm): the board's energy accumulator, or its power.
 
-``amdsmi_get_energy_count`` answers an accumulator and the microjoules of one count.  A board
+``amdsmi_get_energy_count`` returns an accumulator and the microjoules per count.  A board
 without it is sampled (``amdsmi_get_power_info``).  Boards are matched by UUID.
 
 What this does not know: the energy of co-tenants on the same board (it is included).
@@ -68,7 +68,7 @@ class Amd:
         return tuple(self._domain(board, readings) for board in self._boards)
 
     def max_gap_s(self) -> float | None:
-        """The sampler must not fall asleep; 64-bit counters need no guard."""
+        """64-bit counters do not wrap; only the power sampler needs regular readings."""
         return None if all(board.counter for board in self._boards) else _sampling.GUARD_S
 
     def _domain(self, board: Board, readings: tuple[Reading, ...]) -> Domain:
@@ -117,7 +117,7 @@ def _start(tools: MeterTools) -> tuple[Any, list[Board], Fault | None]:
     if smi is None:
         try:
             smi = import_module("amdsmi")
-        except Exception as error:  # without its library the import fails in many ways
+        except Exception as error:  # without ROCm's library it raises various types
             detail = f"amdsmi cannot be imported ({type(error).__name__})"
             return None, [], Fault("no_interface", detail)
     try:
@@ -129,7 +129,7 @@ def _start(tools: MeterTools) -> tuple[Any, list[Board], Fault | None]:
     except smi.AmdSmiException as error:
         return smi, [], Fault("no_interface", str(error))
     if not handles:
-        return smi, [], Fault("no_interface", "no AMD GPU, or none of that UUID")
+        return smi, [], Fault("no_interface", "no AMD GPU, or none with the given UUIDs")
     return smi, [_board(smi, f"amd:gpu{i}", handle) for i, handle in enumerate(handles)], None
 
 
@@ -147,8 +147,8 @@ def _energy_uj(smi: Any, handle: Any) -> int | Fault:
     except smi.AmdSmiException as error:
         return Fault("no_interface", str(error))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        return Fault("implausible", f"the energy counter's answer is unknown: {error}")
-    return value if value > 0 else Fault("implausible", f"the energy counter answered {value}")
+        return Fault("implausible", f"the energy counter's format is unknown: {error}")
+    return value if value > 0 else Fault("implausible", f"the energy counter returned {value}")
 
 
 def _watts(smi: Any, handle: Any) -> float | Fault:
@@ -160,7 +160,7 @@ def _watts(smi: Any, handle: Any) -> float | Fault:
         value = found.get(name)
         if isinstance(value, int | float) and value > 0:  # "N/A" or 65535 where it is not known
             return float(value)
-    return Fault("implausible", "the power sensor answered no number")
+    return Fault("implausible", "the power sensor returned no number")
 
 
 def _bare(uuid: str) -> str:

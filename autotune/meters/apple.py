@@ -43,7 +43,7 @@ class Apple:
         domains = tuple(self._totals_mj)
         fault = self._fault
         if fault is None and not domains:
-            fault = Fault("no_interface", "this chip reports no energy of any part")
+            fault = Fault("no_interface", "this chip reports no energy for any of its parts")
         return (
             EnergySource(
                 name="apple",
@@ -63,7 +63,7 @@ class Apple:
             try:
                 self._add(self._monitor.end_window(_WINDOW))
                 self._monitor.begin_window(_WINDOW)
-            except Exception as error:  # the library's own kinds are not named
+            except Exception as error:  # of any type: the library names none
                 self._fault = Fault("no_interface", str(error))
         if self._fault is not None:
             return Reading(self._clock(), dict.fromkeys(self._totals_mj, self._fault))
@@ -75,7 +75,7 @@ class Apple:
         return tuple(_domain(name, readings) for name in names)
 
     def max_gap_s(self) -> float | None:
-        """Nothing wraps."""
+        """None: these sums do not wrap."""
         return None
 
     def _add(self, metrics: Any) -> None:
@@ -103,7 +103,7 @@ def _start(tools: MeterTools) -> tuple[Any, Fault | None]:
     try:
         monitor = library.AppleEnergyMonitor()
         monitor.begin_window(_WINDOW)
-    except Exception as error:  # the library's own kinds are not named
+    except Exception as error:  # of any type: the library names none
         return None, Fault("no_interface", str(error))
     return monitor, None
 

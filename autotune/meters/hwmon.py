@@ -4,9 +4,9 @@
     hwmonN/powerM_input  microwatts (powerM_average where there is no instant value)
     hwmonN/inM_input     millivolts, times currM_input, milliamperes, where there is no power
 
-Only a sensor that is known to see the whole machine counts; what others feed is not known,
-and rails may contain one another: they are shown and never added up.  Chips that belong to
-another meter (``ina3221``: jetson, ``amdgpu``: amd) are left to it.
+Only a sensor that measures the whole machine is in the total.  What other sensors supply is
+unknown, and rails may contain one another: they are listed and not added.  Chips that
+another meter reads (``ina3221``: jetson, ``amdgpu``: amd) are skipped.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ OPTIONAL = True
 WHOLE = 2
 _OTHERS = ("ina3221", "amdgpu")
 _WHOLE = {"power_meter": None, "corsairpsu": "power total"}
-"""Chips that see the whole machine, and the label of the sensor that does."""
+"""Chips that measure the whole machine, and the label of the sensor that does (None: any)."""
 _MAX_W = 5000.0
 _PERIOD_S = 1.0
 _SAMPLE_S = 0.1

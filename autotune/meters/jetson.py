@@ -4,7 +4,7 @@
     bus/i2c/drivers/ina3221x/*/iio*     rail_name_0=VDD_IN  in_power0_input mW    (older)
 
 ``VDD_IN`` and ``POM_5V_IN`` are the input of the whole module and contain the other rails.
-Modules without such a monitor (AGX) have rails that do not contain one another: all count.
+Modules without such a monitor (AGX) have rails that do not contain one another: all are added.
 
 What this does not know: the carrier board's parts that these rails do not feed.
 """

@@ -1,4 +1,4 @@
-"""Energy computed from CPU time, for machines where nothing can be read.  Never "measured".
+"""Energy computed from CPU time, for machines where nothing can be read.  Never labelled measured.
 
     P = P_idle + (P_max - P_idle) * u^g          u: share of the cores' time that was used
 
@@ -8,15 +8,15 @@ published servers (`SPECPOWER`): at half load their power lay 17 % above to 33 %
 straight line's dynamic part.  The range is where nine tenths of such machines lie with 90 %
 confidence, at least +-5 % (a wattage is never better known) and at most +-25 % (all nine lie
 within).  ``python -m benchmarks.energy_model`` leaves out one in turn.  A process that may
-use only some of the cores is billed its share of idle power, which no server's table
-confirms: then the range is +-40 %.  Label: ``modelled_calibrated``.
+use only some of the cores is assigned its share of idle power, which no published
+data confirms: then the range is +-40 %.  Label: ``modelled_calibrated``.
 
 They may also come from a profile that was measured where counters could be read (`measured_w`).
-Without both wattages a prior per core stands in, g = 1, the range is a factor of two either
+Without both wattages a prior per core is used, g = 1, the range is a factor of two either
 way and the label ``modelled_tdp``.  The prior: 8 W for a busy core and 0.17 of that for an
 idle one.  Server parts with many cores lie near 4 W a core (280 W / 64), desktop parts near
-16 W (125 W / 8): the geometric middle, and the factor of two reaches both ends.  No
-processor's name is looked up: a fuzzy match could be wrong without notice.
+16 W (125 W / 8): 8 W is the geometric mean, and the factor of two covers both.  No
+processor's name is looked up: an approximate match could be silently wrong.
 
 What this does not know: the GPU, the memory, the disks, the fans and the other tenants.
 """
@@ -86,7 +86,7 @@ class Modelled:
         self.periods_s: dict[str, float] = {}
 
     def sources(self) -> tuple[EnergySource, ...]:
-        """The model, labelled as one."""
+        """The power model, labelled ``modelled_tdp``."""
         return (
             EnergySource(
                 name="modelled",
@@ -102,11 +102,11 @@ class Modelled:
         return Reading(0.0, {})
 
     def difference(self, *readings: Reading) -> tuple[Domain, ...]:
-        """No domains: a model is no measurement."""
+        """No domains: nothing is measured."""
         return ()
 
     def max_gap_s(self) -> float | None:
-        """Nothing wraps."""
+        """None: there is no counter."""
         return None
 
 

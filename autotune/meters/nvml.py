@@ -8,7 +8,7 @@ CUDA's order is not NVML's: boards are found by UUID, never by index.  A board t
 by MIG is refused, since its counter cannot be attributed to one slice.
 
 What this does not know: the energy of co-tenants on the same board (it is included; the
-source's note counts them), and power between two samples.  Ampere and later answer the
+source's note counts them), and power between two samples.  Ampere and later report the
 average power of the last second: an edge of a window may be off by half of that.
 
 The caller must wait for the device (``torch.cuda.synchronize``) before it opens and closes
@@ -32,7 +32,7 @@ BOARDS = ()
 _QUANTUM_J = 1e-3
 _FALLBACK_MAX_W = 2000.0
 _TRANSIENT = 1.5
-"""Boards may exceed their power limit for milliseconds."""
+"""A board may exceed its power limit by this factor for milliseconds."""
 _SAMPLE_S = 0.1
 _LAG_S = 0.5
 _APART = 0.15
@@ -46,7 +46,7 @@ _REMEDIES = {
     "with the NVIDIA runtime and the utility capability)",
     "mig": "disable MIG on the board (nvidia-smi -mig 0, as the administrator), or choose a "
     "board without MIG: one slice has no energy counter",
-    "implausible": "update the NVIDIA driver: its energy counter does not answer a number",
+    "implausible": "update the NVIDIA driver: its energy counter returns no number",
 }
 
 
@@ -93,15 +93,15 @@ class Nvml:
     def difference(self, *readings: Reading) -> tuple[Domain, ...]:
         """Joules by domain; a counter that goes backwards was reset (64 bits never wrap).
 
-        Where no board can be read at all one unavailable domain stands for them, so that a
-        total without the GPU is never taken for the whole.
+        Where no board can be read at all one unavailable domain stands for them, so that
+        no total is given without the GPU's energy.
         """
         if self._fault is not None:
             return (unavailable("nvml", self._fault),)
         return tuple(self._domain(board, readings) for board in self._boards)
 
     def max_gap_s(self) -> float | None:
-        """64-bit counters need no guard; the sampler of power must not fall asleep."""
+        """64-bit counters do not wrap; only the power sampler needs regular readings."""
         return _sampling.GUARD_S if any(board.sensor for board in self._boards) else None
 
     def _domain(self, board: Board, readings: tuple[Reading, ...]) -> Domain:
@@ -149,7 +149,7 @@ class Nvml:
         except self._nvml.NVMLError as error:
             return _fault(self._nvml, error)
         if not isinstance(value, int) or value < 0:
-            return Fault("implausible", f"the energy counter answered {value!r}")
+            return Fault("implausible", f"the energy counter returned {value!r}")
         return value
 
 
@@ -159,10 +159,10 @@ def open(tools: MeterTools) -> Nvml:
 
 
 def _agreed(counter: Domain, sampled: Domain) -> Domain:
-    """The counter, trusted less where sampled power says otherwise: then its half-width
-    reaches to what power says.
+    """The counter's energy.  Where sampled power differs by over 15 %, the half-width is at
+    least the difference, and the label is measured_sampled.
 
-    A window too short to resolve power checks nothing.
+    A window that is too short for sampled power is not checked.
     """
     if counter.energy_j is None or sampled.energy_j is None:
         return counter
@@ -171,8 +171,8 @@ def _agreed(counter: Domain, sampled: Domain) -> Domain:
     if share <= _APART:
         return counter
     note = (
-        f"the counter says {counter.energy_j:.4g} J and sampled power {sampled.energy_j:.4g} J, "
-        f"{share:.0%} apart"
+        f"the counter measured {counter.energy_j:.4g} J and sampled power "
+        f"{sampled.energy_j:.4g} J, {share:.0%} apart"
     )
     widest = max(counter.uncertainty_j or 0.0, apart_j)
     return msgspec.structs.replace(
@@ -206,7 +206,7 @@ def _every(nvml: Any) -> tuple[str, ...] | Fault:
 
 
 def visible(nvml: Any) -> tuple[str, ...] | Fault:
-    """The UUIDs that CUDA may see if it names them, or that of a machine's only board."""
+    """The UUIDs in CUDA_VISIBLE_DEVICES; else that of the machine's only board."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = [part.strip() for part in (named or "").split(",")]
     if named is not None and visible[0] in ("", "-1", "NoDevFiles"):
@@ -238,7 +238,7 @@ def _board(nvml: Any, domain: str, uuid: str) -> Board:
 
 
 def _handle(nvml: Any, uuid: str) -> Any:
-    """The board of a UUID; like CUDA's, it may be cut short where it names one board only."""
+    """The board of a UUID; as in CUDA, a prefix is enough where only one board has it."""
     try:
         return nvml.nvmlDeviceGetHandleByUUID(uuid)
     except nvml.NVMLError as error:
@@ -254,18 +254,18 @@ def _handle(nvml: Any, uuid: str) -> Any:
 def _watts(nvml: Any, handle: Any) -> float | Fault:
     read: Callable[[Any], Any] | None = getattr(nvml, "nvmlDeviceGetPowerUsage", None)
     if read is None:
-        return Fault("no_interface", "this binding does not know power")
+        return Fault("no_interface", "this pynvml has no nvmlDeviceGetPowerUsage")
     try:
         value = read(handle)
     except nvml.NVMLError as error:
         return _fault(nvml, error)
     if not isinstance(value, int) or value < 0:
-        return Fault("implausible", f"the power sensor answered {value!r}")
+        return Fault("implausible", f"the power sensor returned {value!r}")
     return value * 1e-3
 
 
 def _has_counter(nvml: Any, handle: Any) -> bool:
-    """False only where the board says that it knows no such counter (before Volta)."""
+    """False only where NVML reports "not supported" (boards before Volta)."""
     try:
         nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except nvml.NVMLError as error:
@@ -274,22 +274,22 @@ def _has_counter(nvml: Any, handle: Any) -> bool:
 
 
 def _tenants(nvml: Any, board: Board) -> str | None:
-    """Several processes on one board: its energy is of them all."""
+    """A note where several processes use the board: its energy includes all of them."""
     list_them = getattr(nvml, "nvmlDeviceGetComputeRunningProcesses", None)
     if list_them is None or board.handle is None:
         return None
     try:
         count = len(list_them(board.handle))
-    except Exception:  # an old driver is a pynvml error that is no NVMLError; a note is no loss
+    except Exception:  # old drivers raise pynvml errors that are no NVMLError; the note is optional
         return None
-    return f"{count} processes share this board, its energy is of all" if count > 1 else None
+    return f"{count} processes share this board, its energy includes all" if count > 1 else None
 
 
 def _mig(nvml: Any, handle: Any) -> bool:
     try:
         current, _pending = nvml.nvmlDeviceGetMigMode(handle)
     except nvml.NVMLError:
-        return False  # boards that know no MIG answer "not supported"
+        return False  # boards without MIG report "not supported"
     return bool(current)
 
 
@@ -302,7 +302,7 @@ def _max_w(nvml: Any, handle: Any) -> float:
 
 
 def _fault(nvml: Any, error: Exception) -> Fault:
-    """NVML's error as a reason: only a refused permission is not a missing interface."""
+    """NVML's error as a fault: ``permission`` where access is denied, else ``no_interface``."""
     number = getattr(error, "value", None)
     if number is not None and number == getattr(nvml, "NVML_ERROR_NO_PERMISSION", None):
         return Fault("permission", str(error))

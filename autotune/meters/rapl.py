@@ -4,11 +4,11 @@
     intel-rapl:0:0      name=core        inside the package: never added
     intel-rapl:0:1      name=dram        counted
     intel-rapl:1        name=psys        contains the packages: never added
-    intel-rapl-mmio:0   name=package-0   the same counter by another door: dropped
+    intel-rapl-mmio:0   name=package-0   the same counter by another driver: dropped
 
-The tree may be the kernel's (flat links, nested folders, or both), one that a host gives
-its guest, or one that a test advances; ``origin`` says which.  ``energy_uj`` has been
-readable by root alone since CVE-2020-8694: that is reported, never worked around.
+The tree may be the kernel's (flat links, nested folders, or both), one that a host
+shares with its VM, or a simulated one; ``origin`` says which.  ``energy_uj`` has been
+readable by root alone since CVE-2020-8694: that is reported as ``permission``.
 
 What this does not know: which process used the energy, and board parts beyond package and
 memory.
@@ -95,7 +95,7 @@ class Rapl:
 
     def _read_together(self, first: Zone, second: Zone, counters: dict[str, int | Fault]) -> None:
         """Two counters that nearly agree may be one: read both within one update, so that
-        mirrors are equal and not a tick apart.
+        mirrors have equal values.
         """
         one, other = counters[first.domain], counters[second.domain]
         if not isinstance(one, int) or not isinstance(other, int):
@@ -109,7 +109,7 @@ class Rapl:
                 return
 
     def difference(self, *readings: Reading) -> tuple[Domain, ...]:
-        """Joules by domain.  A zone is dropped if its values and so its deltas mirror another's."""
+        """Joules by domain.  A zone whose values equal another's is dropped."""
         kept = [z for z in self._zones.values() if not self._mirrored(z, readings)]
         return tuple(self._domain(zone, readings) for zone in kept)
 
@@ -189,7 +189,7 @@ def open(tools: MeterTools) -> Rapl:
 def _step(zone: Zone, before: Reading, after: Reading) -> int | Fault:
     """Microjoules between two neighbouring readings: the delta modulo the zone's range.
 
-    It holds only if the gap is under range / P_max, so that at most one wrap can hide in it.
+    It holds only if the gap is under range / P_max, so that at most one wrap can occur in it.
     """
     first, last = before.counters.get(zone.domain), after.counters.get(zone.domain)
     for value in (first, last):
@@ -213,7 +213,7 @@ def _step(zone: Zone, before: Reading, after: Reading) -> int | Fault:
 
 
 def _zones(root: Path) -> list[Zone]:
-    """Counted zones in order, each domain once; MSR before MMIO unless only MMIO reads."""
+    """Counted zones in order, each domain once; MSR before MMIO unless only MMIO is readable."""
     best: dict[str, tuple[tuple[bool, bool, str], Zone]] = {}
     for path in _folders(root):
         zone = _zone(path)
@@ -287,7 +287,7 @@ def _remedy(zone: Zone, fault: Fault) -> str:
             "let the administrator run: chmod a+r /sys/class/powercap/*/energy_uj (lost at a "
             "reboot), or add a udev rule for the subsystem powercap that does the same"
         )
-    return f"look at {zone.path.name} in the powercap tree: it cannot be read as a counter"
+    return f"check {zone.path.name} in the powercap tree: it cannot be read as a counter"
 
 
 def _is_dram(domain: str) -> bool:
@@ -295,7 +295,7 @@ def _is_dram(domain: str) -> bool:
 
 
 def _guest(proc: Path) -> bool:
-    """True where the processor's flags say that a hypervisor runs below."""
+    """True on a virtual machine: the processor's flags include ``hypervisor``."""
     text = _sysfs.text(proc / "cpuinfo")
     if isinstance(text, Fault):
         return False

@@ -108,7 +108,7 @@ class Attends(nn.Module):
         return weights @ x
 
 
-def test_attention_is_told_by_operations_and_a_softmax_at_the_end_is_none(tmp_path):
+def test_attention_is_found_by_operations_and_a_softmax_at_the_end_is_none(tmp_path):
     import openvino
 
     head = nn.Sequential(nn.Linear(4, 4), nn.Softmax(-1))

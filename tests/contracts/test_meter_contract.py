@@ -55,7 +55,7 @@ def test_read_gives_numbers_or_faults(meter: Meter) -> None:
     assert all(isinstance(value, Power | Fault) for value in reading.power.values())
 
 
-def test_a_machine_without_it_is_told_so_in_words(meter: Meter) -> None:
+def test_a_machine_without_it_gets_a_reason_and_a_remedy(meter: Meter) -> None:
     """The doctor prints them: no empty reason, and a source for each plug-in."""
     assert meter.sources()
     for source in meter.sources():

@@ -128,6 +128,6 @@ def test_a_group_keeps_its_promises(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_broken_contract_is_told_as_such(name: str, tmp_path: Path) -> None:
+def test_a_broken_contract_is_reported_as_such(name: str, tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="refused by rank"):
         plugins.load("parallel", name).launch(order(name, REFUSED), tmp_path, Asker(), body)

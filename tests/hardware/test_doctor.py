@@ -25,7 +25,7 @@ def said(*sources: EnergySource, board: str | None = None) -> str:
     return text
 
 
-def test_guest_is_told_what_why_and_what_to_do() -> None:
+def test_guest_gets_a_reason_and_a_remedy() -> None:
     text = said(*ABSENT, MODEL, rapl("vm_guest", remedy="ask the host"))
     assert "CPU energy cannot be measured here." in text
     assert "virtual machine" in text
@@ -99,7 +99,7 @@ def test_whole_machine_rails_and_other_origins_have_notes_of_their_own() -> None
     assert "No update was seen" in text
 
 
-def test_battery_on_mains_is_told_to_unplug() -> None:
+def test_battery_on_mains_has_the_remedy_to_unplug() -> None:
     plugged = EnergySource(
         name="battery",
         domains=("battery:BAT0",),

@@ -243,7 +243,7 @@ def test_a_profile_fits_within_a_third(profile: Profile) -> None:
     assert "does NOT fit" in hardware_text.check(saved, slow)
 
 
-def test_under_load_it_cannot_be_told(profile: Profile) -> None:
+def test_under_load_the_fit_is_unknown(profile: Profile) -> None:
     found = library.fit(probed(profile, 0.0), probed(profile, 0.8, 5e10))
     assert found.state == "unknown"
     assert "80%" in found.reasons[-1]

@@ -81,7 +81,7 @@ def test_hwmon_counts_only_what_sees_the_whole_machine(tools: MeterTools) -> Non
     assert joules(hwmon.open(tools), tools)["hwmon:ina226/in1"] == pytest.approx(360.0)
 
 
-def test_hwmon_faults_are_told(tools: MeterTools) -> None:
+def test_hwmon_faults_are_reported(tools: MeterTools) -> None:
     put(tools.sys / "class/hwmon/hwmon0", name="power_meter", power1_average="unknown")
     meter = hwmon.open(tools)
     (source,) = meter.sources()

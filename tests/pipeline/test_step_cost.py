@@ -61,7 +61,7 @@ def test_joules_by_the_measured_power_between_idle_and_loaded() -> None:
     ({"budget": Budget(train_energy_j=5.0)}, "a prior a core (no power is known here)"),
     ({}, None),
 ])  # fmt: skip
-def test_without_measured_power_it_takes_what_it_is_told(
+def test_without_measured_power_it_uses_the_given_watts(
     given: dict[str, Any], whose: str | None
 ) -> None:
     unknown = {"idle_power_w": watts(None), "loaded_power_2t_w": watts(None)}

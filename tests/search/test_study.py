@@ -44,7 +44,7 @@ def test_it_learns_and_keeps_the_constraint() -> None:
     assert len(near) > 0.6 * len(late)
 
 
-def test_a_failed_configuration_is_told_as_bad_not_as_unknown() -> None:
+def test_a_failed_configuration_counts_as_bad_not_as_unknown() -> None:
     search = Study(SPACE, seed=0, constraints=("limit", "other"))
     proposal = search.ask()
     search.tell(proposal.number, None, {"failed": 1.0})
@@ -62,7 +62,7 @@ def test_what_is_enqueued_comes_first_and_says_why() -> None:
     assert search.ask().why == "sampler"
 
 
-def test_what_became_of_a_paused_trial_is_told_as_one_more() -> None:
+def test_the_result_of_a_paused_trial_is_added_as_one_more() -> None:
     search = Study(SPACE, seed=0, constraints=("limit",))
     search.enqueue({"kind": "b", "n": 2}, "waits its turn")
     values = {"kind": "a", "x": 0.25, "n": 3}

@@ -216,7 +216,7 @@ def test_a_level_that_broke_quality_is_followed_by_one_nearer_to_the_whole_model
     assert level_of(found) > 0.5
 
 
-def test_noise_is_told_from_values_that_no_model_explains() -> None:
+def test_noise_is_distinguished_from_values_that_no_model_explains() -> None:
     import numpy as np
 
     rng = np.random.default_rng(0)

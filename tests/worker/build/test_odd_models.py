@@ -174,7 +174,7 @@ def test_what_cannot_be_exported_runs_eagerly_and_the_refusal_says_what_and_why(
 
 @pytest.mark.parametrize(
     ("source", "words"),
-    [(BRANCH, "line 17: `if h.sum() > 0:`"), (NUMPY, "leaves PyTorch for numpy")],
+    [(BRANCH, "line 17: `if h.sum() > 0:`"), (NUMPY, "converts tensors to numpy")],
 )
 def test_ahead_of_time_compilation_refuses_with_the_same_reason(source, words, tmp_path):
     assert words in Odd(source, tmp_path).refusal("aoti")

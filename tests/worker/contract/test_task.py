@@ -274,7 +274,7 @@ def test_a_script_that_rebinds_its_data_later_is_warned(load):
     assert any("changes X" in text for text in load(text).info.warnings)
 
 
-def test_a_script_that_opens_a_file_is_told_of_the_scratch_folder(load):
+def test_the_error_of_a_script_that_opens_a_file_names_the_scratch_folder(load):
     with pytest.raises(ContractError, match=r"scratch folder: open Path\(__file__\)"):
         load("open('data.csv')\n" + SCRIPT)
 

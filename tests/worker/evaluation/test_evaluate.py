@@ -170,7 +170,7 @@ def test_default_losses_are_left_out_where_they_do_not_fit(load):
     assert (scores.quality, scores.loss, scores.worst_class_recall) == (1.0, None, None)
 
 
-def test_a_loss_of_ones_own_that_breaks_the_contract_is_told(load):
+def test_a_loss_of_ones_own_that_breaks_the_contract_is_reported(load):
     loaded = load(TASK + "def loss(output, target):\n    return output\n")
     with pytest.raises(ContractError, match="one number, the mean over the batch"):
         evaluate.evaluate(loaded.make_model(), loaded, "validation")

@@ -68,7 +68,7 @@ def test_an_answer_is_written_and_announced(said: Any, tmp_path: Path) -> None:
     ("body", "kind", "secondary"),
     [("refuses", "nan", False), ("loses_its_group", "error", True), ("nosuch", "error", False)],
 )
-def test_a_failure_is_told(said: Any, body: str, kind: str, secondary: bool) -> None:
+def test_a_failure_is_reported(said: Any, body: str, kind: str, secondary: bool) -> None:
     status, messages = said(body)
     assert status == 1
     assert messages[-1]["event"] == "failure"

@@ -31,7 +31,6 @@ REGRESSOR = (
     "        model.weight.copy_(torch.tensor([[2., 2., 0., 0., 0., 0.]]))\n"
     "        model.bias.fill_(1.)\n    return model\n"
 )
-LUCKY = "def make_model():\n    torch.manual_seed(4)\n    return nn.Linear(6, 3)\n"
 
 
 @pytest.fixture

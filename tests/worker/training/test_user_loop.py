@@ -78,7 +78,7 @@ def test_the_seed_and_the_recipe_decide(tmp_path: Path) -> None:
     assert run(tmp_path, recipe={"lr": 1e-4}).qualities[-1] < 0.8
 
 
-def test_it_is_told_to_stop(tmp_path: Path) -> None:
+def test_it_stops_when_asked(tmp_path: Path) -> None:
     done = run(tmp_path, channel=tasks.StopsAt(2), epochs=50, rungs=(1, 2, 9))
     assert (done.epochs, done.stopped) == (2, True)
     assert len(done.val_losses) == 3  # two rungs, and the model it returned

@@ -82,7 +82,7 @@ def test_the_baseline_has_the_makers_own_defaults() -> None:
         (lambda trial: trial.suggest_uniform("width", 1, 3), "suggest_uniform"),
     ],
 )
-def test_a_wrong_hook_is_told_so(space: Callable[..., Any], says: str) -> None:
+def test_a_wrong_hook_is_reported(space: Callable[..., Any], says: str) -> None:
     with pytest.raises(ContractError, match="space") as caught:
         hook(space, lambda width=3: width).nodes()
     assert says in str(caught.value)
